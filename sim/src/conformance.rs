@@ -1,0 +1,289 @@
+//! One suite for every storage: what the engine relies on, asked of whatever claims to be a
+//! [`Storage`].
+//!
+//! It owns no expectation beyond the contract. [`conformance`] asks what holds while nothing fails; [`conformance_crash`]
+//! asks the rules R1 to R12 of a backend that can lose power. Each assertion names what it checks.
+
+mod crash;
+mod faults;
+
+use std::{io, sync::Arc};
+
+use shardex::{
+    error::{Result, ShardexError},
+    storage::{Purpose, Storage, StorageFile, SyncJob},
+};
+
+pub use crash::{Crash, conformance_crash};
+
+const TEST: Purpose = Purpose("conformance");
+
+/// Runs the suite. Each call of `make` gives a storage of its own, whose directory does not exist but can be made.
+///
+/// # Panics
+/// At the first breach of the contract.
+pub fn conformance<S: Storage>(make: &dyn Fn() -> S) {
+    directory_is_made_once(&make());
+    entries(&fresh(make));
+    lock_is_exclusive(&fresh(make));
+    allocation(&fresh(make));
+    round_trips(&fresh(make));
+    past_the_end(&fresh(make));
+    loans(&fresh(make));
+    loans_across_growth(&fresh(make));
+    errors_name_the_file(&fresh(make));
+}
+
+/// A storage whose directory exists.
+fn fresh<S: Storage>(make: &dyn Fn() -> S) -> S {
+    let storage = make();
+    ok(storage.make_dir(TEST));
+    ok(storage.sync_parent(TEST));
+    storage
+}
+
+#[track_caller]
+fn ok<T>(result: Result<T>) -> T {
+    result.unwrap_or_else(|e| panic!("a call failed that must not: {e}"))
+}
+
+/// The kind of an `Io` error.
+#[track_caller]
+fn io_kind<T>(result: Result<T>, what: &str) -> io::ErrorKind {
+    match result {
+        Err(ShardexError::Io { source, .. }) => source.kind(),
+        Err(other) => panic!("{what}: expected an Io error, got: {other}"),
+        Ok(_) => panic!("{what}: expected an Io error, got Ok"),
+    }
+}
+
+#[track_caller]
+fn read<F: StorageFile>(file: &F, offset: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0xEE; len];
+    ok(file.read_at(offset, &mut bytes));
+    bytes
+}
+
+/// A file of `len` allocated bytes.
+fn file_of<S: Storage>(storage: &S, name: &str, len: u64) -> Arc<S::File> {
+    let file = ok(storage.create(name, TEST));
+    ok(file.allocate(len, TEST));
+    file
+}
+
+/// Bytes that differ from place to place and from salt to salt, and are never 0.
+fn pattern(offset: u64, len: usize, salt: u64) -> Vec<u8> {
+    let byte = |at: u64| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8;
+    (offset..offset + len as u64).map(|at| byte(at ^ (salt << 40)) | 1).collect()
+}
+
+fn directory_is_made_once<S: Storage>(storage: &S) {
+    assert!(!ok(storage.exists()), "exists: not before make_dir");
+    assert_eq!(io_kind(storage.list(), "list without a directory"), io::ErrorKind::NotFound);
+    assert_eq!(io_kind(storage.create("a", TEST), "create without a directory"), io::ErrorKind::NotFound);
+    ok(storage.make_dir(TEST));
+    assert!(ok(storage.exists()), "exists: after make_dir");
+    assert_eq!(io_kind(storage.make_dir(TEST), "make_dir of an existing one"), io::ErrorKind::AlreadyExists);
+    ok(storage.sync_parent(TEST));
+    ok(storage.sync_dir(TEST));
+    assert!(ok(storage.list()).is_empty(), "list: a new directory is empty");
+    let (page, sector) = (storage.page_size(), storage.sector_size());
+    assert!(page.is_power_of_two() && sector.is_power_of_two() && sector <= page, "sizes: {page}, {sector}");
+}
+
+fn entries<S: Storage>(storage: &S) {
+    for name in ["b", "c", "a"] {
+        assert!(ok(ok(storage.create(name, TEST)).is_empty()), "create: a new file is empty");
+    }
+    assert_eq!(ok(storage.list()), ["a", "b", "c"], "list: sorted");
+    assert_eq!(io_kind(storage.create("a", TEST), "create of an existing file"), io::ErrorKind::AlreadyExists);
+    assert_eq!(io_kind(storage.open("d"), "open of a missing file"), io::ErrorKind::NotFound);
+    assert_eq!(io_kind(storage.remove("d", TEST), "remove of a missing file"), io::ErrorKind::NotFound);
+    assert_eq!(io_kind(storage.rename("d", "e", TEST), "rename of a missing file"), io::ErrorKind::NotFound);
+
+    for (name, salt) in [("a", 1), ("b", 2)] {
+        let file = ok(storage.open(name));
+        ok(file.allocate(100, TEST));
+        ok(file.write_at(0, &pattern(0, 100, salt), TEST));
+    }
+    let open = ok(storage.open("a"));
+    ok(storage.rename("a", "d", TEST));
+    assert_eq!(ok(storage.list()), ["b", "c", "d"], "rename: to a new name");
+    assert_eq!(read(&*open, 0, 100), pattern(0, 100, 1), "rename: an open file keeps its bytes");
+    ok(storage.rename("d", "b", TEST));
+    assert_eq!(ok(storage.list()), ["b", "c"], "rename: replaces");
+    assert_eq!(read(&*ok(storage.open("b")), 0, 100), pattern(0, 100, 1), "rename: the bytes come along");
+    ok(storage.remove("b", TEST));
+    assert_eq!(ok(storage.list()), ["c"], "remove");
+    assert_eq!(read(&*open, 0, 100), pattern(0, 100, 1), "remove: an open file keeps its bytes");
+    ok(storage.create("b", TEST));
+    assert!(ok(ok(storage.open("b")).is_empty()), "create: nothing of a removed file comes back");
+    ok(storage.sync_dir(TEST));
+}
+
+fn lock_is_exclusive<S: Storage>(storage: &S) {
+    let guard = ok(storage.lock());
+    let locked = |result| matches!(result, Err(ShardexError::Locked { path }) if path == storage.path());
+    assert!(locked(storage.lock().map(drop)), "R12: a second lock gets Locked");
+    assert!(locked(storage.lock().map(drop)), "R12: and a third, for the refused one released nothing");
+    drop(guard);
+    drop(ok(storage.lock()));
+    let _held = ok(storage.lock());
+    assert!(locked(storage.lock().map(drop)), "R12: a lock taken again is exclusive again");
+    let files: Vec<_> = ok(storage.list()).into_iter().filter(|name| name != "LOCK").collect();
+    assert!(files.is_empty(), "lock: leaves nothing but LOCK, found {files:?}");
+}
+
+fn allocation<S: Storage>(storage: &S) {
+    let page = storage.page_size() as u64;
+    let file = ok(storage.create("a", TEST));
+    ok(file.allocate(0, TEST));
+    assert_eq!(ok(file.len()), 0, "allocate: of nothing");
+    for (asked, expected) in [(10, 10), (page + 3, page + 3), (5, page + 3), (page + 3, page + 3), (3 * page, 3 * page)]
+    {
+        ok(file.allocate(asked, TEST));
+        assert_eq!(ok(file.len()), expected, "allocate: grows to {asked}, and never shortens");
+    }
+    assert_eq!(read(&*file, 0, 3 * page as usize), vec![0; 3 * page as usize], "R6: new bytes are zeros");
+    let bytes = pattern(0, 3 * page as usize, 1);
+    ok(file.write_at(0, &bytes, TEST));
+    for asked in [5, 5 * page] {
+        ok(file.allocate(asked, TEST));
+        assert_eq!(read(&*file, 0, bytes.len()), bytes, "allocate: to {asked} keeps what was stored");
+    }
+    assert_eq!(read(&*file, 3 * page, 2 * page as usize), vec![0; 2 * page as usize], "R6: new bytes are zeros");
+    assert_eq!(ok(ok(storage.open("a")).len()), 5 * page, "len: the same through another handle");
+}
+
+fn round_trips<S: Storage>(storage: &S) {
+    let (page, sector) = (storage.page_size() as u64, storage.sector_size() as u64);
+    let file = file_of(storage, "a", 8 * page);
+    let mut expected = vec![0; 8 * page as usize];
+    let ranges = [
+        (0, 1),
+        (1, sector),
+        (sector - 1, 2),
+        (page - 1, 2),
+        (page, page),
+        (2 * page - sector, 3 * page),
+        (8 * page - 1, 1),
+        (8 * page, 0),
+        (3, 8 * page - 3),
+    ];
+    for (salt, (offset, len)) in ranges.into_iter().enumerate() {
+        let bytes = pattern(offset, len as usize, salt as u64);
+        ok(file.write_at(offset, &bytes, TEST));
+        expected[offset as usize..(offset + len) as usize].copy_from_slice(&bytes);
+        assert_eq!(read(&*file, offset, len as usize), bytes, "R1: a store of {offset}+{len} is visible at once");
+        assert_eq!(read(&*file, 0, expected.len()), expected, "a store of {offset}+{len} changes nothing else");
+        ok(file.sync_range(offset, len, TEST));
+    }
+    ok(SyncJob::range(&file, 0, page, TEST).run());
+    ok(SyncJob::all(&file, TEST).run());
+    assert_eq!(read(&*ok(storage.open("a")), 0, expected.len()), expected, "another handle reads the same");
+}
+
+fn past_the_end<S: Storage>(storage: &S) {
+    let len = storage.page_size() as u64 + 100;
+    let file = file_of(storage, "a", len);
+    let bytes = pattern(0, len as usize, 1);
+    ok(file.write_at(0, &bytes, TEST));
+    for (offset, size) in [(len, 1), (len - 1, 2), (0, len + 1), (len + 1, 0), (u64::MAX, 1), (u64::MAX - 1, 2)] {
+        let what = format!("{offset}+{size}, past the end of {len}");
+        io_kind(file.write_at(offset, &vec![7; size as usize], TEST), &format!("write of {what}"));
+        let mut buffer = vec![7; size as usize];
+        io_kind(file.read_at(offset, &mut buffer), &format!("read of {what}"));
+        io_kind(file.lend(offset, size as usize), &format!("loan of {what}"));
+        assert_eq!(ok(file.len()), len, "a refused call changes no length");
+    }
+    assert_eq!(read(&*file, 0, bytes.len()), bytes, "a refused store changes no byte");
+}
+
+fn loans<S: Storage>(storage: &S) {
+    // Room for the longest loan below, however small a simulated page is.
+    let page = storage.page_size().max(256) as u64;
+    let file = file_of(storage, "a", 4 * page);
+    let bytes = pattern(0, 4 * page as usize, 1);
+    ok(file.write_at(0, &bytes, TEST));
+    let all = ok(file.lend(0, bytes.len()));
+    assert_eq!(*all, *bytes, "lend: sees every store of before");
+    for offset in (0..130).chain(page - 70..page + 70) {
+        for len in [0, 1, 64, 200] {
+            let lent = ok(file.lend(offset, len));
+            assert_eq!(*lent, bytes[offset as usize..][..len], "lend: {offset}+{len}");
+            let address = lent.as_ptr() as usize;
+            let align = 1 << offset.trailing_zeros().min(6);
+            assert_eq!(address % align, 0, "lend: {address:#x} for offset {offset} is not aligned to {align}");
+        }
+    }
+    assert!(ok(file.lend(4 * page, 0)).is_empty(), "lend: nothing, at the end");
+    assert!(ok(ok(storage.create("empty", TEST)).lend(0, 0)).is_empty(), "lend: nothing, of an empty file");
+
+    let clones: Vec<_> = (0..3).map(|_| all.clone()).collect();
+    drop(all);
+    drop(file);
+    ok(storage.remove("a", TEST));
+    ok(storage.sync_dir(TEST));
+    assert!(clones.iter().all(|lent| **lent == *bytes), "lend: readable after the file's removal");
+
+    // A place whose loans are gone may be stored to, and a new loan sees it.
+    let file = file_of(storage, "b", page);
+    drop(ok(file.lend(0, 100)));
+    let lent = ok(file.lend(100, 100));
+    ok(file.write_at(0, &pattern(0, 100, 2), TEST));
+    ok(file.write_at(200, &pattern(200, 56, 2), TEST));
+    assert_eq!(*ok(file.lend(0, 100)), *pattern(0, 100, 2), "lend: sees a store after an older loan ended");
+    assert_eq!(*lent, [0; 100], "lend: a store beside a loan does not touch it");
+}
+
+fn loans_across_growth<S: Storage>(storage: &S) {
+    // Steps of all sizes: within a page, of pages, and to and beyond a multiple of 64 KiB, where a mapping may start.
+    let steps = [100, 4000, 5000, 56_436, 65_536, 65_536, 1, 131_072, 200_000, 64];
+    let file = ok(storage.create("a", TEST));
+    let (mut len, mut kept) = (0, Vec::new());
+    for (turn, step) in steps.into_iter().enumerate() {
+        ok(file.allocate(len + step, TEST));
+        let bytes = pattern(len, step as usize, 3);
+        ok(file.write_at(len, &bytes, TEST));
+        len += step;
+        // The new part, the border with the old one, everything, and some across every border so far.
+        let border = (len - step).saturating_sub(50);
+        let mut ranges = vec![(len - step, len), (border, len.min(border + 100)), (0, len)];
+        // Whichever is first finds nothing mapped of the new part.
+        ranges.rotate_left(turn % 3);
+        ranges.extend((0..len).step_by(10_007).map(|from| (from, len.min(from + 30_011))));
+        for (from, to) in ranges {
+            kept.push((from, ok(file.lend(from, (to - from) as usize))));
+        }
+        for (from, lent) in &kept {
+            assert_eq!(**lent, *pattern(*from, lent.len(), 3), "lend: {from}+{} in a file of {len}", lent.len());
+        }
+    }
+    assert!(kept.len() > 100, "many loans at once");
+}
+
+fn errors_name_the_file<S: Storage>(storage: &S) {
+    let file = file_of(storage, "data", 10);
+    assert_eq!(file.path(), storage.path().join("data"), "path of a file");
+    let mut buffer = [0; 11];
+    let results = [
+        ("write", file.write_at(5, &buffer, TEST)),
+        ("read", file.read_at(0, &mut buffer)),
+        ("lend", file.lend(0, 11).map(drop)),
+        ("create", storage.create("data", TEST).map(drop)),
+    ];
+    for (expected, result) in results {
+        match result {
+            Err(ShardexError::Io { op, path, .. }) => {
+                assert_eq!((op, path), (expected, storage.path().join("data")), "an error names operation and file");
+            }
+            other => panic!("{expected}: expected an Io error, got {other:?}"),
+        }
+    }
+    match storage.open("missing").map(drop) {
+        Err(ShardexError::Io { path, .. }) => {
+            assert_eq!(path, storage.path().join("missing"), "an error names the file")
+        }
+        other => panic!("open: expected an Io error, got {other:?}"),
+    }
+}

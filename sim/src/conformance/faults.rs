@@ -1,0 +1,206 @@
+//! The rules R8 to R12 of the crash suite: syncs that fail, and what outlives a process.
+
+use std::{collections::BTreeMap, io};
+
+use rand::{SeedableRng, rngs::ChaCha8Rng};
+use shardex::{error::ShardexError, storage::StorageFile};
+
+use super::{
+    TEST,
+    crash::{Crash, SEEDS, Suite},
+    fresh, io_kind, ok, read,
+};
+use crate::storage::CrashKind;
+
+impl<S: Crash> Suite<'_, S> {
+    pub(super) fn a_failed_sync_is_final(&self) {
+        for whole in [false, true] {
+            let seen = self.outcomes(
+                CrashKind::Power,
+                |storage| {
+                    let sector = storage.sector_size();
+                    let file = Self::durable(storage, "a", 2 * sector as u64);
+                    ok(file.write_at(0, &vec![1; 2 * sector], TEST));
+                    let sync = || if whole { file.sync_all(TEST) } else { file.sync_range(0, 2 * sector as u64, TEST) };
+                    storage.fail_next_sync(io::ErrorKind::StorageFull);
+                    // Even for want of space it is an Io error, for making room would mend nothing.
+                    assert_eq!(io_kind(sync(), "R8: a failed sync"), io::ErrorKind::StorageFull);
+                    ok(sync());
+                    ok(file.sync_all(TEST));
+                },
+                |storage| Self::firsts(storage, 2, storage.sector_size()),
+            );
+            let expected = [[0, 0], [0, 1], [1, 0], [1, 1]].map(Vec::from);
+            Self::expect(&seen, expected, "R8: after a failed sync a good one makes nothing durable");
+        }
+        let seen = self.outcomes(
+            CrashKind::Power,
+            |storage| {
+                let sector = storage.sector_size();
+                let file = Self::durable(storage, "a", sector as u64);
+                ok(file.write_at(0, &vec![1; sector], TEST));
+                storage.fail_next_sync(io::ErrorKind::Other);
+                io_kind(file.sync_all(TEST), "R8: a failed sync");
+                ok(file.write_at(0, &vec![1; sector], TEST));
+                ok(file.sync_range(0, 1, TEST));
+            },
+            |storage| Self::firsts(storage, 1, storage.sector_size()),
+        );
+        Self::expect(&seen, [vec![1]], "R10: what is stored anew and synced is durable");
+    }
+
+    pub(super) fn a_failed_sync_of_length_and_entries_is_final(&self) {
+        let seen = self.outcomes(
+            CrashKind::Power,
+            |storage| {
+                let file = Self::durable(storage, "a", 100);
+                ok(file.allocate(200, TEST));
+                storage.fail_next_sync(io::ErrorKind::Other);
+                io_kind(file.sync_all(TEST), "R8: a failed sync");
+                ok(file.sync_all(TEST));
+            },
+            |storage| ok(ok(storage.open("a")).len()),
+        );
+        Self::expect(&seen, [100, 200], "R8: nor a length");
+        let seen = self.outcomes(
+            CrashKind::Power,
+            |storage| {
+                Self::durable(storage, "a", 1);
+                ok(storage.rename("a", "b", TEST));
+                storage.fail_next_sync(io::ErrorKind::Other);
+                io_kind(storage.sync_dir(TEST), "R8: a failed sync");
+                ok(storage.sync_dir(TEST));
+            },
+            |storage| ok(storage.list()).concat(),
+        );
+        Self::expect(&seen, ["a", "b"].map(String::from), "R8: nor an entry");
+    }
+
+    pub(super) fn a_process_crash_keeps_the_cache(&self) {
+        let before = |storage: &S| {
+            let sector = storage.sector_size();
+            let file = Self::durable(storage, "a", sector as u64);
+            ok(file.allocate(2 * sector as u64, TEST));
+            ok(file.write_at(0, &vec![1; 2 * sector], TEST));
+            ok(storage.create("b", TEST));
+        };
+        let look = |storage: &S| {
+            let len = ok(ok(storage.open("a")).len()) as usize;
+            (Self::firsts(storage, len / storage.sector_size(), storage.sector_size()), ok(storage.list()).concat())
+        };
+        let seen = self.outcomes(CrashKind::Process, before, look);
+        Self::expect(&seen, [(vec![1, 1], "ab".to_owned())], "R10: the page cache outlives the process");
+
+        // It is as dirty as before: the power may still take each part of it, and a sync still saves it.
+        for sync in [false, true] {
+            let (mut lost_bytes, mut lost_lengths, mut lost_entries) = (0, 0, 0);
+            for seed in 0..SEEDS {
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                let mut storage = fresh(&|| (self.make)(seed));
+                before(&storage);
+                storage.crash(CrashKind::Process, &mut rng);
+                if sync {
+                    ok(ok(storage.open("a")).sync_all(TEST));
+                    ok(storage.sync_dir(TEST));
+                }
+                storage.crash(CrashKind::Power, &mut rng);
+                let (bytes, names) = look(&storage);
+                lost_bytes += usize::from(bytes.contains(&0));
+                lost_lengths += usize::from(bytes.len() < 2);
+                lost_entries += usize::from(names != "ab");
+            }
+            for (lost, what) in [(lost_bytes, "bytes"), (lost_lengths, "lengths"), (lost_entries, "entries")] {
+                assert_eq!(lost > 0, !sync, "R10: {lost} times {what} lost after a process crash; synced: {sync}");
+            }
+        }
+    }
+
+    pub(super) fn a_process_crash_may_hide_a_failed_sync(&self) {
+        let mut hidden = 0;
+        let mut seen = BTreeMap::new();
+        for seed in 0..SEEDS {
+            let storage = fresh(&|| (self.make)(seed));
+            let sector = storage.sector_size();
+            let file = Self::durable(&storage, "a", sector as u64);
+            ok(file.write_at(0, &vec![1; sector], TEST));
+            storage.fail_next_sync(io::ErrorKind::Other);
+            io_kind(file.sync_range(0, 1, TEST), "R8: a failed sync");
+            *seen.entry(Self::firsts(&storage, 1, sector)).or_insert(0) += 1;
+        }
+        Self::expect(&seen, [vec![0], vec![1]], "R8: the cache holds the new or the old bytes at once");
+        let seen = self.outcomes(
+            CrashKind::Process,
+            |storage| {
+                let sector = storage.sector_size();
+                let file = Self::durable(storage, "a", sector as u64);
+                ok(file.write_at(0, &vec![1; sector], TEST));
+                storage.fail_next_sync(io::ErrorKind::Other);
+                io_kind(file.sync_all(TEST), "R8: a failed sync");
+            },
+            |storage| Self::firsts(storage, 1, storage.sector_size()),
+        );
+        Self::expect(&seen, [vec![0], vec![1]], "R8: the cache falls back, or not");
+
+        for seed in 0..SEEDS {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let mut storage = fresh(&|| (self.make)(seed));
+            let sector = storage.sector_size();
+            let file = Self::durable(&storage, "a", sector as u64);
+            ok(file.write_at(0, &vec![1; sector], TEST));
+            storage.fail_next_sync(io::ErrorKind::Other);
+            io_kind(file.sync_all(TEST), "R8: a failed sync");
+            storage.crash(CrashKind::Process, &mut rng);
+            ok(ok(storage.open("a")).sync_all(TEST));
+            let read = Self::firsts(&storage, 1, sector);
+            storage.crash(CrashKind::Power, &mut rng);
+            hidden += usize::from(read == [1] && Self::firsts(&storage, 1, sector) == [0]);
+        }
+        assert!(hidden > 0, "R10: what recovery read and synced may not be on the device");
+    }
+
+    pub(super) fn locks_and_handles_end(&self) {
+        for kind in [CrashKind::Process, CrashKind::Power] {
+            let mut storage = fresh(&|| (self.make)(0));
+            let file = Self::durable(&storage, "a", 100);
+            let (guard, lent) = (ok(storage.lock()), ok(file.lend(0, 100)));
+            assert!(matches!(storage.lock().map(drop), Err(ShardexError::Locked { .. })), "R12: locked");
+            storage.crash(kind, &mut ChaCha8Rng::seed_from_u64(0));
+            let again = ok(storage.lock());
+            drop(guard);
+            assert!(storage.lock().is_err(), "R12: a guard of before the crash releases no lock of after");
+            drop(again);
+            io_kind(file.write_at(0, &[1], TEST), "R12: a store through a handle of before the crash");
+            io_kind(file.sync_all(TEST), "R12: a sync through a handle of before the crash");
+            io_kind(file.read_at(0, &mut [0]), "R12: a read through a handle of before the crash");
+            // The loans of before bind nobody any more.
+            let file = ok(storage.open("a"));
+            ok(file.allocate(100, TEST));
+            ok(file.write_at(0, &[1; 100], TEST));
+            drop(lent);
+        }
+    }
+
+    pub(super) fn crashes_repeat(&self) {
+        let run = |seed| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let mut storage = fresh(&|| (self.make)(seed));
+            let mut history = Vec::new();
+            for round in 1..4 {
+                if !ok(storage.list()).contains(&"a".to_owned()) {
+                    Self::durable(&storage, "a", 1);
+                }
+                let file = ok(storage.open("a"));
+                ok(file.allocate(4000 * u64::from(round), TEST));
+                ok(file.write_at(0, &vec![round; 4000 * usize::from(round)], TEST));
+                storage.fail_next_sync(io::ErrorKind::Other);
+                let _ = file.sync_range(0, 2000, TEST);
+                storage.crash(CrashKind::Power, &mut rng);
+                let file = ok(storage.open("a"));
+                history.push(read(&*file, 0, ok(file.len()) as usize));
+            }
+            history
+        };
+        assert_eq!(run(1), run(1), "the same seed gives the same crashes");
+        assert_ne!(run(1), run(2), "another seed gives others");
+    }
+}

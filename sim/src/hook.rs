@@ -1,0 +1,195 @@
+//! A storage around another one that asks before each operation.
+//!
+//! It owns the question. An operation that the hook lets fail never reaches the storage inside: what a failed sync does
+//! to the pages (R8) is for [`SimStorage::fail_next_sync`](crate::SimStorage::fail_next_sync), which a hook may call.
+
+use std::{fmt, io, path::PathBuf, sync::Arc};
+
+use shardex::{
+    error::{Result, ShardexError},
+    storage::{Purpose, Storage, StorageFile},
+};
+
+use crate::storage::{Op, OpInfo};
+
+/// What becomes of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is done.
+    Proceed,
+    /// It fails with an error of this kind, and nothing is done.
+    Fail(io::ErrorKind),
+}
+
+/// Asked before each operation that changes or syncs something. It may block, to hold the engine at a step.
+pub type Hook = dyn Fn(&OpInfo) -> Verdict + Send + Sync;
+
+/// A storage with a hook.
+pub struct HookStorage<S> {
+    inner: S,
+    hook: Arc<Hook>,
+}
+
+impl<S: Clone> Clone for HookStorage<S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), hook: Arc::clone(&self.hook) }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for HookStorage<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HookStorage").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl<S: Storage> HookStorage<S> {
+    /// Puts a hook before a storage.
+    #[must_use]
+    pub fn new(inner: S, hook: impl Fn(&OpInfo) -> Verdict + Send + Sync + 'static) -> Self {
+        Self { inner, hook: Arc::new(hook) }
+    }
+
+    /// The storage inside.
+    #[must_use]
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    fn ask(&self, info: &OpInfo) -> Result<()> {
+        let path = if info.file.is_empty() { self.inner.path() } else { self.inner.path().join(&info.file) };
+        ask(&self.hook, info, path)
+    }
+
+    fn wrap(&self, name: &str, inner: Arc<S::File>) -> Arc<HookFile<S::File>> {
+        Arc::new(HookFile { inner, name: name.to_owned(), hook: Arc::clone(&self.hook) })
+    }
+}
+
+fn ask(hook: &Arc<Hook>, info: &OpInfo, path: PathBuf) -> Result<()> {
+    match hook(info) {
+        Verdict::Proceed => Ok(()),
+        Verdict::Fail(kind) => Err(ShardexError::io(info.op.verb(), path, kind.into())),
+    }
+}
+
+impl<S: Storage> Storage for HookStorage<S> {
+    type File = HookFile<S::File>;
+    type Lock = S::Lock;
+
+    fn page_size(&self) -> usize {
+        self.inner.page_size()
+    }
+
+    fn sector_size(&self) -> usize {
+        self.inner.sector_size()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.inner.path()
+    }
+
+    fn exists(&self) -> Result<bool> {
+        self.inner.exists()
+    }
+
+    fn make_dir(&self, purpose: Purpose) -> Result<()> {
+        self.ask(&OpInfo::dir(Op::MakeDir, purpose))?;
+        self.inner.make_dir(purpose)
+    }
+
+    fn sync_parent(&self, purpose: Purpose) -> Result<()> {
+        self.ask(&OpInfo::dir(Op::SyncParent, purpose))?;
+        self.inner.sync_parent(purpose)
+    }
+
+    fn lock(&self) -> Result<S::Lock> {
+        self.inner.lock()
+    }
+
+    fn list(&self) -> Result<Vec<String>> {
+        self.inner.list()
+    }
+
+    fn create(&self, name: &str, purpose: Purpose) -> Result<Arc<Self::File>> {
+        self.ask(&OpInfo::file(Op::Create, name, 0, 0, purpose))?;
+        Ok(self.wrap(name, self.inner.create(name, purpose)?))
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<Self::File>> {
+        Ok(self.wrap(name, self.inner.open(name)?))
+    }
+
+    fn rename(&self, from: &str, to: &str, purpose: Purpose) -> Result<()> {
+        self.ask(&OpInfo::rename(from, to, purpose))?;
+        self.inner.rename(from, to, purpose)
+    }
+
+    fn remove(&self, name: &str, purpose: Purpose) -> Result<()> {
+        self.ask(&OpInfo::file(Op::Remove, name, 0, 0, purpose))?;
+        self.inner.remove(name, purpose)
+    }
+
+    fn sync_dir(&self, purpose: Purpose) -> Result<()> {
+        self.ask(&OpInfo::dir(Op::SyncDir, purpose))?;
+        self.inner.sync_dir(purpose)
+    }
+}
+
+/// A file of a [`HookStorage`].
+pub struct HookFile<F> {
+    inner: Arc<F>,
+    name: String,
+    hook: Arc<Hook>,
+}
+
+impl<F: fmt::Debug> fmt::Debug for HookFile<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HookFile").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl<F: StorageFile> HookFile<F> {
+    fn ask(&self, op: Op, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
+        ask(&self.hook, &OpInfo::file(op, &self.name, offset, len, purpose), self.inner.path())
+    }
+}
+
+impl<F: StorageFile> StorageFile for HookFile<F> {
+    type Lent = F::Lent;
+
+    fn path(&self) -> PathBuf {
+        self.inner.path()
+    }
+
+    fn len(&self) -> Result<u64> {
+        self.inner.len()
+    }
+
+    fn allocate(&self, len: u64, purpose: Purpose) -> Result<()> {
+        self.ask(Op::Allocate, 0, len, purpose)?;
+        self.inner.allocate(len, purpose)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.inner.read_at(offset, buffer)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
+        self.ask(Op::Store, offset, bytes.len() as u64, purpose)?;
+        self.inner.write_at(offset, bytes, purpose)
+    }
+
+    fn sync_range(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
+        self.ask(Op::SyncRange, offset, len, purpose)?;
+        self.inner.sync_range(offset, len, purpose)
+    }
+
+    fn sync_all(&self, purpose: Purpose) -> Result<()> {
+        self.ask(Op::SyncAll, 0, 0, purpose)?;
+        self.inner.sync_all(purpose)
+    }
+
+    fn lend(&self, offset: u64, len: usize) -> Result<F::Lent> {
+        self.inner.lend(offset, len)
+    }
+}

@@ -1,0 +1,36 @@
+//! A simulated storage for Shardex that loses power whenever it is told to.
+//!
+//! * [`storage`]: a directory in memory that keeps, for every sector, length and entry, what a power cut may leave of it,
+//!   and picks one such state when told to crash. It can also run out of space, fail syncs, rot and trace.
+//! * [`hook`]: a storage around another one, real or simulated, that lets a test fail or hold any step by name.
+//! * [`conformance`](mod@conformance): the contract of [`shardex::storage`] as a suite that every backend runs.
+//!
+//! ```
+//! use rand::{SeedableRng, rngs::ChaCha8Rng};
+//! use shardex::storage::{Purpose, Storage, StorageFile};
+//! use shardex_sim::{CrashKind, SimStorage};
+//!
+//! let why = Purpose("example");
+//! let mut storage = SimStorage::new(256, 64, 1);
+//! storage.make_dir(why)?;
+//! storage.sync_parent(why)?;
+//! let file = storage.create("a", why)?;
+//! file.allocate(256, why)?;
+//! file.sync_all(why)?;
+//! storage.sync_dir(why)?;
+//! file.write_at(0, b"lost, or not", why)?;
+//!
+//! storage.crash(CrashKind::Power, &mut ChaCha8Rng::seed_from_u64(1));
+//! assert_eq!(storage.open("a")?.len()?, 256);
+//! # Ok::<(), shardex::error::ShardexError>(())
+//! ```
+
+pub mod conformance;
+pub mod hook;
+pub mod model;
+pub mod storage;
+
+pub use hook::{HookStorage, Verdict};
+pub use storage::{
+    Choice, Counters, CrashKind, Image, Op, OpInfo, Place, SimFile, SimLent, SimLock, SimStorage, Stop, TraceEntry,
+};

@@ -1,0 +1,187 @@
+//! What an index should hold: the plainest possible model, and the comparison with an engine.
+//!
+//! The model keeps every accepted batch. A recovered engine must hold exactly what some prefix of them leaves (P2), no
+//! shorter than the last one acknowledged as durable (P1), and answer exact searches as brute force does (P3).
+
+use std::collections::BTreeMap;
+
+use shardex::{DocumentId, Engine, Metric, Posting, engine::batch, index, storage::Storage};
+
+/// One accepted batch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Batch {
+    /// Postings added; those of equal keys replace each other in order.
+    Add(Vec<Posting>),
+    /// Documents removed.
+    Remove(Vec<DocumentId>),
+}
+
+/// A posting's key: document id, start, length.
+pub type Key = (u128, u32, u32);
+
+/// What is stored: vectors by key.
+pub type State = BTreeMap<Key, Vec<f32>>;
+
+/// The batches of an index.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    accepted: Vec<Batch>,
+    durable: usize,
+}
+
+impl Model {
+    /// Notes a batch that the engine accepted.
+    pub fn accept(&mut self, batch: Batch) {
+        self.accepted.push(batch);
+    }
+
+    /// Notes that everything accepted so far was acknowledged as durable.
+    pub fn acknowledge(&mut self) {
+        self.durable = self.accepted.len();
+    }
+
+    /// Batches accepted.
+    #[must_use]
+    pub fn accepted(&self) -> usize {
+        self.accepted.len()
+    }
+
+    /// Batches acknowledged as durable.
+    #[must_use]
+    pub fn durable(&self) -> usize {
+        self.durable
+    }
+
+    /// What the first `batches` batches leave.
+    #[must_use]
+    pub fn state(&self, batches: usize) -> State {
+        let mut state = State::new();
+        self.accepted[..batches].iter().for_each(|batch| apply(&mut state, batch));
+        state
+    }
+
+    /// After a recovery: finds the prefix that the engine holds, and goes on from there.
+    ///
+    /// # Errors
+    /// Says which promise is broken, and how.
+    pub fn recovered<S: Storage>(&mut self, engine: &Engine<S>) -> Result<usize, String> {
+        let metric = engine.geometry().metric;
+        let held = contents(engine)?;
+        let mut state = self.state(self.durable);
+        for n in self.durable..=self.accepted.len() {
+            if n > self.durable {
+                apply(&mut state, &self.accepted[n - 1]);
+            }
+            if same(&held, &state, metric) {
+                self.accepted.truncate(n);
+                self.durable = n;
+                answers_as_brute_force(engine, &state)?;
+                return Ok(n);
+            }
+        }
+        let shorter = (0..self.durable).rev().find(|&n| same(&held, &self.state(n), metric));
+        Err(match shorter {
+            Some(n) => format!("P1: {} batches were acknowledged as durable, {n} are there", self.durable),
+            None => format!(
+                "P2: {} postings are there, which no prefix of {} to {} batches leaves",
+                held.len(),
+                self.durable,
+                self.accepted.len()
+            ),
+        })
+    }
+
+    /// While it is open: the engine holds everything accepted.
+    ///
+    /// # Errors
+    /// Says what differs.
+    pub fn current<S: Storage>(&self, engine: &Engine<S>) -> Result<(), String> {
+        let state = self.state(self.accepted.len());
+        let held = contents(engine)?;
+        if !same(&held, &state, engine.geometry().metric) {
+            return Err(format!("{} postings are searched, {} were accepted", held.len(), state.len()));
+        }
+        answers_as_brute_force(engine, &state)
+    }
+}
+
+fn apply(state: &mut State, batch: &Batch) {
+    match batch {
+        Batch::Add(postings) => {
+            for posting in postings {
+                state.insert((posting.document_id.0, posting.start, posting.length), posting.vector.clone());
+            }
+        }
+        Batch::Remove(documents) => state.retain(|key, _| !documents.contains(&DocumentId(key.0))),
+    }
+}
+
+/// Everything a search over all shards finds.
+fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
+    let snapshot = engine.snapshot();
+    let k = snapshot.live as usize + 1;
+    let query = probe(engine.geometry().dimension, 0);
+    let found = index::search(&snapshot, engine.data(), &query, k, None).map_err(|e| format!("P4: {e}"))?;
+    let results = found.results.len();
+    let state: State = found.results.into_iter().map(|r| ((r.document_id.0, r.start, r.length), r.vector)).collect();
+    if state.len() != results || results as u64 != snapshot.live {
+        return Err(format!("P2: {results} results, {} keys, {} live postings", state.len(), snapshot.live));
+    }
+    Ok(state)
+}
+
+/// Some query of norm about 1.
+fn probe(dimension: usize, n: usize) -> Vec<f32> {
+    (0..dimension).map(|i| if i == n % dimension { 1.0 } else { 0.125 * ((i + n) % 3) as f32 }).collect()
+}
+
+fn same(held: &State, expected: &State, metric: Metric) -> bool {
+    held.len() == expected.len()
+        && held.iter().zip(expected).all(|((a, x), (b, y))| {
+            a == b
+                && match metric {
+                    // The norm and the direction are rounded apart.
+                    Metric::Cosine => x.iter().zip(y).all(|(x, y)| (x - y).abs() <= 1e-5 * y.abs().max(1e-3)),
+                    _ => x == y,
+                }
+        })
+}
+
+/// P3: a few exact searches against sorting everything.
+fn answers_as_brute_force<S: Storage>(engine: &Engine<S>, state: &State) -> Result<(), String> {
+    let geometry = engine.geometry();
+    let snapshot = engine.snapshot();
+    for n in 1..4 {
+        let given = probe(geometry.dimension, n);
+        let query = batch::query(&given, geometry).map_err(|e| e.to_string())?;
+        let k = 1 + n * 2;
+        let answer = index::search(&snapshot, engine.data(), &query, k, None).map_err(|e| format!("P4: {e}"))?;
+        let mut expected: Vec<(f64, Key)> =
+            state.iter().map(|(&key, vector)| (distance(geometry.metric, &query, vector), key)).collect();
+        expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        if answer.results.len() != k.min(expected.len()) {
+            return Err(format!("P3: {} results of {} postings for k = {k}", answer.results.len(), expected.len()));
+        }
+        for (result, (least, _)) in answer.results.iter().zip(&expected) {
+            let found = -f64::from(result.similarity_score);
+            let tolerance = 1e-4 * least.abs().max(1.0);
+            if (found - least).abs() > tolerance {
+                return Err(format!("P3: a result at distance {found}, brute force finds {least}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// In f64: only ranks have to agree, and only where they are not ties.
+fn distance(metric: Metric, query: &[f32], vector: &[f32]) -> f64 {
+    let pairs = || query.iter().zip(vector).map(|(&a, &b)| (f64::from(a), f64::from(b)));
+    match metric {
+        Metric::L2 => pairs().map(|(a, b)| (a - b).powi(2)).sum(),
+        Metric::Dot => -pairs().map(|(a, b)| a * b).sum::<f64>(),
+        _ => {
+            let norm = vector.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            -pairs().map(|(a, b)| a * b).sum::<f64>() / norm
+        }
+    }
+}

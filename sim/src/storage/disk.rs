@@ -1,0 +1,158 @@
+//! The whole disk, cache and device, and what a crash makes of it.
+//!
+//! # Invariants
+//! 1. [`Disk::choices`] and [`Disk::crash`] go through the same places in the same order, so that a list of picks says
+//!    exactly one outcome.
+//! 2. Every entry, pending ones too, names an inode that is there.
+
+use std::collections::BTreeMap;
+
+use rand::rngs::ChaCha8Rng;
+
+use super::{
+    directory::{Change, Directory, FileId},
+    inode::{Geometry, Inode},
+};
+
+/// What stops the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CrashKind {
+    /// The process dies: the page cache lives on, dirty pages too (R10).
+    Process,
+    /// The power goes: what was not synced survives or not, piece by piece (R3, R6, R7).
+    Power,
+}
+
+/// What a crash decides about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// Whether the directory itself survives (R7).
+    Directory,
+    /// Whether a change of entries survives (R7).
+    Entry(String),
+    /// How long a file is, and how much space it has (R6).
+    Extent(String),
+    /// Which version a sector of a file holds (R3).
+    Sector(String, u64),
+    /// Whether the cache keeps a sector that a failed sync left there (R8, R10).
+    Cached(String, u64),
+}
+
+/// One independent decision of a crash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Choice {
+    /// What it is about.
+    pub place: Place,
+    /// How many outcomes there are. Outcome 0 is what was durable before.
+    pub options: usize,
+    /// The outcome in which the latest change survived whole.
+    pub newest: usize,
+}
+
+impl Choice {
+    fn new(place: Place, options: usize) -> Self {
+        Self { place, options, newest: options - 1 }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Disk {
+    pub(super) geometry: Geometry,
+    pub(super) directory: Directory,
+    pub(super) inodes: BTreeMap<FileId, Inode>,
+    next_file: FileId,
+}
+
+impl Disk {
+    pub(super) fn new(geometry: Geometry) -> Self {
+        Self { geometry, directory: Directory::default(), inodes: BTreeMap::new(), next_file: 0 }
+    }
+
+    pub(super) fn create(&mut self, name: &str) -> FileId {
+        let file = self.next_file;
+        self.next_file += 1;
+        self.inodes.insert(file, Inode::new(self.geometry));
+        self.directory.change(Change::Create { name: name.to_owned(), file });
+        file
+    }
+
+    /// Space that files with a name take.
+    pub(super) fn used(&self) -> u64 {
+        self.directory.entries().values().map(|file| self.inodes[file].allocated()).sum()
+    }
+
+    /// Everything that a crash decides, each independently of all others. `garbage` adds an outcome to each sector.
+    pub(super) fn choices(&self, kind: CrashKind, garbage: bool) -> Vec<Choice> {
+        let mut choices = Vec::new();
+        if kind == CrashKind::Power {
+            if self.directory.is_at_risk() {
+                choices.push(Choice::new(Place::Directory, 2));
+            }
+            let changes = self.directory.pending().iter();
+            choices.extend(changes.map(|change| Choice::new(Place::Entry(change.describe()), 2)));
+        }
+        for file in self.directory.reachable() {
+            let inode = &self.inodes[&file];
+            let name = || self.name_of(file);
+            match kind {
+                CrashKind::Process => {
+                    choices.extend(inode.stale().map(|sector| Choice::new(Place::Cached(name(), sector), 2)));
+                }
+                CrashKind::Power => {
+                    let extents = inode.extents().len();
+                    if extents > 1 {
+                        choices.push(Choice::new(Place::Extent(name()), extents));
+                    }
+                    choices.extend(inode.torn().map(|(sector, options)| {
+                        let choice = Choice::new(Place::Sector(name(), sector), options);
+                        Choice { options: options + usize::from(garbage), ..choice }
+                    }));
+                }
+            }
+        }
+        choices
+    }
+
+    /// Crashes: one pick for each choice.
+    pub(super) fn crash(&mut self, kind: CrashKind, picks: &[usize], rng: &mut ChaCha8Rng) {
+        let mut picks = picks.iter().copied();
+        let mut next = || picks.next().unwrap_or_else(|| panic!("a crash needs one pick for each choice"));
+        let files = self.directory.reachable();
+        match kind {
+            CrashKind::Process => {
+                for file in &files {
+                    let inode = self.inode(*file);
+                    for sector in inode.stale().collect::<Vec<_>>() {
+                        if next() == 0 {
+                            inode.drop_stale(sector);
+                        }
+                    }
+                }
+                self.directory.process_crash();
+            }
+            CrashKind::Power => {
+                let survives = !self.directory.is_at_risk() || next() == 1;
+                self.directory.power_cut(survives, |_| next() == 1);
+                for file in &files {
+                    let inode = self.inode(*file);
+                    let extents = inode.extents();
+                    let extent = if extents.len() > 1 { extents[next()] } else { extents[0] };
+                    inode.power_cut(extent, |_| next(), rng);
+                }
+            }
+        }
+        // Files that only open handles held are gone.
+        let named = self.directory.reachable();
+        self.inodes.retain(|file, _| named.contains(file));
+    }
+
+    /// An inode that exists by invariant 2.
+    pub(super) fn inode(&mut self, file: FileId) -> &mut Inode {
+        self.inodes.get_mut(&file).unwrap_or_else(|| panic!("file {file} is on the disk"))
+    }
+
+    fn name_of(&self, file: FileId) -> String {
+        let named = self.directory.entries().iter().find(|(_, id)| **id == file);
+        named.map_or_else(|| format!("#{file}"), |(name, _)| name.clone())
+    }
+}

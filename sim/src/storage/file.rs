@@ -1,0 +1,215 @@
+//! Handles of simulated files, and the bytes they lend.
+
+use std::{
+    io,
+    ops::Deref,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use rand::{RngExt, rngs::ChaCha8Rng};
+use shardex::{
+    error::{Result, ShardexError},
+    storage::{Purpose, StorageFile},
+};
+
+use super::{
+    directory::FileId,
+    disk::Disk,
+    inode::{Extent, Inode},
+    locked,
+    machine::{Machine, SyncFault},
+    path_of,
+    trace::{Op, OpInfo},
+};
+
+/// Loans are aligned as their offset is, up to this.
+const LOAN_ALIGN: usize = 64;
+
+/// An open file of a [`SimStorage`](super::SimStorage).
+#[derive(Debug)]
+pub struct SimFile {
+    machine: Arc<Mutex<Machine>>,
+    boot: u64,
+    file: FileId,
+    /// By which it was opened or created.
+    name: String,
+}
+
+impl SimFile {
+    pub(super) fn new(machine: Arc<Mutex<Machine>>, boot: u64, file: FileId, name: &str) -> Self {
+        Self { machine, boot, file, name: name.to_owned() }
+    }
+
+    fn error(&self, op: &'static str) -> impl Fn(io::Error) -> ShardexError {
+        move |e| ShardexError::io(op, path_of(&self.name), e)
+    }
+
+    fn info(&self, op: Op, offset: u64, len: u64, purpose: Purpose) -> OpInfo {
+        OpInfo::file(op, &self.name, offset, len, purpose)
+    }
+
+    /// A sync, in the three ways it may go.
+    fn sync(
+        &self,
+        info: OpInfo,
+        good: impl FnOnce(&mut Inode),
+        lie: impl FnOnce(&mut Inode),
+        fail: impl FnOnce(&mut Inode, &mut ChaCha8Rng),
+    ) -> Result<()> {
+        locked(&self.machine).run(self.boot, info, |machine, info, _| {
+            let fault = machine.take_sync_fault(info.op);
+            let inode = machine.disk.inode(self.file);
+            match fault {
+                None => good(inode),
+                Some(SyncFault::Lie) => lie(inode),
+                Some(SyncFault::Fail(kind)) => {
+                    fail(inode, &mut machine.chance.next());
+                    return Err(kind.into());
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+impl StorageFile for SimFile {
+    type Lent = SimLent;
+
+    fn path(&self) -> PathBuf {
+        path_of(&self.name)
+    }
+
+    fn len(&self) -> Result<u64> {
+        let machine = locked(&self.machine);
+        machine.look(self.boot).map_err(self.error("open"))?;
+        Ok(machine.disk.inodes[&self.file].cache().len() as u64)
+    }
+
+    fn allocate(&self, len: u64, purpose: Purpose) -> Result<()> {
+        let info = self.info(Op::Allocate, 0, len, purpose);
+        locked(&self.machine).run(self.boot, info, |machine, _, _| {
+            let has = machine.disk.inodes[&self.file].allocated();
+            let free = machine.capacity.map_or(u64::MAX, |all| all.saturating_sub(machine.disk.used()));
+            let wanted = len.saturating_sub(has);
+            if wanted <= free {
+                machine.counters.allocations += 1;
+                machine.disk.inode(self.file).grow(Extent { len, allocated: len });
+                return Ok(());
+            }
+            machine.counters.refused_allocations += 1;
+            if machine.chance.next().random() {
+                // What there was is taken all the same.
+                let got = has + free;
+                machine.disk.inode(self.file).grow(Extent { len: got, allocated: got });
+            }
+            Err(io::ErrorKind::StorageFull.into())
+        })
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut machine = locked(&self.machine);
+        machine.counters.reads += 1;
+        let range = machine.look(self.boot).and_then(|()| machine.end_of(self.file, offset, buffer.len() as u64));
+        let end = range.map_err(self.error("read"))?;
+        let mut bad = machine.unreadable.get(&self.file).into_iter().flatten();
+        if bad.any(|bad| offset < bad.end && bad.start < end) {
+            machine.counters.failed_reads += 1;
+            return Err(self.error("read")(io::Error::other("the medium cannot be read here")));
+        }
+        buffer.copy_from_slice(&machine.disk.inodes[&self.file].cache()[offset as usize..end as usize]);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
+        let info = self.info(Op::Store, offset, bytes.len() as u64, purpose);
+        locked(&self.machine).run(self.boot, info, |machine, info, torn| {
+            machine.end_of(self.file, offset, info.len)?;
+            machine.assert_may_store(self.file, info);
+            let Machine { disk: Disk { inodes, .. }, chance, counters, store_fault, .. } = machine;
+            let Some(inode) = inodes.get_mut(&self.file) else { unreachable!("its length was just read") };
+            if let Some(kind) = *store_fault {
+                counters.failed_stores += 1;
+                let mut rng = chance.next();
+                inode.store(offset, bytes, |_| rng.random());
+                return Err(kind.into());
+            }
+            let sectors = inode.sectors(offset, info.len);
+            let end = if torn { chance.next().random_range(sectors.start..=sectors.end) } else { sectors.end };
+            inode.store(offset, bytes, |sector| sector < end);
+            counters.stores += 1;
+            counters.bytes_stored += info.len;
+            Ok(())
+        })
+    }
+
+    fn sync_range(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
+        self.sync(
+            self.info(Op::SyncRange, offset, len, purpose),
+            |inode| inode.sync_range(offset, len),
+            |inode| inode.lie_about_sync_range(offset, len),
+            |inode, rng| inode.fail_sync_range(offset, len, rng),
+        )
+    }
+
+    fn sync_all(&self, purpose: Purpose) -> Result<()> {
+        self.sync(
+            self.info(Op::SyncAll, 0, 0, purpose),
+            Inode::sync_all,
+            Inode::lie_about_sync_all,
+            Inode::fail_sync_all,
+        )
+    }
+
+    fn lend(&self, offset: u64, len: usize) -> Result<SimLent> {
+        let mut machine = locked(&self.machine);
+        machine.counters.loans += 1;
+        let range = machine.look(self.boot).and_then(|()| machine.end_of(self.file, offset, len as u64));
+        let end = range.map_err(self.error("lend"))?;
+        // Room to move within, until the address is to 64 what the offset is, and no better.
+        let mut bytes = vec![0; len + LOAN_ALIGN];
+        let above = bytes.as_ptr() as usize % LOAN_ALIGN;
+        let start = (LOAN_ALIGN + offset as usize % LOAN_ALIGN - above) % LOAN_ALIGN;
+        bytes[start..start + len]
+            .copy_from_slice(&machine.disk.inodes[&self.file].cache()[offset as usize..end as usize]);
+        let token = machine.token();
+        if len > 0 {
+            machine.loans.entry(self.file).or_default().insert(token, offset..end);
+        }
+        let loan = Loan { machine: Arc::clone(&self.machine), file: self.file, token, bytes, start, len };
+        Ok(SimLent { loan: Arc::new(loan) })
+    }
+}
+
+/// Bytes of a file as they were when lent. Until the last clone is dropped, a store to them panics.
+#[derive(Clone, Debug)]
+pub struct SimLent {
+    loan: Arc<Loan>,
+}
+
+#[derive(Debug)]
+struct Loan {
+    machine: Arc<Mutex<Machine>>,
+    file: FileId,
+    token: u64,
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Deref for SimLent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.loan.bytes[self.loan.start..self.loan.start + self.loan.len]
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        // A crash has forgotten all loans; tokens are never used twice.
+        if let Some(loans) = locked(&self.machine).loans.get_mut(&self.file) {
+            loans.remove(&self.token);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Exact distances between f32 vectors, by the fastest kernel this CPU has.
+//!
+//! Invariants, which make all kernels give the same bits on every CPU (promise P7):
+//! 1. Products and sums are rounded one by one: no fused multiply-add.
+//! 2. Component `i` is added to lane `i % 16` of group `(i / 16) % 4`, in the order of `i`; lanes start at +0.0.
+//! 3. A last piece of fewer than 16 components is filled up with +0.0 in both vectors.
+//! 4. The lanes are added up by one tree: `(g0 + g1) + (g2 + g3)` lane by lane, then lane `j` with lane `j + 8`, then
+//!    `j + 4`, `j + 2`, `j + 1`.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use std::sync::LazyLock;
+
+/// One implementation of all distances.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernels {
+    /// `portable`, `avx2` or `avx512`.
+    pub name: &'static str,
+    /// The dot product of two vectors of one length.
+    pub dot: fn(&[f32], &[f32]) -> f32,
+    /// The squared Euclidean distance of two vectors of one length.
+    pub squared_l2: fn(&[f32], &[f32]) -> f32,
+    /// [`dot_many`].
+    pub dot_many: fn(&[f32], &[f32], &mut [f32]),
+    /// [`squared_l2_many`].
+    pub squared_l2_many: fn(&[f32], &[f32], &mut [f32]),
+}
+
+/// Components that go into one lane each.
+const LANES: usize = 16;
+/// Groups of lanes that are added to in turn, to hide the latency of the additions.
+const GROUPS: usize = 4;
+
+static BEST: LazyLock<Kernels> = LazyLock::new(|| {
+    let all = available();
+    all[all.len() - 1]
+});
+
+/// Every implementation that this CPU can run, the portable one first, the fastest last.
+#[must_use]
+pub fn available() -> Vec<Kernels> {
+    let all = [
+        Some(portable::KERNELS),
+        #[cfg(target_arch = "x86_64")]
+        avx2::kernels(),
+        #[cfg(target_arch = "x86_64")]
+        avx512::kernels(),
+    ];
+    all.into_iter().flatten().collect()
+}
+
+/// The name of the implementation in use.
+#[must_use]
+pub fn kernel_name() -> &'static str {
+    BEST.name
+}
+
+/// The dot product.
+///
+/// # Panics
+/// If the lengths differ.
+#[must_use]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of two lengths");
+    (BEST.dot)(a, b)
+}
+
+/// The squared Euclidean distance.
+///
+/// # Panics
+/// If the lengths differ.
+#[must_use]
+pub fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of two lengths");
+    (BEST.squared_l2)(a, b)
+}
+
+/// The dot product of `query` with each row of a row-major matrix of `out.len()` rows; each as by [`dot`].
+///
+/// # Panics
+/// If `rows` has another size.
+pub fn dot_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
+    assert_eq!(rows.len(), query.len() * out.len(), "a matrix of another size");
+    (BEST.dot_many)(query, rows, out);
+}
+
+/// The squared Euclidean distance of `query` to each row of a row-major matrix of `out.len()` rows; each as by
+/// [`squared_l2`].
+///
+/// # Panics
+/// If `rows` has another size.
+pub fn squared_l2_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
+    assert_eq!(rows.len(), query.len() * out.len(), "a matrix of another size");
+    (BEST.squared_l2_many)(query, rows, out);
+}
+
+/// Calls a kernel for each row.
+#[inline(always)]
+fn for_rows(query: &[f32], rows: &[f32], out: &mut [f32], kernel: impl Fn(&[f32], &[f32]) -> f32) {
+    if query.is_empty() {
+        out.fill(0.0);
+        return;
+    }
+    for (row, out) in rows.chunks_exact(query.len()).zip(out) {
+        *out = kernel(query, row);
+    }
+}
+
+/// Whole pieces of 16 components of both vectors, and what is left of each.
+type Pieces<'a> = (&'a [[f32; LANES]], &'a [[f32; LANES]], &'a [f32], &'a [f32]);
+
+fn pieces<'a>(a: &'a [f32], b: &'a [f32]) -> Pieces<'a> {
+    let (a, a_rest) = a.as_chunks();
+    let (b, b_rest) = b.as_chunks();
+    (a, b, a_rest, b_rest)
+}
+
+/// Fills up to 16 with zeros (invariant 3).
+fn filled(rest: &[f32]) -> [f32; LANES] {
+    let mut piece = [0.0; LANES];
+    piece[..rest.len()].copy_from_slice(rest);
+    piece
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The definition, one number at a time.
+    fn oracle(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut lanes = [0.0f32; 64];
+        for i in 0..a.len().next_multiple_of(16) {
+            let (x, y) = (a.get(i).copied().unwrap_or(0.0), b.get(i).copied().unwrap_or(0.0));
+            lanes[i % 64] += term(x, y);
+        }
+        let mut tree: Vec<f32> =
+            (0..16).map(|j| (lanes[j] + lanes[16 + j]) + (lanes[32 + j] + lanes[48 + j])).collect();
+        while tree.len() > 1 {
+            let half = tree.len() / 2;
+            tree = (0..half).map(|j| tree[j] + tree[j + half]).collect();
+        }
+        tree[0]
+    }
+
+    fn numbers(n: usize, seed: u64) -> Vec<f32> {
+        let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        (0..n)
+            .map(|i| {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                let unit = (x >> 40) as f32 / (1 << 23) as f32 - 1.0;
+                match i % 11 {
+                    3 => unit * 1e15,
+                    5 => unit * 1e-30,
+                    7 => -0.0,
+                    8 => f32::from_bits((x >> 45) as u32),
+                    _ => unit,
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn all_kernels_give_the_bits_of_the_definition() {
+        let lengths = (0..=200).chain([384, 385, 768, 1_000, 1_536]);
+        for len in lengths {
+            // An odd offset, so that no load is aligned by luck.
+            let (a, b) = (numbers(len + 3, len as u64), numbers(len + 1, len as u64 + 999));
+            let (a, b) = (&a[3..], &b[1..]);
+            let dot = oracle(a, b, |x, y| x * y).to_bits();
+            let l2 = oracle(a, b, |x, y| (x - y) * (x - y)).to_bits();
+            for kernels in available() {
+                assert_eq!((kernels.dot)(a, b).to_bits(), dot, "dot of {len} by {}", kernels.name);
+                assert_eq!((kernels.squared_l2)(a, b).to_bits(), l2, "L2 of {len} by {}", kernels.name);
+            }
+        }
+    }
+
+    #[test]
+    fn many_rows_are_as_one_by_one() {
+        for (rows, len) in [(0, 5), (1, 16), (2, 384), (5, 17), (9, 100), (4, 1)] {
+            let (query, matrix) = (numbers(len, 1), numbers(rows * len, 2));
+            for kernels in available() {
+                let (mut dots, mut squares) = (vec![9.0; rows], vec![9.0; rows]);
+                (kernels.dot_many)(&query, &matrix, &mut dots);
+                (kernels.squared_l2_many)(&query, &matrix, &mut squares);
+                for (i, row) in matrix.chunks_exact(len).enumerate() {
+                    assert_eq!(dots[i].to_bits(), (kernels.dot)(&query, row).to_bits());
+                    assert_eq!(squares[i].to_bits(), (kernels.squared_l2)(&query, row).to_bits());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_result_is_near_the_one_in_f64() {
+        let (a, b): (Vec<f32>, Vec<f32>) = (0..384).map(|i| ((i as f32).sin(), (i as f32).cos())).unzip();
+        let exact: f64 = a.iter().zip(&b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+        assert!((f64::from(dot(&a, &b)) - exact).abs() < 1e-4);
+        let exact: f64 = a.iter().zip(&b).map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2)).sum();
+        assert!((f64::from(squared_l2(&a, &b)) - exact).abs() < 1e-3);
+    }
+
+    #[test]
+    #[should_panic(expected = "two lengths")]
+    fn two_lengths_are_a_mistake_of_the_caller() {
+        let _ = dot(&[1.0], &[1.0, 2.0]);
+    }
+}

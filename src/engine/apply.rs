@@ -1,0 +1,328 @@
+//! One batch on the working state: all of it, or nothing.
+//!
+//! Shards are changed as copies, and their bytes stored into free slots only. So a batch that fails half-way is undone by
+//! forgetting the copies, and a batch that succeeds is switched in at the end. Deterministic: a replay of the same
+//! batches on the same state gives the same state.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use rand::RngExt as _;
+
+use super::{
+    batch::Row,
+    working::{Totals, Touched, Working},
+};
+use crate::{
+    env::{Clock, derived_rng},
+    error::Result,
+    id::{DocumentId, Generation, ShardId},
+    limits,
+    shard::{Cause, DataFile, Place, Shard, StoredPosting, split},
+    space::Run,
+    storage::StorageFile,
+};
+
+/// What a batch did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Numbers of the shards that changed, came or went.
+    pub changed: Vec<u32>,
+    /// Postings removed or replaced.
+    pub removed: u64,
+}
+
+/// What a batch needs besides the working state.
+pub struct Context<F> {
+    /// Where the bytes go.
+    pub data: Arc<DataFile<F>>,
+    /// For the names of shards.
+    pub clock: Arc<dyn Clock>,
+    /// Seeds the generator.
+    pub index_id: u128,
+    /// The newest root whose flush has begun.
+    pub begun: Generation,
+}
+
+/// A batch being applied.
+struct Apply<'a, F: StorageFile> {
+    context: &'a Context<F>,
+    work: &'a mut Working<F>,
+    touched: Touched<F>,
+    taken: Vec<Run>,
+    dropped: Vec<Arc<Place>>,
+    /// Shards that a split of this batch made.
+    made_by_split: BTreeSet<u32>,
+    before: Totals,
+    candidates: Vec<usize>,
+}
+
+/// Adds postings whose keys differ; a stored posting of the same key is replaced.
+///
+/// # Errors
+/// `OutOfSpace`, `Io`, `Corruption`; the working state is as before.
+pub fn add<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, rows: &[Row<'_>]) -> Result<Applied> {
+    Apply::run(work, context, |apply| {
+        let mut removed = 0;
+        // All removals come before all appends, so that lookups meet only stored postings.
+        for row in rows {
+            let key = (row.posting.start, row.posting.length);
+            removed += apply.remove(row.posting.document_id, |found| (found.start, found.length) == key)?;
+        }
+        for row in rows {
+            apply.place(row.posting, &row.vector)?;
+        }
+        Ok(removed)
+    })
+}
+
+/// Removes all postings of some documents; unknown ones are none.
+///
+/// # Errors
+/// `Io`, `Corruption`; the working state is as before.
+pub fn remove<F: StorageFile>(
+    work: &mut Working<F>,
+    context: &Context<F>,
+    documents: &[DocumentId],
+) -> Result<Applied> {
+    Apply::run(work, context, |apply| {
+        let mut removed = 0;
+        for &document in documents {
+            removed += apply.remove(document, |_| true)?;
+        }
+        Ok(removed)
+    })
+}
+
+impl<'a, F: StorageFile> Apply<'a, F> {
+    fn run(
+        work: &'a mut Working<F>,
+        context: &'a Context<F>,
+        steps: impl FnOnce(&mut Self) -> Result<u64>,
+    ) -> Result<Applied> {
+        let before = work.totals;
+        let mut apply = Self {
+            context,
+            work,
+            touched: BTreeMap::new(),
+            taken: Vec::new(),
+            dropped: Vec::new(),
+            made_by_split: BTreeSet::new(),
+            before,
+            candidates: Vec::new(),
+        };
+        let done = steps(&mut apply).and_then(|removed| {
+            apply.store_all()?;
+            Ok(removed)
+        });
+        match done {
+            Ok(removed) => Ok(apply.switch_in(removed)),
+            Err(error) => {
+                apply.undo();
+                Err(error)
+            }
+        }
+    }
+
+    fn shard(&self, number: u32) -> Option<&Shard<F::Lent>> {
+        match self.touched.get(&number) {
+            Some(touched) => touched.as_ref(),
+            None => self.work.shards.get(number as usize)?.as_deref(),
+        }
+    }
+
+    /// The batch's own copy of a shard.
+    fn touch(&mut self, number: u32) -> &mut Shard<F::Lent> {
+        let shards = &self.work.shards;
+        let copy = || shards.get(number as usize).and_then(|shard| shard.as_deref().cloned());
+        match self.touched.entry(number).or_insert_with(copy) {
+            Some(shard) => shard,
+            None => unreachable!("shard {number} is routed to, so it exists"),
+        }
+    }
+
+    /// Removes the postings of a document that `wanted` picks.
+    fn remove(&mut self, document: DocumentId, wanted: impl Fn(&StoredPosting) -> bool) -> Result<u64> {
+        let mut candidates = std::mem::take(&mut self.candidates);
+        self.work.blooms.candidates(document, &mut candidates);
+        let mut found = Vec::new();
+        let mut removed = 0;
+        for &number in &candidates {
+            let data = &self.context.data;
+            let Some(shard) = self.shard(number as u32) else { continue };
+            found.clear();
+            shard.find(data, document, &mut found)?;
+            found.retain(|(_, posting)| wanted(posting));
+            if found.is_empty() {
+                continue;
+            }
+            let shard = self.touch(number as u32);
+            for &(slot, _) in &found {
+                shard.remove(data, slot)?;
+            }
+            removed += found.len() as u64;
+        }
+        self.candidates = candidates;
+        self.work.totals.live -= removed;
+        self.work.totals.removed += removed;
+        Ok(removed)
+    }
+
+    /// Appends a posting to the shard with the nearest centroid.
+    fn place(&mut self, posting: StoredPosting, vector: &[f32]) -> Result<()> {
+        let shard_size = self.context.data.geometry().shard_size;
+        let number = match self.work.routing.nearest(vector) {
+            Some(number) => number,
+            None => self.create(vector.into()),
+        };
+        if self.shard(number).is_some_and(|shard| shard.len() == shard_size) {
+            self.split(number)?;
+            // Each half has room (`split`), and so has every shard that took postings from it or did not.
+            let number = match self.work.routing.nearest(vector) {
+                Some(number) => number,
+                None => self.create(vector.into()),
+            };
+            if self.shard(number).is_none_or(|shard| shard.len() == shard_size) {
+                return self.place(posting, vector);
+            }
+            self.append(number, posting, vector);
+        } else {
+            self.append(number, posting, vector);
+        }
+        self.work.totals.live += 1;
+        Ok(())
+    }
+
+    fn append(&mut self, number: u32, posting: StoredPosting, vector: &[f32]) {
+        let geometry = self.context.data.geometry();
+        self.touch(number).stage(posting, vector, geometry);
+        self.work.blooms.insert(number as usize, posting.document_id);
+    }
+
+    /// A new shard under the lowest free number.
+    fn create(&mut self, centroid: Arc<[f32]>) -> u32 {
+        let number = (0..).find(|&number| self.shard(number).is_none()).unwrap_or(u32::MAX);
+        let draw: u128 = derived_rng(self.context.index_id, self.work.totals.draws).random();
+        self.work.totals.draws += 1;
+        let id = ShardId::from_parts(self.context.clock.unix_ms(), draw);
+        let shard = Shard::new(id, centroid, self.context.data.geometry());
+        self.work.index(number, Some(&shard));
+        self.touched.insert(number, Some(shard));
+        number
+    }
+
+    /// Takes a shard out of the index.
+    fn dissolve(&mut self, number: u32) {
+        if let Some(shard) = self.shard(number) {
+            let places: Vec<_> = shard.extents().iter().map(|extent| Arc::clone(extent.place())).collect();
+            self.work.totals.removed -= (shard.len() - shard.live()) as u64;
+            self.dropped.extend(places);
+        }
+        self.touched.insert(number, None);
+        self.work.index(number, None);
+    }
+
+    /// Splits a full shard in two, and gives postings that are nearer to another shard to that one, if it has room: so one
+    /// split never leads to the next. A shard of which half is removed is written anew instead.
+    fn split(&mut self, number: u32) -> Result<()> {
+        self.store(number)?;
+        let context = self.context;
+        let geometry = context.data.geometry();
+        let Some(shard) = self.shard(number) else { return Ok(()) };
+        let parent = Arc::clone(&shard.centroid);
+        let live: Vec<(StoredPosting, Vec<f32>)> =
+            shard.live_rows(&context.data)?.into_iter().map(|(posting, vector)| (posting, vector.to_vec())).collect();
+        let rows: Vec<&[f32]> = live.iter().map(|(_, vector)| vector.as_slice()).collect();
+        self.dissolve(number);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        if rows.len() < 2 || rows.len() <= geometry.shard_size / 2 {
+            let number = self.create(split::mean(rows.iter().copied()).into());
+            self.made_by_split.insert(number);
+            live.iter().for_each(|(posting, vector)| self.append(number, *posting, vector));
+            return Ok(());
+        }
+        let mut rng = derived_rng(context.index_id, self.work.totals.draws);
+        self.work.totals.draws += 1;
+        self.work.totals.splits += 1;
+        let halves = split::two_means(&rows, &mut rng);
+        let neighbours = self.work.routing.nearest_few(&parent, limits::SPLIT_NEIGHBOURS, &[]);
+        let [first, second] = halves.centroids.map(|centroid| self.create(centroid.into()));
+        self.made_by_split.extend([first, second]);
+        for ((posting, vector), in_second) in live.iter().zip(halves.second) {
+            let home = if in_second { second } else { first };
+            let number = self.nearer_neighbour(home, &neighbours, vector).unwrap_or(home);
+            self.append(number, *posting, vector);
+        }
+        Ok(())
+    }
+
+    /// The nearest of some shards, if it is nearer than `home` and has room.
+    fn nearer_neighbour(&self, home: u32, neighbours: &[u32], vector: &[f32]) -> Option<u32> {
+        let shard_size = self.context.data.geometry().shard_size;
+        let distance = |number: u32| crate::distance::squared_l2(vector, self.work.routing.centroid(number));
+        let mut least = distance(home);
+        let mut best = None;
+        for &number in neighbours {
+            let candidate = distance(number);
+            if candidate < least && self.shard(number).is_some_and(|shard| shard.len() < shard_size) {
+                (best, least) = (Some(number), candidate);
+            }
+        }
+        best
+    }
+
+    /// Stores what was staged in one shard.
+    fn store(&mut self, number: u32) -> Result<()> {
+        let Some(Some(shard)) = self.touched.get_mut(&number) else { return Ok(()) };
+        let (work, taken, context) = (&mut *self.work, &mut self.taken, self.context);
+        let mut take = || {
+            let run = work.take_extent(&context.data)?;
+            taken.push(run);
+            Ok(run)
+        };
+        let cause = if self.made_by_split.contains(&number) { Cause::Split } else { Cause::Add };
+        shard.store(&context.data, &mut take, (context.begun, cause))
+    }
+
+    /// Stores what was staged anywhere; a shard left without a posting goes.
+    fn store_all(&mut self) -> Result<()> {
+        let numbers: Vec<u32> = self.touched.keys().copied().collect();
+        for number in numbers {
+            if self.shard(number).is_some_and(|shard| shard.live() == 0) {
+                self.store(number)?;
+                self.dissolve(number);
+            } else {
+                self.store(number)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the copies the working state.
+    fn switch_in(self, removed: u64) -> Applied {
+        let Self { work, touched, dropped, context, .. } = self;
+        let changed = touched.keys().copied().collect();
+        for (number, shard) in touched {
+            work.put(number, shard.map(Arc::new));
+        }
+        dropped.into_iter().for_each(|place| work.drop_extent(place, context.begun));
+        Applied { changed, removed }
+    }
+
+    /// Forgets the copies.
+    fn undo(self) {
+        let Self { work, touched, taken, before, dropped, .. } = self;
+        drop(dropped);
+        for (number, copy) in touched {
+            drop(copy);
+            let original = work.shards.get(number as usize).cloned().flatten();
+            work.index(number, original.as_deref());
+        }
+        taken.into_iter().for_each(|run| work.space.free(run));
+        work.totals = before;
+    }
+}

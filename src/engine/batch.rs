@@ -1,0 +1,108 @@
+//! What callers give, checked and made ready: the only place where bad input is told from good.
+
+use std::{borrow::Cow, collections::BTreeSet};
+
+use crate::{
+    config::Metric,
+    error::{Result, ShardexError},
+    format::geometry::Geometry,
+    limits,
+    posting::{Posting, SearchOptions},
+    shard::StoredPosting,
+};
+
+/// The norm of a vector that may be stored or searched for.
+fn norm(vector: &[f32], index: usize, geometry: &Geometry) -> Result<f64> {
+    let expected = geometry.dimension;
+    if vector.len() != expected {
+        return Err(ShardexError::InvalidDimension { index, expected, actual: vector.len() });
+    }
+    let refuse = |reason| Err(ShardexError::InvalidVector { index, reason });
+    if let Some(at) = vector.iter().position(|x| !x.is_finite()) {
+        return refuse(format!("number {at} is {}", vector[at]));
+    }
+    let norm = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+    if norm > limits::MAX_NORM {
+        return refuse(format!("its norm {norm:e} is over {:e}", limits::MAX_NORM));
+    }
+    if geometry.metric == Metric::Cosine && norm < f64::from(f32::MIN_POSITIVE) {
+        return refuse("a zero vector has no direction, so no cosine".into());
+    }
+    Ok(norm)
+}
+
+/// A vector as it is stored: under cosine with norm 1.
+fn stored<'a>(vector: &'a [f32], norm: f64, metric: Metric) -> Cow<'a, [f32]> {
+    match metric {
+        Metric::Cosine => vector.iter().map(|&x| (f64::from(x) / norm) as f32).collect(),
+        Metric::L2 | Metric::Dot => Cow::Borrowed(vector),
+    }
+}
+
+/// A posting ready to be applied.
+#[derive(Debug)]
+pub struct Row<'a> {
+    /// All but the vector.
+    pub posting: StoredPosting,
+    /// The vector as it is stored.
+    pub vector: Cow<'a, [f32]>,
+}
+
+/// Checks a batch of postings. Of equal keys only the last stays, for it would replace the others.
+///
+/// # Errors
+/// `InvalidDimension`, `InvalidVector` and `InvalidPosting` with the index of the first bad one.
+pub fn rows<'a>(postings: &'a [Posting], geometry: &Geometry) -> Result<Vec<Row<'a>>> {
+    let mut rows = Vec::with_capacity(postings.len());
+    for (index, posting) in postings.iter().enumerate() {
+        let refuse = |reason: String| Err(ShardexError::InvalidPosting { index, reason });
+        if posting.length == 0 {
+            return refuse("its length is 0".into());
+        }
+        if posting.start.checked_add(posting.length).is_none() {
+            return refuse(format!("start {} + length {} is over {}", posting.start, posting.length, u32::MAX));
+        }
+        let norm = norm(&posting.vector, index, geometry)?;
+        rows.push(Row {
+            posting: StoredPosting {
+                document_id: posting.document_id,
+                start: posting.start,
+                length: posting.length,
+                norm: if geometry.metric == Metric::Cosine { norm as f32 } else { 1.0 },
+            },
+            vector: stored(&posting.vector, norm, geometry.metric),
+        });
+    }
+    let mut seen = BTreeSet::new();
+    let mut last: Vec<bool> = rows
+        .iter()
+        .rev()
+        .map(|row| seen.insert((row.posting.document_id, row.posting.start, row.posting.length)))
+        .collect();
+    rows.retain(|_| last.pop().unwrap_or(false));
+    Ok(rows)
+}
+
+/// Checks a query and makes it what it is compared as.
+///
+/// # Errors
+/// `InvalidDimension`, `InvalidVector`.
+pub fn query<'a>(vector: &'a [f32], geometry: &Geometry) -> Result<Cow<'a, [f32]>> {
+    let norm = norm(vector, 0, geometry)?;
+    Ok(stored(vector, norm, geometry.metric))
+}
+
+/// Checks the options of a search.
+///
+/// # Errors
+/// `InvalidArgument` naming the option.
+pub fn search_options(options: &SearchOptions) -> Result<()> {
+    let refuse = |argument, reason: String| Err(ShardexError::InvalidArgument { argument, reason });
+    if options.k == 0 || options.k > limits::MAX_K {
+        return refuse("k", format!("{} is not in 1..={}", options.k, limits::MAX_K));
+    }
+    if options.slop == Some(0) {
+        return refuse("slop", "0 shards hold no answer; leave it out for the default".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,497 @@
+//! The consistency check: what WAL, shards, directory, free space and sums say of each other.
+//!
+//! *Quick* compares figures in memory, in every flush, for the shards that changed. *Full* reads every byte on disk by
+//! copying and computes everything derived again. What is found is a value, not a log line.
+
+use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc};
+
+use super::{
+    Engine,
+    directory::{self, Changes, Directory},
+    flush::FlushRun,
+    roots::{self, Slot},
+    working::SharedShard,
+};
+use crate::{
+    config::CheckLevel,
+    error::{Result, ShardexError},
+    format::{
+        crc32c,
+        geometry::POSTING_BYTES,
+        header::{DATA_MAGIC, FILE_HEADER_BYTES, WAL_MAGIC, decode_file},
+        root::Root,
+    },
+    shard::{DataFile, Shard, StoredPosting, row},
+    space::{Run, SpaceMap},
+    storage::{Storage, StorageFile},
+    wal,
+};
+
+/// The part of an index that a finding is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Component {
+    /// The root slots.
+    Root,
+    /// The directory and the shard states.
+    Directory,
+    /// A shard's vectors, postings, counts, sums or filter.
+    Shard,
+    /// The write-ahead log.
+    Wal,
+    /// Which places are free.
+    Space,
+}
+
+/// One contradiction.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Finding {
+    /// What it is about.
+    pub component: Component,
+    /// The shard's number.
+    pub shard: Option<u32>,
+    /// The slot in the shard.
+    pub slot: Option<usize>,
+    /// The file and the offset in it.
+    pub place: Option<(PathBuf, u64)>,
+    /// What was compared.
+    pub what: String,
+    /// The figure it should be.
+    pub expected: String,
+    /// The figure it is.
+    pub found: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.component)?;
+        if let Some(shard) = self.shard {
+            write!(f, " {shard}")?;
+        }
+        if let Some(slot) = self.slot {
+            write!(f, " slot {slot}")?;
+        }
+        if let Some((file, offset)) = &self.place {
+            write!(f, " ({} byte {offset})", file.display())?;
+        }
+        write!(f, ": {}: {} expected, {} found", self.what, self.expected, self.found)
+    }
+}
+
+/// What a check found. Empty is good.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct ConsistencyReport {
+    /// Every contradiction.
+    pub findings: Vec<Finding>,
+    /// Shards looked at.
+    pub shards_checked: usize,
+    /// Postings looked at, removed ones too.
+    pub postings_checked: u64,
+    /// Bytes read from disk.
+    pub bytes_read: u64,
+}
+
+impl ConsistencyReport {
+    /// Whether nothing was found.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+
+    fn expect<T: PartialEq + fmt::Debug>(&mut self, at: At, what: &str, expected: T, found: T) {
+        if expected != found {
+            self.add(at, what, format!("{expected:?}"), format!("{found:?}"));
+        }
+    }
+
+    fn add(&mut self, at: At, what: &str, expected: impl Into<String>, found: impl Into<String>) {
+        self.findings.push(Finding {
+            component: at.component,
+            shard: at.shard,
+            slot: at.slot,
+            place: at.place,
+            what: what.to_owned(),
+            expected: expected.into(),
+            found: found.into(),
+        });
+    }
+}
+
+impl fmt::Display for ConsistencyReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (shards, postings, bytes) = (self.shards_checked, self.postings_checked, self.bytes_read);
+        write!(f, "{shards} shards, {postings} postings, {bytes} bytes read: ")?;
+        match self.findings.len() {
+            0 => write!(f, "consistent"),
+            n => {
+                write!(f, "{n} findings")?;
+                self.findings.iter().try_for_each(|finding| write!(f, "\n  {finding}"))
+            }
+        }
+    }
+}
+
+/// Where a finding is.
+#[derive(Clone)]
+struct At {
+    component: Component,
+    shard: Option<u32>,
+    slot: Option<usize>,
+    place: Option<(PathBuf, u64)>,
+}
+
+impl At {
+    fn new(component: Component) -> Self {
+        Self { component, shard: None, slot: None, place: None }
+    }
+
+    fn shard(number: u32) -> Self {
+        Self { shard: Some(number), ..Self::new(Component::Shard) }
+    }
+
+    fn slot(mut self, slot: usize) -> Self {
+        self.slot = Some(slot);
+        self
+    }
+
+    fn place(mut self, file: PathBuf, offset: u64) -> Self {
+        self.place = Some((file, offset));
+        self
+    }
+}
+
+/// How far a sum may be from the one computed anew, as a share of the sum of all magnitudes: the rounding of some
+/// thousand additions and subtractions in f64.
+const SUM_TOLERANCE: f64 = 1e-9;
+
+/// The check inside a flush: O(changed shards).
+pub(super) fn quick_check<S: Storage>(
+    engine: &Engine<S>,
+    root: &Root,
+    dirty: &[(u32, Option<SharedShard<S::File>>)],
+    changes: &Changes,
+) -> ConsistencyReport {
+    let mut report = ConsistencyReport::default();
+    let at = At::new(Component::Wal);
+    if root.checkpoint > engine.wal.durable_lsn() {
+        report.add(
+            at.clone(),
+            "the checkpoint is durable in the WAL",
+            format!("at most {}", engine.wal.durable_lsn()),
+            root.checkpoint.to_string(),
+        );
+    }
+    if root.checkpoint < engine.roots.newest().checkpoint {
+        report.add(
+            at,
+            "checkpoints grow",
+            format!("at least {}", engine.roots.newest().checkpoint),
+            root.checkpoint.to_string(),
+        );
+    }
+    for (number, shard) in dirty {
+        let entry = changes.get(&(0, *number as usize)).copied().unwrap_or_default();
+        report.expect(At::shard(*number), "the directory has a state for it", shard.is_some(), !entry.is_none());
+        if let Some(shard) = shard {
+            check_counts(&mut report, *number, shard, engine.data.geometry().shard_size);
+        }
+    }
+    report
+}
+
+/// Counts, tombstones and sums of one shard against each other; reads no vector.
+fn check_counts<L: std::ops::Deref<Target = [u8]> + Clone>(
+    report: &mut ConsistencyReport,
+    number: u32,
+    shard: &Shard<L>,
+    shard_size: usize,
+) {
+    let at = At::shard(number);
+    report.shards_checked += 1;
+    report.postings_checked += shard.len() as u64;
+    if shard.len() > shard_size {
+        report.add(at.clone(), "slots used", format!("at most {shard_size}"), shard.len().to_string());
+    }
+    let in_extents: usize = shard.extents().iter().map(|extent| extent.used()).sum();
+    report.expect(at.clone(), "slots used in its extents", shard.len(), in_extents);
+    let removed: usize = (0..shard.len().div_ceil(64)).map(|i| shard.tombstone_word(i).count_ones() as usize).sum();
+    report.expect(at.clone(), "live postings", shard.len() - removed, shard.live());
+    if !shard.sum().iter().all(|x| x.is_finite()) {
+        report.add(at, "the running sum", "finite numbers", "others");
+    }
+}
+
+/// The check of a whole index.
+pub(super) fn check<S: Storage>(engine: &Engine<S>, level: CheckLevel) -> Result<ConsistencyReport> {
+    let mut report = ConsistencyReport::default();
+    let (mut live, mut removed) = (0, 0);
+    for (number, shard) in (0u32..).zip(&engine.work.shards) {
+        let Some(shard) = shard else { continue };
+        check_counts(&mut report, number, shard, engine.data.geometry().shard_size);
+        live += shard.live() as u64;
+        removed += (shard.len() - shard.live()) as u64;
+    }
+    let at = At::new(Component::Shard);
+    report.expect(at.clone(), "live postings in all shards", live, engine.work.totals.live);
+    report.expect(at.clone(), "removed postings in all shards", removed, engine.work.totals.removed);
+    report.expect(at, "live postings published", live, engine.published_live());
+    let at = At::new(Component::Wal);
+    let (checkpoint, durable, last) =
+        (engine.roots.newest().checkpoint, engine.wal.durable_lsn(), engine.wal.last_lsn());
+    if checkpoint > durable || durable > last {
+        report.add(at, "checkpoint ≤ durable ≤ last", "in order", format!("{checkpoint}, {durable}, {last}"));
+    }
+    if level == CheckLevel::Full {
+        check_files(engine, &mut report)?;
+        let mut keys = BTreeSet::new();
+        for (number, shard) in (0u32..).zip(&engine.work.shards) {
+            if let Some(shard) = shard {
+                check_bytes(&mut report, number, shard, engine, &mut keys)?;
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// Every vector and posting of a shard, from the disk.
+fn check_bytes<S: Storage>(
+    report: &mut ConsistencyReport,
+    number: u32,
+    shard: &Shard<<S::File as StorageFile>::Lent>,
+    engine: &Engine<S>,
+    keys: &mut BTreeSet<(u128, u32, u32)>,
+) -> Result<()> {
+    let data = &engine.data;
+    let geometry = data.geometry();
+    let slots = geometry.extent_slots();
+    let mut sum = vec![0.0f64; geometry.dimension];
+    let mut magnitude = vec![0.0f64; geometry.dimension];
+    let mut intact = true;
+    for (e, extent) in shard.extents().iter().enumerate() {
+        let offset = data.offset(extent.place().run);
+        let records_at = offset + geometry.postings_offset() as u64;
+        let vectors = read(report, data, offset, extent.used() * geometry.vector_stride())?;
+        let records = read(report, data, records_at, extent.used() * POSTING_BYTES)?;
+        let expected = extent.state();
+        for (bytes, crc, offset, what) in [
+            (&vectors, expected.vectors_crc, offset, "checksum of the vectors of an extent"),
+            (&records, expected.postings_crc, records_at, "checksum of the postings of an extent"),
+        ] {
+            let found = crc32c(0, bytes);
+            if found != crc {
+                intact = false;
+                let at = At::shard(number).slot(e * slots).place(data.path(), offset);
+                report.add(at, what, format!("{crc:08x}"), format!("{found:08x}"));
+            }
+        }
+        for (i, record) in records.chunks_exact(POSTING_BYTES).enumerate() {
+            let slot = e * slots + i;
+            if !shard.is_live(slot) {
+                continue;
+            }
+            let posting = StoredPosting::decode(record);
+            let id = posting.document_id;
+            if !shard.bloom().may_contain(id) {
+                report.add(At::shard(number).slot(slot), "the bloom filter knows the document", id.to_string(), "no");
+            }
+            let mut candidates = Vec::new();
+            engine.work.blooms.candidates(id, &mut candidates);
+            if !candidates.contains(&(number as usize)) {
+                report.add(At::shard(number).slot(slot), "a lookup finds the shard of", id.to_string(), "not");
+            }
+            if !keys.insert((id.0, posting.start, posting.length)) {
+                let what = format!("posting ({id}, {}, {}) is in one place", posting.start, posting.length);
+                report.add(At::shard(number).slot(slot), &what, "once", "twice");
+            }
+            let vector: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(
+                &vectors[i * geometry.vector_stride()..i * geometry.vector_stride() + geometry.dimension * 4],
+            );
+            for ((sum, magnitude), x) in sum.iter_mut().zip(&mut magnitude).zip(&vector) {
+                *sum += f64::from(*x);
+                *magnitude += f64::from(x.abs());
+            }
+            // What searches read is what the disk holds.
+            if extent.vectors(data).is_ok_and(|lent| row(lent, i, geometry) != vector.as_slice()) {
+                report.add(At::shard(number).slot(slot), "the mapping shows the bytes on disk", "equal", "other");
+            }
+        }
+    }
+    for (i, ((expected, found), magnitude)) in sum.iter().zip(shard.sum()).zip(&magnitude).enumerate() {
+        // What was removed since the sum began counts too, and is unknown here: the stored sum bounds it.
+        if intact && (expected - found).abs() > SUM_TOLERANCE * (magnitude + found.abs() + 1.0) {
+            let what = format!("component {i} of the running sum");
+            report.add(At::shard(number), &what, format!("{expected:e}"), format!("{found:e}"));
+        }
+    }
+    Ok(())
+}
+
+fn read<F: StorageFile>(
+    report: &mut ConsistencyReport,
+    data: &DataFile<F>,
+    offset: u64,
+    len: usize,
+) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    data.file().read_at(offset, &mut bytes)?;
+    report.bytes_read += len as u64;
+    Ok(bytes)
+}
+
+/// What is damaged becomes a finding; what cannot be read at all stays an error.
+fn note<T>(report: &mut ConsistencyReport, component: Component, result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(ShardexError::Corruption { file, offset, what }) => {
+            report.add(At::new(component).place(file, offset), &what, "intact bytes", "damaged ones");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Headers, roots, directories, states, WAL and free space, from the disk.
+fn check_files<S: Storage>(engine: &Engine<S>, report: &mut ConsistencyReport) -> Result<()> {
+    for (file, magic, component) in
+        [(engine.data.file(), DATA_MAGIC, Component::Directory), (&engine.wal_file, WAL_MAGIC, Component::Wal)]
+    {
+        let mut bytes = [0; FILE_HEADER_BYTES];
+        file.read_at(0, &mut bytes)?;
+        report.bytes_read += FILE_HEADER_BYTES as u64;
+        let found = decode_file(&bytes, &magic).map_err(|e| e.to_string());
+        report.expect(At::new(component).place(file.path(), 0), "the file's header", Ok(engine.index_id), found);
+    }
+    // A root whose sync failed may lie in a slot by now; a poisoned handle has said so already.
+    if engine.poisoned.is_none() {
+        check_roots(engine, report)?;
+    }
+    let mut space = SpaceMap::new(engine.data.geometry(), engine.work.space.chunks());
+    let mut seen: BTreeSet<Run> = BTreeSet::new();
+    let newest = engine.roots.newest();
+    for root in [Some(newest), engine.roots.older()].into_iter().flatten() {
+        check_tree(engine, report, root, &mut space, &mut seen)?;
+    }
+    for shard in engine.work.shards.iter().flatten() {
+        for extent in shard.extents() {
+            mark(report, &mut space, &mut seen, extent.place().run, true);
+        }
+    }
+    // The root of a flush under way is in memory alone, but its states and nodes have places.
+    for &run in engine.flush.iter().flat_map(FlushRun::taken) {
+        mark(report, &mut space, &mut seen, run, false);
+    }
+    for (run, extent) in engine.work.held() {
+        mark(report, &mut space, &mut seen, run, extent);
+    }
+    report.expect(
+        At::new(Component::Space),
+        "pages in use are the pages that something names",
+        space.used_pages(),
+        engine.work.space.used_pages(),
+    );
+    // The WAL after the older root's checkpoint, which a rotten newest root would need.
+    let root = engine.roots.older().filter(|older| older.epoch == newest.epoch).unwrap_or(newest);
+    if root.epoch == engine.wal.epoch() && engine.poisoned.is_none() {
+        let layout = wal::WalLayout::new(engine.data.geometry());
+        let epoch = (engine.index_id, root.epoch);
+        let mut bytes = 0;
+        let tail = wal::replay(&*engine.wal_file, layout, epoch, root.wal_start, root.checkpoint, |record| {
+            bytes += record.payload.len() as u64;
+            Ok(())
+        });
+        report.bytes_read += bytes;
+        if let Some(tail) = note(report, Component::Wal, tail)?
+            && tail.last < engine.wal.durable_lsn()
+        {
+            let at = At::new(Component::Wal);
+            report.add(at, "the last durable record", engine.wal.durable_lsn().to_string(), tail.last.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// Both slots against the roots in memory.
+fn check_roots<S: Storage>(engine: &Engine<S>, report: &mut ConsistencyReport) -> Result<()> {
+    let file = engine.roots.file();
+    let Some(slots) = note(report, Component::Root, roots::read_slots(&**file, engine.data.geometry().page_size))?
+    else {
+        return Ok(());
+    };
+    let expected = [Some(engine.roots.newest()), engine.roots.older()];
+    for root in expected.into_iter().flatten() {
+        let there = slots.iter().any(|slot| matches!(slot, Slot::Valid(found) if **found == *root));
+        if !there {
+            let what = format!("root {} lies in a slot", root.generation);
+            let found: Vec<String> = slots
+                .iter()
+                .map(|slot| match slot {
+                    Slot::Valid(root) => format!("root {}", root.generation),
+                    Slot::Unreadable(why) => why.clone(),
+                })
+                .collect();
+            report.add(At::new(Component::Root).place(file.path(), 0), &what, "there", found.join(", "));
+        }
+    }
+    Ok(())
+}
+
+/// Everything a root names: read, checked, and marked as used.
+fn check_tree<S: Storage>(
+    engine: &Engine<S>,
+    report: &mut ConsistencyReport,
+    root: &Root,
+    space: &mut SpaceMap,
+    seen: &mut BTreeSet<Run>,
+) -> Result<()> {
+    let Some(directory) = note(report, Component::Directory, Directory::load(root, &engine.data))? else {
+        return Ok(());
+    };
+    for entry in directory.entries() {
+        let run = directory::run_of(entry, engine.data.geometry());
+        report.bytes_read += u64::from(entry.len);
+        mark(report, space, seen, run, false);
+    }
+    let mut live = 0;
+    for number in 0..directory.len() {
+        let entry = directory.state(number);
+        if entry.is_none() {
+            continue;
+        }
+        let state = directory::read_state(&entry, number as u32, &engine.data);
+        let Some(state) = note(report, Component::Directory, state)? else { continue };
+        live += u64::from(state.live);
+        for extent in &state.extents {
+            let run = Run { page: extent.page, pages: engine.data.geometry().extent_pages() };
+            mark(report, space, seen, run, true);
+        }
+    }
+    let what = format!("live postings below root {}", root.generation);
+    report.expect(At::new(Component::Directory), &what, root.live, live);
+    Ok(())
+}
+
+fn mark(report: &mut ConsistencyReport, space: &mut SpaceMap, seen: &mut BTreeSet<Run>, run: Run, extent: bool) {
+    if !seen.insert(run) {
+        return;
+    }
+    let marked = if extent { space.mark_extent(run.page) } else { space.mark_meta(run) };
+    if let Err(why) = marked {
+        report.add(At::new(Component::Space), "a place belongs to one owner", "one", why);
+    }
+}
+
+/// The farthest drift of a shard's routing centroid from the mean of its live vectors, as a share of the norm of that
+/// mean: a figure from running sums, no vector is read.
+pub(super) fn max_drift<L: std::ops::Deref<Target = [u8]> + Clone>(shards: &[Option<Arc<Shard<L>>>]) -> f32 {
+    let drift = |shard: &Shard<L>| -> Option<f64> {
+        let (mut apart, mut norm) = (0.0, 0.0);
+        for (mean, &c) in shard.mean()?.zip(shard.centroid.iter()) {
+            apart += (mean - f64::from(c)).powi(2);
+            norm += mean * mean;
+        }
+        Some(if norm > 0.0 { (apart / norm).sqrt() } else { apart.sqrt() })
+    };
+    shards.iter().flatten().filter_map(|shard| drift(shard)).fold(0.0, f64::max) as f32
+}

@@ -1,0 +1,346 @@
+//! The flush: a stepped protocol that makes everything accepted before it durable in the shards, and lets the WAL go.
+//!
+//! 0. Fix X, the last accepted write, and the shards as they are now.
+//! 1. **B1**: sync the WAL up to X. With it the older root and the WAL give the same state, should the new root rot.
+//! 2. Store changed states and the directory into free places; check; **B2**: sync the data file. With it everything
+//!    the new root names is durable before the root can be.
+//! 3. Store the root into the slot that does not hold the last durable root; **B3**: sync it. From this store on the
+//!    flush is finished, or its root stored again with the same bytes, or the engine poisons; it is never given up.
+//! 4. Free what only roots before the last two named; recycle WAL segments; check the pointers.
+//!
+//! Whoever drives it runs the syncs between the steps, so that it may wait for them elsewhere. A failure before step 3
+//! leaves everything as it was: the old root, the WAL, the places. A sync that fails poisons (promise P5).
+
+use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
+
+use super::{
+    Engine,
+    check::quick_check,
+    directory::{self, Changes},
+    stats::FlushStats,
+    working::SharedShard,
+};
+use crate::{
+    config::CheckLevel,
+    error::{Result, ShardexError},
+    format::{crc32c, node::Entry, root::Root},
+    index::Snapshot,
+    space::Run,
+    storage::{Purpose, Storage, SyncJob},
+};
+
+/// B1.
+pub const B1: Purpose = Purpose("B1: sync the WAL");
+/// B2.
+pub const B2: Purpose = Purpose("B2: sync the data");
+/// B3.
+pub const B3: Purpose = Purpose("B3: sync the root");
+
+/// What is to be done next.
+#[derive(Debug)]
+pub enum FlushStep<F> {
+    /// Run this sync, and tell [`Engine::flush_synced`] what came of it.
+    Sync(SyncJob<F>),
+    /// The flush is complete.
+    Done(Box<FlushStats>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Wal,
+    Data,
+    Root,
+}
+
+/// A flush under way.
+pub struct FlushRun<S: Storage> {
+    stage: Stage,
+    stats: FlushStats,
+    began: Duration,
+    stage_began: Duration,
+    /// The root to be, complete but for the directory.
+    root: Root,
+    /// Shards that changed, as they were at X.
+    dirty: Vec<(u32, Option<SharedShard<S::File>>)>,
+    /// The state at X.
+    snapshot: Arc<Snapshot<<S::File as crate::storage::StorageFile>::Lent>>,
+    changes: Changes,
+    taken: Vec<Run>,
+    /// Operations accepted up to X since the open.
+    operations: u64,
+}
+
+impl<S: Storage> FlushRun<S> {
+    /// The places of its states and nodes.
+    pub(super) fn taken(&self) -> &[Run] {
+        &self.taken
+    }
+}
+
+impl<S: Storage> Engine<S> {
+    /// Flushes: on return everything accepted before is durable in the shards.
+    ///
+    /// Nothing to flush is no work: no barrier is issued.
+    ///
+    /// # Errors
+    /// `OutOfSpace` and `Io` from a store: nothing has changed, call again. From a sync: the engine is poisoned.
+    /// `Inconsistent`: the check found a contradiction, the old root and the WAL are kept.
+    pub fn flush(&mut self) -> Result<FlushStats> {
+        let stats = self.flush_once()?;
+        // A flush whose root could not be stored had to be finished first; what came after it is flushed now.
+        if self.is_unflushed() { self.flush_once() } else { Ok(stats) }
+    }
+
+    fn flush_once(&mut self) -> Result<FlushStats> {
+        let mut step = self.flush_begin(false)?;
+        loop {
+            match step {
+                FlushStep::Done(stats) => return Ok(*stats),
+                FlushStep::Sync(job) => step = self.flush_synced(job.run())?,
+            }
+        }
+    }
+
+    /// Begins a flush, or goes on with one whose root could not be stored. `force` stores a root even if nothing has
+    /// changed.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn flush_begin(&mut self, force: bool) -> Result<FlushStep<S::File>> {
+        self.check_writable()?;
+        if let Some(run) = self.flush.take() {
+            assert_eq!(run.stage, Stage::Root, "a flush is driven to its end before the next begins");
+            return self.store_root(run);
+        }
+        let newest = self.roots.newest();
+        if !force && !self.is_unflushed() {
+            return Ok(FlushStep::Done(Box::default()));
+        }
+        let began = self.clock.elapsed();
+        self.wal.write_out()?;
+        let totals = self.work.totals;
+        let root = Root {
+            generation: newest.generation.next(),
+            checkpoint: self.wal.last_lsn(),
+            epoch: self.wal.epoch(),
+            wal_start: self.wal.position(),
+            shard_numbers: newest.shard_numbers.max(self.work.shards.len() as u32),
+            shards: self.work.shard_count() as u32,
+            live: totals.live,
+            removed: totals.removed,
+            draws: totals.draws,
+            splits: totals.splits,
+            ..newest.clone()
+        };
+        self.begun = root.generation;
+        let dirty = mem::take(&mut self.work.dirty)
+            .into_iter()
+            .map(|number| (number, self.work.shards.get(number as usize).cloned().flatten()))
+            .collect();
+        let stats = FlushStats {
+            checkpoint_lsn: root.checkpoint,
+            generation: root.generation,
+            operations_applied: (self.counters.operations - self.counters.flushed_operations) as usize,
+            ..FlushStats::default()
+        };
+        let mut run = FlushRun {
+            stage: Stage::Wal,
+            stats,
+            began,
+            stage_began: began,
+            root,
+            dirty,
+            snapshot: Arc::clone(&self.published),
+            changes: BTreeMap::new(),
+            taken: Vec::new(),
+            operations: self.counters.operations,
+        };
+        match self.wal.sync_job(B1) {
+            Some((job, _)) => Ok(self.wait(run, job)),
+            None => {
+                run.stats.wal_flush_duration = self.lap(&mut run.stage_began);
+                self.store_states(run)
+            }
+        }
+    }
+
+    /// Goes on after a sync.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    ///
+    /// # Panics
+    /// If no flush waits for a sync: a mistake of the caller.
+    pub fn flush_synced(&mut self, synced: Result<()>) -> Result<FlushStep<S::File>> {
+        #[expect(clippy::expect_used, reason = "a step without a flush is a mistake of the caller")]
+        let mut run = self.flush.take().expect("a flush waits for a sync");
+        if let Err(error) = synced {
+            return Err(self.poison(error));
+        }
+        match run.stage {
+            Stage::Wal => {
+                self.wal.synced(run.root.checkpoint);
+                self.counters.committed_operations = self.counters.committed_operations.max(run.operations);
+                run.stats.wal_flush_duration = self.lap(&mut run.stage_began);
+                self.store_states(run)
+            }
+            Stage::Data => {
+                run.stats.shard_sync_duration = self.lap(&mut run.stage_began);
+                run.stage = Stage::Root;
+                self.store_root(run)
+            }
+            Stage::Root => {
+                run.stats.index_sync_duration += self.lap(&mut run.stage_began);
+                Ok(FlushStep::Done(Box::new(self.complete(run))))
+            }
+        }
+    }
+
+    /// Lets the caller run a sync.
+    fn wait(&mut self, mut run: FlushRun<S>, job: SyncJob<S::File>) -> FlushStep<S::File> {
+        run.stats.barriers += 1;
+        self.counters.barriers += 1;
+        self.flush = Some(run);
+        FlushStep::Sync(job)
+    }
+
+    /// Time since `since`, which becomes now.
+    fn lap(&self, since: &mut Duration) -> Duration {
+        let now = self.clock.elapsed();
+        now.saturating_sub(mem::replace(since, now))
+    }
+
+    /// Step 2.
+    fn store_states(&mut self, mut run: FlushRun<S>) -> Result<FlushStep<S::File>> {
+        run.stage = Stage::Data;
+        let prepared = self.prepare(&mut run);
+        run.stats.shard_apply_duration = self.lap(&mut run.stage_began);
+        let checked = prepared.and_then(|()| self.check_before_root(&run));
+        run.stats.validation_duration = self.lap(&mut run.stage_began);
+        if let Err(error) = checked {
+            self.abort(run);
+            return Err(error);
+        }
+        match self.data.sync_job(B2) {
+            Some(job) => Ok(self.wait(run, job)),
+            None => {
+                run.stage = Stage::Root;
+                self.store_root(run)
+            }
+        }
+    }
+
+    /// Stores states and nodes into free places and completes the root.
+    fn prepare(&mut self, run: &mut FlushRun<S>) -> Result<()> {
+        let geometry = *self.data.geometry();
+        let mut blobs: Vec<(Run, Vec<u8>)> = Vec::new();
+        let (work, data, taken) = (&mut self.work, &*self.data, &mut run.taken);
+        let mut store = |bytes: Vec<u8>| -> Result<Entry> {
+            let place = work.take_meta(data, geometry.pages(bytes.len()))?;
+            taken.push(place);
+            let entry = Entry { page: place.page, len: bytes.len() as u32, crc: crc32c(0, &bytes) };
+            blobs.push((place, bytes));
+            Ok(entry)
+        };
+        let mut changes = Changes::new();
+        for (number, shard) in &run.dirty {
+            let entry = match shard {
+                Some(shard) => store(shard.state(*number).encode(&geometry))?,
+                None => Entry::default(),
+            };
+            changes.insert((0, *number as usize), entry);
+        }
+        run.changes = self.directory.nodes_above(changes, run.root.shard_numbers as usize, &geometry, &mut store)?;
+        for (place, bytes) in neighbours_together(blobs, geometry.page_size) {
+            data.store_meta(place, &bytes)?;
+        }
+        run.root.directory = self.directory.top_after(&run.changes);
+        run.root.data_pages = self.work.space.pages_of(self.work.space.chunks());
+        run.stats.shards_synced = run.dirty.len();
+        Ok(())
+    }
+
+    /// The check that a flush must pass before its root is stored.
+    fn check_before_root(&self, run: &FlushRun<S>) -> Result<()> {
+        let report = match self.options.flush_check {
+            CheckLevel::Quick => quick_check(self, &run.root, &run.dirty, &run.changes),
+            CheckLevel::Full => self.check(CheckLevel::Full)?,
+        };
+        match report.findings.first() {
+            None => Ok(()),
+            Some(finding) => Err(ShardexError::Inconsistent { finding: finding.to_string() }),
+        }
+    }
+
+    /// Gives a flush up before its root was stored: everything is as it was.
+    fn abort(&mut self, run: FlushRun<S>) {
+        debug_assert!(run.stage != Stage::Root, "a stored root is never given up");
+        run.taken.into_iter().for_each(|place| self.work.space.free(place));
+        self.work.dirty.extend(run.dirty.into_iter().map(|(number, _)| number));
+    }
+
+    /// Step 3. If the store fails the flush waits to be gone on with, with the same bytes.
+    fn store_root(&mut self, mut run: FlushRun<S>) -> Result<FlushStep<S::File>> {
+        run.stage_began = self.clock.elapsed();
+        match self.roots.store_next(&run.root, B3) {
+            Ok(job) => Ok(self.wait(run, job)),
+            Err(error) => {
+                self.flush = Some(run);
+                Err(error)
+            }
+        }
+    }
+
+    /// Step 4.
+    fn complete(&mut self, run: FlushRun<S>) -> FlushStats {
+        let FlushRun { mut stats, root, changes, snapshot, mut stage_began, .. } = run;
+        let geometry = *self.data.geometry();
+        let before = self.roots.newest().generation;
+        for entry in self.directory.superseded(&changes) {
+            self.work.drop_named(directory::run_of(&entry, &geometry), false, before);
+        }
+        self.directory.apply(changes);
+        self.roots.stored(root);
+        self.durable = snapshot;
+        stats.places_freed = self.work.release(self.roots.newest().generation);
+        let keep = match self.roots.older() {
+            // The older root is retained, and so is the WAL after its checkpoint.
+            Some(older) if older.epoch == self.wal.epoch() => older.wal_start,
+            _ => self.roots.newest().wal_start,
+        };
+        stats.segments_recycled = if self.epoch_open { self.wal.recycle(keep) } else { 0 };
+        self.check_pointers();
+        stats.validation_duration += self.lap(&mut stage_began);
+        let stored = self.bytes_stored();
+        stats.bytes_synced = stored - mem::replace(&mut self.counters.bytes_flushed, stored);
+        stats.total_duration = self.clock.elapsed().saturating_sub(run.began);
+        self.counters.flushed_operations = run.operations;
+        self.counters.note_flush(&stats);
+        stats
+    }
+
+    /// The last check of a flush: what each part says of how far it is. Our own mistake if it fails.
+    fn check_pointers(&self) {
+        let newest = self.roots.newest();
+        assert!(newest.checkpoint <= self.wal.durable_lsn(), "the checkpoint is ahead of the durable WAL");
+        assert!(self.wal.durable_lsn() <= self.wal.last_lsn(), "the WAL is durable past its end");
+        assert_eq!(newest.directory, self.directory.top(), "the root names another directory than is in use");
+    }
+}
+
+/// Puts neighbouring places together, so that what lies together is stored by one call.
+fn neighbours_together(mut blobs: Vec<(Run, Vec<u8>)>, page_size: usize) -> Vec<(Run, Vec<u8>)> {
+    blobs.sort_by_key(|&(place, _)| place);
+    let mut together: Vec<(Run, Vec<u8>)> = Vec::new();
+    for (place, bytes) in blobs {
+        match together.last_mut() {
+            Some((last, buffer)) if last.page + u64::from(last.pages) == place.page => {
+                buffer.resize(last.pages as usize * page_size, 0);
+                buffer.extend_from_slice(&bytes);
+                last.pages += place.pages;
+            }
+            _ => together.push((place, bytes)),
+        }
+    }
+    together
+}

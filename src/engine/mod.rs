@@ -1,0 +1,416 @@
+//! The engine: joins WAL, shards and index. Synchronous, single-writer, deterministic; the async API drives it.
+//!
+//! The life of a batch: checked → applied to copies of shards, its bytes in free slots → recorded in the WAL's buffer →
+//! published. From then on searches see it; a commit makes it durable, a flush makes its shards durable.
+//!
+//! Invariants:
+//! 1. A batch is accepted as a whole or changes nothing.
+//! 2. Nothing durable is overwritten: stores go to free slots, free places, and the slot of the root before the last.
+//! 3. After a sync has failed nothing is acknowledged (P5).
+
+mod apply;
+pub mod batch;
+mod check;
+mod directory;
+mod flush;
+mod recovery;
+mod roots;
+pub mod stats;
+mod working;
+
+use std::sync::Arc;
+
+use crate::{
+    config::{CheckLevel, OpenOptions, ShardexConfig},
+    env::{Clock, Env},
+    error::{Result, ShardexError},
+    format::{frame::FrameKind, geometry::Geometry, record},
+    id::{DocumentId, Generation, Lsn},
+    index::Snapshot,
+    limits,
+    posting::Posting,
+    shard::DataFile,
+    storage::{Purpose, Storage, StorageFile},
+    wal::WalWriter,
+};
+use apply::{Applied, Context};
+use directory::Directory;
+use flush::FlushRun;
+use roots::Roots;
+use stats::{FlushStats, IndexStats, RecoveryStats};
+use working::Working;
+
+pub use check::{Component, ConsistencyReport, Finding};
+pub use flush::{B1, B2, B3, FlushStep};
+
+/// Syncing the WAL for a commit outside a flush: barrier B1 too, for it buys the same.
+pub const COMMIT: Purpose = Purpose("B1: commit");
+/// Syncing the closing mark.
+pub const CLOSE: Purpose = Purpose("close: sync the closing mark");
+
+/// Accepted records are handed to the file, without a sync, once they take this many bytes.
+const WRITE_OUT_BYTES: u64 = 1 << 20;
+
+/// What an engine lends to searches.
+pub type Lent<S> = <<S as Storage>::File as StorageFile>::Lent;
+
+/// Running figures since the open.
+#[derive(Debug, Default)]
+struct Counters {
+    operations: u64,
+    committed_operations: u64,
+    flushed_operations: u64,
+    commits: u64,
+    barriers: u64,
+    errors: u64,
+    flushes: u64,
+    bytes_flushed: u64,
+    last_flush: Option<FlushStats>,
+    flush_totals: FlushStats,
+}
+
+impl Counters {
+    fn note_flush(&mut self, stats: &FlushStats) {
+        self.flushes += 1;
+        let totals = &mut self.flush_totals;
+        totals.wal_flush_duration += stats.wal_flush_duration;
+        totals.shard_apply_duration += stats.shard_apply_duration;
+        totals.shard_sync_duration += stats.shard_sync_duration;
+        totals.index_sync_duration += stats.index_sync_duration;
+        totals.validation_duration += stats.validation_duration;
+        totals.total_duration += stats.total_duration;
+        totals.shards_synced += stats.shards_synced;
+        totals.operations_applied += stats.operations_applied;
+        totals.bytes_synced += stats.bytes_synced;
+        totals.barriers += stats.barriers;
+        totals.places_freed += stats.places_freed;
+        totals.segments_recycled += stats.segments_recycled;
+        totals.checkpoint_lsn = stats.checkpoint_lsn;
+        totals.generation = stats.generation;
+        self.last_flush = Some(stats.clone());
+    }
+}
+
+/// An open index, below the async API.
+///
+/// All calls block on the storage. Dropping it without [`close`](Self::close) is like a crash of the process: nothing
+/// durable is lost.
+pub struct Engine<S: Storage> {
+    storage: S,
+    _lock: S::Lock,
+    clock: Arc<dyn Clock>,
+    options: OpenOptions,
+    index_id: u128,
+    data: Arc<DataFile<S::File>>,
+    wal_file: Arc<S::File>,
+    wal: WalWriter<S::File>,
+    /// Whether both roots know the WAL's epoch, so that records may be appended.
+    epoch_open: bool,
+    roots: Roots<S::File>,
+    directory: Directory,
+    work: Working<S::File>,
+    flush: Option<FlushRun<S>>,
+    /// The newest root whose flush has begun.
+    begun: Generation,
+    /// What searches see.
+    published: Arc<Snapshot<Lent<S>>>,
+    /// What they see once a sync has failed: the state of the newest durable root.
+    durable: Arc<Snapshot<Lent<S>>>,
+    poisoned: Option<String>,
+    /// Why writes are refused: recovery found no room.
+    read_only: Option<ShardexError>,
+    counters: Counters,
+    recovery: RecoveryStats,
+}
+
+impl<S: Storage> Engine<S> {
+    /// Makes a new index, or opens the one that is there if it was made with the same configuration.
+    ///
+    /// # Errors
+    /// `Config`, `ConfigMismatch`, `AlreadyExists`, and all of [`open`](Self::open).
+    pub fn create(storage: S, config: &ShardexConfig, env: &Env) -> Result<Self> {
+        recovery::create(storage, config, env)
+    }
+
+    /// Opens an index and recovers what a crash left.
+    ///
+    /// # Errors
+    /// `NotFound`, `Locked`, `NotAnIndex`, `UnsupportedVersion`, `Corruption`, `Config` (an option, or a page size this
+    /// storage cannot serve), `Io`.
+    pub fn open(storage: S, options: OpenOptions, env: &Env) -> Result<Self> {
+        recovery::open(storage, options, env)
+    }
+
+    /// What the index was made with.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        self.data.geometry()
+    }
+
+    /// The options of this handle.
+    #[must_use]
+    pub fn options(&self) -> &OpenOptions {
+        &self.options
+    }
+
+    /// The data file, which searches read from.
+    #[must_use]
+    pub fn data(&self) -> &Arc<DataFile<S::File>> {
+        &self.data
+    }
+
+    /// The state that searches see now.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot<Lent<S>>> {
+        Arc::clone(&self.published)
+    }
+
+    /// The last accepted write.
+    #[must_use]
+    pub fn last_lsn(&self) -> Lsn {
+        self.wal.last_lsn()
+    }
+
+    /// Whether accepted writes wait to be made durable.
+    #[must_use]
+    pub fn has_uncommitted(&self) -> bool {
+        self.wal.durable_lsn() < self.wal.last_lsn()
+    }
+
+    /// Whether a flush would do something.
+    #[must_use]
+    pub fn has_unflushed(&self) -> bool {
+        self.flush.is_some() || self.is_unflushed()
+    }
+
+    fn is_unflushed(&self) -> bool {
+        // Before the epoch is open nothing was appended: what lies behind the checkpoint is a closing mark.
+        self.epoch_open && self.roots.newest().checkpoint < self.wal.last_lsn()
+    }
+
+    /// Bytes of WAL that a recovery would replay.
+    #[must_use]
+    pub fn wal_bytes(&self) -> u64 {
+        let newest = self.roots.newest();
+        if newest.epoch == self.wal.epoch() { self.wal.bytes_since(newest.wal_start) } else { 0 }
+    }
+
+    fn published_live(&self) -> u64 {
+        self.published.live
+    }
+
+    /// Refuses if nothing may be written any more.
+    fn check_writable(&self) -> Result<()> {
+        if let Some(cause) = &self.poisoned {
+            return Err(ShardexError::Poisoned { cause: cause.clone() });
+        }
+        match &self.read_only {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops for good after a failed sync: searches go on from the last durable root (P5).
+    fn poison(&mut self, error: ShardexError) -> ShardexError {
+        self.poisoned = Some(error.to_string());
+        self.published = Arc::clone(&self.durable);
+        self.flush = None;
+        error
+    }
+
+    /// Poisons from outside: background work that failed in a way that leaves the state unknown.
+    pub fn note_error(&mut self) {
+        self.counters.errors += 1;
+    }
+
+    /// Adds postings; one whose key is stored already replaces that one, and within the batch the last of equal keys
+    /// counts. On `Ok` the batch is accepted: searches see it.
+    ///
+    /// # Errors
+    /// `InvalidDimension`, `InvalidVector`, `InvalidPosting`, `BatchTooLarge`, `OutOfSpace`, `Io`, `Corruption`: nothing
+    /// has changed. `Poisoned`.
+    pub fn add(&mut self, postings: &[Posting]) -> Result<Lsn> {
+        self.check_writable()?;
+        let rows = batch::rows(postings, self.geometry())?;
+        if rows.is_empty() {
+            return Ok(self.wal.last_lsn());
+        }
+        let dimension = self.geometry().dimension;
+        self.make_ready(record::add_len(postings.len(), dimension))?;
+        let context = self.context();
+        let applied = apply::add(&mut self.work, &context, &rows)?;
+        let keys = record::encode_add_keys(postings, dimension);
+        let mut parts: Vec<&[u8]> = vec![&keys];
+        parts.extend(postings.iter().map(|posting| bytemuck::cast_slice::<f32, u8>(&posting.vector)));
+        self.accept(FrameKind::Add, &parts, postings.len(), &applied);
+        Ok(self.wal.last_lsn())
+    }
+
+    /// Removes all postings of some documents and returns how many there were. Unknown documents are none.
+    ///
+    /// # Errors
+    /// `BatchTooLarge`, `OutOfSpace`, `Io`, `Corruption`: nothing has changed. `Poisoned`.
+    pub fn remove(&mut self, documents: &[DocumentId]) -> Result<(Lsn, u64)> {
+        self.check_writable()?;
+        if documents.is_empty() {
+            return Ok((self.wal.last_lsn(), 0));
+        }
+        let payload = record::encode_remove(documents);
+        self.make_ready(payload.len() as u64)?;
+        let context = self.context();
+        let applied = apply::remove(&mut self.work, &context, documents)?;
+        self.accept(FrameKind::Remove, &[&payload], documents.len(), &applied);
+        Ok((self.wal.last_lsn(), applied.removed))
+    }
+
+    fn context(&self) -> Context<S::File> {
+        Context {
+            data: Arc::clone(&self.data),
+            clock: Arc::clone(&self.clock),
+            index_id: self.index_id,
+            begun: self.begun,
+        }
+    }
+
+    /// Opens the epoch and makes room in the WAL for a record of `payload` bytes.
+    fn make_ready(&mut self, payload: u64) -> Result<()> {
+        let limit = self.wal.max_payload().min(limits::MAX_BATCH_BYTES);
+        if payload > limit {
+            return Err(ShardexError::BatchTooLarge { bytes: payload, limit });
+        }
+        self.open_epoch()?;
+        if self.wal.pending_bytes() >= WRITE_OUT_BYTES {
+            self.wal.write_out()?;
+        }
+        // Two roots are retained, so it takes two flushes to let all of the WAL go.
+        for _ in 0..2 {
+            match self.wal.reserve(payload) {
+                Err(ShardexError::BatchTooLarge { .. }) => self.flush_forced()?,
+                done => return done,
+            }
+        }
+        self.wal.reserve(payload)
+    }
+
+    /// Makes an applied batch part of the index.
+    fn accept(&mut self, kind: FrameKind, parts: &[&[u8]], operations: usize, applied: &Applied) {
+        self.wal.append(kind, parts);
+        self.counters.operations += operations as u64;
+        self.publish(&applied.changed);
+    }
+
+    fn publish(&mut self, changed: &[u32]) {
+        let state = (self.wal.last_lsn(), self.work.totals.live);
+        let next = self.published.with_changes(&self.work.shards, changed.iter().copied(), state, self.data.geometry());
+        self.published = Arc::new(next);
+    }
+
+    /// Makes everything accepted so far durable, by one sync of the WAL; by none if it is already.
+    ///
+    /// # Errors
+    /// `OutOfSpace` and `Io` from a store: accepted writes stay accepted, call again. From a sync: the engine is
+    /// poisoned. `Poisoned`.
+    pub fn commit(&mut self) -> Result<Lsn> {
+        self.check_writable()?;
+        self.commit_as(COMMIT)
+    }
+
+    fn commit_as(&mut self, purpose: Purpose) -> Result<Lsn> {
+        self.wal.write_out()?;
+        if let Some((job, up_to)) = self.wal.sync_job(purpose) {
+            self.counters.barriers += 1;
+            if let Err(error) = job.run() {
+                return Err(self.poison(error));
+            }
+            self.wal.synced(up_to);
+            self.counters.commits += 1;
+            self.counters.committed_operations = self.counters.operations;
+        }
+        Ok(self.wal.durable_lsn())
+    }
+
+    /// Flushes or commits as configured, and writes the closing mark, so that the next open knows that nothing is missing.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush). The lock is released by dropping the engine, whatever came of this.
+    pub fn close(&mut self) -> Result<()> {
+        self.check_writable()?;
+        if self.options.flush_on_close {
+            self.flush()?;
+        } else {
+            self.commit()?;
+        }
+        if !self.epoch_open {
+            // Nothing was written since the open: the mark is still there.
+            return Ok(());
+        }
+        self.wal.reserve(0)?;
+        self.wal.append(FrameKind::Close, &[]);
+        self.commit_as(CLOSE)?;
+        self.epoch_open = false;
+        Ok(())
+    }
+
+    /// Looks for contradictions. `Quick` reads no vector; `Full` reads every byte that the index holds.
+    ///
+    /// # Errors
+    /// `Io` if the disk cannot be read; damage is a finding, not an error.
+    pub fn check(&self, level: CheckLevel) -> Result<ConsistencyReport> {
+        check::check(self, level)
+    }
+
+    fn bytes_stored(&self) -> u64 {
+        self.data.bytes_stored() + self.wal.bytes_stored() + self.roots.bytes_stored()
+    }
+
+    /// Figures of the index as it is now. Cost: O(shards), no vector is read.
+    ///
+    /// # Errors
+    /// `Io` if a file's length cannot be told.
+    pub fn stats(&self) -> Result<IndexStats> {
+        let geometry = self.geometry();
+        let page = geometry.page_size as u64;
+        let totals = self.work.totals;
+        let held: u64 = self.work.held().map(|(run, _)| u64::from(run.pages)).sum();
+        let counters = &self.counters;
+        Ok(IndexStats {
+            total_shards: self.work.shard_count(),
+            total_postings: totals.live,
+            removed_postings: totals.removed,
+            pending_operations: counters.operations - counters.flushed_operations,
+            uncommitted_operations: counters.operations - counters.committed_operations,
+            dimension: geometry.dimension,
+            metric: geometry.metric,
+            shard_size: geometry.shard_size,
+            largest_shard: self.work.shards.iter().flatten().map(|shard| shard.live()).max().unwrap_or(0),
+            splits: totals.splits,
+            memory_usage: self.work.memory() as u64,
+            disk_bytes: self.data.file().len()? + self.wal_file.len()? + self.roots.file().len()?,
+            free_bytes: self.work.space.free_pages() * page,
+            held_bytes: held * page,
+            wal_bytes: self.wal_bytes(),
+            wal_segments: self.wal.segments(),
+            segments_recycled: self.wal.recycled(),
+            last_lsn: self.wal.last_lsn(),
+            durable_lsn: self.wal.durable_lsn(),
+            checkpoint_lsn: self.roots.newest().checkpoint,
+            generation: self.roots.newest().generation,
+            max_drift: check::max_drift(&self.work.shards),
+            commits: counters.commits,
+            flushes: counters.flushes,
+            barriers: counters.barriers,
+            bytes_stored: self.bytes_stored(),
+            errors: counters.errors,
+            last_flush: counters.last_flush.clone(),
+            flush_totals: counters.flush_totals.clone(),
+            recovery: self.recovery.clone(),
+            poisoned: self.poisoned.clone(),
+        })
+    }
+
+    /// The storage below.
+    #[must_use]
+    pub fn storage(&self) -> &S {
+        &self.storage
+    }
+}

@@ -1,0 +1,588 @@
+//! Create and open: from whatever is in the directory to an engine that may write.
+//!
+//! After a crash, in this order (R10: what can be read may be in the page cache alone, so what recovery relies on is stored
+//! anew and synced before anything is accepted or freed):
+//!
+//! (a) The directory's entries are synced (**E1**, **E2**): a `create` may have died between its rename and the sync of it.
+//!     The newest root is stored again and synced: **B4**.
+//! (b) The WAL is replayed from its checkpoint, and a flush stores a root at the tail's end: its shards' new bytes are
+//!     synced (**B2**), then it (**B3**). It carries a new epoch of the WAL, so that nothing behind a torn tail can ever
+//!     continue a chain.
+//! (c) The same state is stored as one more root in the other slot and synced: **B5**. Now both roots know the new epoch,
+//!     whichever of them rots later, and neither needs the WAL from before the crash.
+//!
+//! Only then is anything appended or freed. A crash anywhere in this leaves one of the roots that were there, or a newer
+//! one of the same state: recovery begins again and comes to the same end.
+//!
+//! After a clean close (a closing mark ends the WAL, both roots can be read, and nothing is to be replayed) no byte is
+//! stored until the first write; then (b) and (c) come first.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{
+    Counters, Engine, apply, batch,
+    directory::{self, Directory},
+    flush::FlushStep,
+    roots::{self, Roots, Slot},
+    stats::RecoveryStats,
+    working::Working,
+};
+use crate::{
+    config::{OpenOptions, ShardexConfig},
+    env::Env,
+    error::{Result, ShardexError},
+    format::{
+        frame::FrameKind,
+        geometry::Geometry,
+        header::{self, DATA_MAGIC, FILE_HEADER_BYTES, Kind, WAL_MAGIC},
+        node::Entry,
+        record,
+        root::{Root, WalPosition},
+    },
+    id::{Generation, Lsn},
+    index::Snapshot,
+    limits::FORMAT_VERSION,
+    shard::{DataFile, Shard},
+    space::{Run, SpaceMap},
+    storage::{Purpose, Storage, StorageFile},
+    wal::{self, Record, Tail, WalLayout, WalWriter},
+};
+
+/// Names of the files of an index.
+pub mod names {
+    /// Extents, shard states and the directory.
+    pub const DATA: &str = "data";
+    /// The write-ahead log.
+    pub const WAL: &str = "wal";
+    /// The two roots. That this file exists makes a directory an index.
+    pub const ROOT: &str = "root";
+    /// The root file before `create` is done.
+    pub const ROOT_NEW: &str = "root.new";
+    /// The lock.
+    pub const LOCK: &str = "LOCK";
+}
+
+/// E1: the directory's own entry.
+pub const E1: Purpose = Purpose("E1: sync the parent");
+/// E2: the entries of the files.
+pub const E2: Purpose = Purpose("E2: sync the entries");
+/// B4: the root that recovery starts from.
+pub const B4: Purpose = Purpose("B4: sync the recovered root");
+/// B5: the second root of the new epoch.
+pub const B5: Purpose = Purpose("B5: sync the root's twin");
+
+const MAKE: Purpose = Purpose("create");
+const CLEAR: Purpose = Purpose("create: clear an interrupted one");
+const HEADER: Purpose = Purpose("create: file header");
+const REFILL: Purpose = Purpose("open: allocate holes");
+
+/// Segments that a new WAL has.
+const FIRST_SEGMENTS: usize = 4;
+
+/// Makes an index in an empty or new directory, or opens the one that is there.
+///
+/// The root file appears by a rename when all else is durable, so an index exists whole or not at all.
+pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) -> Result<Engine<S>> {
+    config.validate(storage.page_size())?;
+    let geometry = Geometry::of(config, storage.page_size(), storage.sector_size());
+    if !storage.exists()? {
+        storage.make_dir(MAKE)?;
+    }
+    // Again if it existed: a crash may have come between the two.
+    storage.sync_parent(Purpose("create: sync the parent"))?;
+    let found = storage.list()?;
+    if found.iter().any(|name| name == names::ROOT) {
+        let engine = open(storage, config.options.clone(), env)?;
+        same_config(&engine, &geometry)?;
+        return Ok(engine);
+    }
+    let ours = [names::DATA, names::WAL, names::ROOT_NEW, names::LOCK];
+    if let Some(stranger) = found.iter().find(|name| !ours.contains(&name.as_str())) {
+        return Err(ShardexError::AlreadyExists {
+            path: storage.path(),
+            reason: format!("it holds `{stranger}`, which is not Shardex's"),
+        });
+    }
+    let lock = storage.lock()?;
+    let mut recovery = RecoveryStats::default();
+    for name in found.iter().filter(|name| *name != names::LOCK) {
+        storage.remove(name, CLEAR)?;
+        recovery.leftovers_removed += 1;
+    }
+    let index_id = env.new_index_id;
+    let layout = WalLayout::new(&geometry);
+    let space = SpaceMap::new(&geometry, 1);
+    let data_pages = space.pages_of(1);
+    for (name, magic, len) in [
+        (names::DATA, DATA_MAGIC, data_pages * geometry.page_size as u64),
+        (names::WAL, WAL_MAGIC, layout.file_len(FIRST_SEGMENTS)),
+    ] {
+        let file = storage.create(name, MAKE)?;
+        file.allocate(len, Purpose("create: allocate"))?;
+        file.write_at(0, &header::encode_file(&magic, index_id), HEADER)?;
+        file.sync_all(Purpose("C1: sync data and WAL"))?;
+    }
+    let root = Root {
+        index_id,
+        generation: Generation(1),
+        geometry,
+        checkpoint: Lsn(0),
+        epoch: 1,
+        wal_start: layout.start_of(1),
+        directory: Entry::default(),
+        shard_numbers: 0,
+        shards: 0,
+        live: 0,
+        removed: 0,
+        draws: 0,
+        splits: 0,
+        data_pages,
+    };
+    let file = storage.create(names::ROOT_NEW, MAKE)?;
+    Roots::store_first(&*file, &root)?;
+    file.sync_all(Purpose("C2: sync the roots"))?;
+    // Before the rename: a directory entry may survive without those made before it (R7).
+    storage.sync_dir(Purpose("C3: sync the entries"))?;
+    storage.rename(names::ROOT_NEW, names::ROOT, Purpose("create: commit"))?;
+    storage.sync_dir(Purpose("C4: sync the rename"))?;
+    drop(file);
+    let found = Found::read(&storage, recovery)?;
+    found.engine(storage, lock, config.options.clone(), env, true)
+}
+
+/// Compares what the format fixes.
+fn same_config<S: Storage>(engine: &Engine<S>, given: &Geometry) -> Result<()> {
+    let stored = engine.geometry();
+    let fields: [(&'static str, String, String); 5] = [
+        ("vector_size", stored.dimension.to_string(), given.dimension.to_string()),
+        ("metric", stored.metric.to_string(), given.metric.to_string()),
+        ("shard_size", stored.shard_size.to_string(), given.shard_size.to_string()),
+        ("bloom_filter_size", stored.bloom_bytes.to_string(), given.bloom_bytes.to_string()),
+        ("wal_segment_size", stored.wal_segment_size.to_string(), given.wal_segment_size.to_string()),
+    ];
+    match fields.into_iter().find(|(_, stored, given)| stored != given) {
+        None => Ok(()),
+        Some((field, stored, given)) => {
+            Err(ShardexError::ConfigMismatch { path: engine.storage().path(), field, stored, given })
+        }
+    }
+}
+
+/// Opens what is there.
+pub(super) fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> Result<Engine<S>> {
+    options.validate()?;
+    let missing = |reason: &str| ShardexError::NotFound { path: storage.path(), reason: reason.to_owned() };
+    if !storage.exists()? {
+        return Err(missing("there is no such directory"));
+    }
+    let found = storage.list()?;
+    let has = |name: &str| found.iter().any(|found| found == name);
+    if !has(names::ROOT) {
+        let interrupted = has(names::DATA) || has(names::WAL) || has(names::ROOT_NEW);
+        return Err(missing(if interrupted {
+            "a `create` was interrupted here; call `create` again"
+        } else {
+            "it holds no file `root`"
+        }));
+    }
+    let lock = storage.lock()?;
+    let mut recovery = RecoveryStats::default();
+    if has(names::ROOT_NEW) {
+        storage.remove(names::ROOT_NEW, CLEAR)?;
+        recovery.leftovers_removed += 1;
+    }
+    Found::read(&storage, recovery)?.engine(storage, lock, options, env, false)
+}
+
+/// What the files of an index hold, before anything is decided.
+struct Found<F: StorageFile> {
+    root_file: Arc<F>,
+    wal_file: Arc<F>,
+    data: DataFile<F>,
+    newest: Root,
+    newest_slot: usize,
+    older: Option<Root>,
+    /// The newest epoch that any root names.
+    epoch: u64,
+    recovery: RecoveryStats,
+}
+
+impl<F: StorageFile> Found<F> {
+    /// Reads roots and headers.
+    fn read<S: Storage<File = F>>(storage: &S, mut recovery: RecoveryStats) -> Result<Self> {
+        let root_file = storage.open(names::ROOT)?;
+        let page_size = storage.page_size();
+        let slots = roots::read_slots(&*root_file, page_size)?;
+        let mut valid: Vec<(usize, Root)> = Vec::new();
+        for (i, slot) in slots.iter().enumerate() {
+            match slot {
+                Slot::Valid(root) => valid.push((i, (**root).clone())),
+                Slot::Unreadable(_) => recovery.root_fallback = true,
+            }
+        }
+        valid.sort_by_key(|(_, root)| root.generation);
+        let epoch = valid.iter().map(|(_, root)| root.epoch).max().unwrap_or(0);
+        let Some((newest_slot, newest)) = valid.pop() else { unreachable!("one slot is valid, or reading failed") };
+        let older = valid.pop().map(|(_, root)| root);
+        let geometry = newest.geometry;
+        if geometry.page_size != page_size || !geometry.sector_size.is_multiple_of(storage.sector_size()) {
+            return Err(ShardexError::Config {
+                field: "directory_path",
+                reason: format!(
+                    "the index was made for pages of {} and sectors of {} bytes; this storage has {page_size} and {}",
+                    geometry.page_size,
+                    geometry.sector_size,
+                    storage.sector_size()
+                ),
+            });
+        }
+        if let Some(older) = &older
+            && (older.index_id != newest.index_id
+                || older.geometry != geometry
+                || older.generation == newest.generation)
+            && older != &newest
+        {
+            return Err(ShardexError::Corruption {
+                file: root_file.path(),
+                offset: ((1 - newest_slot) * page_size) as u64,
+                what: format!("its roots {} and {} contradict each other", older.generation, newest.generation),
+            });
+        }
+        let data_file = open_part(storage, names::DATA, &DATA_MAGIC, newest.index_id)?;
+        let wal_file = open_part(storage, names::WAL, &WAL_MAGIC, newest.index_id)?;
+        let least = newest.data_pages.saturating_mul(page_size as u64);
+        if data_file.len()? < least {
+            return Err(ShardexError::Corruption {
+                file: data_file.path(),
+                offset: data_file.len()?,
+                what: format!("the file ends here, {least} bytes expected"),
+            });
+        }
+        let data = DataFile::new(data_file, geometry);
+        Ok(Self { root_file, wal_file, data, newest, newest_slot, older, epoch, recovery })
+    }
+
+    /// Puts the engine together, recovers if it must, and hands it over.
+    fn engine<S: Storage<File = F>>(
+        self,
+        storage: S,
+        lock: S::Lock,
+        options: OpenOptions,
+        env: &Env,
+        fresh: bool,
+    ) -> Result<Engine<S>> {
+        let Self { root_file, wal_file, data, newest, newest_slot, mut older, epoch, mut recovery } = self;
+        let clock = Arc::clone(&env.clock);
+        let began = clock.elapsed();
+        let geometry = *data.geometry();
+        let layout = WalLayout::new(&geometry);
+        let mut read_only = None;
+        for file in [data.file(), &wal_file, &root_file].into_iter().filter(|_| !fresh) {
+            // A copied index may have holes, and a store into one must not fail later for want of space.
+            let allocated = file.len().and_then(|len| file.allocate(len, REFILL));
+            if let Err(error) = allocated {
+                if !error.is_out_of_space() {
+                    return Err(error);
+                }
+                read_only = Some(error);
+            }
+        }
+        let directory = Directory::load(&newest, &data)?;
+        let mut work = load(&newest, &directory, &data, options.shardex_segment_size)?;
+        if let Some(root) = &older
+            && let Err(error) = hold_older(&mut work, root, &directory, &data)
+        {
+            match error {
+                // The newest root stands on its own: the older one counts as one that cannot be read.
+                ShardexError::Corruption { .. } => {
+                    recovery.root_fallback = true;
+                    older = None;
+                }
+                error => return Err(error),
+            }
+        }
+        let newest_epoch = newest.epoch;
+        let empty = Snapshot::empty(newest.checkpoint);
+        let numbers = 0..work.shards.len() as u32;
+        let durable = Arc::new(empty.with_changes(&work.shards, numbers, (newest.checkpoint, newest.live), &geometry));
+        let next_epoch = if fresh { newest_epoch } else { epoch + 1 };
+        let wal = WalWriter::start_epoch(
+            &wal_file,
+            layout,
+            newest.index_id,
+            next_epoch,
+            newest.checkpoint,
+            options.wal_max_bytes,
+        )?;
+        let (index_id, begun) = (newest.index_id, newest.generation);
+        let (start, checkpoint, has_older) = (newest.wal_start, newest.checkpoint, older.is_some());
+        let mut engine = Engine {
+            storage,
+            _lock: lock,
+            clock,
+            options,
+            index_id,
+            data: Arc::new(data),
+            wal_file,
+            wal,
+            epoch_open: fresh,
+            roots: Roots::new(root_file, newest, newest_slot, older),
+            directory,
+            work,
+            flush: None,
+            begun,
+            published: Arc::clone(&durable),
+            durable,
+            poisoned: None,
+            read_only,
+            counters: Counters::default(),
+            recovery,
+        };
+        if !fresh {
+            engine.recover(start, checkpoint, (newest_epoch, has_older))?;
+        }
+        engine.recovery.duration = engine.clock.elapsed().saturating_sub(began);
+        Ok(engine)
+    }
+}
+
+/// Opens `data` or `wal` and checks that it belongs to the index.
+fn open_part<S: Storage>(storage: &S, name: &str, magic: &[u8; 8], index_id: u128) -> Result<Arc<S::File>> {
+    let file = storage.open(name)?;
+    let mut bytes = [0; FILE_HEADER_BYTES];
+    if file.len()? < FILE_HEADER_BYTES as u64 {
+        return Err(ShardexError::Corruption {
+            file: file.path(),
+            offset: 0,
+            what: "the file ends before its header does".into(),
+        });
+    }
+    file.read_at(0, &mut bytes)?;
+    match header::kind(&bytes, magic) {
+        Kind::Ours => {}
+        Kind::OtherVersion(found) => {
+            return Err(ShardexError::UnsupportedVersion { file: file.path(), found, supported: FORMAT_VERSION });
+        }
+        Kind::Foreign => {
+            let reason = format!("its first bytes are \"{}\"", bytes[..8].escape_ascii());
+            return Err(ShardexError::NotAnIndex { file: file.path(), reason });
+        }
+    }
+    let damaged = |what: String| ShardexError::Corruption { file: file.path(), offset: 0, what };
+    let found = header::decode_file(&bytes, magic).map_err(|e| damaged(e.to_string()))?;
+    if found != index_id {
+        return Err(damaged(format!("it belongs to index {found:032x}, not to {index_id:032x}")));
+    }
+    Ok(file)
+}
+
+fn in_data<F: StorageFile>(data: &DataFile<F>, page: u64, what: String) -> ShardexError {
+    let offset = page.saturating_mul(data.geometry().page_size as u64);
+    ShardexError::Corruption { file: data.path(), offset, what }
+}
+
+/// The working state below a root. Reads states, no vector and no posting.
+fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, step: usize) -> Result<Working<F>> {
+    let geometry = data.geometry();
+    // As long as the root says, not as the file is: what lies beyond may be in the page cache alone (R10). It is grown into
+    // again, and then a sync covers the length.
+    let chunks = (root.data_pages.saturating_sub(1) / u64::from(geometry.chunk_pages())) as usize;
+    let mut work = Working::new(geometry, chunks, step);
+    for entry in directory.entries() {
+        let run = directory::run_of(entry, geometry);
+        work.space.mark_meta(run).map_err(|why| in_data(data, run.page, why))?;
+    }
+    let mut live = 0;
+    for number in 0..directory.len() as u32 {
+        let entry = directory.state(number as usize);
+        if entry.is_none() {
+            work.put(number, None);
+            continue;
+        }
+        let state = directory::read_state(&entry, number, data)?;
+        live += u64::from(state.live);
+        for extent in &state.extents {
+            work.space.mark_extent(extent.page).map_err(|why| in_data(data, extent.page, why))?;
+        }
+        let shard = Shard::load(state, data, Generation(0))?;
+        work.index(number, Some(&shard));
+        work.put(number, Some(Arc::new(shard)));
+    }
+    if live != root.live {
+        let what = format!("root {} counts {} live postings, its shards {live}", root.generation, root.live);
+        return Err(in_data(data, root.directory.page, what));
+    }
+    work.totals =
+        super::working::Totals { live: root.live, removed: root.removed, draws: root.draws, splits: root.splits };
+    work.dirty.clear();
+    Ok(work)
+}
+
+/// Holds the places that only the older root names: they are free when it is gone.
+fn hold_older<F: StorageFile>(
+    work: &mut Working<F>,
+    older: &Root,
+    newest: &Directory,
+    data: &DataFile<F>,
+) -> Result<()> {
+    let geometry = data.geometry();
+    let directory = Directory::load(older, data)?;
+    let known: BTreeSet<Run> = newest.entries().map(|entry| directory::run_of(entry, geometry)).collect();
+    let extents: BTreeSet<u64> = work
+        .shards
+        .iter()
+        .flatten()
+        .flat_map(|shard| shard.extents().iter().map(|extent| extent.place().run.page))
+        .collect();
+    let mut only: Vec<(Run, bool)> = directory
+        .entries()
+        .map(|entry| (directory::run_of(entry, geometry), false))
+        .filter(|(run, _)| !known.contains(run))
+        .collect();
+    for number in 0..directory.len() as u32 {
+        let entry = directory.state(number as usize);
+        // A state that the newest root names too holds nothing new.
+        if entry.is_none() || known.contains(&directory::run_of(&entry, geometry)) {
+            continue;
+        }
+        let state = directory::read_state(&entry, number, data)?;
+        for extent in state.extents.iter().filter(|extent| !extents.contains(&extent.page)) {
+            only.push((Run { page: extent.page, pages: geometry.extent_pages() }, true));
+        }
+    }
+    only.sort_unstable();
+    only.dedup();
+    let mut space = work.space.clone();
+    for &(run, extent) in &only {
+        let marked = if extent { space.mark_extent(run.page) } else { space.mark_meta(run) };
+        marked.map_err(|why| in_data(data, run.page, why))?;
+    }
+    work.space = space;
+    only.into_iter().for_each(|(run, extent)| work.drop_named(run, extent, older.generation));
+    Ok(())
+}
+
+impl<S: Storage> Engine<S> {
+    /// See the [module](self).
+    fn recover(&mut self, start: WalPosition, checkpoint: Lsn, (epoch, both_roots): (u64, bool)) -> Result<()> {
+        let layout = WalLayout::new(self.data.geometry());
+        let source = Arc::clone(&self.wal_file);
+        let replay = |apply: &mut dyn FnMut(Record) -> Result<()>| {
+            wal::replay(&*source, layout, (self.index_id, epoch), start, checkpoint, apply)
+        };
+        // Once without applying: whether this was a clean close decides whether (a) comes first.
+        let tail = replay(&mut |_| Ok(()))?;
+        if tail.closed && tail.records == 0 && both_roots {
+            self.start_after(tail)?;
+            return Ok(());
+        }
+        self.recovery.crashed = !tail.closed;
+        self.recovery.torn_tail = tail.torn;
+        if self.read_only.is_none() {
+            self.counters.barriers += 3;
+            self.storage.sync_parent(E1)?;
+            self.storage.sync_dir(E2)?;
+            self.roots.restore(B4)?;
+            self.begun = self.roots.newest().generation;
+        }
+        let mut replayed = Tail { last: checkpoint, ..Tail::default() };
+        let applied = wal::replay(&*source, layout, (self.index_id, epoch), start, checkpoint, |record| {
+            self.replay_record(&record)?;
+            replayed.last = record.lsn;
+            Ok(())
+        });
+        match applied {
+            Ok(_) => self.start_after(tail)?,
+            Err(error) if error.is_out_of_space() => {
+                // Serves what it could replay; the WAL and the roots are as they were.
+                self.start_after(replayed)?;
+                self.read_only = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+        let numbers: Vec<u32> = (0..self.work.shards.len() as u32).collect();
+        self.publish(&numbers);
+        if self.read_only.is_some() {
+            return Ok(());
+        }
+        match self.open_epoch() {
+            Err(error) if error.is_out_of_space() => {
+                self.read_only = Some(error);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// LSNs go on after the tail.
+    fn start_after(&mut self, tail: Tail) -> Result<()> {
+        let layout = WalLayout::new(self.data.geometry());
+        self.wal = WalWriter::start_epoch(
+            &self.wal_file,
+            layout,
+            self.index_id,
+            self.wal.epoch(),
+            tail.last,
+            self.options.wal_max_bytes,
+        )?;
+        Ok(())
+    }
+
+    fn replay_record(&mut self, record: &Record) -> Result<()> {
+        let damaged = |e: crate::format::FormatError| ShardexError::Corruption {
+            file: self.wal_file.path(),
+            offset: record.offset,
+            what: format!("record {}: {e}", record.lsn),
+        };
+        let operations = match record.kind {
+            FrameKind::Add => {
+                let postings = record::decode_add(&record.payload, self.data.geometry().dimension).map_err(damaged)?;
+                let rows = batch::rows(&postings, self.data.geometry())?;
+                let context = self.context();
+                apply::add(&mut self.work, &context, &rows)?;
+                postings.len()
+            }
+            FrameKind::Remove => {
+                let documents = record::decode_remove(&record.payload).map_err(damaged)?;
+                let context = self.context();
+                apply::remove(&mut self.work, &context, &documents)?;
+                documents.len()
+            }
+            FrameKind::Pad | FrameKind::Close => 0,
+        };
+        self.recovery.records_replayed += 1;
+        self.recovery.operations_replayed += operations as u64;
+        Ok(())
+    }
+
+    /// Makes both roots know the epoch that is to be appended to: steps (b) and (c). Nothing to do if they do.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub(super) fn open_epoch(&mut self) -> Result<()> {
+        if self.epoch_open {
+            return Ok(());
+        }
+        self.flush_forced()?;
+        let twin = Root { generation: self.roots.newest().generation.next(), ..self.roots.newest().clone() };
+        self.begun = twin.generation;
+        let job = self.roots.store_next(&twin, B5)?;
+        self.counters.barriers += 1;
+        if let Err(error) = job.run() {
+            return Err(self.poison(error));
+        }
+        self.roots.stored(twin);
+        self.work.release(self.roots.newest().generation);
+        self.epoch_open = true;
+        Ok(())
+    }
+
+    /// A flush that stores a root even if nothing has changed.
+    pub(super) fn flush_forced(&mut self) -> Result<()> {
+        let mut step = self.flush_begin(true)?;
+        while let FlushStep::Sync(job) = step {
+            step = self.flush_synced(job.run())?;
+        }
+        Ok(())
+    }
+}

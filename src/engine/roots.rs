@@ -1,0 +1,180 @@
+//! The root file: two slots, each on a page of its own, of which at least one always holds a durable root.
+//!
+//! Invariants:
+//! 1. A store goes into the slot that does not hold the last durable root.
+//! 2. `newest` and `older` are durable; nothing that either names is free.
+
+use std::sync::Arc;
+
+use crate::{
+    error::{Result, ShardexError},
+    format::{
+        header::{self, Kind, ROOT_MAGIC},
+        root::{ROOT_BYTES, Root},
+    },
+    limits::FORMAT_VERSION,
+    storage::{Purpose, StorageFile, SyncJob},
+};
+
+const STORE: Purpose = Purpose("root: store");
+
+/// Slots of the file.
+pub const SLOTS: usize = 2;
+
+/// What one slot holds.
+#[derive(Debug, Clone)]
+pub enum Slot {
+    /// A root.
+    Valid(Box<Root>),
+    /// Nothing that can be used, and why.
+    Unreadable(String),
+}
+
+/// The root file.
+#[derive(Debug)]
+pub struct Roots<F> {
+    file: Arc<F>,
+    page_size: usize,
+    newest: Root,
+    newest_slot: usize,
+    older: Option<Root>,
+    bytes_stored: u64,
+}
+
+/// Reads both slots.
+///
+/// # Errors
+/// `Io` (a slot that cannot be read may hold the newest root, so there is no way on); `NotAnIndex`,
+/// `UnsupportedVersion` or `Corruption` if neither holds a root.
+pub fn read_slots<F: StorageFile>(file: &F, page_size: usize) -> Result<[Slot; SLOTS]> {
+    let mut slots = [const { None }; SLOTS];
+    let mut kinds = [Kind::Foreign; SLOTS];
+    for (i, slot) in slots.iter_mut().enumerate() {
+        let offset = i * page_size;
+        let mut bytes = [0; ROOT_BYTES];
+        if file.len()? < (offset + ROOT_BYTES) as u64 {
+            *slot = Some(Slot::Unreadable(format!("slot {i}: the file ends before it")));
+            continue;
+        }
+        file.read_at(offset as u64, &mut bytes)?;
+        kinds[i] = header::kind(&bytes, &ROOT_MAGIC);
+        *slot = Some(match Root::decode(&bytes) {
+            Ok(root) => Slot::Valid(Box::new(root)),
+            Err(error) => Slot::Unreadable(format!("slot {i}: {error}")),
+        });
+    }
+    let slots = slots.map(|slot| slot.unwrap_or_else(|| Slot::Unreadable(String::new())));
+    let reasons: Vec<&str> = slots
+        .iter()
+        .filter_map(|slot| match slot {
+            Slot::Valid(_) => None,
+            Slot::Unreadable(why) => Some(why.as_str()),
+        })
+        .collect();
+    if reasons.len() < SLOTS {
+        return Ok(slots);
+    }
+    let versions: Vec<u32> = kinds
+        .iter()
+        .filter_map(|kind| match kind {
+            Kind::OtherVersion(version) => Some(*version),
+            _ => None,
+        })
+        .collect();
+    let path = file.path();
+    Err(match versions.as_slice() {
+        // Both slots agree: this is no damage.
+        [a, b] if a == b => ShardexError::UnsupportedVersion { file: path, found: *a, supported: FORMAT_VERSION },
+        _ if kinds.iter().all(|kind| *kind == Kind::Foreign) => {
+            ShardexError::NotAnIndex { file: path, reason: reasons.join("; ") }
+        }
+        _ => ShardexError::Corruption { file: path, offset: 0, what: reasons.join("; ") },
+    })
+}
+
+impl<F: StorageFile> Roots<F> {
+    /// Roots as they were read: `newest` from slot `newest_slot`, `older` from the other one if it is valid.
+    #[must_use]
+    pub fn new(file: Arc<F>, newest: Root, newest_slot: usize, older: Option<Root>) -> Self {
+        let page_size = newest.geometry.page_size;
+        Self { file, page_size, newest, newest_slot, older, bytes_stored: 0 }
+    }
+
+    /// The file of a new index: both slots hold the root, under two generations.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`.
+    pub fn store_first(file: &F, root: &Root) -> Result<()> {
+        file.allocate((SLOTS * root.geometry.page_size) as u64, Purpose("root: allocate"))?;
+        for i in 0..SLOTS {
+            let root = Root { generation: crate::id::Generation(1 + i as u64), ..root.clone() };
+            file.write_at((i * root.geometry.page_size) as u64, &root.encode(), STORE)?;
+        }
+        Ok(())
+    }
+
+    /// The newest durable root.
+    #[must_use]
+    pub fn newest(&self) -> &Root {
+        &self.newest
+    }
+
+    /// The durable root before it, if its slot can be read.
+    #[must_use]
+    pub fn older(&self) -> Option<&Root> {
+        self.older.as_ref()
+    }
+
+    /// Bytes stored so far.
+    #[must_use]
+    pub fn bytes_stored(&self) -> u64 {
+        self.bytes_stored
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> &Arc<F> {
+        &self.file
+    }
+
+    fn store(&mut self, slot: usize, root: &Root, purpose: Purpose) -> Result<SyncJob<F>> {
+        let offset = (slot * self.page_size) as u64;
+        let bytes = root.encode();
+        self.file.write_at(offset, &bytes, STORE)?;
+        self.bytes_stored += bytes.len() as u64;
+        Ok(SyncJob::range(&self.file, offset, offset + ROOT_BYTES as u64, purpose))
+    }
+
+    /// Stores a new root in the other slot, and returns the sync that makes it durable. From here on it may be on the
+    /// device, so it is finished or stored again, never given up.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`: to be called again with the same root.
+    pub fn store_next(&mut self, root: &Root, purpose: Purpose) -> Result<SyncJob<F>> {
+        assert_eq!(root.generation, self.newest.generation.next(), "roots follow one another");
+        self.store(1 - self.newest_slot, root, purpose)
+    }
+
+    /// Notes that the root of [`store_next`](Self::store_next) is durable.
+    pub fn stored(&mut self, root: Root) {
+        let older = std::mem::replace(&mut self.newest, root);
+        self.older = Some(older);
+        self.newest_slot = 1 - self.newest_slot;
+    }
+
+    /// After a crash: stores the newest root again, for it may be in the page cache alone (R10). In its own slot if the
+    /// other holds a root too; else in the other, which cannot be read, so that the one that can is not endangered.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`: the index cannot be opened.
+    pub fn restore(&mut self, purpose: Purpose) -> Result<()> {
+        let slot = if self.older.is_some() { self.newest_slot } else { 1 - self.newest_slot };
+        let root = self.newest.clone();
+        self.store(slot, &root, purpose)?.run()?;
+        if self.older.is_none() {
+            self.older = Some(root);
+            self.newest_slot = slot;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! The writer's state: the shards as they are after the last accepted batch, and the places they lie in.
+//!
+//! Invariants:
+//! 1. A place is free only when no retained root, no root whose store has begun, no snapshot and no working shard names it.
+//!    Places that lost their shard wait in `limbo` until that is so.
+//! 2. What root G names is set free when root G+2 is durable: then both slots hold newer roots.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    error::Result,
+    format::geometry::Geometry,
+    id::Generation,
+    index::RoutingTable,
+    limits,
+    shard::{DataFile, Place, Shard, bloom::SlicedBlooms},
+    space::{Run, SpaceMap},
+    storage::StorageFile,
+};
+
+/// A shard as everybody shares it.
+pub type SharedShard<F> = Arc<Shard<<F as StorageFile>::Lent>>;
+
+/// Figures of the working state; small enough to copy for an undo.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Live postings.
+    pub live: u64,
+    /// Postings removed whose slots are taken.
+    pub removed: u64,
+    /// Random draws made.
+    pub draws: u64,
+    /// Splits made.
+    pub splits: u64,
+}
+
+/// See the [module](self).
+pub struct Working<F: StorageFile> {
+    /// Shards by number.
+    pub shards: Vec<Option<SharedShard<F>>>,
+    /// Their centroids.
+    pub routing: RoutingTable,
+    /// Their bloom filters.
+    pub blooms: SlicedBlooms,
+    /// Used and free places.
+    pub space: SpaceMap,
+    /// Figures.
+    pub totals: Totals,
+    /// Shards that changed since the last flush began.
+    pub dirty: BTreeSet<u32>,
+    /// Extents without a shard: the last root that may name each, and the place.
+    limbo: Vec<(Option<Generation>, Arc<Place>)>,
+    /// The same for places that no snapshot holds: metadata, and extents that only the older root names at open.
+    meta_limbo: Vec<(Generation, Run, bool)>,
+}
+
+impl<F: StorageFile> Working<F> {
+    /// No shard, in a file of `chunks` chunks.
+    #[must_use]
+    pub fn new(geometry: &Geometry, chunks: usize, step: usize) -> Self {
+        Self {
+            shards: Vec::new(),
+            routing: RoutingTable::new(geometry.dimension),
+            blooms: SlicedBlooms::new(geometry.bloom_bytes, step),
+            space: SpaceMap::new(geometry, chunks),
+            totals: Totals::default(),
+            dirty: BTreeSet::new(),
+            limbo: Vec::new(),
+            meta_limbo: Vec::new(),
+        }
+    }
+
+    /// Shards in use.
+    #[must_use]
+    pub fn shard_count(&self) -> usize {
+        self.shards.iter().flatten().count()
+    }
+
+    /// Puts a shard in, replaces it, or takes it out.
+    pub fn put(&mut self, number: u32, shard: Option<SharedShard<F>>) {
+        let at = number as usize;
+        if self.shards.len() <= at {
+            self.shards.resize(at + 1, None);
+        }
+        self.shards[at] = shard;
+        self.dirty.insert(number);
+    }
+
+    /// Makes routing and filters of a shard what they are for `shard`.
+    pub fn index(&mut self, number: u32, shard: Option<&Shard<F::Lent>>) {
+        self.routing.set(number, shard.map(|shard| &*shard.centroid));
+        self.blooms.set_column(number as usize, shard.map(Shard::bloom));
+    }
+
+    /// Gives up an extent. `begun` is the newest root whose flush has begun.
+    pub fn drop_extent(&mut self, place: Arc<Place>, begun: Generation) {
+        // Taken after that flush began: no root names it.
+        let last_named = (place.born < begun).then_some(begun);
+        self.limbo.push((last_named, place));
+    }
+
+    /// Gives up a place that root `last_named` was the last to name, and that no snapshot holds.
+    pub fn drop_named(&mut self, run: Run, extent: bool, last_named: Generation) {
+        self.meta_limbo.push((last_named, run, extent));
+    }
+
+    /// Sets free what may be free now that root `durable` is. Returns how many places.
+    pub fn release(&mut self, durable: Generation) -> usize {
+        let over = |last_named: Generation| last_named.0 + 2 <= durable.0;
+        let before = self.limbo.len() + self.meta_limbo.len();
+        let space = &mut self.space;
+        let mut waiting = Vec::new();
+        for (last_named, place) in std::mem::take(&mut self.limbo) {
+            if last_named.is_some_and(|generation| !over(generation)) {
+                waiting.push((last_named, place));
+                continue;
+            }
+            // No snapshot holds it and none ever will: only holders make new holders.
+            match Arc::try_unwrap(place) {
+                Ok(place) => space.free(place.run),
+                Err(place) => waiting.push((last_named, place)),
+            }
+        }
+        self.limbo = waiting;
+        self.meta_limbo.retain(|&(last_named, run, _)| {
+            if over(last_named) {
+                space.free(run);
+            }
+            !over(last_named)
+        });
+        before - self.limbo.len() - self.meta_limbo.len()
+    }
+
+    /// Places that wait, and whether each is an extent.
+    pub fn held(&self) -> impl Iterator<Item = (Run, bool)> {
+        let meta = self.meta_limbo.iter().map(|&(_, run, extent)| (run, extent));
+        self.limbo.iter().map(|(_, place)| (place.run, true)).chain(meta)
+    }
+
+    /// A free extent, the file growing if it must.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`.
+    pub fn take_extent(&mut self, data: &DataFile<F>) -> Result<Run> {
+        take(&mut self.space, data, SpaceMap::take_extent)
+    }
+
+    /// A free run of `pages` pages, the file growing if it must.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`.
+    pub fn take_meta(&mut self, data: &DataFile<F>, pages: u32) -> Result<Run> {
+        take(&mut self.space, data, |space| space.take_meta(pages))
+    }
+
+    /// Heap bytes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let shards: usize = self.shards.iter().flatten().map(|shard| shard.memory()).sum();
+        shards + self.shards.len() * 8 + self.routing.memory() + self.blooms.memory()
+    }
+}
+
+fn take<F: StorageFile>(
+    space: &mut SpaceMap,
+    data: &DataFile<F>,
+    take: impl Fn(&mut SpaceMap) -> Option<Run>,
+) -> Result<Run> {
+    loop {
+        if let Some(run) = take(space) {
+            return Ok(run);
+        }
+        let chunks = space.chunks();
+        let chunk_bytes = u64::from(data.geometry().chunk_pages()) * data.geometry().page_size as u64;
+        let step = (chunks / 8).clamp(1, (limits::MAX_GROWTH_BYTES / chunk_bytes).max(1) as usize);
+        let mut grown = data.grow(space.pages_of(chunks + step)).map(|()| step);
+        if step > 1 && grown.as_ref().is_err_and(crate::ShardexError::is_out_of_space) {
+            // A nearly full disk may still have room for the one chunk that is needed.
+            grown = data.grow(space.pages_of(chunks + 1)).map(|()| 1);
+        }
+        space.grow(grown?);
+    }
+}
+
+/// Shards changed by a batch that is not accepted yet.
+pub type Touched<F> = BTreeMap<u32, Option<Shard<<F as StorageFile>::Lent>>>;

@@ -1,0 +1,126 @@
+//! WAL frames: a record, or a piece of one, with what is needed to know it is the next one.
+//!
+//! Every frame takes one LSN, but padding, which repeats the one before it. The checksum starts from the index id and
+//! the epoch, so that no frame of another epoch passes; within an epoch an LSN is never given to other bytes.
+
+use super::{
+    FormatError,
+    codec::{self, Put as _, Reader},
+};
+
+/// Bytes before a frame's payload.
+pub const FRAME_HEADER_BYTES: usize = 32;
+/// Frames start on multiples of this.
+pub const FRAME_ALIGN: usize = 8;
+
+/// What a frame holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameKind {
+    /// Postings to add.
+    Add,
+    /// Documents to remove.
+    Remove,
+    /// Nothing: fills a commit up to the end of its sector, or a segment up to its end.
+    Pad,
+    /// The index was closed here; nothing follows in this epoch.
+    Close,
+}
+
+/// A frame's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What it holds.
+    pub kind: FrameKind,
+    /// Whether a record starts here.
+    pub first: bool,
+    /// Whether a record ends here.
+    pub last: bool,
+    /// Its number.
+    pub lsn: u64,
+    /// The last LSN known to be durable when it was made.
+    pub durable: u64,
+    /// Bytes of payload.
+    pub len: u32,
+    /// Bytes after the payload that belong to no other frame.
+    pub slack: u16,
+}
+
+/// What the checksums of an epoch start from.
+#[must_use]
+pub fn seed(index_id: u128, epoch: u64) -> u32 {
+    super::crc32c(super::crc32c(0, &index_id.to_le_bytes()), &epoch.to_le_bytes())
+}
+
+impl Frame {
+    /// Bytes from this frame to the next.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        FRAME_HEADER_BYTES + self.len as usize + usize::from(self.slack)
+    }
+
+    /// The size that a frame header claims, checked by nothing.
+    #[must_use]
+    pub fn claimed_size(header: &[u8]) -> usize {
+        let mut r = Reader::new(header.get(4..).unwrap_or_default());
+        let len = r.u32().unwrap_or(u32::MAX) as usize;
+        let mut r = Reader::new(header.get(26..).unwrap_or_default());
+        FRAME_HEADER_BYTES + len + usize::from(r.u16().unwrap_or(u16::MAX))
+    }
+
+    /// Appends header, payload and slack.
+    ///
+    /// # Panics
+    /// If the parts are not `len` bytes together: a mistake of the caller.
+    pub fn encode<'a>(&self, seed: u32, parts: impl IntoIterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.put_u32(0);
+        out.put_u32(self.len);
+        out.put_u64(self.lsn);
+        out.put_u64(self.durable);
+        out.put(&[
+            match self.kind {
+                FrameKind::Add => 1,
+                FrameKind::Remove => 2,
+                FrameKind::Pad => 3,
+                FrameKind::Close => 4,
+            },
+            u8::from(self.first) | u8::from(self.last) << 1,
+        ]);
+        out.put(&self.slack.to_le_bytes());
+        out.put_u32(0);
+        for part in parts {
+            out.put(part);
+        }
+        assert_eq!(out.len() - start, FRAME_HEADER_BYTES + self.len as usize, "a frame of another length than it says");
+        out.resize(start + self.size(), 0);
+        codec::seal(&mut out[start..], 0, seed);
+    }
+
+    /// Parses the frame at the start of `bytes` and returns it with its payload.
+    ///
+    /// # Errors
+    /// If the bytes are no frame of the epoch of `seed`.
+    pub fn decode(bytes: &[u8], seed: u32) -> Result<(Self, &[u8]), FormatError> {
+        let mut r = Reader::new(bytes);
+        r.u32()?;
+        let len = r.u32()?;
+        let (lsn, durable) = (r.u64()?, r.u64()?);
+        let kind = match (r.at(), r.u8()?) {
+            (_, 1) => FrameKind::Add,
+            (_, 2) => FrameKind::Remove,
+            (_, 3) => FrameKind::Pad,
+            (_, 4) => FrameKind::Close,
+            (at, other) => return Err(FormatError::new(at, format!("frame kind {other}"))),
+        };
+        let part = r.u8()?;
+        let frame = Self { kind, first: part & 1 != 0, last: part & 2 != 0, lsn, durable, len, slack: r.u16()? };
+        r.u32()?;
+        let payload = r.take(len as usize)?;
+        r.take(usize::from(frame.slack))?;
+        codec::check_seal(&bytes[..frame.size()], 0, seed)?;
+        if part > 3 || !frame.size().is_multiple_of(FRAME_ALIGN) {
+            return Err(FormatError::new(0, "a frame of impossible shape"));
+        }
+        Ok((frame, payload))
+    }
+}

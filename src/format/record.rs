@@ -1,0 +1,81 @@
+//! What the WAL's records hold: the batches that callers gave, exactly as given.
+
+use super::{
+    FormatError,
+    codec::{Put as _, Reader},
+};
+use crate::{id::DocumentId, posting::Posting};
+
+/// Bytes of an add before the keys: count, dimension.
+const ADD_HEADER_BYTES: usize = 8;
+/// Bytes of a key: document id, start, length.
+const KEY_BYTES: usize = 24;
+
+/// Payload bytes of an add of `count` vectors of `dimension`.
+#[must_use]
+pub fn add_len(count: usize, dimension: usize) -> u64 {
+    ADD_HEADER_BYTES as u64 + count as u64 * (KEY_BYTES as u64 + 4 * dimension as u64)
+}
+
+/// The part of an add that comes before the vectors, which follow row by row.
+#[must_use]
+pub fn encode_add_keys(postings: &[Posting], dimension: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(ADD_HEADER_BYTES + postings.len() * KEY_BYTES);
+    out.put_u32(postings.len() as u32);
+    out.put_u32(dimension as u32);
+    for posting in postings {
+        out.put_u128(posting.document_id.0);
+        out.put_u32(posting.start);
+        out.put_u32(posting.length);
+    }
+    out
+}
+
+/// Parses the payload of an add.
+///
+/// # Errors
+/// If the lengths contradict each other.
+pub fn decode_add(payload: &[u8], dimension: usize) -> Result<Vec<Posting>, FormatError> {
+    let mut r = Reader::new(payload);
+    let count = r.u32()? as usize;
+    r.expect(&(dimension as u32).to_le_bytes())?;
+    if add_len(count, dimension) != payload.len() as u64 {
+        return Err(FormatError::new(0, format!("{count} postings in {} bytes", payload.len())));
+    }
+    let mut postings = Vec::with_capacity(count);
+    for _ in 0..count {
+        postings.push(Posting {
+            document_id: DocumentId(r.u128()?),
+            start: r.u32()?,
+            length: r.u32()?,
+            vector: Vec::new(),
+        });
+    }
+    for posting in &mut postings {
+        // `pod_collect_to_vec` copies, so the payload's alignment does not matter.
+        posting.vector = bytemuck::allocation::pod_collect_to_vec(r.take(4 * dimension)?);
+    }
+    Ok(postings)
+}
+
+/// Payload of a removal.
+#[must_use]
+pub fn encode_remove(ids: &[DocumentId]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(8 + ids.len() * 16);
+    out.put_u64(ids.len() as u64);
+    ids.iter().for_each(|id| out.put_u128(id.0));
+    out
+}
+
+/// Parses the payload of a removal.
+///
+/// # Errors
+/// If the lengths contradict each other.
+pub fn decode_remove(payload: &[u8]) -> Result<Vec<DocumentId>, FormatError> {
+    let mut r = Reader::new(payload);
+    let count = r.u64()?;
+    if count.checked_mul(16).and_then(|n| n.checked_add(8)) != Some(payload.len() as u64) {
+        return Err(FormatError::new(0, format!("{count} documents in {} bytes", payload.len())));
+    }
+    (0..count).map(|_| Ok(DocumentId(r.u128()?))).collect()
+}

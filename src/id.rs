@@ -1,0 +1,111 @@
+//! Newtypes for the numbers that must not be mixed up.
+//!
+//! All of them order as their integer does.
+
+use core::fmt;
+
+/// The caller's name for a document: 128 bits, chosen by the caller.
+///
+/// One document may have any number of postings; removing the document removes them all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DocumentId(pub u128);
+
+impl From<u128> for DocumentId {
+    fn from(raw: u128) -> Self {
+        Self(raw)
+    }
+}
+
+impl From<DocumentId> for u128 {
+    fn from(id: DocumentId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for DocumentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Log sequence number: the place of a WAL record in the order in which writes were accepted.
+///
+/// Records count from 1; 0 means "before every record".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// The number after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The number of a root. Each root that is stored has a higher one than every root before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The generation after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The name of a shard: a ULID (48 bits of Unix milliseconds, 80 bits of chance), printed in
+/// Crockford's base 32.
+///
+/// Unique whatever the clock does: the 80 bits are drawn from the index's own generator with a
+/// counter that never repeats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u128);
+
+impl ShardId {
+    /// Puts a ULID together from a time and a random number, of which the low 80 bits are used.
+    #[must_use]
+    pub fn from_parts(unix_ms: u64, random: u128) -> Self {
+        let time = u128::from(unix_ms & 0xFFFF_FFFF_FFFF) << 80;
+        Self(time | (random & ((1 << 80) - 1)))
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+        let mut text = [0u8; 26];
+        for (i, c) in text.iter_mut().enumerate() {
+            let digit = (self.0 >> (5 * (25 - i))) & 31;
+            *c = ALPHABET[digit as usize];
+        }
+        f.write_str(core::str::from_utf8(&text).unwrap_or("?"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ulid_prints_as_26_digits_and_orders_by_time() {
+        let early = ShardId::from_parts(1, u128::MAX);
+        let late = ShardId::from_parts(2, 0);
+        assert!(early < late);
+        assert_eq!(ShardId(0).to_string(), "0".repeat(26));
+        assert_eq!(ShardId(u128::MAX).to_string(), format!("7{}", "Z".repeat(25)));
+        assert!(early.to_string() < late.to_string());
+    }
+}

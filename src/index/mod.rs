@@ -1,0 +1,16 @@
+//! The in-memory index: which shards there are, which are near, and what a search finds in them.
+//!
+//! Invariants:
+//! 1. A snapshot never changes; the writer publishes a new one.
+//! 2. Publishing copies what changed: chunks of shards are shared between snapshots.
+//! 3. A search reads only what its snapshot names.
+
+mod routing;
+mod search;
+mod snapshot;
+mod topk;
+
+pub use routing::RoutingTable;
+pub use search::search;
+pub use snapshot::{CHUNK_SHARDS, Chunk, Snapshot};
+pub use topk::{Candidate, TopK};

@@ -1,0 +1,122 @@
+//! The k best of many candidates, with one order for everybody.
+
+use std::{cmp::Ordering, collections::BinaryHeap};
+
+use crate::id::DocumentId;
+
+/// A posting that may be among the nearest.
+///
+/// Ordered by (distance, document id, start, length), so that two searches that see the same postings answer the same,
+/// whatever order they saw them in.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    /// Lower is nearer: a negated score or a squared distance. Never NaN.
+    pub distance: f32,
+    /// The document.
+    pub document_id: DocumentId,
+    /// Where the part starts.
+    pub start: u32,
+    /// How long it is.
+    pub length: u32,
+    /// The shard's number.
+    pub shard: u32,
+    /// The slot in the shard.
+    pub slot: u32,
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // + 0.0 turns -0.0 into 0.0, so that the two are equal here as they are in arithmetic.
+        (self.distance + 0.0)
+            .total_cmp(&(other.distance + 0.0))
+            .then(self.document_id.cmp(&other.document_id))
+            .then(self.start.cmp(&other.start))
+            .then(self.length.cmp(&other.length))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Candidate {}
+
+/// Keeps the `k` least candidates.
+#[derive(Debug)]
+pub struct TopK {
+    k: usize,
+    heap: BinaryHeap<Candidate>,
+}
+
+impl TopK {
+    /// Keeps `k`.
+    #[must_use]
+    pub fn new(k: usize) -> Self {
+        Self { k, heap: BinaryHeap::with_capacity(k.min(4_096)) }
+    }
+
+    /// A candidate farther than this is none; equal ones have to be offered.
+    #[must_use]
+    pub fn bound(&self) -> f32 {
+        match self.heap.peek() {
+            Some(worst) if self.heap.len() == self.k => worst.distance,
+            _ => f32::INFINITY,
+        }
+    }
+
+    /// Offers a candidate.
+    pub fn offer(&mut self, candidate: Candidate) {
+        if self.heap.len() < self.k {
+            self.heap.push(candidate);
+        } else if let Some(mut worst) = self.heap.peek_mut()
+            && candidate < *worst
+        {
+            *worst = candidate;
+        }
+    }
+
+    /// The best, nearest first.
+    #[must_use]
+    pub fn into_sorted(self) -> Vec<Candidate> {
+        self.heap.into_sorted_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_are_broken_by_key_whatever_the_order_of_offers() {
+        let candidate = |distance, id, start| Candidate {
+            distance,
+            document_id: DocumentId(id),
+            start,
+            length: 1,
+            shard: 0,
+            slot: 0,
+        };
+        let mut all = [
+            candidate(1.0, 3, 0),
+            candidate(-0.0, 9, 0),
+            candidate(0.0, 2, 5),
+            candidate(1.0, 3, 1),
+            candidate(1.0, 1, 9),
+        ];
+        for turn in 0..5 {
+            all.rotate_left(turn);
+            let mut top = TopK::new(3);
+            all.iter().for_each(|&c| top.offer(c));
+            let ids: Vec<_> = top.into_sorted().iter().map(|c| (c.document_id.0, c.start)).collect();
+            assert_eq!(ids, [(2, 5), (9, 0), (1, 9)]);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What a caller puts in and gets out: postings, searches and their answers.
+
+use crate::id::{DocumentId, Lsn};
+
+/// A part of a document, with the vector that stands for it.
+///
+/// The triple (`document_id`, `start`, `length`) is a posting's key: adding one with the key of a stored
+/// posting replaces that one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Posting {
+    /// The document.
+    pub document_id: DocumentId,
+    /// Where the part starts, in whatever unit the caller counts.
+    pub start: u32,
+    /// How long the part is, in the same unit: at least 1, and `start + length` fits in a `u32`.
+    pub length: u32,
+    /// The vector: as many finite numbers as the index has dimensions.
+    pub vector: Vec<f32>,
+}
+
+/// One posting that a search found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SearchResult {
+    /// The document.
+    pub document_id: DocumentId,
+    /// Where the part starts.
+    pub start: u32,
+    /// How long the part is.
+    pub length: u32,
+    /// The vector as it was given; under the cosine metric to within rounding (it is stored normalised, with
+    /// its norm).
+    pub vector: Vec<f32>,
+    /// Higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
+    pub similarity_score: f32,
+}
+
+/// What to search for.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SearchOptions {
+    /// Number of results: 1 to [`MAX_K`](crate::limits::MAX_K). Fewer come back from a smaller index.
+    pub k: usize,
+    /// Number of shards to scan, the nearest first; `None` takes the configured default.
+    pub slop: Option<usize>,
+    /// Scan every shard: the answer is that of a brute-force scan.
+    pub exact: bool,
+}
+
+impl SearchOptions {
+    /// The `k` nearest, with every other option at its default.
+    #[must_use]
+    pub fn new(k: usize) -> Self {
+        Self { k, slop: None, exact: false }
+    }
+
+    /// Sets the number of shards to scan.
+    #[must_use]
+    pub fn slop(mut self, slop: usize) -> Self {
+        self.slop = Some(slop);
+        self
+    }
+
+    /// Scans every shard.
+    #[must_use]
+    pub fn exact(mut self) -> Self {
+        self.exact = true;
+        self
+    }
+}
+
+/// The answer to one search.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SearchResponse {
+    /// The nearest first; equal scores by (document id, start, length).
+    pub results: Vec<SearchResult>,
+    /// Vectors whose distance was computed.
+    pub scanned: usize,
+    /// Shards that were scanned.
+    pub shards_scanned: usize,
+    /// The last write that this search saw.
+    pub lsn: Lsn,
+}

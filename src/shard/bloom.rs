@@ -1,0 +1,175 @@
+//! Bloom filters of document ids (Bloom, CACM 1970): which shards may hold a document, without looking.
+//!
+//! A shard keeps its own filter, which is stored with its state. All of them together are kept a second time, sliced by
+//! bit instead of by shard, so that one lookup reads [`PROBES`] rows of bits whatever the number of shards.
+
+use crate::id::DocumentId;
+
+/// Bits that stand for one document. At 16 bits a posting some 7 in 10,000 lookups of a full shard are in vain.
+pub const PROBES: usize = 7;
+
+/// The bits of a document in a filter of `bits` bits.
+fn positions(id: DocumentId, bits: usize) -> impl Iterator<Item = usize> {
+    // Double hashing (Kirsch and Mitzenmacher, ESA 2006) from one 64-bit mix (the finaliser of splitmix64).
+    let mix = |mut x: u64| {
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    };
+    let low = mix((id.0 as u64).wrapping_add(0x9E37_79B9_7F4A_7C15));
+    let high = mix(low ^ (id.0 >> 64) as u64);
+    let (start, step) = (high, mix(high) | 1);
+    (0..PROBES as u64).map(move |i| (start.wrapping_add(i.wrapping_mul(step)) % bits as u64) as usize)
+}
+
+/// The filter of one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bloom {
+    words: Vec<u64>,
+}
+
+impl Bloom {
+    /// A filter of this many bytes, a multiple of 8, that knows no document.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self { words: vec![0; bytes / 8] }
+    }
+
+    /// A filter from its bits.
+    #[must_use]
+    pub fn from_words(words: Vec<u64>) -> Self {
+        Self { words }
+    }
+
+    /// Its bits.
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Adds a document.
+    pub fn insert(&mut self, id: DocumentId) {
+        for bit in positions(id, self.words.len() * 64) {
+            self.words[bit / 64] |= 1 << (bit % 64);
+        }
+    }
+
+    /// False only if the document was never added.
+    #[must_use]
+    pub fn may_contain(&self, id: DocumentId) -> bool {
+        positions(id, self.words.len() * 64).all(|bit| self.words[bit / 64] >> (bit % 64) & 1 == 1)
+    }
+}
+
+/// The filters of all shards, sliced by bit: row `b` has one bit per shard, set where bit `b` of that shard's filter is.
+#[derive(Clone, Debug)]
+pub struct SlicedBlooms {
+    bits: usize,
+    /// Words per row.
+    width: usize,
+    /// Columns by which it grows at once.
+    step: usize,
+    rows: Vec<u64>,
+}
+
+impl SlicedBlooms {
+    /// No shards, filters of `bytes` bytes; columns come `step` at a time.
+    #[must_use]
+    pub fn new(bytes: usize, step: usize) -> Self {
+        Self { bits: bytes * 8, width: 0, step: step.max(1), rows: Vec::new() }
+    }
+
+    /// Heap bytes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.rows.len() * 8
+    }
+
+    fn make_room(&mut self, column: usize) {
+        if column < self.width * 64 {
+            return;
+        }
+        let width = (column + 1).next_multiple_of(self.step).div_ceil(64);
+        let mut rows = vec![0; self.bits * width];
+        if self.width > 0 {
+            for (new, old) in rows.chunks_exact_mut(width).zip(self.rows.chunks_exact(self.width)) {
+                new[..self.width].copy_from_slice(old);
+            }
+        }
+        (self.rows, self.width) = (rows, width);
+    }
+
+    /// Adds a document to one shard's filter.
+    pub fn insert(&mut self, column: usize, id: DocumentId) {
+        self.make_room(column);
+        for bit in positions(id, self.bits) {
+            self.rows[bit * self.width + column / 64] |= 1 << (column % 64);
+        }
+    }
+
+    /// Makes a shard's column equal to its filter; `None` clears it.
+    pub fn set_column(&mut self, column: usize, filter: Option<&Bloom>) {
+        self.make_room(column);
+        let (word, mask) = (column / 64, 1u64 << (column % 64));
+        for bit in 0..self.bits {
+            let cell = &mut self.rows[bit * self.width + word];
+            let set = filter.is_some_and(|filter| filter.words[bit / 64] >> (bit % 64) & 1 == 1);
+            *cell = if set { *cell | mask } else { *cell & !mask };
+        }
+    }
+
+    /// The shards that may hold a document, lowest first.
+    pub fn candidates(&self, id: DocumentId, found: &mut Vec<usize>) {
+        found.clear();
+        if self.width == 0 {
+            return;
+        }
+        let mut rows = [0; PROBES];
+        for (row, bit) in rows.iter_mut().zip(positions(id, self.bits)) {
+            *row = bit * self.width;
+        }
+        for word in 0..self.width {
+            let mut hits = rows.iter().fold(u64::MAX, |hits, row| hits & self.rows[row + word]);
+            while hits != 0 {
+                found.push(word * 64 + hits.trailing_zeros() as usize);
+                hits &= hits - 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_and_filters_say_the_same() {
+        let mut sliced = SlicedBlooms::new(64, 10);
+        let mut filters = vec![Bloom::new(64); 130];
+        for n in 0..2_000u128 {
+            let (column, id) = ((n * 7 % 130) as usize, DocumentId(n << 60 | n));
+            filters[column].insert(id);
+            sliced.insert(column, id);
+        }
+        filters[3] = Bloom::new(64);
+        sliced.set_column(3, None);
+        filters[129] = filters[5].clone();
+        sliced.set_column(129, Some(&filters[5]));
+        let mut found = Vec::new();
+        for n in 0..4_000u128 {
+            let id = DocumentId(n << 60 | n);
+            sliced.candidates(id, &mut found);
+            let expected: Vec<_> = (0..130).filter(|&i| filters[i].may_contain(id)).collect();
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn few_lookups_are_in_vain() {
+        let mut filter = Bloom::new(1024);
+        (0..512).for_each(|n| filter.insert(DocumentId(n)));
+        assert!((0..512).all(|n| filter.may_contain(DocumentId(n))));
+        let vain = (1_000..101_000).filter(|&n| filter.may_contain(DocumentId(n))).count();
+        assert!(vain < 200, "{vain} of 100,000");
+    }
+}

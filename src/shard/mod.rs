@@ -1,0 +1,309 @@
+//! A shard: a cell of the index, with its postings and the vector that stands for them.
+//!
+//! Invariants:
+//! 1. Vectors and postings are append-only: a slot, once published, is never stored to until its extent is free.
+//! 2. A shard is changed only by the writer, on a copy; whoever holds an `Arc` of one sees it unchanged for ever.
+//! 3. `live` is the number of slots without a tombstone; `sum` is the sum of their vectors in the order of the changes.
+//! 4. The routing centroid is fixed for the shard's life.
+//! 5. Bytes read from a disk are checked against their checksum before they are used for the first time.
+//!
+//! This module never names the WAL.
+
+pub mod bloom;
+mod data;
+mod extent;
+pub mod split;
+
+use std::{mem, sync::Arc};
+
+pub use data::{Cause, DataFile, StoredPosting};
+pub use extent::{Extent, Place};
+
+use crate::{
+    error::Result,
+    format::{
+        geometry::{Geometry, POSTING_BYTES},
+        state::{ExtentState, ShardState},
+    },
+    id::{DocumentId, Generation, ShardId},
+    space::Run,
+    storage::StorageFile,
+};
+use bloom::Bloom;
+
+/// A shard in memory. `L` is what the storage lends.
+#[derive(Clone, Debug)]
+pub struct Shard<L> {
+    /// Its name.
+    pub id: ShardId,
+    /// Where vectors are routed to it.
+    pub centroid: Arc<[f32]>,
+    /// Slots used, removed ones and staged ones too.
+    len: u32,
+    live: u32,
+    extents: Vec<Extent<L>>,
+    tombstones: Vec<u64>,
+    bloom: Bloom,
+    sum: Vec<f64>,
+    /// Postings appended and not yet stored; empty whenever the shard is published.
+    staged: Vec<StoredPosting>,
+    staged_vectors: Vec<f32>,
+}
+
+impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
+    /// A shard without postings.
+    #[must_use]
+    pub fn new(id: ShardId, centroid: Arc<[f32]>, geometry: &Geometry) -> Self {
+        Self {
+            id,
+            len: 0,
+            live: 0,
+            extents: Vec::new(),
+            tombstones: Vec::new(),
+            bloom: Bloom::new(geometry.bloom_bytes),
+            sum: vec![0.0; geometry.dimension],
+            centroid,
+            staged: Vec::new(),
+            staged_vectors: Vec::new(),
+        }
+    }
+
+    /// The shard of a state read from disk. Reads no vector and no posting.
+    ///
+    /// # Errors
+    /// `Io`, also when an extent lies past the file's end.
+    pub fn load<F: StorageFile<Lent = L>>(state: ShardState, data: &DataFile<F>, born: Generation) -> Result<Self> {
+        let slots = data.geometry().extent_slots();
+        let mut extents = Vec::with_capacity(state.extents.len());
+        for (i, extent) in state.extents.iter().enumerate() {
+            let used = (state.len as usize - i * slots).min(slots);
+            extents.push(Extent::load(data, *extent, used as u32, born)?);
+        }
+        Ok(Self {
+            id: state.id,
+            centroid: state.centroid.into(),
+            len: state.len,
+            live: state.live,
+            extents,
+            tombstones: state.tombstones,
+            bloom: Bloom::from_words(state.bloom),
+            sum: state.sum,
+            staged: Vec::new(),
+            staged_vectors: Vec::new(),
+        })
+    }
+
+    /// What is to be stored of it at a flush.
+    #[must_use]
+    pub fn state(&self, number: u32) -> ShardState {
+        assert!(self.staged.is_empty(), "a shard is stored before its state");
+        ShardState {
+            number,
+            id: self.id,
+            len: self.len,
+            live: self.live,
+            extents: self.extents.iter().map(Extent::state).collect(),
+            tombstones: self.tombstones.clone(),
+            bloom: self.bloom.words().to_vec(),
+            sum: self.sum.clone(),
+            centroid: self.centroid.to_vec(),
+        }
+    }
+
+    /// Slots used, removed ones too.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether no slot is used.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Slots used and not removed.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.live as usize
+    }
+
+    /// Its extents, in the order of their slots.
+    #[must_use]
+    pub fn extents(&self) -> &[Extent<L>] {
+        &self.extents
+    }
+
+    /// Its bloom filter of document ids.
+    #[must_use]
+    pub fn bloom(&self) -> &Bloom {
+        &self.bloom
+    }
+
+    /// The sum of its live vectors.
+    #[must_use]
+    pub fn sum(&self) -> &[f64] {
+        &self.sum
+    }
+
+    /// The mean of its live vectors; `None` if there are none.
+    pub fn mean(&self) -> Option<impl Iterator<Item = f64>> {
+        let n = f64::from(self.live);
+        (self.live > 0).then(|| self.sum.iter().map(move |sum| sum / n))
+    }
+
+    /// Whether slot `i` holds a posting that is not removed.
+    #[must_use]
+    pub fn is_live(&self, i: usize) -> bool {
+        i < self.len() && self.tombstones[i / 64] >> (i % 64) & 1 == 0
+    }
+
+    /// The word of tombstones that covers slots `64 × i` and on.
+    #[must_use]
+    pub fn tombstone_word(&self, i: usize) -> u64 {
+        self.tombstones.get(i).copied().unwrap_or(0)
+    }
+
+    /// Heap bytes of the shard, what it shares with other copies counted too.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        size_of::<Self>()
+            + self.extents.len() * size_of::<Extent<L>>()
+            + self.tombstones.len() * 8
+            + self.bloom.words().len() * 8
+            + self.sum.len() * 8
+            + self.centroid.len() * 4
+    }
+
+    /// Takes one more posting, in memory: [`store`](Self::store) must follow before it is published.
+    ///
+    /// # Panics
+    /// If the shard is full: the caller splits it first.
+    pub fn stage(&mut self, posting: StoredPosting, vector: &[f32], geometry: &Geometry) {
+        assert!(self.len() < geometry.shard_size, "a full shard takes nothing");
+        if self.len.is_multiple_of(64) {
+            self.tombstones.push(0);
+        }
+        self.len += 1;
+        self.live += 1;
+        self.bloom.insert(posting.document_id);
+        for (sum, x) in self.sum.iter_mut().zip(vector) {
+            *sum += f64::from(*x);
+        }
+        self.staged.push(posting);
+        self.staged_vectors.extend_from_slice(vector);
+    }
+
+    /// Stores what was staged into the shard's extents, new ones from `take` where these are full.
+    ///
+    /// Free slots are all it touches: if it fails, the shard from before is as good as ever.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`, `Corruption` (the bytes before the new ones are checked first). The shard is unusable then.
+    pub fn store<F: StorageFile<Lent = L>>(
+        &mut self,
+        data: &DataFile<F>,
+        take: &mut dyn FnMut() -> Result<Run>,
+        (born, cause): (Generation, Cause),
+    ) -> Result<()> {
+        let geometry = data.geometry();
+        let slots = geometry.extent_slots();
+        let staged = mem::take(&mut self.staged);
+        let vectors = mem::take(&mut self.staged_vectors);
+        let mut at = self.len() - staged.len();
+        let mut done = 0;
+        while done < staged.len() {
+            if at == self.extents.len() * slots {
+                self.extents.push(Extent::new(data, take()?, born)?);
+            }
+            let Some(extent) = self.extents.last_mut() else { unreachable!("one was pushed") };
+            let n = (slots - at % slots).min(staged.len() - done);
+            let rows = &vectors[done * geometry.dimension..(done + n) * geometry.dimension];
+            extent.append(data, &staged[done..done + n], rows, cause)?;
+            done += n;
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// The live slots that hold postings of a document, with their keys.
+    ///
+    /// # Errors
+    /// `Corruption` if the posting records are damaged.
+    pub fn find<F: StorageFile<Lent = L>>(
+        &self,
+        data: &DataFile<F>,
+        document_id: DocumentId,
+        found: &mut Vec<(usize, StoredPosting)>,
+    ) -> Result<()> {
+        assert!(self.staged.is_empty(), "lookups come before appends");
+        let slots = data.geometry().extent_slots();
+        let needle = document_id.0.to_le_bytes();
+        for (e, extent) in self.extents.iter().enumerate() {
+            let records = extent.postings(data)?;
+            for (i, record) in records.chunks_exact(POSTING_BYTES).enumerate() {
+                let slot = e * slots + i;
+                if record[..16] == needle && self.is_live(slot) {
+                    found.push((slot, StoredPosting::decode(record)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the posting in a live slot.
+    ///
+    /// # Errors
+    /// `Corruption` if its vector is damaged. Nothing has changed then.
+    ///
+    /// # Panics
+    /// If the slot holds no live posting: a mistake of the caller.
+    pub fn remove<F: StorageFile<Lent = L>>(&mut self, data: &DataFile<F>, slot: usize) -> Result<()> {
+        assert!(self.is_live(slot), "slot {slot} holds no live posting");
+        let geometry = data.geometry();
+        let slots = geometry.extent_slots();
+        let vectors = self.extents[slot / slots].vectors(data)?;
+        let vector = row(vectors, slot % slots, geometry);
+        for (sum, x) in self.sum.iter_mut().zip(vector) {
+            *sum -= f64::from(*x);
+        }
+        self.tombstones[slot / 64] |= 1 << (slot % 64);
+        self.live -= 1;
+        Ok(())
+    }
+
+    /// All live postings with their vectors, in the order of their slots.
+    ///
+    /// # Errors
+    /// `Corruption` if bytes are damaged.
+    pub fn live_rows<'a, F: StorageFile<Lent = L>>(
+        &'a self,
+        data: &'a DataFile<F>,
+    ) -> Result<Vec<(StoredPosting, &'a [f32])>> {
+        assert!(self.staged.is_empty(), "a shard is stored before it is read");
+        let geometry = data.geometry();
+        let slots = geometry.extent_slots();
+        let mut rows = Vec::with_capacity(self.live());
+        for (e, extent) in self.extents.iter().enumerate() {
+            let (vectors, records) = (extent.vectors(data)?, extent.postings(data)?);
+            for (i, record) in records.chunks_exact(POSTING_BYTES).enumerate() {
+                if self.is_live(e * slots + i) {
+                    rows.push((StoredPosting::decode(record), row(vectors, i, geometry)));
+                }
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// Row `i` of an extent's vectors.
+#[must_use]
+pub fn row<'a>(vectors: &'a [u8], i: usize, geometry: &Geometry) -> &'a [f32] {
+    let at = i * geometry.vector_stride();
+    bytemuck::cast_slice(&vectors[at..at + geometry.dimension * 4])
+}
+
+/// What a state names of an extent, for those who have the state alone.
+pub fn places(state: &ShardState) -> impl Iterator<Item = ExtentState> {
+    state.extents.iter().copied()
+}

@@ -1,0 +1,357 @@
+//! The real backend: files of one directory, stored to by `pwrite`, lent from shared read-only mappings.
+//!
+//! It owns the open files, their mappings, the directory's lock, and all the unsafe code that input and output need.
+//!
+//! # Invariants
+//! 1. A store goes through `pwrite`, never through a mapping: a full disk or a failing one is an error, not a signal.
+//!    It is visible in the mappings at once, for the kernel serves both from one page cache (R1).
+//! 2. No file is ever shortened, here or by whoever else respects the directory's lock. So a byte below a length once
+//!    seen can be read as long as a mapping of it lives, even after the file's removal.
+//! 3. The regions of a file are ordered by start and, strictly, by end too; each starts on a multiple of [`MAP_ALIGN`]
+//!    and ends no later than the file. So the last one that starts at or before an offset reaches the furthest.
+//! 4. The cached length is never more than the file's.
+//!
+//! # Limits
+//! * A file system without `fallocate` gives no promise of space: [`allocate`](StorageFile::allocate) then writes zeros
+//!   past the end and leaves holes below it as they are, so that a store into one may fail with
+//!   [`OutOfSpace`](crate::ShardexError::OutOfSpace).
+//! * An I/O error of the medium under a lent page is a signal that nobody can prevent.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    ops::Deref,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    slice,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    io::Errno,
+};
+
+use super::{Purpose, Storage, StorageFile};
+use crate::error::{Result, ShardexError};
+
+const PAGE_SIZE: usize = 4096;
+const SECTOR_SIZE: usize = 512;
+
+/// Where mappings start: a multiple of every page size in use (4, 16 and 64 KiB).
+const MAP_ALIGN: u64 = 64 << 10;
+
+/// Bytes of zeros written at once where the file system cannot allocate.
+const ZEROS: usize = 256 << 10;
+
+/// Name of the file that carries the directory's lock.
+const LOCK_FILE: &str = "LOCK";
+
+/// A directory on a file system of the machine.
+#[derive(Clone, Debug)]
+pub struct MmapStorage {
+    path: PathBuf,
+}
+
+/// Holds the lock of a directory until it is dropped.
+#[derive(Debug)]
+pub struct MmapLock {
+    // The lock belongs to the open file: the system releases it when its last descriptor closes (R12).
+    file: File,
+}
+
+impl Drop for MmapLock {
+    fn drop(&mut self) {
+        // Not left to the closing: a process being started by another thread holds a copy of the descriptor until it
+        // has become another program. An error leaves it to the closing after all.
+        drop(self.file.unlock());
+    }
+}
+
+impl MmapStorage {
+    /// The directory at `path`, which need not exist yet.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    fn open_with(&self, options: &OpenOptions, op: &'static str, name: &str) -> Result<Arc<MmapFile>> {
+        let path = self.path.join(name);
+        let file = options.open(&path).map_err(|e| ShardexError::io(op, &path, e))?;
+        let len = file.metadata().map_err(|e| ShardexError::io(op, &path, e))?.len();
+        Ok(Arc::new(MmapFile { path, file, len: AtomicU64::new(len), regions: RwLock::default() }))
+    }
+}
+
+impl Storage for MmapStorage {
+    type File = MmapFile;
+    type Lock = MmapLock;
+
+    fn page_size(&self) -> usize {
+        PAGE_SIZE
+    }
+
+    fn sector_size(&self) -> usize {
+        SECTOR_SIZE
+    }
+
+    fn path(&self) -> PathBuf {
+        self.path.clone()
+    }
+
+    fn exists(&self) -> Result<bool> {
+        match fs::metadata(&self.path) {
+            Ok(found) if found.is_dir() => Ok(true),
+            Ok(_) => Err(ShardexError::io("open", &self.path, io::ErrorKind::NotADirectory.into())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(ShardexError::io("open", &self.path, e)),
+        }
+    }
+
+    fn make_dir(&self, _purpose: Purpose) -> Result<()> {
+        fs::create_dir(&self.path).map_err(|e| ShardexError::io("create", &self.path, e))
+    }
+
+    fn sync_parent(&self, _purpose: Purpose) -> Result<()> {
+        // By the system's own notion of a parent where the path's last part is no name ("x/..", "/", ".").
+        let parent = match (self.path.file_name(), self.path.parent()) {
+            (Some(_), Some(parent)) if parent.as_os_str().is_empty() => PathBuf::from("."),
+            (Some(_), Some(parent)) => parent.to_path_buf(),
+            _ => self.path.join(".."),
+        };
+        sync_directory(&parent)
+    }
+
+    fn lock(&self) -> Result<MmapLock> {
+        let path = self.path.join(LOCK_FILE);
+        // Opened anew each time, so that two locks conflict within one process too (flock(2)).
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(|e| ShardexError::io("lock", &path, e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(MmapLock { file }),
+            Err(TryLockError::WouldBlock) => Err(ShardexError::Locked { path: self.path.clone() }),
+            Err(TryLockError::Error(e)) => Err(ShardexError::io("lock", path, e)),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<String>> {
+        let read = || -> io::Result<Vec<String>> {
+            // A name that is no UTF-8 is not ours; it is listed all the same, for the directory is not empty.
+            fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        };
+        let mut names = read().map_err(|e| ShardexError::io("list", &self.path, e))?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn create(&self, name: &str, _purpose: Purpose) -> Result<Arc<MmapFile>> {
+        self.open_with(OpenOptions::new().read(true).write(true).create_new(true), "create", name)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<MmapFile>> {
+        self.open_with(OpenOptions::new().read(true).write(true), "open", name)
+    }
+
+    fn rename(&self, from: &str, to: &str, _purpose: Purpose) -> Result<()> {
+        let from = self.path.join(from);
+        fs::rename(&from, self.path.join(to)).map_err(|e| ShardexError::io("rename", from, e))
+    }
+
+    fn remove(&self, name: &str, _purpose: Purpose) -> Result<()> {
+        let path = self.path.join(name);
+        fs::remove_file(&path).map_err(|e| ShardexError::io("remove", path, e))
+    }
+
+    fn sync_dir(&self, _purpose: Purpose) -> Result<()> {
+        sync_directory(&self.path)
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| ShardexError::io("sync", path, e))
+}
+
+/// An open file of an [`MmapStorage`].
+#[derive(Debug)]
+pub struct MmapFile {
+    path: PathBuf,
+    file: File,
+    /// Invariant 4.
+    len: AtomicU64,
+    /// What is mapped, as invariant 3 says. Grown when a loan asks for more.
+    regions: RwLock<Vec<Region>>,
+}
+
+/// A mapped part of a file.
+#[derive(Debug)]
+struct Region {
+    start: u64,
+    end: u64,
+    map: Arc<MmapRaw>,
+}
+
+impl Region {
+    /// The bytes from `offset` to `end`, which must lie within.
+    fn lend(&self, offset: u64, end: u64) -> MmapLent {
+        assert!(self.start <= offset && offset <= end && end <= self.end, "a loan lies within its region");
+        let (from, len) = ((offset - self.start) as usize, (end - offset) as usize);
+        MmapLent { map: Some(Arc::clone(&self.map)), from, len }
+    }
+}
+
+/// The region that holds the bytes from `offset` to `end`, if there is one.
+fn covering(regions: &[Region], offset: u64, end: u64) -> Option<&Region> {
+    let after = regions.partition_point(|r| r.start <= offset);
+    regions[..after].last().filter(|r| end <= r.end)
+}
+
+impl MmapFile {
+    /// Where a range of `len` bytes from `offset` ends, if that is within the file.
+    fn end_of(&self, op: &'static str, offset: u64, len: usize) -> Result<u64> {
+        let file_len = self.len.load(Ordering::Acquire);
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= file_len => Ok(end),
+            _ => {
+                let what = format!("{len} bytes at {offset} end past the file's {file_len}");
+                Err(ShardexError::io(op, &self.path, io::Error::new(io::ErrorKind::UnexpectedEof, what)))
+            }
+        }
+    }
+
+    /// Maps what a loan of `offset..end` lacks. The caller has found that no region covers it.
+    fn map(&self, regions: &mut Vec<Region>, offset: u64, end: u64) -> io::Result<MmapLent> {
+        let mapped = regions.last().map_or(0, |r| r.end);
+        let (from, to) = if end > mapped {
+            // The file has grown: all that is new, so that there is one mapping for each step of growth.
+            (offset.min(mapped), self.len.load(Ordering::Acquire))
+        } else {
+            // A loan across two regions: from its start to the end of the one that it ends in.
+            (offset, regions[regions.partition_point(|r| r.end < end)].end)
+        };
+        let start = from / MAP_ALIGN * MAP_ALIGN;
+        let len = usize::try_from(to - start).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let map = MmapOptions::new().offset(start).len(len).map_raw_read_only(&self.file)?;
+        let region = Region { start, end: to, map: Arc::new(map) };
+        let lent = region.lend(offset, end);
+        // What the new region covers goes from the list; loans of it keep their mapping.
+        let first = regions.partition_point(|r| r.start < start);
+        let last = regions.partition_point(|r| r.end <= to);
+        regions.splice(first..last, [region]);
+        assert!(regions.is_sorted_by(|a, b| a.start < b.start && a.end < b.end), "invariant 3");
+        Ok(lent)
+    }
+
+    fn grow(&self, len: u64) -> io::Result<()> {
+        loop {
+            // From 0, for a copied file may have holes, and a store into one would need space.
+            match fallocate(&self.file, FallocateFlags::empty(), 0, len) {
+                Ok(()) => return Ok(()),
+                Err(Errno::INTR) => {}
+                // One value or two, as the platform has it.
+                Err(e) if e == Errno::OPNOTSUPP || e == Errno::NOTSUP || e == Errno::NOSYS => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let mut at = self.file.metadata()?.len();
+        let zeros = vec![0; ZEROS.min(len.saturating_sub(at) as usize)];
+        while at < len {
+            let step = (len - at).min(ZEROS as u64);
+            self.file.write_all_at(&zeros[..step as usize], at)?;
+            at += step;
+        }
+        Ok(())
+    }
+}
+
+impl StorageFile for MmapFile {
+    type Lent = MmapLent;
+
+    fn path(&self) -> PathBuf {
+        self.path.clone()
+    }
+
+    fn len(&self) -> Result<u64> {
+        Ok(self.len.load(Ordering::Acquire))
+    }
+
+    fn allocate(&self, len: u64, _purpose: Purpose) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let grown = self.grow(len);
+        // After a failure too: part of it may have been done.
+        let found = self.file.metadata().map(|m| self.len.fetch_max(m.len(), Ordering::AcqRel));
+        grown.and(found.map(drop)).map_err(|e| ShardexError::io("allocate", &self.path, e))
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.end_of("read", offset, buffer.len())?;
+        self.file.read_exact_at(buffer, offset).map_err(|e| ShardexError::io("read", &self.path, e))
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8], _purpose: Purpose) -> Result<()> {
+        self.end_of("write", offset, bytes.len())?;
+        self.file.write_all_at(bytes, offset).map_err(|e| ShardexError::io("write", &self.path, e))
+    }
+
+    fn sync_range(&self, _offset: u64, _len: u64, _purpose: Purpose) -> Result<()> {
+        // More than was asked for: of what works on a range, `sync_file_range` makes nothing durable (R8).
+        self.file.sync_data().map_err(|e| ShardexError::io("sync", &self.path, e))
+    }
+
+    fn sync_all(&self, _purpose: Purpose) -> Result<()> {
+        self.file.sync_all().map_err(|e| ShardexError::io("sync", &self.path, e))
+    }
+
+    fn lend(&self, offset: u64, len: usize) -> Result<MmapLent> {
+        let end = self.end_of("lend", offset, len)?;
+        if len == 0 {
+            return Ok(MmapLent { map: None, from: 0, len: 0 });
+        }
+        {
+            let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(region) = covering(&regions, offset, end) {
+                return Ok(region.lend(offset, end));
+            }
+        }
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have mapped it between the two locks.
+        if let Some(region) = covering(&regions, offset, end) {
+            return Ok(region.lend(offset, end));
+        }
+        self.map(&mut regions, offset, end).map_err(|e| ShardexError::io("map", &self.path, e))
+    }
+}
+
+/// Bytes of a file, read in place. Keeps its mapping alive.
+#[derive(Clone, Debug)]
+pub struct MmapLent {
+    /// `None` for no bytes, which need no mapping.
+    map: Option<Arc<MmapRaw>>,
+    from: usize,
+    len: usize,
+}
+
+impl Deref for MmapLent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        /// No bytes, aligned as every loan may be.
+        #[repr(align(64))]
+        struct Nothing([u8; 0]);
+
+        match &self.map {
+            None => &const { &Nothing([]) }.0,
+            #[expect(unsafe_code, reason = "the bytes of a mapping are reached by its address alone")]
+            // SAFETY: `Region::lend` asserted that `from + len` is within this mapping, which `self` keeps alive, and
+            // `end_of` that it was within the file when lent; the file never gets shorter (invariant 2), so its pages
+            // stay readable. No reference to bytes beyond the loan is made. The loaned bytes do not change: nobody
+            // stores to them while they are lent, which `StorageFile::lend` demands and the simulator enforces.
+            Some(map) => unsafe { slice::from_raw_parts(map.as_ptr().add(self.from), self.len) },
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Replay: the chain of records from a position to the end of the WAL, and the difference between an end and a hole.
+
+use std::collections::BTreeMap;
+
+use super::layout::WalLayout;
+use crate::{
+    error::{Result, ShardexError},
+    format::{
+        frame::{self, FRAME_HEADER_BYTES, Frame, FrameKind},
+        header::{SEGMENT_HEADER_BYTES, SegmentHeader},
+        root::WalPosition,
+    },
+    id::Lsn,
+    storage::StorageFile,
+};
+
+/// One whole record.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What it holds: `Add` or `Remove`.
+    pub kind: FrameKind,
+    /// The LSN of its end.
+    pub lsn: Lsn,
+    /// Its payload.
+    pub payload: Vec<u8>,
+    /// Where its first frame starts in the file, for messages.
+    pub offset: u64,
+}
+
+/// How the WAL ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tail {
+    /// LSN of the last whole record.
+    pub last: Lsn,
+    /// Whole records found.
+    pub records: u64,
+    /// The last frame is a closing mark.
+    pub closed: bool,
+    /// Bytes of a commit that was never acknowledged follow.
+    pub torn: bool,
+}
+
+/// Reads the records after `checkpoint`, which start at `start`, and gives each to `apply` in order.
+///
+/// The chain ends at the first frame that is not the next one. If a frame behind that place shows that the missing one
+/// was durable, the WAL has a hole, and that is an error; otherwise it is a torn tail, of which nothing was ever
+/// acknowledged.
+///
+/// # Errors
+/// `Corruption` for a hole or for two segments of one number; `Io`; what `apply` returns.
+pub fn replay<F: StorageFile>(
+    file: &F,
+    layout: WalLayout,
+    (index_id, epoch): (u128, u64),
+    start: WalPosition,
+    checkpoint: Lsn,
+    mut apply: impl FnMut(Record) -> Result<()>,
+) -> Result<Tail> {
+    let seed = frame::seed(index_id, epoch);
+    let (slots, headless) = segment_slots(file, layout, (index_id, epoch), seed)?;
+    let mut chain = Chain { last: checkpoint, partial: None };
+    let mut tail = Tail { last: checkpoint, ..Tail::default() };
+    let mut at = start;
+    let mut segment = Vec::new();
+    'chain: while let Some(&slot) = slots.get(&at.seq) {
+        read_segment(file, layout, slot, &mut segment)?;
+        while at.offset < layout.segment_size() {
+            let bytes = segment.get(at.offset as usize..).unwrap_or_default();
+            let Ok((frame, payload)) = Frame::decode(bytes, seed) else { break 'chain };
+            let offset = layout.segment_start(slot) + at.offset;
+            match chain.link(&frame, payload, offset) {
+                Link::Broken => break 'chain,
+                Link::Pad => {}
+                Link::Part => tail.closed = false,
+                Link::Closed => {
+                    tail.closed = true;
+                    tail.last = chain.last;
+                }
+                Link::Whole(record) => {
+                    tail.closed = false;
+                    tail.last = record.lsn;
+                    tail.records += 1;
+                    apply(record)?;
+                }
+            }
+            at.offset += frame.size() as u64;
+        }
+        at = layout.start_of(at.seq + 1);
+    }
+    let mut later: Vec<_> = slots.range(at.seq..).map(|(&seq, &slot)| (slot, layout.start_of(seq))).collect();
+    if let Some((_, first)) = later.first_mut()
+        && first.seq == at.seq
+    {
+        *first = at;
+    }
+    later.extend(headless.iter().map(|&slot| (slot, layout.start_of(u64::MAX))));
+    let behind = look_behind(file, layout, &later, seed, chain.last)?;
+    if let Some(durable) = behind.durable
+        && durable > chain.last.0
+    {
+        let offset = slots.get(&at.seq).map_or(0, |&slot| layout.segment_start(slot) + at.offset);
+        return Err(ShardexError::Corruption {
+            file: file.path(),
+            offset,
+            what: format!(
+                "WAL record {} is missing, yet a later one says that records up to {durable} were durable",
+                chain.last.next()
+            ),
+        });
+    }
+    tail.torn = behind.frames || chain.partial.is_some();
+    Ok(tail)
+}
+
+/// The slot of each segment of the epoch, by its number, and the slots that hold frames of the epoch under a header that
+/// does not parse.
+fn segment_slots<F: StorageFile>(
+    file: &F,
+    layout: WalLayout,
+    (index_id, epoch): (u128, u64),
+    seed: u32,
+) -> Result<(BTreeMap<u64, usize>, Vec<usize>)> {
+    let mut slots = BTreeMap::new();
+    let mut headless = Vec::new();
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    for slot in 0..layout.segments_in(file.len()?) {
+        file.read_at(layout.segment_start(slot), &mut bytes)?;
+        let Ok(header) = SegmentHeader::decode(&bytes) else {
+            // Never used, or torn at its first store, or damaged. Only in the last case were its records acknowledged,
+            // and then a later one of them says so.
+            if first_frame(file, layout, slot, seed)?.is_some() {
+                headless.push(slot);
+            }
+            continue;
+        };
+        if header.index_id == index_id
+            && header.epoch == epoch
+            && let Some(other) = slots.insert(header.seq, slot)
+        {
+            return Err(ShardexError::Corruption {
+                file: file.path(),
+                offset: layout.segment_start(slot),
+                what: format!("segment {} is here and in slot {other}", header.seq),
+            });
+        }
+    }
+    Ok((slots, headless))
+}
+
+/// The first frame of a segment, whatever its header says.
+fn first_frame<F: StorageFile>(file: &F, layout: WalLayout, slot: usize, seed: u32) -> Result<Option<Frame>> {
+    let mut bytes = vec![0; FRAME_HEADER_BYTES];
+    let at = layout.segment_start(slot) + layout.first_frame();
+    file.read_at(at, &mut bytes)?;
+    let len = Frame::claimed_size(&bytes) as u64;
+    if len > layout.segment_size() - layout.first_frame() {
+        return Ok(None);
+    }
+    bytes.resize(len as usize, 0);
+    file.read_at(at, &mut bytes)?;
+    Ok(Frame::decode(&bytes, seed).ok().map(|(frame, _)| frame))
+}
+
+fn read_segment<F: StorageFile>(file: &F, layout: WalLayout, slot: usize, into: &mut Vec<u8>) -> Result<()> {
+    into.resize(layout.segment_size() as usize, 0);
+    file.read_at(layout.segment_start(slot), into)
+}
+
+/// What lies behind the end of the chain.
+#[derive(Default)]
+struct Behind {
+    /// Some frame that is not older than the chain's end.
+    frames: bool,
+    /// The highest durable LSN such a frame claims.
+    durable: Option<u64>,
+}
+
+/// Looks for frames of this epoch behind the end of the chain. Every commit starts on a sector, so one frame of each is
+/// found there, whatever lies between.
+fn look_behind<F: StorageFile>(
+    file: &F,
+    layout: WalLayout,
+    later: &[(usize, WalPosition)],
+    seed: u32,
+    last: Lsn,
+) -> Result<Behind> {
+    let mut behind = Behind::default();
+    let mut segment = Vec::new();
+    for &(slot, from) in later {
+        read_segment(file, layout, slot, &mut segment)?;
+        let mut at = from.offset.next_multiple_of(layout.sector_size());
+        while at < layout.segment_size() {
+            // A frame left over from the segment's use before has an LSN the chain has passed.
+            if let Ok((frame, _)) = Frame::decode(&segment[at as usize..], seed)
+                && frame.lsn > last.0
+            {
+                behind.frames = true;
+                behind.durable = behind.durable.max(Some(frame.durable));
+            }
+            at += layout.sector_size();
+        }
+    }
+    Ok(behind)
+}
+
+/// The chain of frames read so far.
+struct Chain {
+    last: Lsn,
+    /// A record of which the first frames were read.
+    partial: Option<Record>,
+}
+
+enum Link {
+    Broken,
+    Pad,
+    Part,
+    Whole(Record),
+    Closed,
+}
+
+impl Chain {
+    fn link(&mut self, frame: &Frame, payload: &[u8], offset: u64) -> Link {
+        if frame.kind == FrameKind::Pad {
+            return if frame.lsn == self.last.0 { Link::Pad } else { Link::Broken };
+        }
+        if frame.lsn != self.last.next().0 {
+            return Link::Broken;
+        }
+        let mut record = match (self.partial.take(), frame.first) {
+            (None, true) => Record { kind: frame.kind, lsn: Lsn(0), payload: Vec::new(), offset },
+            (Some(partial), false) if partial.kind == frame.kind => partial,
+            (partial, _) => {
+                self.partial = partial;
+                return Link::Broken;
+            }
+        };
+        record.payload.extend_from_slice(payload);
+        record.lsn = Lsn(frame.lsn);
+        self.last = record.lsn;
+        match (frame.last, frame.kind) {
+            (true, FrameKind::Close) => Link::Closed,
+            (true, _) => Link::Whole(record),
+            (false, _) => {
+                self.partial = Some(record);
+                Link::Part
+            }
+        }
+    }
+}

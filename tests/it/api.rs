@@ -1,0 +1,375 @@
+//! The public API: what it accepts, what it refuses, and what it leaves behind.
+
+use std::fs;
+
+use shardex::{
+    CheckLevel, DocumentId, Durability, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexConfig,
+    ShardexError, limits,
+};
+use tempfile::TempDir;
+
+use crate::support::{DIMENSION, block_on, documents, posting, vector};
+
+fn config(dir: &TempDir) -> ShardexConfig {
+    let options = OpenOptions::default().default_slop_factor(1_000);
+    ShardexConfig::new(dir.path().join("index"))
+        .vector_size(DIMENSION)
+        .metric(Metric::L2)
+        .shard_size(16)
+        .wal_segment_size(16 << 10)
+        .options(options)
+}
+
+/// Runs a test on a fresh index.
+fn with_index<F: Future<Output = Result<(), ShardexError>>>(test: impl FnOnce(Shardex, ShardexConfig) -> F) {
+    let dir = TempDir::new().expect("a temporary directory");
+    let config = config(&dir);
+    block_on(async {
+        let index = Shardex::create(config.clone()).await?;
+        test(index, config).await
+    })
+    .expect("the test's calls succeed");
+}
+
+fn ids(results: &[shardex::SearchResult]) -> Vec<u128> {
+    let mut ids: Vec<u128> = results.iter().map(|result| result.document_id.0).collect();
+    ids.sort_unstable();
+    ids
+}
+
+#[test]
+fn add_search_remove_flush_close_open() {
+    with_index(async |index, config| {
+        index.add_postings(documents(0..100)).await?;
+        let found = index.search(&vector(42, DIMENSION), 3, None).await?;
+        assert_eq!((found[0].document_id, found[0].similarity_score), (DocumentId(42), 0.0));
+        assert_eq!(found[0].vector, vector(42, DIMENSION));
+        assert!(found.windows(2).all(|pair| pair[0].similarity_score >= pair[1].similarity_score));
+        assert_eq!(index.remove_documents(vec![DocumentId(42)]).await?, 1);
+        assert_ne!(index.search(&vector(42, DIMENSION), 1, None).await?[0].document_id, DocumentId(42));
+        let stats = index.flush().await?;
+        assert_eq!(stats.operations_applied, 101);
+        assert!(stats.to_string().contains("3 barriers"), "{stats}");
+        let response = index.search_with(&vector(1, DIMENSION), &SearchOptions::new(5).exact()).await?;
+        assert_eq!((response.results.len(), response.scanned), (5, 99));
+        let one = index.search_with(&vector(1, DIMENSION), &SearchOptions::new(5).slop(1)).await?;
+        assert!(one.shards_scanned == 1 && one.scanned <= 16);
+        index.close().await?;
+        let index = Shardex::open(&config.directory_path).await?;
+        assert_eq!(index.stats().await?.total_postings, 99);
+        assert!(index.check(CheckLevel::Full).await?.is_clean());
+        Ok(())
+    });
+}
+
+#[test]
+fn bad_input_is_refused_by_name_and_changes_nothing() {
+    with_index(async |index, _| {
+        index.add_postings(documents(0..10)).await?;
+        index.commit().await?;
+        let before = index.stats().await?;
+        let good = || documents(100..102);
+        let with = |change: fn(&mut Posting)| {
+            let mut batch = good();
+            change(&mut batch[1]);
+            batch
+        };
+        type Expect = fn(&ShardexError) -> bool;
+        let vector_1: Expect = |e| matches!(e, ShardexError::InvalidVector { index: 1, .. });
+        let posting_1: Expect = |e| matches!(e, ShardexError::InvalidPosting { index: 1, .. });
+        let cases: [(Vec<Posting>, Expect); 8] = [
+            (
+                with(|p| p.vector.push(0.0)),
+                |e| matches!(e, ShardexError::InvalidDimension { index: 1, expected: DIMENSION, actual } if *actual == DIMENSION + 1),
+            ),
+            (with(|p| p.vector.clear()), |e| matches!(e, ShardexError::InvalidDimension { index: 1, .. })),
+            (with(|p| p.vector[3] = f32::NAN), vector_1),
+            (with(|p| p.vector[0] = f32::INFINITY), vector_1),
+            (with(|p| p.vector[0] = f32::NEG_INFINITY), vector_1),
+            (with(|p| p.vector.fill(f32::MAX)), vector_1),
+            (with(|p| p.length = 0), posting_1),
+            (with(|p| (p.start, p.length) = (u32::MAX, 1)), posting_1),
+        ];
+        for (batch, expected) in cases {
+            let error = index.add_postings(batch).await.expect_err("refused");
+            assert!(expected(&error), "{error:?}");
+        }
+        let query = vector(1, DIMENSION);
+        for options in [SearchOptions::new(0), SearchOptions::new(limits::MAX_K + 1), SearchOptions::new(usize::MAX)] {
+            let error = index.search_with(&query, &options).await.expect_err("refused");
+            assert!(matches!(error, ShardexError::InvalidArgument { argument: "k", .. }), "{error}");
+        }
+        let error = index.search(&query, 1, Some(0)).await.expect_err("refused");
+        assert!(matches!(error, ShardexError::InvalidArgument { argument: "slop", .. }), "{error}");
+        assert_eq!(index.search(&query, limits::MAX_K, Some(usize::MAX)).await?.len(), 10);
+        let mut nan = query.clone();
+        nan[5] = f32::NAN;
+        assert!(matches!(index.search(&nan, 1, None).await, Err(ShardexError::InvalidVector { .. })));
+        assert!(matches!(
+            index.search(&query[1..], 1, None).await,
+            Err(ShardexError::InvalidDimension { expected: DIMENSION, .. })
+        ));
+        // Empty batches are fine, and nothing.
+        index.add_postings(Vec::new()).await?;
+        assert_eq!(index.remove_documents(Vec::new()).await?, 0);
+        let after = index.stats().await?;
+        assert_eq!(
+            (after.total_postings, after.last_lsn, after.bytes_stored),
+            (before.total_postings, before.last_lsn, before.bytes_stored)
+        );
+        // The largest range that fits.
+        let mut edge = good();
+        (edge[0].start, edge[0].length) = (u32::MAX - 1, 1);
+        index.add_postings(edge).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn bad_configurations_are_refused_by_field() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let base = config(&dir);
+    let options = |change: fn(OpenOptions) -> OpenOptions| base.clone().options(change(base.options.clone()));
+    let cases = [
+        (base.clone().vector_size(0), "vector_size"),
+        (base.clone().vector_size(limits::MAX_DIMENSION + 1), "vector_size"),
+        (base.clone().shard_size(0), "shard_size"),
+        (base.clone().shard_size(1), "shard_size"),
+        (base.clone().shard_size(usize::MAX), "shard_size"),
+        (base.clone().bloom_filter_size(usize::MAX), "bloom_filter_size"),
+        (base.clone().wal_segment_size(0), "wal_segment_size"),
+        (base.clone().wal_segment_size(20_000), "wal_segment_size"),
+        (options(|o| o.wal_max_bytes(1)), "wal_max_bytes"),
+        (options(|o| o.default_slop_factor(0)), "default_slop_factor"),
+        (options(|o| o.batch_write_interval_ms(0)), "batch_write_interval_ms"),
+        (options(|o| o.shardex_segment_size(0)), "shardex_segment_size"),
+        (options(|o| o.queue_size(0)), "queue_size"),
+    ];
+    for (config, expected) in cases {
+        match block_on(Shardex::create(config)) {
+            Err(ShardexError::Config { field, .. }) => assert_eq!(field, expected),
+            other => panic!("{expected}: {other:?}"),
+        }
+        assert!(!base.directory_path.exists(), "{expected}: nothing is made");
+    }
+}
+
+#[test]
+fn directories_that_are_no_index_are_refused_and_left_alone() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let missing = dir.path().join("a").join("b");
+    let create = |path: &std::path::Path| block_on(Shardex::create(ShardexConfig::new(path)));
+    let open = |path: &std::path::Path| block_on(Shardex::open(path));
+    assert!(matches!(open(&missing), Err(ShardexError::NotFound { .. })));
+    assert!(matches!(create(&missing), Err(ShardexError::Io { .. })), "only the last component is made");
+    assert!(matches!(open(dir.path()), Err(ShardexError::NotFound { .. })), "an empty directory");
+    assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 0);
+
+    let foreign = dir.path().join("foreign");
+    fs::create_dir(&foreign).expect("a directory");
+    fs::write(foreign.join("letters.txt"), "dear").expect("a file");
+    assert!(matches!(create(&foreign), Err(ShardexError::AlreadyExists { .. })));
+    assert!(matches!(open(&foreign), Err(ShardexError::NotFound { .. })));
+    assert_eq!(fs::read_dir(&foreign).expect("readable").count(), 1);
+
+    let file = dir.path().join("file");
+    fs::write(&file, "x").expect("a file");
+    assert!(matches!(create(&file), Err(ShardexError::Io { .. })));
+    assert!(matches!(open(&file), Err(ShardexError::Io { .. })));
+
+    let rubbish = dir.path().join("rubbish");
+    fs::create_dir(&rubbish).expect("a directory");
+    for name in ["root", "data", "wal"] {
+        fs::write(rubbish.join(name), vec![7; 9000]).expect("a file");
+    }
+    assert!(matches!(open(&rubbish), Err(ShardexError::NotAnIndex { .. })));
+    assert!(matches!(create(&rubbish), Err(ShardexError::NotAnIndex { .. })));
+    fs::write(rubbish.join("root"), "").expect("a file");
+    assert!(matches!(open(&rubbish), Err(ShardexError::NotAnIndex { .. })));
+}
+
+#[test]
+fn create_opens_what_has_the_same_configuration_and_refuses_what_has_not() {
+    with_index(async |index, config| {
+        index.add_postings(documents(0..20)).await?;
+        index.close().await?;
+        let other = OpenOptions::default().durability(Durability::Manual);
+        let index = Shardex::create(config.clone().options(other)).await?;
+        assert_eq!(index.stats().await?.total_postings, 20);
+        index.close().await?;
+        let cases = [
+            (config.clone().vector_size(DIMENSION + 1), "vector_size"),
+            (config.clone().metric(Metric::Dot), "metric"),
+            (config.clone().shard_size(32), "shard_size"),
+            (config.clone().bloom_filter_size(4096), "bloom_filter_size"),
+            (config.clone().wal_segment_size(32 << 10), "wal_segment_size"),
+        ];
+        for (config, expected) in cases {
+            match Shardex::create(config).await {
+                Err(ShardexError::ConfigMismatch { field, .. }) => assert_eq!(field, expected),
+                other => panic!("{expected}: {other:?}"),
+            }
+        }
+        let index = Shardex::open(&config.directory_path).await?;
+        assert_eq!(index.stats().await?.total_postings, 20);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_second_open_is_refused_until_the_first_is_gone() {
+    with_index(async |index, config| {
+        let path = config.directory_path.clone();
+        assert!(matches!(Shardex::open(&path).await, Err(ShardexError::Locked { .. })));
+        assert!(matches!(Shardex::create(config.clone()).await, Err(ShardexError::Locked { .. })));
+        index.add_postings(documents(0..5)).await?;
+        index.commit().await?;
+        let clone = index.clone();
+        drop(index);
+        assert!(matches!(Shardex::open(&path).await, Err(ShardexError::Locked { .. })), "a clone holds it");
+        drop(clone);
+        let index = Shardex::open(&path).await?;
+        assert_eq!(index.stats().await?.total_postings, 5);
+        index.close().await?;
+        Shardex::open(&path).await?.close().await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_closed_handle_says_so() {
+    with_index(async |index, _| {
+        let clone = index.clone();
+        index.close().await?;
+        assert!(matches!(clone.add_postings(documents(0..1)).await, Err(ShardexError::Closed)));
+        assert!(matches!(clone.search(&vector(0, DIMENSION), 1, None).await, Err(ShardexError::Closed)));
+        assert!(matches!(clone.flush().await, Err(ShardexError::Closed)));
+        assert!(matches!(clone.stats().await, Err(ShardexError::Closed)));
+        assert!(matches!(clone.close().await, Err(ShardexError::Closed)));
+        Ok(())
+    });
+}
+
+#[test]
+fn immediate_writes_are_durable_when_they_return() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let base = config(&dir);
+    let immediate = base.options.clone().durability(Durability::Immediate);
+    block_on(async {
+        let index = Shardex::create(base.clone().options(immediate)).await?;
+        for n in 0..10 {
+            index.add_postings(documents(n..n + 1)).await?;
+            assert_eq!(index.stats().await?.uncommitted_operations, 0);
+        }
+        index.remove_documents(vec![DocumentId(0)]).await?;
+        let stats = index.stats().await?;
+        assert_eq!((stats.uncommitted_operations, stats.durable_lsn), (0, stats.last_lsn));
+        Ok::<_, ShardexError>(())
+    })
+    .expect("the calls succeed");
+}
+
+#[test]
+fn the_interval_commits_and_the_timer_and_the_size_of_the_wal_flush() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let base = config(&dir);
+    let quick = base.options.clone().batch_write_interval_ms(1).flush_interval_ms(1);
+    block_on(async {
+        let index = Shardex::create(base.clone().options(quick)).await?;
+        index.add_postings(documents(0..10)).await?;
+        // Not timed: it is asked until it has happened.
+        loop {
+            let stats = index.stats().await?;
+            if stats.durable_lsn == stats.last_lsn && stats.flushes > 0 && stats.pending_operations == 0 {
+                break;
+            }
+        }
+        index.close().await?;
+        let by_size = base.options.clone().flush_wal_bytes(20_000).flush_interval_ms(0).durability(Durability::Manual);
+        let index = Shardex::open_with(&base.directory_path, by_size).await?;
+        for n in 1..40 {
+            index.add_postings(documents(n * 10..n * 10 + 10)).await?;
+            let stats = index.stats().await?;
+            assert!(stats.wal_bytes < 20_000 + 4_096, "{stats:?}");
+        }
+        assert!(index.stats().await?.flushes > 1);
+        Ok::<_, ShardexError>(())
+    })
+    .expect("the calls succeed");
+}
+
+#[test]
+fn clones_and_tasks_share_an_index() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let base = config(&dir);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().expect("a runtime");
+    runtime
+        .block_on(async {
+            let index = Shardex::create(base).await?;
+            let mut tasks = Vec::new();
+            for task in 0..8u64 {
+                let index = index.clone();
+                tasks.push(tokio::spawn(async move {
+                    for n in 0..20 {
+                        let first = task * 1_000 + n * 5;
+                        index.add_postings(documents(first..first + 5)).await?;
+                        let found = index.search(&vector(first, DIMENSION), 1, None).await?;
+                        assert_eq!(found[0].document_id, DocumentId(first.into()), "a search sees what was accepted");
+                        if n % 7 == task % 7 {
+                            index.flush().await?;
+                        } else if n % 3 == 0 {
+                            index.commit().await?;
+                        }
+                    }
+                    Ok::<_, ShardexError>(())
+                }));
+            }
+            for task in tasks {
+                task.await.expect("no task panics")?;
+            }
+            let all = index.search(&vector(0, DIMENSION), 10_000, None).await?;
+            assert_eq!(ids(&all).len(), 800);
+            assert!(index.check(CheckLevel::Full).await?.is_clean());
+            index.close().await
+        })
+        .expect("the calls succeed");
+}
+
+#[test]
+fn cosine_refuses_zero_keeps_norms_and_scores_angles() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let config = config(&dir).metric(Metric::Cosine);
+    block_on(async {
+        let index = Shardex::create(config).await?;
+        let error = index.add_postings(vec![posting(1, 0, vec![0.0; DIMENSION])]).await.expect_err("no direction");
+        assert!(matches!(error, ShardexError::InvalidVector { index: 0, .. }), "{error}");
+        let given: Vec<f32> = vector(5, DIMENSION).iter().map(|x| x * 37.5).collect();
+        let opposite: Vec<f32> = given.iter().map(|x| -x * 0.01).collect();
+        index.add_postings(vec![posting(1, 0, given.clone()), posting(2, 0, opposite)]).await?;
+        let query: Vec<f32> = given.iter().map(|x| x * 1e-3).collect();
+        let found = index.search(&query, 2, None).await?;
+        assert_eq!(found.iter().map(|r| r.document_id.0).collect::<Vec<_>>(), [1, 2]);
+        assert!((found[0].similarity_score - 1.0).abs() < 1e-6 && (found[1].similarity_score + 1.0).abs() < 1e-6);
+        assert!(found[0].vector.iter().zip(&given).all(|(a, b)| (a - b).abs() <= b.abs() * 1e-6));
+        assert!(matches!(index.search(&[0.0; DIMENSION], 1, None).await, Err(ShardexError::InvalidVector { .. })));
+        Ok::<_, ShardexError>(())
+    })
+    .expect("the calls succeed");
+}
+
+#[test]
+fn a_dropped_call_is_carried_out_or_not_but_never_by_halves() {
+    with_index(async |index, config| {
+        for n in 0..50 {
+            let add = index.add_postings(documents(n * 10..n * 10 + 10));
+            // Polled once, then dropped: the request may be in the queue.
+            tokio::select! { biased; _ = add => {}, () = std::future::ready(()) => {} }
+        }
+        let total = index.stats().await?.total_postings;
+        assert!(total.is_multiple_of(10) && total > 0, "{total}");
+        index.close().await?;
+        let index = Shardex::open(&config.directory_path).await?;
+        assert_eq!(index.stats().await?.total_postings, total);
+        Ok(())
+    });
+}

@@ -1,0 +1,34 @@
+//! Both backends keep the contract of `Storage`; the one that can crash, its crash part too.
+
+use std::cell::RefCell;
+
+use shardex::storage::MmapStorage;
+use shardex_sim::{
+    HookStorage, SimStorage, Verdict,
+    conformance::{conformance, conformance_crash},
+};
+use tempfile::TempDir;
+
+#[test]
+fn real_files_conform() {
+    let dirs = RefCell::new(Vec::new());
+    conformance(&|| {
+        let dir = TempDir::new().expect("a temporary directory");
+        let storage = MmapStorage::new(dir.path().join("storage"));
+        dirs.borrow_mut().push(dir);
+        storage
+    });
+}
+
+#[test]
+fn simulated_files_conform() {
+    for (page, sector) in [(256, 64), (4096, 512), (512, 512)] {
+        conformance(&|| SimStorage::new(page, sector, 1));
+        conformance_crash(&|seed| SimStorage::new(page, sector, seed));
+    }
+}
+
+#[test]
+fn a_hook_that_lets_everything_pass_conforms() {
+    conformance(&|| HookStorage::new(SimStorage::new(256, 64, 1), |_| Verdict::Proceed));
+}

@@ -1,0 +1,372 @@
+//! Disks that are full, fail, or lie in wait: every step, one by one.
+
+use std::{
+    collections::BTreeSet,
+    io::ErrorKind,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use rand::{SeedableRng as _, rngs::ChaCha8Rng};
+use shardex::{
+    CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, ShardexConfig, ShardexError, env::Env,
+    storage::MmapStorage,
+};
+use shardex_sim::{
+    CrashKind, SimStorage,
+    hook::{HookStorage, Verdict},
+    model::{Batch, Model},
+};
+use tempfile::TempDir;
+
+use crate::support::vector;
+
+const DIMENSION: usize = 6;
+
+fn config(dir: &str, segment: usize) -> ShardexConfig {
+    let options = OpenOptions::default().wal_max_bytes(1 << 20);
+    ShardexConfig::new(dir)
+        .vector_size(DIMENSION)
+        .metric(Metric::L2)
+        .shard_size(8)
+        .wal_segment_size(segment)
+        .options(options)
+}
+
+fn env() -> Env {
+    Env { new_index_id: 0x5EED, ..Env::system() }
+}
+
+fn batch(n: u64) -> Batch {
+    let add = |range: std::ops::Range<u64>| {
+        let posting = |id: u64| Posting {
+            document_id: DocumentId(id.into()),
+            start: 0,
+            length: 1,
+            vector: vector(id + n * 1_000, DIMENSION),
+        };
+        Batch::Add(range.map(posting).collect())
+    };
+    match n % 4 {
+        3 => Batch::Remove((n * 7 - 21..n * 7 - 10).map(|id| DocumentId(id.into())).collect()),
+        2 => add(n * 7 - 9..n * 7 + 5),
+        _ => add(n * 7..n * 7 + 7),
+    }
+}
+
+fn apply<S: shardex::storage::Storage>(engine: &mut Engine<S>, batch: &Batch) -> Result<(), ShardexError> {
+    match batch {
+        Batch::Add(postings) => engine.add(postings).map(drop),
+        Batch::Remove(documents) => engine.remove(documents).map(drop),
+    }
+}
+
+fn clean<S: shardex::storage::Storage>(engine: &Engine<S>, what: &str) {
+    let report = engine.check(CheckLevel::Full).expect("readable");
+    assert!(report.is_clean(), "{what}: {report}");
+}
+
+/// Every operation of a workload finds the disk full, one run for each; when there is room again, the same call succeeds,
+/// nothing is lost, and a crash right after the refusal finds what was acknowledged.
+#[test]
+fn a_disk_that_is_full_at_any_step_refuses_and_goes_on_when_there_is_room() {
+    let mut refused = BTreeSet::new();
+    let mut runs = 0;
+    for at in 0.. {
+        let dir = TempDir::new().expect("a temporary directory");
+        let config = config(dir.path().join("index").to_str().expect("a path"), 16 << 10);
+        let seen = Arc::new(AtomicU64::new(0));
+        let failed = Arc::new(Mutex::new(None));
+        let (count, note) = (Arc::clone(&seen), Arc::clone(&failed));
+        let storage = HookStorage::new(MmapStorage::new(&config.directory_path), move |info| {
+            if !info.op.is_sync() && count.fetch_add(1, Ordering::Relaxed) == at {
+                *note.lock().expect("no panic") = Some(info.purpose.0);
+                return Verdict::Fail(ErrorKind::StorageFull);
+            }
+            Verdict::Proceed
+        });
+        let full = |error: ShardexError| match error.is_out_of_space() {
+            true => (),
+            false => panic!("operation {at}: {error}"),
+        };
+        // The parent exists, so does nothing else: create may be refused too.
+        let mut engine = match Engine::create(storage.clone(), &config, &env()) {
+            Ok(engine) => engine,
+            Err(error) => {
+                full(error);
+                Engine::create(storage, &config, &env()).expect("there is room again")
+            }
+        };
+        let mut model = Model::default();
+        for n in 0..24 {
+            let batch = batch(n);
+            if let Err(error) = apply(&mut engine, &batch) {
+                full(error);
+                model.current(&engine).expect("a refused batch changes nothing");
+                apply(&mut engine, &batch).expect("there is room again");
+            }
+            model.accept(batch);
+            let done = if n % 3 == 2 { engine.flush().map(drop) } else { engine.commit().map(drop) };
+            if let Err(error) = done {
+                full(error);
+                model.current(&engine).expect("what was accepted stays");
+                clean(&engine, "after a refusal");
+                if n % 3 == 2 { engine.flush().map(drop) } else { engine.commit().map(drop) }.expect("room again");
+            }
+            model.acknowledge();
+        }
+        model.current(&engine).expect("everything is there");
+        clean(&engine, "at the end");
+        drop(engine);
+        let storage = MmapStorage::new(&config.directory_path);
+        let engine = Engine::open(storage, OpenOptions::default(), &env()).expect("it opens");
+        model.recovered(&engine).expect("everything is there after a crash");
+        clean(&engine, "after the crash");
+        runs += 1;
+        match *failed.lock().expect("no panic") {
+            Some(purpose) => drop(refused.insert(purpose)),
+            None => break,
+        }
+    }
+    println!("{runs} runs, refused at: {refused:?}");
+    for step in [
+        "create: allocate",
+        "root: allocate",
+        "wal: append",
+        "add: vectors",
+        "add: postings",
+        "split: vectors",
+        "split: postings",
+        "data: grow",
+        "data: states and directory",
+        "root: store",
+    ] {
+        assert!(refused.contains(step), "`{step}` never met a full disk: {refused:?}");
+    }
+}
+
+/// A sync that fails, anywhere: nothing more is acknowledged, searches go on from the last durable root, and a reopen
+/// finds what was acknowledged (P5).
+#[test]
+fn a_failed_sync_poisons_and_a_reopen_recovers() {
+    let mut failed_at = BTreeSet::new();
+    // What reached the device all the same is decided by a seed: four for each sync.
+    for run in 0.. {
+        let at = run / 4;
+        let plain = SimStorage::new(256, 64, run);
+        let seen = Arc::new(AtomicU64::new(0));
+        let failed = Arc::new(Mutex::new(None));
+        let (count, note, sim) = (Arc::clone(&seen), Arc::clone(&failed), plain.clone());
+        let storage = HookStorage::new(plain.clone(), move |info| {
+            if info.op.is_sync() && count.fetch_add(1, Ordering::Relaxed) == at {
+                *note.lock().expect("no panic") = Some(info.purpose.0);
+                sim.fail_next_sync(ErrorKind::Other);
+            }
+            Verdict::Proceed
+        });
+        let config = config("sim", 1024);
+        let mut model = Model::default();
+        let mut flushed = 0;
+        if let Ok(mut engine) = Engine::create(storage, &config, &env()) {
+            for n in 0..12 {
+                let batch = batch(n);
+                apply(&mut engine, &batch).expect("accepted");
+                model.accept(batch);
+                let flush = n % 3 == 2;
+                let done = if flush { engine.flush().map(drop) } else { engine.commit().map(drop) };
+                if done.is_err() {
+                    assert!(engine.stats().expect("stats").poisoned.is_some());
+                    for _ in 0..2 {
+                        let poisoned = |e: Result<(), _>| matches!(e, Err(ShardexError::Poisoned { .. }));
+                        assert!(poisoned(engine.commit().map(drop)));
+                        assert!(poisoned(engine.flush().map(drop)));
+                        assert!(poisoned(apply(&mut engine, &super::faults::batch(1))));
+                        assert!(poisoned(engine.close()));
+                    }
+                    // Searches see the state of the last durable root.
+                    let mut durable = Model::default();
+                    (0..flushed).for_each(|n| durable.accept(super::faults::batch(n)));
+                    durable.current(&engine).expect("the last durable root");
+                    break;
+                }
+                model.acknowledge();
+                if flush {
+                    flushed = n + 1;
+                }
+            }
+        }
+        let Some(purpose) = *failed.lock().expect("no panic") else { break };
+        failed_at.insert(purpose);
+        for kind in [CrashKind::Process, CrashKind::Power] {
+            for seed in 0..4 {
+                let mut after = SimStorage::from_image(&plain.image());
+                after.crash(kind, &mut ChaCha8Rng::seed_from_u64(seed));
+                // An index that was never made may be made now.
+                let mut engine = Engine::create(after.clone(), &config, &env()).expect("a reopen recovers");
+                let mut model = model.clone();
+                let what = format!("{purpose}, {kind:?} {seed}");
+                model.recovered(&engine).unwrap_or_else(|broken| panic!("{what}: {broken}"));
+                clean(&engine, purpose);
+                // What is acknowledged from here on stands on what the failed sync left.
+                apply(&mut engine, &batch(0)).expect("accepted");
+                model.accept(batch(0));
+                engine.flush().expect("flushed");
+                model.acknowledge();
+                drop(engine);
+                let nothing = vec![0; after.choices(CrashKind::Power).len()];
+                after.crash_with(CrashKind::Power, &nothing);
+                let engine = Engine::open(after, OpenOptions::default(), &env());
+                let engine = engine.unwrap_or_else(|error| panic!("{what}: {error}"));
+                model.recovered(&engine).unwrap_or_else(|broken| panic!("{what}, then the power went: {broken}"));
+            }
+        }
+    }
+    println!("a sync failed at: {failed_at:?}");
+    for step in ["B1: commit", "B1: sync the WAL", "B2: sync the data", "B3: sync the root", "C1: sync data and WAL"] {
+        assert!(failed_at.contains(step), "`{step}` never failed: {failed_at:?}");
+    }
+}
+
+#[test]
+fn a_store_that_fails_with_an_io_error_changes_nothing() {
+    let storage = SimStorage::new(256, 64, 1);
+    let mut engine = Engine::create(storage.clone(), &config("sim", 1024), &env()).expect("made");
+    let mut model = Model::default();
+    for n in 0..12 {
+        let batch = batch(n);
+        storage.fail_stores(Some(ErrorKind::Other));
+        let refused = apply(&mut engine, &batch);
+        // A removal stores nothing before its commit.
+        assert!(matches!(refused, Err(ShardexError::Io { .. })) || matches!(batch, Batch::Remove(_)), "{refused:?}");
+        if refused.is_ok() {
+            model.accept(batch.clone());
+        }
+        model.current(&engine).expect("a refused batch changes nothing");
+        storage.fail_stores(None);
+        if refused.is_err() {
+            apply(&mut engine, &batch).expect("accepted");
+            model.accept(batch);
+        }
+        storage.fail_stores(Some(ErrorKind::Other));
+        assert!(matches!(engine.flush(), Err(ShardexError::Io { .. })));
+        model.current(&engine).expect("what was accepted stays");
+        storage.fail_stores(None);
+        engine.flush().expect("flushed");
+        model.acknowledge();
+        clean(&engine, "after the flush");
+    }
+}
+
+/// A slot that cannot be read may hold the newest root: no way on.
+#[test]
+fn a_root_slot_that_cannot_be_read_refuses_the_open() {
+    for slot in 0..2u64 {
+        let mut storage = SimStorage::new(256, 64, 1);
+        let mut engine = Engine::create(storage.clone(), &config("sim", 1024), &env()).expect("made");
+        apply(&mut engine, &batch(0)).expect("accepted");
+        engine.flush().expect("flushed");
+        drop(engine);
+        storage.crash_with(CrashKind::Process, &[]);
+        storage.fail_reads("root", slot * 256..slot * 256 + 1);
+        let refused = Engine::open(storage, OpenOptions::default(), &env());
+        assert!(matches!(refused, Err(ShardexError::Io { .. })), "slot {slot}");
+    }
+}
+
+#[test]
+fn without_room_to_recover_reads_are_served_and_writes_refused_and_nothing_is_lost() {
+    let plain = SimStorage::new(256, 64, 1);
+    let mut engine = Engine::create(plain.clone(), &config("sim", 1024), &env()).expect("made");
+    let mut model = Model::default();
+    for n in 0..9 {
+        apply(&mut engine, &batch(n)).expect("accepted");
+        model.accept(batch(n));
+        if n == 4 {
+            engine.flush().expect("flushed");
+        }
+    }
+    engine.commit().expect("durable");
+    model.acknowledge();
+    drop(engine);
+    let mut crashed = SimStorage::from_image(&plain.image());
+    crashed.crash(CrashKind::Power, &mut ChaCha8Rng::seed_from_u64(3));
+    let full = Arc::new(AtomicBool::new(true));
+    let is_full = Arc::clone(&full);
+    let storage = HookStorage::new(crashed.clone(), move |info| {
+        let data = info.file == "data" && !info.op.is_sync();
+        if is_full.load(Ordering::Relaxed) && data { Verdict::Fail(ErrorKind::StorageFull) } else { Verdict::Proceed }
+    });
+    let mut engine = Engine::open(storage.clone(), OpenOptions::default(), &env()).expect("it serves reads");
+    let some = engine.snapshot().live;
+    assert!(some > 0, "the durable root's state at least");
+    assert!(matches!(apply(&mut engine, &batch(1)), Err(ShardexError::OutOfSpace { .. })));
+    assert!(matches!(engine.flush(), Err(ShardexError::OutOfSpace { .. })));
+    drop(engine);
+    full.store(false, Ordering::Relaxed);
+    let mut engine = Engine::open(storage, OpenOptions::default(), &env()).expect("there is room again");
+    model.recovered(&engine).expect("nothing is lost");
+    clean(&engine, "after the recovery");
+    apply(&mut engine, &batch(1)).expect("accepted");
+}
+
+/// Found by the random histories: a process grew the data file and died before the sync that covers the length. The next
+/// one took the length for durable, stored a root that named places beyond what the device knew, and the power went.
+#[test]
+fn a_length_that_only_the_page_cache_knows_is_synced_before_a_root_relies_on_it() {
+    for grown in 1..6 {
+        let mut storage = SimStorage::new(256, 64, 1);
+        let mut engine = Engine::create(storage.clone(), &config("sim", 1024), &env()).expect("made");
+        let mut model = Model::default();
+        let len = || storage.files().into_iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>();
+        let (before, mut n) = (len(), 0);
+        // On until the files have grown, at first one and then both, without a sync of them.
+        while n < grown * 4 || len() == before {
+            apply(&mut engine, &batch(n)).expect("accepted");
+            model.accept(batch(n));
+            n += 1;
+        }
+        drop(engine);
+        storage.crash_with(CrashKind::Process, &[]);
+        let mut engine = Engine::open(storage.clone(), OpenOptions::default(), &env()).expect("it opens");
+        model.recovered(&engine).expect("a prefix");
+        for n in n..n + 8 {
+            apply(&mut engine, &batch(n)).expect("accepted");
+            model.accept(batch(n));
+        }
+        engine.flush().expect("flushed");
+        model.acknowledge();
+        drop(engine);
+        // The power goes, and of what was not synced nothing survives.
+        let nothing = vec![0; storage.choices(CrashKind::Power).len()];
+        storage.crash_with(CrashKind::Power, &nothing);
+        let engine = Engine::open(storage, OpenOptions::default(), &env()).expect("it opens");
+        model.recovered(&engine).expect("everything flushed is there");
+    }
+}
+
+#[test]
+fn a_copy_with_holes_gets_its_space_back() {
+    let storage = SimStorage::new(256, 64, 1);
+    let mut engine = Engine::create(storage.clone(), &config("sim", 1024), &env()).expect("made");
+    let mut model = Model::default();
+    for n in 0..8 {
+        apply(&mut engine, &batch(n)).expect("accepted");
+        model.accept(batch(n));
+    }
+    engine.close().expect("closed");
+    model.acknowledge();
+    drop(engine);
+    for name in ["root", "data", "wal"] {
+        storage.make_sparse(name);
+    }
+    let mut engine = Engine::open(storage, OpenOptions::default(), &env()).expect("it opens");
+    // A store into a hole is a fault that the simulation panics at.
+    for n in 8..30 {
+        apply(&mut engine, &batch(n)).expect("accepted");
+        model.accept(batch(n));
+        engine.flush().expect("flushed");
+    }
+    model.current(&engine).expect("everything is there");
+}

@@ -1,0 +1,207 @@
+//! Golden bytes: the format may not change without its version, and foreign or newer files are told apart.
+
+use std::fmt::Write as _;
+
+use shardex::{
+    DocumentId, Generation, Lsn, Metric, ShardId, ShardexConfig, ShardexError,
+    format::{
+        frame::{self, Frame, FrameKind},
+        geometry::Geometry,
+        header::{self, DATA_MAGIC, SegmentHeader, WAL_MAGIC},
+        node::{self, Entry},
+        record,
+        root::{ROOT_BYTES, Root, WalPosition},
+        state::{ExtentState, ShardState},
+    },
+    shard::{StoredPosting, bloom::Bloom},
+};
+
+use crate::support::{TestIndex, documents, posting};
+
+/// Sixteen bytes a line, with offsets; runs of zeros in one word.
+fn hex(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for (i, line) in bytes.chunks(16).enumerate() {
+        let _ = write!(out, "{:04x} ", i * 16);
+        line.iter().for_each(|byte| {
+            let _ = write!(out, " {byte:02x}");
+        });
+        out.push('\n');
+    }
+    out
+}
+
+fn geometry() -> Geometry {
+    let config = ShardexConfig::new("x").vector_size(3).metric(Metric::L2).shard_size(8).wal_segment_size(4096);
+    Geometry::of(&config, 256, 64)
+}
+
+fn root() -> Root {
+    Root {
+        index_id: 0x0F0E_0D0C_0B0A_0908_0706_0504_0302_0100,
+        generation: Generation(7),
+        geometry: geometry(),
+        checkpoint: Lsn(1234),
+        epoch: 3,
+        wal_start: WalPosition { seq: 5, offset: 704 },
+        directory: Entry { page: 17, len: 256, crc: 0xDEAD_BEEF },
+        shard_numbers: 9,
+        shards: 8,
+        live: 55,
+        removed: 4,
+        draws: 21,
+        splits: 6,
+        data_pages: 97,
+    }
+}
+
+fn state() -> ShardState {
+    let mut bloom = Bloom::new(16);
+    bloom.insert(DocumentId(42));
+    ShardState {
+        number: 2,
+        id: ShardId::from_parts(0x0123_4567_89AB, 99),
+        len: 3,
+        live: 2,
+        extents: vec![ExtentState { page: 4, vectors_crc: 0x1111_1111, postings_crc: 0x2222_2222 }],
+        tombstones: vec![0b010],
+        bloom: bloom.words().to_vec(),
+        sum: vec![1.5, -2.0, 0.0],
+        centroid: vec![0.5, -1.0, 0.25],
+    }
+}
+
+#[test]
+fn a_root_is_these_bytes() {
+    let bytes = root().encode();
+    assert_eq!((bytes.len(), Root::decode(&bytes)), (ROOT_BYTES, Ok(root())));
+    insta::assert_snapshot!(hex(&bytes));
+}
+
+#[test]
+fn headers_are_these_bytes() {
+    let data = header::encode_file(&DATA_MAGIC, 0xABCD);
+    let wal = header::encode_file(&WAL_MAGIC, 0xABCD);
+    let segment = SegmentHeader { index_id: 0xABCD, epoch: 2, seq: 3, first_lsn: 4 };
+    assert_eq!(header::decode_file(&data, &DATA_MAGIC), Ok(0xABCD));
+    assert!(header::decode_file(&data, &WAL_MAGIC).is_err());
+    assert_eq!(SegmentHeader::decode(&segment.encode()), Ok(segment));
+    insta::assert_snapshot!(format!("{}\n{}\n{}", hex(&data), hex(&wal), hex(&segment.encode())));
+}
+
+#[test]
+fn a_state_and_a_node_are_these_bytes() {
+    let bytes = state().encode(&geometry());
+    assert_eq!(ShardState::decode(&bytes, &geometry(), 2), Ok(state()));
+    assert!(ShardState::decode(&bytes, &geometry(), 3).is_err(), "another shard's state");
+    let entries = [Entry::default(), Entry { page: 3, len: 200, crc: 0x0BAD_CAFE }];
+    let node = node::encode(&entries, 64);
+    assert_eq!(node::decode(&node).expect("a node")[..2], entries);
+    insta::assert_snapshot!(format!("{}\n{}", hex(&bytes), hex(&node)));
+}
+
+#[test]
+fn frames_and_records_are_these_bytes() {
+    let postings = [posting(1, 2, vec![1.0, 2.0, 3.0]), posting(u128::MAX, 0, vec![-1.0, 0.5, 0.0])];
+    let mut payload = record::encode_add_keys(&postings, 3);
+    postings.iter().for_each(|p| payload.extend(p.vector.iter().flat_map(|x| x.to_le_bytes())));
+    assert_eq!(record::add_len(2, 3), payload.len() as u64);
+    assert_eq!(record::decode_add(&payload, 3).expect("an add"), postings);
+    let removal = record::encode_remove(&[DocumentId(5)]);
+    assert_eq!(record::decode_remove(&removal), Ok(vec![DocumentId(5)]));
+    let frame = Frame {
+        kind: FrameKind::Add,
+        first: true,
+        last: true,
+        lsn: 77,
+        durable: 70,
+        len: payload.len() as u32,
+        slack: 8,
+    };
+    let seed = frame::seed(0xABCD, 2);
+    let mut bytes = Vec::new();
+    frame.encode(seed, [payload.as_slice()], &mut bytes);
+    assert_eq!(Frame::decode(&bytes, seed).map(|(f, p)| (f, p.to_vec())), Ok((frame, payload)));
+    assert!(Frame::decode(&bytes, frame::seed(0xABCD, 3)).is_err(), "another epoch's frame");
+    let mut stored = Vec::new();
+    StoredPosting { document_id: DocumentId(9), start: 1, length: 2, norm: 1.5 }.encode(&mut stored);
+    insta::assert_snapshot!(format!("{}\n{}\n{}", hex(&bytes), hex(&removal), hex(&stored)));
+}
+
+/// No bit of a structure with a checksum may change unnoticed, and no truncation panics.
+#[test]
+fn every_flipped_bit_and_every_truncation_is_refused() {
+    let seed = frame::seed(1, 1);
+    let mut frame_bytes = Vec::new();
+    Frame { kind: FrameKind::Remove, first: true, last: true, lsn: 1, durable: 0, len: 24, slack: 0 }.encode(
+        seed,
+        [[9u8; 24].as_slice()],
+        &mut frame_bytes,
+    );
+    type Parses = Box<dyn Fn(&[u8]) -> bool>;
+    let segment = SegmentHeader { index_id: 1, epoch: 1, seq: 1, first_lsn: 1 };
+    let cases: [(Vec<u8>, Parses); 4] = [
+        (root().encode(), Box::new(|bytes| Root::decode(bytes).is_ok())),
+        (header::encode_file(&DATA_MAGIC, 5), Box::new(|bytes| header::decode_file(bytes, &DATA_MAGIC).is_ok())),
+        (segment.encode(), Box::new(|bytes| SegmentHeader::decode(bytes).is_ok())),
+        (frame_bytes, Box::new(move |bytes| Frame::decode(bytes, seed).is_ok())),
+    ];
+    for (bytes, parses) in cases {
+        assert!(parses(&bytes));
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!parses(&flipped), "bit {bit} of {}", bytes.len());
+        }
+        (0..bytes.len()).for_each(|len| assert!(!parses(&bytes[..len]), "{len} bytes"));
+    }
+    let state = state().encode(&geometry());
+    (0..state.len()).for_each(|len| assert!(ShardState::decode(&state[..len], &geometry(), 2).is_err()));
+}
+
+#[test]
+fn another_version_a_foreign_file_and_a_swapped_one_are_told_apart() {
+    let test = TestIndex::small();
+    let mut engine = test.create();
+    engine.add(&documents(0..50)).expect("accepted");
+    engine.close().expect("closed");
+    drop(engine);
+    let after = |change: &dyn Fn(&TestIndex)| {
+        let copy = test.copy();
+        change(&copy);
+        copy.try_open().err().expect("refused")
+    };
+    for name in ["root", "data", "wal"] {
+        let error = after(&|copy| {
+            copy.patch(name, |bytes| {
+                bytes[8] = 2;
+                if name == "root" {
+                    bytes[4096 + 8] = 2;
+                }
+            });
+        });
+        assert!(
+            matches!(&error, ShardexError::UnsupportedVersion { file, found: 2, supported: 1 } if file.ends_with(name)),
+            "{name}: {error}"
+        );
+        let error = after(&|copy| copy.patch(name, |bytes| bytes.fill(0x20)));
+        assert!(matches!(&error, ShardexError::NotAnIndex { file, .. } if file.ends_with(name)), "{name}: {error}");
+        let error = after(&|copy| std::fs::remove_file(copy.path().join(name)).expect("removed"));
+        assert!(matches!(error, ShardexError::Io { .. } | ShardexError::NotFound { .. }), "{name}: {error}");
+    }
+    // A file of another index of the same shape.
+    let other = TestIndex::small();
+    let mut engine = other.create();
+    engine.add(&documents(0..50)).expect("accepted");
+    engine.close().expect("closed");
+    drop(engine);
+    for name in ["data", "wal"] {
+        let error = after(&|copy| {
+            std::fs::copy(other.path().join(name), copy.path().join(name)).expect("copied");
+        });
+        assert!(matches!(&error, ShardexError::Corruption { file, .. } if file.ends_with(name)), "{name}: {error}");
+    }
+    // Truncated.
+    let error = after(&|copy| copy.patch("data", |bytes| bytes.truncate(bytes.len() / 2)));
+    assert!(matches!(&error, ShardexError::Corruption { .. }), "{error}");
+}

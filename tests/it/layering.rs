@@ -1,0 +1,144 @@
+//! The house: arrows between modules run down only, and the public API reaches every module.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The layers from the top, modules of one layer not knowing each other unless listed in order.
+const ORDER: &[&str] = &[
+    "shardex", "engine", "index", "wal", "shard", "space", "format", "distance", "storage", "config", "posting", "env",
+    "error", "limits", "id",
+];
+
+/// Pairs that must not know each other although the order would allow it.
+const STRANGERS: &[(&str, &str)] = &[("wal", "shard"), ("index", "wal"), ("storage", "config"), ("format", "storage")];
+
+fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("the sources are there") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+/// For each top-level module, the ones whose names its files use after `crate::`.
+fn arrows() -> BTreeMap<String, BTreeSet<String>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut arrows: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in files {
+        let relative = file.strip_prefix(&root).expect("below src");
+        let module = relative.iter().next().expect("a name").to_string_lossy().trim_end_matches(".rs").to_owned();
+        if ["lib", "bin", "cli"].contains(&module.as_str()) {
+            continue;
+        }
+        let text = fs::read_to_string(&file).expect("readable");
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let used = arrows.entry(module.clone()).or_default();
+        for (at, _) in code.match_indices("crate::") {
+            let rest = &code[at + "crate::".len()..];
+            let names: Vec<&str> = match rest.strip_prefix('{') {
+                // The first name of each item of a group.
+                Some(group) => top_level_items(group),
+                None => vec![rest],
+            };
+            for name in names {
+                let name: String = name.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                // Re-exports of the crate root are names of types: they come from the module that defines them.
+                let target = match name.as_str() {
+                    "ShardexError" | "Result" => "error".to_owned(),
+                    _ => name,
+                };
+                if target != module {
+                    used.insert(target);
+                }
+            }
+        }
+    }
+    arrows
+}
+
+/// Splits the inside of `{a::{b, c}, d}` at its outer commas.
+fn top_level_items(group: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut items) = (0, 0, Vec::new());
+    for (i, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                items.push(&group[start..i]);
+                break;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                items.push(&group[start..i]);
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    items.retain(|item| !item.trim().is_empty());
+    items
+}
+
+#[test]
+fn arrows_run_down_only() {
+    let mut wrong = Vec::new();
+    for (from, targets) in arrows() {
+        let place = |name: &str| ORDER.iter().position(|module| *module == name);
+        let at = place(&from).unwrap_or_else(|| panic!("module `{from}` has no place in ORDER"));
+        for to in targets {
+            match place(&to) {
+                Some(below) if below > at => {}
+                Some(_) => wrong.push(format!("{from} -> {to} runs upward")),
+                None => wrong.push(format!("{from} -> {to}: unknown module")),
+            }
+            if STRANGERS.contains(&(from.as_str(), to.as_str())) {
+                wrong.push(format!("{from} must not know {to}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_api_reaches_every_module() {
+    let arrows = arrows();
+    let mut reached = BTreeSet::from(["shardex".to_owned()]);
+    let mut next = vec!["shardex".to_owned()];
+    while let Some(module) = next.pop() {
+        for target in arrows.get(&module).into_iter().flatten() {
+            if reached.insert(target.clone()) {
+                next.push(target.clone());
+            }
+        }
+    }
+    let missed: Vec<_> = arrows.keys().filter(|module| !reached.contains(*module)).collect();
+    assert!(missed.is_empty(), "not reached: {missed:?}");
+}
+
+#[test]
+fn the_engine_takes_neither_time_nor_chance_nor_threads_by_itself() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    for file in files {
+        let name = file.strip_prefix(&root).expect("below src").to_string_lossy().into_owned();
+        if ["lib.rs", "shardex.rs", "env.rs"].contains(&name.as_str())
+            || name.starts_with("bin")
+            || name.starts_with("cli")
+        {
+            continue;
+        }
+        let text = fs::read_to_string(&file).expect("readable");
+        for forbidden in ["Instant::now", "SystemTime", "thread::spawn", "HashMap", "HashSet", "SysRng", "tokio"] {
+            assert!(!text.contains(forbidden), "{name} uses {forbidden}");
+        }
+    }
+}

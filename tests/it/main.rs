@@ -1,0 +1,11 @@
+//! The integration tests, in one binary.
+
+mod api;
+mod conformance;
+mod deadly;
+mod faults;
+mod formats;
+mod kill;
+mod layering;
+mod model;
+mod support;

@@ -1,0 +1,363 @@
+//! Random histories on the simulated storage against the plain model: additions, replacements, removals, commits,
+//! flushes, reopens, and crashes at any operation, of the process or of the power, during recovery too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::{
+    prelude::*,
+    test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner},
+};
+use rand::{SeedableRng as _, rngs::ChaCha8Rng};
+use shardex::{CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, ShardexConfig, ShardexError, env::Env};
+use shardex_sim::{
+    CrashKind, SimStorage, Stop,
+    model::{Batch, Model},
+};
+
+use crate::support::vector;
+
+/// Histories tried.
+const CASES: u32 = 12_000;
+/// Histories that must hold each of the things that matter.
+const ENOUGH: u32 = 100;
+
+/// A crash, planned.
+#[derive(Clone, Copy, Debug)]
+struct Crash {
+    /// Operations of the storage until it comes.
+    after: u64,
+    stop: Stop,
+    kind: CrashKind,
+    seed: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Postings of documents `first..first + count`, under a start that few share: some replace others.
+    Add {
+        first: u64,
+        count: u64,
+        start: u32,
+        salt: u64,
+    },
+    Remove {
+        first: u64,
+        count: u64,
+    },
+    Commit,
+    Flush,
+    Reopen,
+    /// The next steps run until the machine stops.
+    Plan(Crash),
+    CrashNow(CrashKind, u64),
+}
+
+#[derive(Clone, Debug)]
+struct History {
+    dimension: usize,
+    shard_size: usize,
+    metric: Metric,
+    real_pages: bool,
+    steps: Vec<Step>,
+}
+
+fn crashes() -> impl Strategy<Value = Crash> {
+    let stops = prop_oneof![Just(Stop::Before), Just(Stop::Torn), Just(Stop::After)];
+    (1..40u64, stops, kinds(), any::<u64>()).prop_map(|(after, stop, kind, seed)| Crash { after, stop, kind, seed })
+}
+
+fn kinds() -> impl Strategy<Value = CrashKind> {
+    prop_oneof![1 => Just(CrashKind::Process), 3 => Just(CrashKind::Power)]
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..60u64, 1..12u64, 0..2u32, 0..1_000u64)
+            .prop_map(|(first, count, start, salt)| Step::Add { first, count, start, salt }),
+        3 => (0..60u64, 1..30u64).prop_map(|(first, count)| Step::Remove { first, count }),
+        3 => Just(Step::Commit),
+        4 => Just(Step::Flush),
+        1 => Just(Step::Reopen),
+        3 => crashes().prop_map(Step::Plan),
+        1 => (kinds(), any::<u64>()).prop_map(|(kind, seed)| Step::CrashNow(kind, seed)),
+    ]
+}
+
+fn histories() -> impl Strategy<Value = History> {
+    (
+        prop_oneof![Just(3usize), Just(17), Just(20)],
+        prop_oneof![Just(2usize), Just(5), Just(8)],
+        prop_oneof![Just(Metric::L2), Just(Metric::Dot), Just(Metric::Cosine)],
+        prop::bool::weighted(0.1),
+        prop::collection::vec(steps(), 4..50),
+    )
+        .prop_map(|(dimension, shard_size, metric, real_pages, steps)| History {
+            dimension,
+            shard_size,
+            metric,
+            real_pages,
+            steps,
+        })
+}
+
+/// How many histories held what.
+type Marks = BTreeMap<&'static str, u32>;
+
+struct Run {
+    config: ShardexConfig,
+    storage: SimStorage,
+    engine: Option<Engine<SimStorage>>,
+    model: Model,
+    planned: Option<Crash>,
+    marks: BTreeSet<&'static str>,
+}
+
+fn env() -> Env {
+    Env { new_index_id: 7, ..Env::system() }
+}
+
+impl Run {
+    fn new(history: &History) -> Self {
+        let (page, sector) = if history.real_pages { (4096, 512) } else { (256, 64) };
+        let config = ShardexConfig::new("sim")
+            .vector_size(history.dimension)
+            .shard_size(history.shard_size)
+            .metric(history.metric)
+            .wal_segment_size(4 * page)
+            .options(OpenOptions::default().wal_max_bytes(64 << 10));
+        let storage = SimStorage::new(page, sector, 1);
+        storage.set_trace(true);
+        Self { config, storage, engine: None, model: Model::default(), planned: None, marks: BTreeSet::new() }
+    }
+
+    /// Runs a step; when the machine stops in it, crashes and recovers.
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        drop(self.storage.take_trace());
+        let flushing = matches!(step, Step::Flush);
+        match self.attempt(step) {
+            Ok(()) => Ok(()),
+            Err(error) if self.storage.stopped() => {
+                let last = self.storage.take_trace().pop().map_or("", |entry| entry.purpose.0);
+                if flushing {
+                    self.marks.insert(match last {
+                        "wal: append" => "crash in a flush at: wal: append",
+                        "B1: sync the WAL" => "crash in a flush at: B1: sync the WAL",
+                        "data: grow" => "crash in a flush at: data: grow",
+                        "data: states and directory" => "crash in a flush at: data: states and directory",
+                        "B2: sync the data" => "crash in a flush at: B2: sync the data",
+                        "root: store" => "crash in a flush at: root: store",
+                        "B3: sync the root" => "crash in a flush at: B3: sync the root",
+                        _ => "crash in a flush elsewhere",
+                    });
+                }
+                let Some(crash) = self.planned.take() else { return Err(format!("stopped unasked: {error}")) };
+                self.crash(crash.kind, crash.seed)
+            }
+            Err(error) => Err(format!("{step:?}: {error}")),
+        }
+    }
+
+    fn attempt(&mut self, step: &Step) -> Result<(), ShardexError> {
+        let engine = match &mut self.engine {
+            Some(engine) => engine,
+            None => self.engine.insert(Engine::create(self.storage.clone(), &self.config, &env())?),
+        };
+        match step {
+            Step::Add { first, count, start, salt } => {
+                let postings: Vec<Posting> = (*first..first + count)
+                    .map(|id| Posting {
+                        document_id: DocumentId(id.into()),
+                        start: *start,
+                        length: 1,
+                        vector: vector(id * 1_000 + salt, self.config.vector_size),
+                    })
+                    .collect();
+                engine.add(&postings)?;
+                self.model.accept(Batch::Add(postings));
+            }
+            Step::Remove { first, count } => {
+                let shards = engine.stats()?.total_shards;
+                let documents: Vec<DocumentId> = (*first..first + count).map(|id| DocumentId(id.into())).collect();
+                engine.remove(&documents)?;
+                self.model.accept(Batch::Remove(documents));
+                if engine.stats()?.total_shards < shards {
+                    self.marks.insert("a freed shard");
+                }
+            }
+            Step::Commit => {
+                engine.commit()?;
+                self.model.acknowledge();
+            }
+            Step::Flush => {
+                let stats = engine.flush()?;
+                self.model.acknowledge();
+                assert!(stats.barriers <= 4, "{stats}");
+            }
+            Step::Reopen => {
+                engine.close()?;
+                self.model.acknowledge();
+                self.engine = None;
+                let engine = Engine::open(self.storage.clone(), self.config.options.clone(), &env())?;
+                assert_eq!(engine.stats()?.recovery.records_replayed, 0);
+                self.engine = Some(engine);
+            }
+            Step::Plan(crash) => {
+                if self.planned.is_none() {
+                    self.storage.crash_after(crash.after, crash.stop);
+                    self.planned = Some(*crash);
+                }
+            }
+            Step::CrashNow(kind, seed) => {
+                self.planned = None;
+                self.crash(*kind, *seed).map_err(|what| ShardexError::Inconsistent { finding: what })?;
+            }
+        }
+        if let Some(engine) = &self.engine {
+            let stats = engine.stats()?;
+            for (mark, held) in [
+                ("a split", stats.splits > 0),
+                ("a recycled segment", stats.segments_recycled > 0),
+                ("a WAL that grew", stats.wal_segments > 4),
+            ] {
+                if held {
+                    self.marks.insert(mark);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Crashes, then recovers, crashing again on the way now and then.
+    fn crash(&mut self, kind: CrashKind, seed: u64) -> Result<(), String> {
+        self.engine = None;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        self.storage.crash(kind, &mut rng);
+        for again in 0..seed % 3 {
+            self.storage.crash_after(1 + (seed >> (8 * again)) % 13, Stop::Torn);
+            let opened = Engine::create(self.storage.clone(), &self.config, &env());
+            if self.storage.stopped() {
+                drop(opened);
+                self.marks.insert("a crash in a recovery");
+                self.storage.crash(kind, &mut rng);
+            } else if let Err(error) = opened {
+                return Err(format!("P1: {error}"));
+            } else {
+                drop(opened);
+                self.storage.crash(kind, &mut rng);
+            }
+        }
+        let engine = Engine::create(self.storage.clone(), &self.config, &env()).map_err(|e| format!("P1: {e}"))?;
+        self.model.recovered(&engine)?;
+        if engine.stats().is_ok_and(|stats| stats.recovery.torn_tail) {
+            self.marks.insert("a torn tail");
+        }
+        self.engine = Some(engine);
+        self.check()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let Some(engine) = &self.engine else { return Ok(()) };
+        let report = engine.check(CheckLevel::Full).map_err(|e| e.to_string())?;
+        if !report.is_clean() {
+            return Err(format!("P4/P6: {report}"));
+        }
+        self.model.current(engine)
+    }
+}
+
+fn run(history: &History) -> Result<BTreeSet<&'static str>, String> {
+    let mut run = Run::new(history);
+    for (i, step) in history.steps.iter().enumerate() {
+        run.step(step).map_err(|broken| format!("step {i}: {broken}"))?;
+        if i % 5 == 4 && !run.storage.stopped() {
+            run.check().map_err(|broken| format!("after step {i}: {broken}"))?;
+        }
+    }
+    if run.storage.stopped() {
+        let Some(crash) = run.planned.take() else { return Err("stopped unasked".into()) };
+        run.crash(crash.kind, crash.seed)?;
+    }
+    run.check()?;
+    Ok(run.marks)
+}
+
+#[test]
+fn random_histories_with_crashes_agree_with_the_model() {
+    let config = Config { cases: CASES, failure_persistence: None, max_shrink_iters: 4_000, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let marks = std::cell::RefCell::new(Marks::new());
+    let result = runner.run(&histories(), |history| {
+        let held = run(&history).map_err(TestCaseError::fail)?;
+        let mut marks = marks.borrow_mut();
+        held.into_iter().for_each(|mark| *marks.entry(mark).or_default() += 1);
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+    let marks = marks.into_inner();
+    assert!(marks.values().all(|&n| n <= CASES));
+    println!("of {CASES} histories:");
+    marks.iter().for_each(|(mark, n)| println!("  {n:>5} held {mark}"));
+    for mark in [
+        "a split",
+        "a recycled segment",
+        "a freed shard",
+        "a torn tail",
+        "a crash in a recovery",
+        "crash in a flush at: wal: append",
+        "crash in a flush at: B1: sync the WAL",
+        "crash in a flush at: data: states and directory",
+        "crash in a flush at: B2: sync the data",
+        "crash in a flush at: root: store",
+        "crash in a flush at: B3: sync the root",
+    ] {
+        let n = marks.get(mark).copied().unwrap_or(0);
+        assert!(n >= ENOUGH, "only {n} histories held {mark}");
+    }
+}
+
+/// The same history twice: the same bytes, and the same trace (P7).
+#[test]
+fn the_same_history_leaves_the_same_bytes_and_the_same_trace() {
+    let once = || {
+        let history = History {
+            dimension: 17,
+            shard_size: 5,
+            metric: Metric::L2,
+            real_pages: false,
+            steps: (0..60u64)
+                .map(|n| match n % 7 {
+                    3 => Step::Remove { first: n % 20, count: 9 },
+                    5 => Step::Flush,
+                    6 => Step::Reopen,
+                    _ => Step::Add { first: n * 3 % 40, count: 8, start: 0, salt: n },
+                })
+                .collect(),
+        };
+        let mut run = Run::new(&history);
+        let fixed = Fixed;
+        let env = Env { clock: std::sync::Arc::new(fixed), new_index_id: 7 };
+        run.engine = Some(Engine::create(run.storage.clone(), &run.config, &env).expect("made"));
+        let mut trace = Vec::new();
+        for step in history.steps.iter().filter(|step| !matches!(step, Step::Reopen)) {
+            run.step(step).expect("no crash is planned");
+            trace.extend(run.storage.take_trace());
+        }
+        (run.storage.files(), trace)
+    };
+    assert!(once() == once());
+}
+
+/// A clock that stands still.
+struct Fixed;
+
+impl shardex::env::Clock for Fixed {
+    fn unix_ms(&self) -> u64 {
+        1_700_000_000_000
+    }
+
+    fn elapsed(&self) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+}
