@@ -146,7 +146,15 @@ mod tests {
         tree[0]
     }
 
-    fn numbers(n: usize, seed: u64) -> Vec<f32> {
+    /// Even ones all of one size, so that any other order of additions shows in the last bits; wild ones of every kind,
+    /// where a few huge ones would hide that.
+    #[derive(Clone, Copy, Debug)]
+    enum Sizes {
+        Even,
+        Wild,
+    }
+
+    fn numbers(n: usize, seed: u64, sizes: Sizes) -> Vec<f32> {
         let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         (0..n)
             .map(|i| {
@@ -154,6 +162,9 @@ mod tests {
                 x ^= x >> 7;
                 x ^= x << 17;
                 let unit = (x >> 40) as f32 / (1 << 23) as f32 - 1.0;
+                if matches!(sizes, Sizes::Even) {
+                    return unit;
+                }
                 match i % 11 {
                     3 => unit * 1e15,
                     5 => unit * 1e-30,
@@ -168,28 +179,29 @@ mod tests {
     #[test]
     fn all_kernels_give_the_bits_of_the_definition() {
         let lengths = (0..=200).chain([384, 385, 768, 1_000, 1_536]);
-        for len in lengths {
+        for (len, sizes) in lengths.flat_map(|len| [(len, Sizes::Even), (len, Sizes::Wild)]) {
             // An odd offset, so that no load is aligned by luck.
-            let (a, b) = (numbers(len + 3, len as u64), numbers(len + 1, len as u64 + 999));
+            let (a, b) = (numbers(len + 3, len as u64, sizes), numbers(len + 1, len as u64 + 999, sizes));
             let (a, b) = (&a[3..], &b[1..]);
             let dot = oracle(a, b, |x, y| x * y).to_bits();
             let l2 = oracle(a, b, |x, y| (x - y) * (x - y)).to_bits();
             for kernels in available() {
-                assert_eq!((kernels.dot)(a, b).to_bits(), dot, "dot of {len} by {}", kernels.name);
-                assert_eq!((kernels.squared_l2)(a, b).to_bits(), l2, "L2 of {len} by {}", kernels.name);
+                assert_eq!((kernels.dot)(a, b).to_bits(), dot, "dot of {len} {sizes:?} by {}", kernels.name);
+                assert_eq!((kernels.squared_l2)(a, b).to_bits(), l2, "L2 of {len} {sizes:?} by {}", kernels.name);
             }
         }
     }
 
     #[test]
     fn many_rows_are_as_one_by_one() {
-        for (rows, len) in [(0, 5), (1, 16), (2, 384), (5, 17), (9, 100), (4, 1)] {
-            let (query, matrix) = (numbers(len, 1), numbers(rows * len, 2));
+        for (rows, len) in (0..=9).flat_map(|rows| [0, 1, 16, 17, 63, 100, 384].map(|len| (rows, len))) {
+            let (query, matrix) = (numbers(len, 1, Sizes::Even), numbers(rows * len, 2, Sizes::Even));
             for kernels in available() {
                 let (mut dots, mut squares) = (vec![9.0; rows], vec![9.0; rows]);
                 (kernels.dot_many)(&query, &matrix, &mut dots);
                 (kernels.squared_l2_many)(&query, &matrix, &mut squares);
-                for (i, row) in matrix.chunks_exact(len).enumerate() {
+                for i in 0..rows {
+                    let row = &matrix[i * len..(i + 1) * len];
                     assert_eq!(dots[i].to_bits(), (kernels.dot)(&query, row).to_bits());
                     assert_eq!(squares[i].to_bits(), (kernels.squared_l2)(&query, row).to_bits());
                 }
@@ -207,8 +219,15 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "two lengths")]
     fn two_lengths_are_a_mistake_of_the_caller() {
-        let _ = dot(&[1.0], &[1.0, 2.0]);
+        let calls: [fn(); 4] = [
+            || _ = dot(&[1.0], &[1.0, 2.0]),
+            || _ = squared_l2(&[1.0], &[1.0, 2.0]),
+            || dot_many(&[1.0], &[1.0; 3], &mut [0.0; 2]),
+            || squared_l2_many(&[1.0], &[1.0; 3], &mut [0.0; 2]),
+        ];
+        for (i, call) in calls.into_iter().enumerate() {
+            assert!(std::panic::catch_unwind(call).is_err(), "call {i} took them");
+        }
     }
 }

@@ -16,7 +16,7 @@ use shardex::{
     shard::{StoredPosting, bloom::Bloom},
 };
 
-use crate::support::{TestIndex, documents, posting};
+use crate::support::{TestIndex, check_clean, documents, everything, posting};
 
 /// Sixteen bytes a line, with offsets; runs of zeros in one word.
 fn hex(bytes: &[u8]) -> String {
@@ -157,6 +157,36 @@ fn every_flipped_bit_and_every_truncation_is_refused() {
     }
     let state = state().encode(&geometry());
     (0..state.len()).for_each(|len| assert!(ShardState::decode(&state[..len], &geometry(), 2).is_err()));
+}
+
+/// Indexes written by the first build of version 1, one closed and one not: every later build opens them.
+#[test]
+fn indexes_of_version_1_open_with_all_they_hold() {
+    for (kind, replayed) in [("closed", 0), ("crashed", 2)] {
+        let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/format/v1").join(kind);
+        let test = TestIndex::small();
+        std::fs::create_dir(test.path()).expect("a directory");
+        for name in ["data", "wal", "root"] {
+            std::fs::copy(from.join(name), test.path().join(name)).expect("copied");
+        }
+        let mut engine = test.open();
+        let stats = engine.stats().expect("stats");
+        assert_eq!((stats.total_postings, stats.recovery.records_replayed), (22, replayed), "{kind}");
+        check_clean(&engine);
+        let mut found: Vec<_> = everything(&engine)
+            .into_iter()
+            .map(|r| (r.document_id.0 as u32, r.start, r.length, r.vector))
+            .collect();
+        found.sort_by_key(|posting| posting.0);
+        let expected: Vec<_> = (0..24u32)
+            .filter(|n| ![3, 4].contains(n))
+            .map(|n| (n, n, 1 + n, vec![n as f32, (n * n % 17) as f32, 0.5]))
+            .collect();
+        assert_eq!(found, expected, "{kind}");
+        engine.add(&[posting(100, 0, vec![1.0, 2.0, 3.0])]).expect("it takes more");
+        engine.flush().expect("flushed");
+        check_clean(&engine);
+    }
 }
 
 #[test]
