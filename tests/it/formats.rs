@@ -173,10 +173,8 @@ fn indexes_of_version_1_open_with_all_they_hold() {
         let stats = engine.stats().expect("stats");
         assert_eq!((stats.total_postings, stats.recovery.records_replayed), (22, replayed), "{kind}");
         check_clean(&engine);
-        let mut found: Vec<_> = everything(&engine)
-            .into_iter()
-            .map(|r| (r.document_id.0 as u32, r.start, r.length, r.vector))
-            .collect();
+        let mut found: Vec<_> =
+            everything(&engine).into_iter().map(|r| (r.document_id.0 as u32, r.start, r.length, r.vector)).collect();
         found.sort_by_key(|posting| posting.0);
         let expected: Vec<_> = (0..24u32)
             .filter(|n| ![3, 4].contains(n))

@@ -5,12 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::{
     prelude::*,
+    strategy::ValueTree as _,
     test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner},
 };
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
-use shardex::{CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, ShardexConfig, ShardexError, env::Env};
+use shardex::{
+    CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, ShardexConfig, ShardexError, env::Env,
+    format::root::Root, storage::Storage as _,
+};
 use shardex_sim::{
-    CrashKind, SimStorage, Stop,
+    CrashKind, HookStorage, SimStorage, Stop, Verdict,
     model::{Batch, Model},
 };
 
@@ -49,7 +53,11 @@ enum Step {
     Reopen,
     /// The next steps run until the machine stops.
     Plan(Crash),
-    CrashNow(CrashKind, u64),
+    CrashNow {
+        kind: CrashKind,
+        seed: u64,
+        rot: bool,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -79,7 +87,8 @@ fn steps() -> impl Strategy<Value = Step> {
         4 => Just(Step::Flush),
         1 => Just(Step::Reopen),
         3 => crashes().prop_map(Step::Plan),
-        1 => (kinds(), any::<u64>()).prop_map(|(kind, seed)| Step::CrashNow(kind, seed)),
+        1 => (kinds(), any::<u64>(), any::<bool>())
+            .prop_map(|(kind, seed, rot)| Step::CrashNow { kind, seed, rot }),
     ]
 }
 
@@ -106,7 +115,9 @@ type Marks = BTreeMap<&'static str, u32>;
 struct Run {
     config: ShardexConfig,
     storage: SimStorage,
-    engine: Option<Engine<SimStorage>>,
+    /// A barrier whose syncs do nothing.
+    needless: Option<&'static str>,
+    engine: Option<Engine<HookStorage<SimStorage>>>,
     model: Model,
     planned: Option<Crash>,
     marks: BTreeSet<&'static str>,
@@ -117,7 +128,7 @@ fn env() -> Env {
 }
 
 impl Run {
-    fn new(history: &History) -> Self {
+    fn new(history: &History, needless: Option<&'static str>) -> Self {
         let (page, sector) = if history.real_pages { (4096, 512) } else { (256, 64) };
         let config = ShardexConfig::new("sim")
             .vector_size(history.dimension)
@@ -127,7 +138,18 @@ impl Run {
             .options(OpenOptions::default().wal_max_bytes(64 << 10));
         let storage = SimStorage::new(page, sector, 1);
         storage.set_trace(true);
-        Self { config, storage, engine: None, model: Model::default(), planned: None, marks: BTreeSet::new() }
+        Self { config, storage, needless, engine: None, model: Model::default(), planned: None, marks: BTreeSet::new() }
+    }
+
+    /// The storage as the engine gets it.
+    fn hooked(&self) -> HookStorage<SimStorage> {
+        let (needless, sim) = (self.needless, self.storage.clone());
+        HookStorage::new(self.storage.clone(), move |info| {
+            if needless == Some(info.purpose.0) {
+                sim.lie_at_next_sync();
+            }
+            Verdict::Proceed
+        })
     }
 
     /// Runs a step; when the machine stops in it, crashes and recovers.
@@ -151,16 +173,17 @@ impl Run {
                     });
                 }
                 let Some(crash) = self.planned.take() else { return Err(format!("stopped unasked: {error}")) };
-                self.crash(crash.kind, crash.seed)
+                self.crash(crash.kind, crash.seed, false)
             }
             Err(error) => Err(format!("{step:?}: {error}")),
         }
     }
 
     fn attempt(&mut self, step: &Step) -> Result<(), ShardexError> {
+        let storage = self.hooked();
         let engine = match &mut self.engine {
             Some(engine) => engine,
-            None => self.engine.insert(Engine::create(self.storage.clone(), &self.config, &env())?),
+            None => self.engine.insert(Engine::create(storage.clone(), &self.config, &env())?),
         };
         match step {
             Step::Add { first, count, start, salt } => {
@@ -197,7 +220,7 @@ impl Run {
                 engine.close()?;
                 self.model.acknowledge();
                 self.engine = None;
-                let engine = Engine::open(self.storage.clone(), self.config.options.clone(), &env())?;
+                let engine = Engine::open(storage, self.config.options.clone(), &env())?;
                 assert_eq!(engine.stats()?.recovery.records_replayed, 0);
                 self.engine = Some(engine);
             }
@@ -207,9 +230,9 @@ impl Run {
                     self.planned = Some(*crash);
                 }
             }
-            Step::CrashNow(kind, seed) => {
+            Step::CrashNow { kind, seed, rot } => {
                 self.planned = None;
-                self.crash(*kind, *seed).map_err(|what| ShardexError::Inconsistent { finding: what })?;
+                self.crash(*kind, *seed, *rot).map_err(|what| ShardexError::Inconsistent { finding: what })?;
             }
         }
         if let Some(engine) = &self.engine {
@@ -227,14 +250,31 @@ impl Run {
         Ok(())
     }
 
-    /// Crashes, then recovers, crashing again on the way now and then.
-    fn crash(&mut self, kind: CrashKind, seed: u64) -> Result<(), String> {
+    /// The newest root rots.
+    fn rot(&mut self) {
+        let page = self.storage.page_size();
+        let generation = |bytes: &[u8]| Root::decode(bytes).map_or(0, |root| root.generation.0);
+        if self.storage.files().iter().any(|(name, _)| name == "root") {
+            self.storage.tamper("root", |bytes| {
+                let newest = usize::from(generation(bytes) < generation(&bytes[page..]));
+                bytes[newest * page + 50] ^= 4;
+            });
+            self.marks.insert("a rotten root");
+        }
+    }
+
+    /// Crashes, then recovers, crashing again on the way now and then; not when a root has rotten, for then no second
+    /// one may be torn.
+    fn crash(&mut self, kind: CrashKind, seed: u64, rot: bool) -> Result<(), String> {
         self.engine = None;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         self.storage.crash(kind, &mut rng);
-        for again in 0..seed % 3 {
+        if rot {
+            self.rot();
+        }
+        for again in 0..if rot { 0 } else { seed % 3 } {
             self.storage.crash_after(1 + (seed >> (8 * again)) % 13, Stop::Torn);
-            let opened = Engine::create(self.storage.clone(), &self.config, &env());
+            let opened = Engine::create(self.hooked(), &self.config, &env());
             if self.storage.stopped() {
                 drop(opened);
                 self.marks.insert("a crash in a recovery");
@@ -246,7 +286,7 @@ impl Run {
                 self.storage.crash(kind, &mut rng);
             }
         }
-        let engine = Engine::create(self.storage.clone(), &self.config, &env()).map_err(|e| format!("P1: {e}"))?;
+        let engine = Engine::create(self.hooked(), &self.config, &env()).map_err(|e| format!("P1: {e}"))?;
         self.model.recovered(&engine)?;
         if engine.stats().is_ok_and(|stats| stats.recovery.torn_tail) {
             self.marks.insert("a torn tail");
@@ -265,8 +305,8 @@ impl Run {
     }
 }
 
-fn run(history: &History) -> Result<BTreeSet<&'static str>, String> {
-    let mut run = Run::new(history);
+fn run(history: &History, needless: Option<&'static str>) -> Result<BTreeSet<&'static str>, String> {
+    let mut run = Run::new(history, needless);
     for (i, step) in history.steps.iter().enumerate() {
         run.step(step).map_err(|broken| format!("step {i}: {broken}"))?;
         if i % 5 == 4 && !run.storage.stopped() {
@@ -275,7 +315,7 @@ fn run(history: &History) -> Result<BTreeSet<&'static str>, String> {
     }
     if run.storage.stopped() {
         let Some(crash) = run.planned.take() else { return Err("stopped unasked".into()) };
-        run.crash(crash.kind, crash.seed)?;
+        run.crash(crash.kind, crash.seed, false)?;
     }
     run.check()?;
     Ok(run.marks)
@@ -287,7 +327,7 @@ fn random_histories_with_crashes_agree_with_the_model() {
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let marks = std::cell::RefCell::new(Marks::new());
     let result = runner.run(&histories(), |history| {
-        let held = run(&history).map_err(TestCaseError::fail)?;
+        let held = run(&history, None).map_err(TestCaseError::fail)?;
         let mut marks = marks.borrow_mut();
         held.into_iter().for_each(|mark| *marks.entry(mark).or_default() += 1);
         Ok(())
@@ -304,6 +344,7 @@ fn random_histories_with_crashes_agree_with_the_model() {
         "a recycled segment",
         "a freed shard",
         "a torn tail",
+        "a rotten root",
         "a crash in a recovery",
         "crash in a flush at: wal: append",
         "crash in a flush at: B1: sync the WAL",
@@ -314,6 +355,30 @@ fn random_histories_with_crashes_agree_with_the_model() {
     ] {
         let n = marks.get(mark).copied().unwrap_or(0);
         assert!(n >= ENOUGH, "only {n} histories held {mark}");
+    }
+}
+
+/// The tester tested: without any one of the barriers the histories find the loss, and soon.
+#[test]
+fn every_barrier_is_needed() {
+    for barrier in [
+        "B1: commit",
+        "B1: sync the WAL",
+        "B2: sync the data",
+        "B3: sync the root",
+        "B4: sync the recovered root",
+        "B5: sync the root's twin",
+    ] {
+        let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+        let found = (1..=CASES).find(|_| {
+            let history = histories().new_tree(&mut runner).expect("a history").current();
+            // An assertion of the engine's own is as good as a broken promise.
+            std::panic::catch_unwind(|| run(&history, Some(barrier))).map_or(true, |done| done.is_err())
+        });
+        match found {
+            Some(n) => println!("without `{barrier}`: found by history {n}"),
+            None => panic!("{CASES} histories pass without `{barrier}`"),
+        }
     }
 }
 
@@ -335,10 +400,10 @@ fn the_same_history_leaves_the_same_bytes_and_the_same_trace() {
                 })
                 .collect(),
         };
-        let mut run = Run::new(&history);
+        let mut run = Run::new(&history, None);
         let fixed = Fixed;
         let env = Env { clock: std::sync::Arc::new(fixed), new_index_id: 7 };
-        run.engine = Some(Engine::create(run.storage.clone(), &run.config, &env).expect("made"));
+        run.engine = Some(Engine::create(run.hooked(), &run.config, &env).expect("made"));
         let mut trace = Vec::new();
         for step in history.steps.iter().filter(|step| !matches!(step, Step::Reopen)) {
             run.step(step).expect("no crash is planned");
