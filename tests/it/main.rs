@@ -1,6 +1,8 @@
 //! The integration tests, in one binary.
 
 mod api;
+#[cfg(feature = "cli")]
+mod cli;
 mod conformance;
 mod deadly;
 mod faults;

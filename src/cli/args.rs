@@ -1,0 +1,169 @@
+//! The arguments.
+
+use std::{ops::Range, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use shardex::Metric;
+
+/// A vector index that never loses what it acknowledged.
+#[derive(Debug, Parser)]
+#[command(name = "shardex", version)]
+pub(crate) struct Cli {
+    /// Print one JSON object on one line, the last on stdout.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Add the rows of an .npy file (f32 or f16); a new index is made if there is none.
+    Ingest(Ingest),
+    /// Search for the rows of an .npy file.
+    Search(Search),
+    /// Remove documents.
+    Remove(Remove),
+    /// Make everything durable in the shards and let the log go.
+    Flush(Dir),
+    /// Print figures.
+    Stats(Dir),
+    /// Look for contradictions.
+    Check(Check),
+    /// Ingest, search, get killed, recover, and prove that nothing was lost.
+    Demo,
+    /// What `demo` starts and kills.
+    #[command(hide = true)]
+    DemoChild(DemoChild),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Dir {
+    /// The index's directory.
+    pub(crate) dir: PathBuf,
+}
+
+/// How `ingest` says how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Progress {
+    /// A bar, on a terminal.
+    Bar,
+    /// A line `committed ROWS` on stdout after each acknowledged durable batch.
+    Plain,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ingest {
+    /// The index's directory; its parent must exist.
+    pub(crate) dir: PathBuf,
+    /// The vectors: a two-dimensional .npy file of f32 or f16.
+    pub(crate) file: PathBuf,
+    /// How near two vectors are: cosine, l2 or dot. Default: cosine for a new index, else the index's own.
+    #[arg(long)]
+    pub(crate) metric: Option<Metric>,
+    /// Most postings per shard. Default: 512 for a new index, else the index's own.
+    #[arg(long, value_name = "N")]
+    pub(crate) shard_size: Option<usize>,
+    /// Rows per batch.
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = positive)]
+    pub(crate) batch: usize,
+    /// Make each batch durable before the next.
+    #[arg(long)]
+    pub(crate) commit_each: bool,
+    /// Flush after every so many batches.
+    #[arg(long, value_name = "BATCHES", value_parser = positive)]
+    pub(crate) flush_each: Option<usize>,
+    /// Document id of the first row; the others follow.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) first_id: u128,
+    /// How to say how far it is.
+    #[arg(long, value_enum, default_value_t = Progress::Bar)]
+    pub(crate) progress: Progress,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Search {
+    /// The index's directory.
+    pub(crate) dir: PathBuf,
+    /// The queries: a two-dimensional .npy file of f32 or f16.
+    pub(crate) queries: PathBuf,
+    /// Results per query.
+    #[arg(short, default_value_t = 10, value_parser = positive)]
+    pub(crate) k: usize,
+    /// Shards to scan per query.
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "exact")]
+    pub(crate) slop: Option<usize>,
+    /// Scan every shard.
+    #[arg(long)]
+    pub(crate) exact: bool,
+    /// Threads that search.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    pub(crate) threads: usize,
+    /// True nearest ids, an .npy file of i32, a row per query; its first k count.
+    #[arg(long, value_name = "IDS.npy")]
+    pub(crate) truth: Option<PathBuf>,
+    /// Write the ids found, as i64, a row of k per query; -1 where there are fewer.
+    #[arg(long, value_name = "IDS.npy")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// The index's directory.
+    pub(crate) dir: PathBuf,
+    /// Document ids A up to, not including, B.
+    #[arg(long, value_name = "A..B", value_parser = id_range)]
+    pub(crate) ids: Range<u128>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The index's directory.
+    pub(crate) dir: PathBuf,
+    /// Read every byte.
+    #[arg(long)]
+    pub(crate) full: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoChild {
+    pub(crate) dir: PathBuf,
+    pub(crate) seed: u64,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("0 is not enough; give at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(error) => Err(format!("{error}; give a whole number of at least 1")),
+    }
+}
+
+fn id_range(text: &str) -> Result<Range<u128>, String> {
+    let (from, to) = text.split_once("..").ok_or("give two ids as A..B")?;
+    let id = |text: &str| text.parse::<u128>().map_err(|error| format!("`{text}`: {error}; give two ids as A..B"));
+    let range = id(from)?..id(to)?;
+    match range.is_empty() {
+        true => Err(format!("{text} holds no id: A must be less than B")),
+        false => Ok(range),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn id_ranges() {
+        assert_eq!(id_range("3..7"), Ok(3..7));
+        for bad in ["", "3", "7..3", "3..3", "a..b", "-1..4", "1...4"] {
+            assert!(id_range(bad).is_err(), "{bad}");
+        }
+    }
+}

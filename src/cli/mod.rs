@@ -1,0 +1,85 @@
+//! `shardex`: commands, exit codes, output.
+//!
+//! Exit codes: 0 fine; 1 the check found something, or the answer is no; 2 an error, one line on stderr that says what
+//! to do.
+
+mod admin;
+mod args;
+mod demo;
+mod ingest;
+mod npy;
+mod output;
+mod search;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use shardex::ShardexError;
+
+use args::{Cli, Command};
+use output::Output;
+
+/// What a command came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Fine.
+    Yes,
+    /// The check found something, or a promise was broken.
+    No,
+}
+
+/// Why a command could not be carried out: one line.
+#[derive(Debug)]
+pub(crate) struct Failure(pub(crate) String);
+
+impl From<ShardexError> for Failure {
+    fn from(error: ShardexError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+pub(crate) type Outcome = Result<Answer, Failure>;
+
+/// Parses the arguments, runs the command, and turns what came of it into an exit code.
+pub(crate) fn main() -> ExitCode {
+    // Usage errors leave with 2, help and version with 0: clap's own way.
+    let cli = Cli::parse();
+    let output = Output::new(cli.json);
+    let outcome = match &cli.command {
+        Command::Ingest(args) => ingest::run(args, &output),
+        Command::Search(args) => search::run(args, &output),
+        Command::Remove(args) => admin::remove(args, &output),
+        Command::Flush(args) => admin::flush(args, &output),
+        Command::Stats(args) => admin::stats(args, &output),
+        Command::Check(args) => admin::check(args, &output),
+        Command::Demo => demo::run(&output),
+        Command::DemoChild(args) => demo::child(args),
+    };
+    match outcome {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        Err(Failure(line)) => {
+            output::complain(&line);
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs a command's calls; with more threads than one, on as many.
+pub(crate) fn block_on<T>(threads: usize, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let mut builder = if threads > 1 {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    if threads > 1 {
+        builder.worker_threads(threads);
+    }
+    builder.build()?.block_on(future)
+}
