@@ -210,6 +210,13 @@ pub enum ShardexError {
         finding: String,
     },
 
+    /// A flush waits for one of its syncs, and this call needs that flush to be over first.
+    ///
+    /// Only whoever drives an [`Engine`](crate::Engine) step by step can meet this. Nothing was changed. Recover by
+    /// finishing the flush.
+    #[error("a flush is in progress: finish it first")]
+    FlushInProgress,
+
     /// The handle was closed.
     ///
     /// Recover by opening the index again.

@@ -62,10 +62,11 @@ pub mod wal;
 
 pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};
 pub use engine::{
-    Component, ConsistencyReport, Engine, Finding,
+    Component, ConsistencyReport, Engine, Finding, FlushStep,
     stats::{FlushStats, IndexStats, RecoveryStats},
 };
 pub use error::{Result, ShardexError};
 pub use id::{DocumentId, Generation, Lsn, ShardId};
+pub use index::{Hit, Hits};
 pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult};
 pub use shardex::Shardex;

@@ -28,7 +28,7 @@ use crate::{
     env::Env,
     error::{Result, ShardexError},
     id::DocumentId,
-    index::{self, Snapshot},
+    index::{self, Hits, Snapshot},
     posting::{Posting, SearchOptions, SearchResponse, SearchResult},
     shard::DataFile,
     storage::{MmapStorage, Storage},
@@ -250,6 +250,15 @@ impl<S: Storage> Shardex<S> {
     /// `InvalidDimension`, `InvalidVector`, `InvalidArgument`; `Corruption` if a shard that is read for the first time
     /// since the open is damaged; `Closed`.
     pub async fn search_with(&self, query: &[f32], options: &SearchOptions) -> Result<SearchResponse> {
+        Ok(self.search_in_place(query, options).await?.to_response())
+    }
+
+    /// [`search_with`](Self::search_with) without a copy: the hits are read where they lie, and hold their places as long
+    /// as they live, so that those are not used again meanwhile.
+    ///
+    /// # Errors
+    /// As [`search_with`](Self::search_with).
+    pub async fn search_in_place(&self, query: &[f32], options: &SearchOptions) -> Result<Hits<S::File>> {
         let shared = &self.inner.shared;
         if shared.closed.load(Ordering::Acquire) {
             return Err(ShardexError::Closed);

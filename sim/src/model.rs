@@ -40,6 +40,11 @@ impl Model {
         self.durable = self.accepted.len();
     }
 
+    /// Notes that the first `batches` batches were acknowledged as durable.
+    pub fn acknowledge_up_to(&mut self, batches: usize) {
+        self.durable = self.durable.max(batches);
+    }
+
     /// Batches accepted.
     #[must_use]
     pub fn accepted(&self) -> usize {
@@ -121,7 +126,7 @@ fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
     let snapshot = engine.snapshot();
     let k = snapshot.live as usize + 1;
     let query = probe(engine.geometry().dimension, 0);
-    let found = index::search(&snapshot, engine.data(), &query, k, None).map_err(|e| format!("P4: {e}"))?;
+    let found = index::search(&snapshot, engine.data(), &query, k, None).map_err(|e| format!("P4: {e}"))?.to_response();
     let results = found.results.len();
     let state: State = found.results.into_iter().map(|r| ((r.document_id.0, r.start, r.length), r.vector)).collect();
     if state.len() != results || results as u64 != snapshot.live {
@@ -155,7 +160,8 @@ fn answers_as_brute_force<S: Storage>(engine: &Engine<S>, state: &State) -> Resu
         let given = probe(geometry.dimension, n);
         let query = batch::query(&given, geometry).map_err(|e| e.to_string())?;
         let k = 1 + n * 2;
-        let answer = index::search(&snapshot, engine.data(), &query, k, None).map_err(|e| format!("P4: {e}"))?;
+        let answer =
+            index::search(&snapshot, engine.data(), &query, k, None).map_err(|e| format!("P4: {e}"))?.to_response();
         let mut expected: Vec<(f64, Key)> =
             state.iter().map(|(&key, vector)| (distance(geometry.metric, &query, vector), key)).collect();
         expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));

@@ -73,6 +73,9 @@ pub(crate) struct Ingest {
     /// Flush after every so many batches.
     #[arg(long, value_name = "BATCHES", value_parser = positive)]
     pub(crate) flush_each: Option<usize>,
+    /// Bytes of log above which a flush starts by itself; 0: never.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) flush_wal_bytes: Option<u64>,
     /// Document id of the first row; the others follow.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) first_id: u128,

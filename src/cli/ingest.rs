@@ -7,6 +7,7 @@ use shardex::{DocumentId, Durability, OpenOptions, Posting, Shardex, ShardexConf
 
 use super::{
     Answer, Failure, Outcome,
+    admin::flush_object,
     args::{Ingest, Progress},
     block_on,
     npy::Rows,
@@ -32,7 +33,10 @@ pub(super) fn run(args: &Ingest, output: &Output) -> Outcome {
 /// Opens the index, if there is one and it is as the arguments say, or makes it.
 async fn open(args: &Ingest, dimension: usize) -> Result<Shardex, Failure> {
     let durability = if args.commit_each { Durability::Manual } else { Durability::Interval };
-    let options = OpenOptions::default().durability(durability);
+    let mut options = OpenOptions::default().durability(durability);
+    if let Some(bytes) = args.flush_wal_bytes {
+        options = options.flush_wal_bytes(bytes);
+    }
     match Shardex::open_with(&args.dir, options.clone()).await {
         Ok(index) => {
             let stats = index.stats().await?;
@@ -124,6 +128,7 @@ async fn ingest(index: &Shardex, args: &Ingest, rows: &mut Rows, output: &Output
         "seconds": seconds,
         "vectors_per_s": rate,
         "flush_seconds": flush_seconds,
+        "last_flush": flush_object(&last),
         "commits": stats.commits,
         "flushes": stats.flushes,
         "barriers": stats.barriers,

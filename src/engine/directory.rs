@@ -43,7 +43,7 @@ impl Directory {
         }
         let depth = root.geometry.node_levels(root.shard_numbers as usize) as usize;
         let mut levels = vec![vec![root.directory]];
-        for _ in 0..depth {
+        for level in (0..depth as u32).rev() {
             let mut below = Vec::new();
             for entry in levels.last().into_iter().flatten() {
                 if entry.is_none() {
@@ -53,12 +53,12 @@ impl Directory {
                 let bytes = read(entry, data, "a directory node")?;
                 below.extend(node::decode(&bytes).map_err(|e| damaged(entry, data, &e.to_string()))?);
             }
+            // No more than the shards below need: the last node of a level is seldom full.
+            let reach = root.geometry.node_fanout().saturating_pow(level);
+            below.truncate((root.shard_numbers as usize).div_ceil(reach));
             levels.push(below);
         }
         levels.reverse();
-        if let Some(states) = levels.first_mut() {
-            states.truncate(root.shard_numbers as usize);
-        }
         Ok(Self { levels })
     }
 

@@ -55,6 +55,8 @@ enum Stage {
 /// A flush under way.
 pub struct FlushRun<S: Storage> {
     stage: Stage,
+    /// A sync was handed out, and nobody has said yet what came of it.
+    waits: bool,
     stats: FlushStats,
     began: Duration,
     stage_began: Duration,
@@ -71,6 +73,11 @@ pub struct FlushRun<S: Storage> {
 }
 
 impl<S: Storage> FlushRun<S> {
+    /// Whether it waits for a sync of the WAL.
+    pub(super) fn syncs_wal(&self) -> bool {
+        self.waits && self.stage == Stage::Wal
+    }
+
     /// The places of its states and nodes.
     pub(super) fn taken(&self) -> &[Run] {
         &self.taken
@@ -105,12 +112,16 @@ impl<S: Storage> Engine<S> {
     /// changed.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush).
+    /// As [`flush`](Self::flush); `FlushInProgress` if one waits for a sync.
     pub fn flush_begin(&mut self, force: bool) -> Result<FlushStep<S::File>> {
         self.check_writable()?;
-        if let Some(run) = self.flush.take() {
-            assert_eq!(run.stage, Stage::Root, "a flush is driven to its end before the next begins");
-            return self.store_root(run);
+        match self.flush.take() {
+            Some(run) if run.waits => {
+                self.flush = Some(run);
+                return Err(ShardexError::FlushInProgress);
+            }
+            Some(run) => return self.store_root(run),
+            None => {}
         }
         let newest = self.roots.newest();
         if !force && !self.is_unflushed() {
@@ -145,6 +156,7 @@ impl<S: Storage> Engine<S> {
         };
         let mut run = FlushRun {
             stage: Stage::Wal,
+            waits: false,
             stats,
             began,
             stage_began: began,
@@ -172,8 +184,11 @@ impl<S: Storage> Engine<S> {
     /// # Panics
     /// If no flush waits for a sync: a mistake of the caller.
     pub fn flush_synced(&mut self, synced: Result<()>) -> Result<FlushStep<S::File>> {
+        // A commit meanwhile may have poisoned, and that ends every flush.
+        self.check_writable()?;
         #[expect(clippy::expect_used, reason = "a step without a flush is a mistake of the caller")]
-        let mut run = self.flush.take().expect("a flush waits for a sync");
+        let mut run = self.flush.take().filter(|run| run.waits).expect("a flush waits for a sync");
+        run.waits = false;
         if let Err(error) = synced {
             return Err(self.poison(error));
         }
@@ -199,6 +214,7 @@ impl<S: Storage> Engine<S> {
     /// Lets the caller run a sync.
     fn wait(&mut self, mut run: FlushRun<S>, job: SyncJob<S::File>) -> FlushStep<S::File> {
         run.stats.barriers += 1;
+        run.waits = true;
         self.counters.barriers += 1;
         self.flush = Some(run);
         FlushStep::Sync(job)

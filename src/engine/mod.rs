@@ -309,13 +309,17 @@ impl<S: Storage> Engine<S> {
     ///
     /// # Errors
     /// `OutOfSpace` and `Io` from a store: accepted writes stay accepted, call again. From a sync: the engine is
-    /// poisoned. `Poisoned`.
+    /// poisoned. `Poisoned`; `FlushInProgress` while a flush waits for its sync of the WAL.
     pub fn commit(&mut self) -> Result<Lsn> {
         self.check_writable()?;
         self.commit_as(COMMIT)
     }
 
     fn commit_as(&mut self, purpose: Purpose) -> Result<Lsn> {
+        // One sync of a file at a time, for an error goes to one caller only (R8).
+        if self.flush.as_ref().is_some_and(FlushRun::syncs_wal) {
+            return Err(ShardexError::FlushInProgress);
+        }
         self.wal.write_out()?;
         if let Some((job, up_to)) = self.wal.sync_job(purpose) {
             self.counters.barriers += 1;

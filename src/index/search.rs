@@ -1,6 +1,6 @@
 //! One search: choose shards by centroid, scan them, keep the best.
 
-use std::ops::Deref;
+use std::{ops::Deref, sync::Arc};
 
 use super::{
     snapshot::{CHUNK_SHARDS, Snapshot},
@@ -11,6 +11,7 @@ use crate::{
     distance,
     error::Result,
     format::geometry::{Geometry, POSTING_BYTES},
+    id::DocumentId,
     posting::{SearchResponse, SearchResult},
     shard::{self, DataFile, Shard, StoredPosting},
     storage::StorageFile,
@@ -24,6 +25,101 @@ fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
     }
 }
 
+/// The postings that a search found, read in place: nothing is copied until it is asked for, and the places they lie in
+/// stay as they are while this lives.
+pub struct Hits<F: StorageFile> {
+    snapshot: Arc<Snapshot<F::Lent>>,
+    data: Arc<DataFile<F>>,
+    nearest: Vec<Candidate>,
+    scanned: usize,
+    shards_scanned: usize,
+}
+
+/// One posting of [`Hits`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Hit<'a> {
+    /// The document.
+    pub document_id: DocumentId,
+    /// Where the part starts.
+    pub start: u32,
+    /// How long it is.
+    pub length: u32,
+    /// The vector as it is stored: under the cosine metric divided by `norm`.
+    pub vector: &'a [f32],
+    /// Under the cosine metric the norm of the vector that was given, else 1.
+    pub norm: f32,
+    /// Higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
+    pub similarity_score: f32,
+}
+
+impl<F: StorageFile> Hits<F> {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.nearest.len()
+    }
+
+    /// Whether nothing was found.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nearest.is_empty()
+    }
+
+    /// Vectors whose distance was computed.
+    #[must_use]
+    pub fn scanned(&self) -> usize {
+        self.scanned
+    }
+
+    /// The hits, nearest first; equal scores by (document id, start, length).
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Hit<'_>> {
+        self.nearest.iter().map(|candidate| self.hit(candidate))
+    }
+
+    fn hit(&self, candidate: &Candidate) -> Hit<'_> {
+        let geometry = self.data.geometry();
+        let (slots, slot) = (geometry.extent_slots(), candidate.slot as usize);
+        let Some(shard) = shard_of(&self.snapshot, candidate.shard) else { unreachable!("a candidate has a shard") };
+        let extent = &shard.extents()[slot / slots];
+        let posting = extent.posting(slot % slots);
+        Hit {
+            document_id: candidate.document_id,
+            start: candidate.start,
+            length: candidate.length,
+            vector: extent.row(slot % slots, geometry),
+            norm: posting.norm,
+            // 0.0 - distance, so that a distance of 0 gives a score of 0 and not -0.
+            similarity_score: 0.0 - candidate.distance,
+        }
+    }
+
+    /// Copies everything out.
+    #[must_use]
+    pub fn to_response(&self) -> SearchResponse {
+        let cosine = self.data.geometry().metric == Metric::Cosine;
+        let result = |hit: Hit<'_>| SearchResult {
+            document_id: hit.document_id,
+            start: hit.start,
+            length: hit.length,
+            vector: if cosine { hit.vector.iter().map(|x| x * hit.norm).collect() } else { hit.vector.to_vec() },
+            similarity_score: hit.similarity_score,
+        };
+        SearchResponse {
+            results: self.iter().map(result).collect(),
+            scanned: self.scanned,
+            shards_scanned: self.shards_scanned,
+            lsn: self.snapshot.lsn,
+        }
+    }
+}
+
+impl<F: StorageFile> std::fmt::Debug for Hits<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
 /// Finds the `k` nearest postings of a snapshot in its `slop` nearest shards; `None` scans them all.
 ///
 /// `query` is checked and, under cosine, normalised. Cost: one distance per shard, and one per posting of the shards
@@ -32,12 +128,12 @@ fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
 /// # Errors
 /// `Corruption` if a shard scanned for the first time is damaged on disk.
 pub fn search<F: StorageFile>(
-    snapshot: &Snapshot<F::Lent>,
-    data: &DataFile<F>,
+    snapshot: &Arc<Snapshot<F::Lent>>,
+    data: &Arc<DataFile<F>>,
     query: &[f32],
     k: usize,
     slop: Option<usize>,
-) -> Result<SearchResponse> {
+) -> Result<Hits<F>> {
     let geometry = data.geometry();
     let mut top = TopK::new(k);
     let (mut scanned, mut shards_scanned) = (0, 0);
@@ -60,9 +156,13 @@ pub fn search<F: StorageFile>(
             }
         }
     }
-    let results =
-        top.into_sorted().iter().map(|candidate| result(snapshot, data, candidate)).collect::<Result<Vec<_>>>()?;
-    Ok(SearchResponse { results, scanned, shards_scanned, lsn: snapshot.lsn })
+    Ok(Hits {
+        snapshot: Arc::clone(snapshot),
+        data: Arc::clone(data),
+        nearest: top.into_sorted(),
+        scanned,
+        shards_scanned,
+    })
 }
 
 fn shard_of<L: Deref<Target = [u8]> + Clone>(snapshot: &Snapshot<L>, number: u32) -> Option<&Shard<L>> {
@@ -137,31 +237,4 @@ fn scan<F: StorageFile>(
         }
     }
     Ok(scanned)
-}
-
-/// What the caller gets for a candidate.
-fn result<F: StorageFile>(
-    snapshot: &Snapshot<F::Lent>,
-    data: &DataFile<F>,
-    candidate: &Candidate,
-) -> Result<SearchResult> {
-    let geometry = data.geometry();
-    let slots = geometry.extent_slots();
-    let slot = candidate.slot as usize;
-    let Some(shard) = shard_of(snapshot, candidate.shard) else { unreachable!("a candidate comes from a shard") };
-    let extent = &shard.extents()[slot / slots];
-    let mut vector = shard::row(extent.vectors(data)?, slot % slots, geometry).to_vec();
-    if geometry.metric == Metric::Cosine {
-        let at = slot % slots * POSTING_BYTES;
-        let norm = StoredPosting::decode(&extent.postings(data)?[at..at + POSTING_BYTES]).norm;
-        vector.iter_mut().for_each(|x| *x *= norm);
-    }
-    Ok(SearchResult {
-        document_id: candidate.document_id,
-        start: candidate.start,
-        length: candidate.length,
-        vector,
-        // 0.0 - distance, so that a distance of 0 gives a score of 0 and not -0.
-        similarity_score: 0.0 - candidate.distance,
-    })
 }

@@ -11,7 +11,11 @@ use std::{
 use super::data::{Cause, DataFile, StoredPosting};
 use crate::{
     error::{Result, ShardexError},
-    format::{crc32c, geometry::POSTING_BYTES, state::ExtentState},
+    format::{
+        crc32c,
+        geometry::{Geometry, POSTING_BYTES},
+        state::ExtentState,
+    },
     id::Generation,
     space::Run,
     storage::StorageFile,
@@ -116,6 +120,26 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
     pub fn postings<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> Result<&[u8]> {
         let offset = data.offset(self.place.run) + data.geometry().postings_offset() as u64;
         check(&self.postings, self.postings_crc, &self.checked.postings, "postings", || (data.path(), offset))
+    }
+
+    /// The vector in a used slot, whose bytes were checked.
+    ///
+    /// # Panics
+    /// If the slot is not used, or nobody has read the vectors yet: [`vectors`](Self::vectors) comes first.
+    #[must_use]
+    pub fn row(&self, slot: usize, geometry: &Geometry) -> &[f32] {
+        assert!(self.checked.vectors.load(Ordering::Relaxed), "vectors are checked before they are read");
+        super::row(&self.vectors, slot, geometry)
+    }
+
+    /// The posting record in a used slot, whose bytes were checked.
+    ///
+    /// # Panics
+    /// If the slot is not used, or nobody has read the records yet: [`postings`](Self::postings) comes first.
+    #[must_use]
+    pub fn posting(&self, slot: usize) -> StoredPosting {
+        assert!(self.checked.postings.load(Ordering::Relaxed), "records are checked before they are read");
+        StoredPosting::decode(&self.postings[slot * POSTING_BYTES..(slot + 1) * POSTING_BYTES])
     }
 
     /// Stores postings into the next free slots.

@@ -23,7 +23,7 @@ use crate::{
     error::Result,
     format::{
         geometry::{Geometry, POSTING_BYTES},
-        state::{ExtentState, ShardState},
+        state::ShardState,
     },
     id::{DocumentId, Generation, ShardId},
     space::Run,
@@ -301,9 +301,4 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
 pub fn row<'a>(vectors: &'a [u8], i: usize, geometry: &Geometry) -> &'a [f32] {
     let at = i * geometry.vector_stride();
     bytemuck::cast_slice(&vectors[at..at + geometry.dimension * 4])
-}
-
-/// What a state names of an extent, for those who have the state alone.
-pub fn places(state: &ShardState) -> impl Iterator<Item = ExtentState> {
-    state.extents.iter().copied()
 }

@@ -52,6 +52,9 @@ fn add_search_remove_flush_close_open() {
         assert!(stats.to_string().contains("3 barriers"), "{stats}");
         let response = index.search_with(&vector(1, DIMENSION), &SearchOptions::new(5).exact()).await?;
         assert_eq!((response.results.len(), response.scanned), (5, 99));
+        let hits = index.search_in_place(&vector(1, DIMENSION), &SearchOptions::new(5).exact()).await?;
+        assert_eq!((hits.len(), hits.scanned(), hits.to_response()), (5, 99, response));
+        assert!(hits.iter().all(|hit| hit.norm == 1.0 && hit.vector.len() == DIMENSION));
         let one = index.search_with(&vector(1, DIMENSION), &SearchOptions::new(5).slop(1)).await?;
         assert!(one.shards_scanned == 1 && one.scanned <= 16);
         index.close().await?;

@@ -261,7 +261,7 @@ fn a_snapshot_keeps_its_answers_over_flushes_and_splits() {
     let snapshot = engine.snapshot();
     let ask = || {
         let query = vector(42, DIMENSION);
-        index::search(&snapshot, engine.data(), &query, 100, None).expect("found").results
+        index::search(&snapshot, engine.data(), &query, 100, None).expect("found").to_response().results
     };
     let before = ask();
     let data = std::sync::Arc::clone(engine.data());
@@ -270,7 +270,7 @@ fn a_snapshot_keeps_its_answers_over_flushes_and_splits() {
         engine.add(&documents(n * 100..n * 100 + 60)).expect("accepted");
         engine.flush().expect("flushed");
         let query = vector(42, DIMENSION);
-        let now = index::search(&snapshot, &data, &query, 100, None).expect("found").results;
+        let now = index::search(&snapshot, &data, &query, 100, None).expect("found").to_response().results;
         assert!(now == before, "round {n}");
     }
     assert!(engine.stats().expect("stats").held_bytes > 0, "what the snapshot reads is held back");

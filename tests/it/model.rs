@@ -10,7 +10,7 @@ use proptest::{
 };
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
-    CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, ShardexConfig, ShardexError, env::Env,
+    CheckLevel, DocumentId, Engine, FlushStep, Metric, OpenOptions, Posting, ShardexConfig, ShardexError, env::Env,
     format::root::Root, storage::Storage as _,
 };
 use shardex_sim::{
@@ -50,6 +50,12 @@ enum Step {
     },
     Commit,
     Flush,
+    /// A flush with writes between its steps.
+    SlowFlush {
+        first: u64,
+        count: u64,
+        salt: u64,
+    },
     Reopen,
     /// The next steps run until the machine stops.
     Plan(Crash),
@@ -85,6 +91,7 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => (0..60u64, 1..30u64).prop_map(|(first, count)| Step::Remove { first, count }),
         3 => Just(Step::Commit),
         4 => Just(Step::Flush),
+        2 => (0..60u64, 1..12u64, 0..1_000u64).prop_map(|(first, count, salt)| Step::SlowFlush { first, count, salt }),
         1 => Just(Step::Reopen),
         3 => crashes().prop_map(Step::Plan),
         1 => (kinds(), any::<u64>(), any::<bool>())
@@ -155,7 +162,7 @@ impl Run {
     /// Runs a step; when the machine stops in it, crashes and recovers.
     fn step(&mut self, step: &Step) -> Result<(), String> {
         drop(self.storage.take_trace());
-        let flushing = matches!(step, Step::Flush);
+        let flushing = matches!(step, Step::Flush | Step::SlowFlush { .. });
         match self.attempt(step) {
             Ok(()) => Ok(()),
             Err(error) if self.storage.stopped() => {
@@ -215,6 +222,36 @@ impl Run {
                 let stats = engine.flush()?;
                 self.model.acknowledge();
                 assert!(stats.barriers <= 4, "{stats}");
+            }
+            Step::SlowFlush { first, count, salt } => {
+                let accepted = self.model.accepted();
+                let mut between = 0;
+                let mut step = engine.flush_begin(false)?;
+                while let FlushStep::Sync(job) = step {
+                    let synced = job.run();
+                    let splits = engine.stats()?.splits;
+                    let from = first + between * count;
+                    let postings: Vec<Posting> = (from..from + 2 * count)
+                        .map(|id| Posting {
+                            document_id: DocumentId(id.into()),
+                            start: 0,
+                            length: 1,
+                            vector: vector(id * 1_000 + salt + between, self.config.vector_size),
+                        })
+                        .collect();
+                    match engine.add(&postings) {
+                        Ok(_) => self.model.accept(Batch::Add(postings)),
+                        // The WAL is full, and only the end of this flush makes room.
+                        Err(ShardexError::FlushInProgress) => {}
+                        Err(error) => return Err(error),
+                    }
+                    if engine.stats()?.splits > splits {
+                        self.marks.insert("a split inside a flush");
+                    }
+                    between += 1;
+                    step = engine.flush_synced(synced)?;
+                }
+                self.model.acknowledge_up_to(accepted);
             }
             Step::Reopen => {
                 engine.close()?;
@@ -345,6 +382,7 @@ fn random_histories_with_crashes_agree_with_the_model() {
         "a freed shard",
         "a torn tail",
         "a rotten root",
+        "a split inside a flush",
         "a crash in a recovery",
         "crash in a flush at: wal: append",
         "crash in a flush at: B1: sync the WAL",

@@ -111,7 +111,7 @@ pub(crate) fn everything(engine: &Engine<MmapStorage>) -> Vec<SearchResult> {
 }
 
 pub(crate) fn search(engine: &Engine<MmapStorage>, query: &[f32], k: usize) -> Vec<SearchResult> {
-    index::search(&engine.snapshot(), engine.data(), query, k, None).expect("the search succeeds").results
+    index::search(&engine.snapshot(), engine.data(), query, k, None).expect("the search succeeds").to_response().results
 }
 
 /// The ids that are there, sorted.
