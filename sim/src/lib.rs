@@ -26,6 +26,7 @@
 //! ```
 
 pub mod conformance;
+pub mod fuzz;
 pub mod hook;
 pub mod model;
 pub mod storage;

@@ -7,6 +7,7 @@ mod conformance;
 mod deadly;
 mod faults;
 mod formats;
+mod fuzz;
 mod kill;
 mod layering;
 mod model;
