@@ -17,11 +17,10 @@ use crate::{
     error::{Result, ShardexError},
     format::{
         crc32c,
-        geometry::POSTING_BYTES,
         header::{DATA_MAGIC, FILE_HEADER_BYTES, WAL_MAGIC, decode_file},
         root::Root,
     },
-    shard::{DataFile, Shard, StoredPosting, row},
+    shard::{DataFile, Shard, record, row},
     space::{Run, SpaceMap},
     storage::{Storage, StorageFile},
     wal,
@@ -271,27 +270,19 @@ fn check_bytes<S: Storage>(
     let mut intact = true;
     for (e, extent) in shard.extents().iter().enumerate() {
         let offset = data.offset(extent.place().run);
-        let records_at = offset + geometry.postings_offset() as u64;
-        let vectors = read(report, data, offset, extent.used() * geometry.vector_stride())?;
-        let records = read(report, data, records_at, extent.used() * POSTING_BYTES)?;
-        let expected = extent.state();
-        for (bytes, crc, offset, what) in [
-            (&vectors, expected.vectors_crc, offset, "checksum of the vectors of an extent"),
-            (&records, expected.postings_crc, records_at, "checksum of the postings of an extent"),
-        ] {
-            let found = crc32c(0, bytes);
-            if found != crc {
-                intact = false;
-                let at = At::shard(number).slot(e * slots).place(data.path(), offset);
-                report.add(at, what, format!("{crc:08x}"), format!("{found:08x}"));
-            }
+        let bytes = read(report, data, offset, extent.used() * geometry.slot_bytes())?;
+        let (expected, found) = (extent.state().crc, crc32c(0, &bytes));
+        if found != expected {
+            intact = false;
+            let at = At::shard(number).slot(e * slots).place(data.path(), offset);
+            report.add(at, "checksum of an extent", format!("{expected:08x}"), format!("{found:08x}"));
         }
-        for (i, record) in records.chunks_exact(POSTING_BYTES).enumerate() {
+        for i in 0..extent.used() {
             let slot = e * slots + i;
             if !shard.is_live(slot) {
                 continue;
             }
-            let posting = StoredPosting::decode(record);
+            let posting = record(&bytes, i, geometry);
             let id = posting.document_id;
             if !shard.bloom().may_contain(id) {
                 report.add(At::shard(number).slot(slot), "the bloom filter knows the document", id.to_string(), "no");
@@ -305,15 +296,14 @@ fn check_bytes<S: Storage>(
                 let what = format!("posting ({id}, {}, {}) is in one place", posting.start, posting.length);
                 report.add(At::shard(number).slot(slot), &what, "once", "twice");
             }
-            let vector: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(
-                &vectors[i * geometry.vector_stride()..i * geometry.vector_stride() + geometry.dimension * 4],
-            );
+            let at = i * geometry.slot_bytes();
+            let vector: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(&bytes[at..at + geometry.vector_bytes()]);
             for ((sum, magnitude), x) in sum.iter_mut().zip(&mut magnitude).zip(&vector) {
                 *sum += f64::from(*x);
                 *magnitude += f64::from(x.abs());
             }
             // What searches read is what the disk holds.
-            if extent.vectors(data).is_ok_and(|lent| row(lent, i, geometry) != vector.as_slice()) {
+            if extent.slots(data).is_ok_and(|lent| row(lent, i, geometry) != vector.as_slice()) {
                 report.add(At::shard(number).slot(slot), "the mapping shows the bytes on disk", "equal", "other");
             }
         }

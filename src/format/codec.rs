@@ -54,8 +54,6 @@ impl<'a> Reader<'a> {
     number!(u32: u32);
     number!(u64: u64);
     number!(u128: u128);
-    number!(f32: f32);
-    number!(f64: f64);
 
     /// Checks that the next bytes are these.
     ///

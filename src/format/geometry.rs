@@ -64,10 +64,17 @@ impl Geometry {
         if fits { Ok(self) } else { Err(FormatError::new(0, format!("no index is made with {self:?}"))) }
     }
 
-    /// Bytes from one vector to the next: the vector, padded so that each starts on 64 bytes.
+    /// Bytes of a vector; the posting record follows it in its slot.
     #[must_use]
-    pub fn vector_stride(&self) -> usize {
-        (self.dimension * 4).next_multiple_of(limits::EXTENT_ALIGN)
+    pub fn vector_bytes(&self) -> usize {
+        self.dimension * 4
+    }
+
+    /// Bytes of a slot: vector and posting record side by side, so that one posting dirties as few pages as can be; padded
+    /// so that each vector starts on 64 bytes.
+    #[must_use]
+    pub fn slot_bytes(&self) -> usize {
+        (self.vector_bytes() + POSTING_BYTES).next_multiple_of(limits::EXTENT_ALIGN)
     }
 
     /// Postings per extent.
@@ -82,17 +89,10 @@ impl Geometry {
         self.shard_size.div_ceil(self.extent_slots())
     }
 
-    /// Offset of the posting records within an extent; the vectors come first.
-    #[must_use]
-    pub fn postings_offset(&self) -> usize {
-        (self.extent_slots() * self.vector_stride()).next_multiple_of(self.page_size)
-    }
-
     /// Pages per extent.
     #[must_use]
     pub fn extent_pages(&self) -> u32 {
-        let bytes = self.postings_offset() + (self.extent_slots() * POSTING_BYTES).next_multiple_of(self.page_size);
-        (bytes / self.page_size) as u32
+        self.pages(self.extent_slots() * self.slot_bytes())
     }
 
     /// Bytes of the largest shard state.

@@ -2,6 +2,8 @@
 //!
 //! Written to a new place at each flush that changed the shard; its checksum is in the directory.
 
+use bytemuck::allocation::pod_collect_to_vec;
+
 use super::{
     FormatError,
     codec::{Put as _, Reader},
@@ -19,10 +21,8 @@ const EXTENT_BYTES: usize = 16;
 pub struct ExtentState {
     /// First page in the data file.
     pub page: u64,
-    /// CRC32C of the vectors in the used slots.
-    pub vectors_crc: u32,
-    /// CRC32C of the posting records in the used slots.
-    pub postings_crc: u32,
+    /// CRC32C of the used slots.
+    pub crc: u32,
 }
 
 /// A checked shard state.
@@ -71,13 +71,14 @@ impl ShardState {
         out.put_u64(0);
         for extent in &self.extents {
             out.put_u64(extent.page);
-            out.put_u32(extent.vectors_crc);
-            out.put_u32(extent.postings_crc);
+            out.put_u32(extent.crc);
+            out.put_u32(0);
         }
-        self.tombstones.iter().for_each(|&word| out.put_u64(word));
-        self.bloom.iter().for_each(|&word| out.put_u64(word));
-        self.sum.iter().for_each(|n| out.put(&n.to_le_bytes()));
-        self.centroid.iter().for_each(|n| out.put(&n.to_le_bytes()));
+        // As they lie in memory, which is little-endian on every target this compiles for.
+        out.put(bytemuck::cast_slice(&self.tombstones));
+        out.put(bytemuck::cast_slice(&self.bloom));
+        out.put(bytemuck::cast_slice(&self.sum));
+        out.put(bytemuck::cast_slice(&self.centroid));
         assert_eq!(out.len(), encoded_len(geometry, self.len as usize), "a state of another size than it says");
         out
     }
@@ -103,10 +104,14 @@ impl ShardState {
             return Err(FormatError::new(at, format!("{expected} bytes expected, {} found", bytes.len())));
         }
         let extents = (0..slots.div_ceil(geometry.extent_slots()))
-            .map(|_| Ok(ExtentState { page: r.u64()?, vectors_crc: r.u32()?, postings_crc: r.u32()? }))
+            .map(|_| {
+                let extent = ExtentState { page: r.u64()?, crc: r.u32()? };
+                r.u32()?;
+                Ok(extent)
+            })
             .collect::<Result<Vec<_>, FormatError>>()?;
         let at = r.at();
-        let tombstones = (0..slots.div_ceil(64)).map(|_| r.u64()).collect::<Result<Vec<_>, _>>()?;
+        let tombstones: Vec<u64> = pod_collect_to_vec(r.take(slots.div_ceil(64) * 8)?);
         let removed: u32 = tombstones.iter().map(|word| word.count_ones()).sum();
         if removed != len - live {
             return Err(FormatError::new(at, format!("{removed} tombstones, {live} live of {len} slots")));
@@ -114,10 +119,10 @@ impl ShardState {
         if !slots.is_multiple_of(64) && tombstones.last().is_some_and(|word| word >> (slots % 64) != 0) {
             return Err(FormatError::new(at, "a tombstone lies past the last slot"));
         }
-        let bloom = (0..geometry.bloom_bytes / 8).map(|_| r.u64()).collect::<Result<Vec<_>, _>>()?;
-        let sum = (0..geometry.dimension).map(|_| r.f64()).collect::<Result<Vec<_>, _>>()?;
+        let bloom: Vec<u64> = pod_collect_to_vec(r.take(geometry.bloom_bytes)?);
+        let sum: Vec<f64> = pod_collect_to_vec(r.take(geometry.dimension * 8)?);
         let at = r.at();
-        let centroid = (0..geometry.dimension).map(|_| r.f32()).collect::<Result<Vec<_>, _>>()?;
+        let centroid: Vec<f32> = pod_collect_to_vec(r.take(geometry.dimension * 4)?);
         if !centroid.iter().all(|n| n.is_finite()) || !sum.iter().all(|n| n.is_finite()) {
             return Err(FormatError::new(at, "a sum or a centroid is not finite"));
         }

@@ -10,10 +10,10 @@ use crate::{
     config::Metric,
     distance,
     error::Result,
-    format::geometry::{Geometry, POSTING_BYTES},
+    format::geometry::Geometry,
     id::DocumentId,
     posting::{SearchResponse, SearchResult},
-    shard::{self, DataFile, Shard, StoredPosting},
+    shard::{self, DataFile, Shard},
     storage::StorageFile,
 };
 
@@ -82,12 +82,12 @@ impl<F: StorageFile> Hits<F> {
         let (slots, slot) = (geometry.extent_slots(), candidate.slot as usize);
         let Some(shard) = shard_of(&self.snapshot, candidate.shard) else { unreachable!("a candidate has a shard") };
         let extent = &shard.extents()[slot / slots];
-        let posting = extent.posting(slot % slots);
+        let (posting, vector) = extent.posting(slot % slots, geometry);
         Hit {
             document_id: candidate.document_id,
             start: candidate.start,
             length: candidate.length,
-            vector: extent.row(slot % slots, geometry),
+            vector,
             norm: posting.norm,
             // 0.0 - distance, so that a distance of 0 gives a score of 0 and not -0.
             similarity_score: 0.0 - candidate.distance,
@@ -215,16 +215,16 @@ fn scan<F: StorageFile>(
     let slots = geometry.extent_slots();
     let mut scanned = 0;
     for (e, extent) in shard.extents().iter().enumerate() {
-        let (vectors, records) = (extent.vectors(data)?, extent.postings(data)?);
+        let bytes = extent.slots(data)?;
         for i in 0..extent.used() {
             let slot = e * slots + i;
             if !shard.is_live(slot) {
                 continue;
             }
             scanned += 1;
-            let distance = distance_by(geometry.metric, query, shard::row(vectors, i, geometry));
+            let distance = distance_by(geometry.metric, query, shard::row(bytes, i, geometry));
             if distance <= top.bound() {
-                let posting = StoredPosting::decode(&records[i * POSTING_BYTES..(i + 1) * POSTING_BYTES]);
+                let posting = shard::record(bytes, i, geometry);
                 top.offer(Candidate {
                     distance,
                     document_id: posting.document_id,

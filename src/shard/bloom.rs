@@ -70,13 +70,15 @@ pub struct SlicedBlooms {
     /// Columns by which it grows at once.
     step: usize,
     rows: Vec<u64>,
+    /// Columns that have a bit set, so that clean ones need no clearing.
+    used: Vec<bool>,
 }
 
 impl SlicedBlooms {
     /// No shards, filters of `bytes` bytes; columns come `step` at a time.
     #[must_use]
     pub fn new(bytes: usize, step: usize) -> Self {
-        Self { bits: bytes * 8, width: 0, step: step.max(1), rows: Vec::new() }
+        Self { bits: bytes * 8, width: 0, step: step.max(1), rows: Vec::new(), used: Vec::new() }
     }
 
     /// Heap bytes.
@@ -97,11 +99,13 @@ impl SlicedBlooms {
             }
         }
         (self.rows, self.width) = (rows, width);
+        self.used.resize(width * 64, false);
     }
 
     /// Adds a document to one shard's filter.
     pub fn insert(&mut self, column: usize, id: DocumentId) {
         self.make_room(column);
+        self.used[column] = true;
         for bit in positions(id, self.bits) {
             self.rows[bit * self.width + column / 64] |= 1 << (column % 64);
         }
@@ -110,11 +114,17 @@ impl SlicedBlooms {
     /// Makes a shard's column equal to its filter; `None` clears it.
     pub fn set_column(&mut self, column: usize, filter: Option<&Bloom>) {
         self.make_room(column);
-        let (word, mask) = (column / 64, 1u64 << (column % 64));
-        for bit in 0..self.bits {
-            let cell = &mut self.rows[bit * self.width + word];
-            let set = filter.is_some_and(|filter| filter.words[bit / 64] >> (bit % 64) & 1 == 1);
-            *cell = if set { *cell | mask } else { *cell & !mask };
+        let (at, mask) = (column / 64, 1u64 << (column % 64));
+        if std::mem::replace(&mut self.used[column], filter.is_some()) {
+            self.rows.iter_mut().skip(at).step_by(self.width).for_each(|cell| *cell &= !mask);
+        }
+        for (i, &word) in filter.iter().flat_map(|filter| filter.words.iter().enumerate()) {
+            let mut word = word;
+            while word != 0 {
+                let bit = i * 64 + word.trailing_zeros() as usize;
+                self.rows[bit * self.width + at] |= mask;
+                word &= word - 1;
+            }
         }
     }
 

@@ -19,6 +19,9 @@ use crate::{
     storage::{Purpose, StorageFile, SyncJob},
 };
 
+const GROW: Purpose = Purpose("data: grow");
+const META: Purpose = Purpose("data: states and directory");
+
 /// Why postings are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -29,17 +32,13 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The purposes of the two stores: vectors, posting records.
-    fn purposes(self) -> (Purpose, Purpose) {
+    fn purpose(self) -> Purpose {
         match self {
-            Self::Add => (Purpose("add: vectors"), Purpose("add: postings")),
-            Self::Split => (Purpose("split: vectors"), Purpose("split: postings")),
+            Self::Add => Purpose("add: postings"),
+            Self::Split => Purpose("split: postings"),
         }
     }
 }
-
-const GROW: Purpose = Purpose("data: grow");
-const META: Purpose = Purpose("data: states and directory");
 
 /// A posting as a shard keeps it, its vector aside.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -150,28 +149,21 @@ impl<F: StorageFile> DataFile<F> {
         Ok(())
     }
 
-    /// Lends the used part of an extent: vectors, posting records.
+    /// Lends the used slots of an extent.
     ///
     /// # Errors
     /// `Io`.
-    pub fn lend(&self, run: Run, used: u32) -> Result<(F::Lent, F::Lent)> {
-        let (offset, used) = (self.offset(run), used as usize);
-        Ok((
-            self.file.lend(offset, used * self.geometry.vector_stride())?,
-            self.file.lend(offset + self.geometry.postings_offset() as u64, used * POSTING_BYTES)?,
-        ))
+    pub fn lend(&self, run: Run, used: u32) -> Result<F::Lent> {
+        self.file.lend(self.offset(run), used as usize * self.geometry.slot_bytes())
     }
 
-    /// Stores postings into an extent from slot `slot` on.
+    /// Stores whole slots into an extent from slot `slot` on.
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`.
-    pub fn store(&self, run: Run, slot: u32, vectors: &[u8], records: &[u8], cause: Cause) -> Result<()> {
-        let (offset, slot) = (self.offset(run), slot as usize);
-        let (for_vectors, for_records) = cause.purposes();
-        self.write(offset + (slot * self.geometry.vector_stride()) as u64, vectors, for_vectors)?;
-        let records_at = self.geometry.postings_offset() + slot * POSTING_BYTES;
-        self.write(offset + records_at as u64, records, for_records)
+    pub fn store(&self, run: Run, slot: u32, slots: &[u8], cause: Cause) -> Result<()> {
+        let at = slot as usize * self.geometry.slot_bytes();
+        self.write(self.offset(run) + at as u64, slots, cause.purpose())
     }
 
     /// Stores metadata into a run.

@@ -237,14 +237,15 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         found: &mut Vec<(usize, StoredPosting)>,
     ) -> Result<()> {
         assert!(self.staged.is_empty(), "lookups come before appends");
-        let slots = data.geometry().extent_slots();
+        let geometry = data.geometry();
+        let slots = geometry.extent_slots();
         let needle = document_id.0.to_le_bytes();
         for (e, extent) in self.extents.iter().enumerate() {
-            let records = extent.postings(data)?;
-            for (i, record) in records.chunks_exact(POSTING_BYTES).enumerate() {
+            let bytes = extent.slots(data)?;
+            for (i, slot_bytes) in bytes.chunks_exact(geometry.slot_bytes()).enumerate() {
                 let slot = e * slots + i;
-                if record[..16] == needle && self.is_live(slot) {
-                    found.push((slot, StoredPosting::decode(record)));
+                if slot_bytes[geometry.vector_bytes()..][..16] == needle && self.is_live(slot) {
+                    found.push((slot, record(bytes, i, geometry)));
                 }
             }
         }
@@ -262,8 +263,8 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         assert!(self.is_live(slot), "slot {slot} holds no live posting");
         let geometry = data.geometry();
         let slots = geometry.extent_slots();
-        let vectors = self.extents[slot / slots].vectors(data)?;
-        let vector = row(vectors, slot % slots, geometry);
+        let bytes = self.extents[slot / slots].slots(data)?;
+        let vector = row(bytes, slot % slots, geometry);
         for (sum, x) in self.sum.iter_mut().zip(vector) {
             *sum -= f64::from(*x);
         }
@@ -285,20 +286,25 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         let slots = geometry.extent_slots();
         let mut rows = Vec::with_capacity(self.live());
         for (e, extent) in self.extents.iter().enumerate() {
-            let (vectors, records) = (extent.vectors(data)?, extent.postings(data)?);
-            for (i, record) in records.chunks_exact(POSTING_BYTES).enumerate() {
-                if self.is_live(e * slots + i) {
-                    rows.push((StoredPosting::decode(record), row(vectors, i, geometry)));
-                }
+            let bytes = extent.slots(data)?;
+            for i in (0..extent.used()).filter(|i| self.is_live(e * slots + i)) {
+                rows.push((record(bytes, i, geometry), row(bytes, i, geometry)));
             }
         }
         Ok(rows)
     }
 }
 
-/// Row `i` of an extent's vectors.
+/// The vector in slot `i` of an extent's bytes.
 #[must_use]
-pub fn row<'a>(vectors: &'a [u8], i: usize, geometry: &Geometry) -> &'a [f32] {
-    let at = i * geometry.vector_stride();
-    bytemuck::cast_slice(&vectors[at..at + geometry.dimension * 4])
+pub fn row<'a>(slots: &'a [u8], i: usize, geometry: &Geometry) -> &'a [f32] {
+    let at = i * geometry.slot_bytes();
+    bytemuck::cast_slice(&slots[at..at + geometry.vector_bytes()])
+}
+
+/// The posting record in slot `i` of an extent's bytes.
+#[must_use]
+pub fn record(slots: &[u8], i: usize, geometry: &Geometry) -> StoredPosting {
+    let at = i * geometry.slot_bytes() + geometry.vector_bytes();
+    StoredPosting::decode(&slots[at..at + POSTING_BYTES])
 }

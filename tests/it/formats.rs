@@ -63,7 +63,7 @@ fn state() -> ShardState {
         id: ShardId::from_parts(0x0123_4567_89AB, 99),
         len: 3,
         live: 2,
-        extents: vec![ExtentState { page: 4, vectors_crc: 0x1111_1111, postings_crc: 0x2222_2222 }],
+        extents: vec![ExtentState { page: 4, crc: 0x1111_1111 }],
         tombstones: vec![0b010],
         bloom: bloom.words().to_vec(),
         sum: vec![1.5, -2.0, 0.0],

@@ -200,9 +200,7 @@ steps! {
     killed_before_a_wal_append: "wal: append" [2, 30, 77];
     killed_before_b1_of_a_commit: "B1: commit" [1, 20, 45];
     killed_before_b1_of_a_flush: "B1: sync the WAL" [1, 10, 31];
-    killed_before_vectors_are_stored: "add: vectors" [1, 40, 200];
     killed_before_postings_are_stored: "add: postings" [1, 40, 200];
-    killed_before_a_split_stores_vectors: "split: vectors" [1, 30, 90];
     killed_before_a_split_stores_postings: "split: postings" [1, 30, 90];
     killed_before_the_data_file_grows: "data: grow" [1, 2, 3];
     killed_before_states_are_stored: "data: states and directory" [1, 9, 40];
