@@ -11,8 +11,10 @@
 mod apply;
 pub mod batch;
 mod check;
+mod create;
 mod directory;
 mod flush;
+mod names;
 mod recovery;
 mod roots;
 pub mod stats;
@@ -129,7 +131,7 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// `Config`, `ConfigMismatch`, `AlreadyExists`, and all of [`open`](Self::open).
     pub fn create(storage: S, config: &ShardexConfig, env: &Env) -> Result<Self> {
-        recovery::create(storage, config, env)
+        create::create(storage, config, env)
     }
 
     /// Opens an index and recovers what a crash left.

@@ -1,4 +1,4 @@
-//! Create and open: from whatever is in the directory to an engine that may write.
+//! Open: from whatever is in the directory to an engine that may write.
 //!
 //! After a crash, in this order (R10: what can be read may be in the page cache alone, so what recovery relies on is stored
 //! anew and synced before anything is accepted or freed):
@@ -23,19 +23,18 @@ use super::{
     Counters, Engine, apply, batch,
     directory::{self, Directory},
     flush::FlushStep,
+    names,
     roots::{self, Roots, Slot},
     stats::RecoveryStats,
     working::Working,
 };
 use crate::{
-    config::{OpenOptions, ShardexConfig},
+    config::OpenOptions,
     env::Env,
     error::{Result, ShardexError},
     format::{
         frame::FrameKind,
-        geometry::Geometry,
         header::{self, DATA_MAGIC, FILE_HEADER_BYTES, Kind, WAL_MAGIC},
-        node::Entry,
         record,
         root::{Root, WalPosition},
     },
@@ -43,24 +42,10 @@ use crate::{
     index::Snapshot,
     limits::FORMAT_VERSION,
     shard::{DataFile, Shard},
-    space::{Run, SpaceMap},
+    space::Run,
     storage::{Purpose, Storage, StorageFile},
     wal::{self, Record, Tail, WalLayout, WalWriter},
 };
-
-/// Names of the files of an index.
-pub mod names {
-    /// Extents, shard states and the directory.
-    pub const DATA: &str = "data";
-    /// The write-ahead log.
-    pub const WAL: &str = "wal";
-    /// The two roots. That this file exists makes a directory an index.
-    pub const ROOT: &str = "root";
-    /// The root file before `create` is done.
-    pub const ROOT_NEW: &str = "root.new";
-    /// The lock.
-    pub const LOCK: &str = "LOCK";
-}
 
 /// E1: the directory's own entry.
 pub const E1: Purpose = Purpose("E1: sync the parent");
@@ -71,102 +56,8 @@ pub const B4: Purpose = Purpose("B4: sync the recovered root");
 /// B5: the second root of the new epoch.
 pub const B5: Purpose = Purpose("B5: sync the root's twin");
 
-const MAKE: Purpose = Purpose("create");
-const CLEAR: Purpose = Purpose("create: clear an interrupted one");
-const HEADER: Purpose = Purpose("create: file header");
+pub(super) const CLEAR: Purpose = Purpose("create: clear an interrupted one");
 const REFILL: Purpose = Purpose("open: allocate holes");
-
-/// Segments that a new WAL has.
-const FIRST_SEGMENTS: usize = 4;
-
-/// Makes an index in an empty or new directory, or opens the one that is there.
-///
-/// The root file appears by a rename when all else is durable, so an index exists whole or not at all.
-pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) -> Result<Engine<S>> {
-    config.validate(storage.page_size())?;
-    let geometry = Geometry::of(config, storage.page_size(), storage.sector_size());
-    if !storage.exists()? {
-        storage.make_dir(MAKE)?;
-    }
-    // Again if it existed: a crash may have come between the two.
-    storage.sync_parent(Purpose("create: sync the parent"))?;
-    let found = storage.list()?;
-    if found.iter().any(|name| name == names::ROOT) {
-        let engine = open(storage, config.options.clone(), env)?;
-        same_config(&engine, &geometry)?;
-        return Ok(engine);
-    }
-    let ours = [names::DATA, names::WAL, names::ROOT_NEW, names::LOCK];
-    if let Some(stranger) = found.iter().find(|name| !ours.contains(&name.as_str())) {
-        return Err(ShardexError::AlreadyExists {
-            path: storage.path(),
-            reason: format!("it holds `{stranger}`, which is not Shardex's"),
-        });
-    }
-    let lock = storage.lock()?;
-    let mut recovery = RecoveryStats::default();
-    for name in found.iter().filter(|name| *name != names::LOCK) {
-        storage.remove(name, CLEAR)?;
-        recovery.leftovers_removed += 1;
-    }
-    let index_id = env.new_index_id;
-    let layout = WalLayout::new(&geometry);
-    let space = SpaceMap::new(&geometry, 1);
-    let data_pages = space.pages_of(1);
-    for (name, magic, len) in [
-        (names::DATA, DATA_MAGIC, data_pages * geometry.page_size as u64),
-        (names::WAL, WAL_MAGIC, layout.file_len(FIRST_SEGMENTS)),
-    ] {
-        let file = storage.create(name, MAKE)?;
-        file.allocate(len, Purpose("create: allocate"))?;
-        file.write_at(0, &header::encode_file(&magic, index_id), HEADER)?;
-        file.sync_all(Purpose("C1: sync data and WAL"))?;
-    }
-    let root = Root {
-        index_id,
-        generation: Generation(1),
-        geometry,
-        checkpoint: Lsn(0),
-        epoch: 1,
-        wal_start: layout.start_of(1),
-        directory: Entry::default(),
-        shard_numbers: 0,
-        shards: 0,
-        live: 0,
-        removed: 0,
-        draws: 0,
-        splits: 0,
-        data_pages,
-    };
-    let file = storage.create(names::ROOT_NEW, MAKE)?;
-    Roots::store_first(&*file, &root)?;
-    file.sync_all(Purpose("C2: sync the roots"))?;
-    // Before the rename: a directory entry may survive without those made before it (R7).
-    storage.sync_dir(Purpose("C3: sync the entries"))?;
-    storage.rename(names::ROOT_NEW, names::ROOT, Purpose("create: commit"))?;
-    storage.sync_dir(Purpose("C4: sync the rename"))?;
-    drop(file);
-    let found = Found::read(&storage, recovery)?;
-    found.engine(storage, lock, config.options.clone(), env, true)
-}
-
-/// Compares what the format fixes.
-fn same_config<S: Storage>(engine: &Engine<S>, given: &Geometry) -> Result<()> {
-    let stored = engine.geometry();
-    let fields: [(&'static str, String, String); 5] = [
-        ("vector_size", stored.dimension.to_string(), given.dimension.to_string()),
-        ("metric", stored.metric.to_string(), given.metric.to_string()),
-        ("shard_size", stored.shard_size.to_string(), given.shard_size.to_string()),
-        ("bloom_filter_size", stored.bloom_bytes.to_string(), given.bloom_bytes.to_string()),
-        ("wal_segment_size", stored.wal_segment_size.to_string(), given.wal_segment_size.to_string()),
-    ];
-    match fields.into_iter().find(|(_, stored, given)| stored != given) {
-        None => Ok(()),
-        Some((field, stored, given)) => {
-            Err(ShardexError::ConfigMismatch { path: engine.storage().path(), field, stored, given })
-        }
-    }
-}
 
 /// Opens what is there.
 pub(super) fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> Result<Engine<S>> {
@@ -195,7 +86,7 @@ pub(super) fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> R
 }
 
 /// What the files of an index hold, before anything is decided.
-struct Found<F: StorageFile> {
+pub(super) struct Found<F: StorageFile> {
     root_file: Arc<F>,
     wal_file: Arc<F>,
     data: DataFile<F>,
@@ -209,7 +100,7 @@ struct Found<F: StorageFile> {
 
 impl<F: StorageFile> Found<F> {
     /// Reads roots and headers.
-    fn read<S: Storage<File = F>>(storage: &S, mut recovery: RecoveryStats) -> Result<Self> {
+    pub(super) fn read<S: Storage<File = F>>(storage: &S, mut recovery: RecoveryStats) -> Result<Self> {
         let root_file = storage.open(names::ROOT)?;
         let page_size = storage.page_size();
         let slots = roots::read_slots(&*root_file, page_size)?;
@@ -263,7 +154,7 @@ impl<F: StorageFile> Found<F> {
     }
 
     /// Puts the engine together, recovers if it must, and hands it over.
-    fn engine<S: Storage<File = F>>(
+    pub(super) fn engine<S: Storage<File = F>>(
         self,
         storage: S,
         lock: S::Lock,

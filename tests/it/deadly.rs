@@ -142,6 +142,8 @@ fn five_reopens_change_neither_count_nor_answers_nor_bytes() {
     engine.add(&documents(1000..1040)).expect("accepted");
     engine.commit().expect("durable");
     drop(engine);
+    // The first recovery may need room for what it replays, the others need none.
+    drop(test.open());
     let lens: Vec<_> = test.bytes().iter().map(Vec::len).collect();
     for _ in 0..5 {
         let engine = test.open();

@@ -1,0 +1,118 @@
+//! Create: an index in an empty directory, whole or not at all.
+
+use super::{
+    Engine, names,
+    recovery::{self, CLEAR, Found},
+    roots::Roots,
+    stats::RecoveryStats,
+};
+use crate::{
+    config::ShardexConfig,
+    env::Env,
+    error::{Result, ShardexError},
+    format::{
+        geometry::Geometry,
+        header::{self, DATA_MAGIC, WAL_MAGIC},
+        node::Entry,
+        root::Root,
+    },
+    id::{Generation, Lsn},
+    space::SpaceMap,
+    storage::{Purpose, Storage, StorageFile},
+    wal::WalLayout,
+};
+
+const MAKE: Purpose = Purpose("create");
+const HEADER: Purpose = Purpose("create: file header");
+
+/// Segments that a new WAL has.
+const FIRST_SEGMENTS: usize = 4;
+
+/// Makes an index in an empty or new directory, or opens the one that is there.
+///
+/// The root file appears by a rename when all else is durable, so an index exists whole or not at all.
+pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) -> Result<Engine<S>> {
+    config.validate(storage.page_size())?;
+    let geometry = Geometry::of(config, storage.page_size(), storage.sector_size());
+    if !storage.exists()? {
+        storage.make_dir(MAKE)?;
+    }
+    // Again if it existed: a crash may have come between the two.
+    storage.sync_parent(Purpose("create: sync the parent"))?;
+    let found = storage.list()?;
+    if found.iter().any(|name| name == names::ROOT) {
+        let engine = recovery::open(storage, config.options.clone(), env)?;
+        same_config(&engine, &geometry)?;
+        return Ok(engine);
+    }
+    let ours = [names::DATA, names::WAL, names::ROOT_NEW, names::LOCK];
+    if let Some(stranger) = found.iter().find(|name| !ours.contains(&name.as_str())) {
+        return Err(ShardexError::AlreadyExists {
+            path: storage.path(),
+            reason: format!("it holds `{stranger}`, which is not Shardex's"),
+        });
+    }
+    let lock = storage.lock()?;
+    let mut recovery = RecoveryStats::default();
+    for name in found.iter().filter(|name| *name != names::LOCK) {
+        storage.remove(name, CLEAR)?;
+        recovery.leftovers_removed += 1;
+    }
+    let index_id = env.new_index_id;
+    let layout = WalLayout::new(&geometry);
+    let space = SpaceMap::new(&geometry, 1);
+    let data_pages = space.pages_of(1);
+    for (name, magic, len) in [
+        (names::DATA, DATA_MAGIC, data_pages * geometry.page_size as u64),
+        (names::WAL, WAL_MAGIC, layout.file_len(FIRST_SEGMENTS)),
+    ] {
+        let file = storage.create(name, MAKE)?;
+        file.allocate(len, Purpose("create: allocate"))?;
+        file.write_at(0, &header::encode_file(&magic, index_id), HEADER)?;
+        file.sync_all(Purpose("C1: sync data and WAL"))?;
+    }
+    let root = Root {
+        index_id,
+        generation: Generation(1),
+        geometry,
+        checkpoint: Lsn(0),
+        epoch: 1,
+        wal_start: layout.start_of(1),
+        directory: Entry::default(),
+        shard_numbers: 0,
+        shards: 0,
+        live: 0,
+        removed: 0,
+        draws: 0,
+        splits: 0,
+        data_pages,
+    };
+    let file = storage.create(names::ROOT_NEW, MAKE)?;
+    Roots::store_first(&*file, &root)?;
+    file.sync_all(Purpose("C2: sync the roots"))?;
+    // Before the rename: a directory entry may survive without those made before it (R7).
+    storage.sync_dir(Purpose("C3: sync the entries"))?;
+    storage.rename(names::ROOT_NEW, names::ROOT, Purpose("create: commit"))?;
+    storage.sync_dir(Purpose("C4: sync the rename"))?;
+    drop(file);
+    let found = Found::read(&storage, recovery)?;
+    found.engine(storage, lock, config.options.clone(), env, true)
+}
+
+/// Compares what the format fixes.
+fn same_config<S: Storage>(engine: &Engine<S>, given: &Geometry) -> Result<()> {
+    let stored = engine.geometry();
+    let fields: [(&'static str, String, String); 5] = [
+        ("vector_size", stored.dimension.to_string(), given.dimension.to_string()),
+        ("metric", stored.metric.to_string(), given.metric.to_string()),
+        ("shard_size", stored.shard_size.to_string(), given.shard_size.to_string()),
+        ("bloom_filter_size", stored.bloom_bytes.to_string(), given.bloom_bytes.to_string()),
+        ("wal_segment_size", stored.wal_segment_size.to_string(), given.wal_segment_size.to_string()),
+    ];
+    match fields.into_iter().find(|(_, stored, given)| stored != given) {
+        None => Ok(()),
+        Some((field, stored, given)) => {
+            Err(ShardexError::ConfigMismatch { path: engine.storage().path(), field, stored, given })
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Names of the files of an index.
+
+/// Extents, shard states and the directory.
+pub const DATA: &str = "data";
+/// The write-ahead log.
+pub const WAL: &str = "wal";
+/// The two roots. That this file exists makes a directory an index.
+pub const ROOT: &str = "root";
+/// The root file before `create` is done.
+pub const ROOT_NEW: &str = "root.new";
+/// The lock.
+pub const LOCK: &str = "LOCK";
