@@ -218,7 +218,8 @@ fn another_version_a_foreign_file_and_a_swapped_one_are_told_apart() {
         assert!(matches!(error, ShardexError::Io { .. } | ShardexError::NotFound { .. }), "{name}: {error}");
     }
     // A file of another index of the same shape.
-    let other = TestIndex::small();
+    let mut other = TestIndex::small();
+    other.index_id = 2;
     let mut engine = other.create();
     engine.add(&documents(0..50)).expect("accepted");
     engine.close().expect("closed");

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 pub(crate) struct TestIndex {
     dir: TempDir,
     pub(crate) config: ShardexConfig,
+    /// What splits and names of shards derive from: fixed, so that a test does the same each time.
+    pub(crate) index_id: u128,
 }
 
 pub(crate) const DIMENSION: usize = 24;
@@ -29,7 +31,7 @@ impl TestIndex {
             .metric(Metric::L2)
             .shard_size(16)
             .wal_segment_size(16 << 10);
-        Self { dir, config: change(config) }
+        Self { dir, config: change(config), index_id: 1 }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -40,12 +42,16 @@ impl TestIndex {
         MmapStorage::new(self.path())
     }
 
+    fn env(&self) -> Env {
+        Env { new_index_id: self.index_id, ..Env::system() }
+    }
+
     pub(crate) fn create(&self) -> Engine<MmapStorage> {
-        Engine::create(self.storage(), &self.config, &Env::system()).expect("the index can be made")
+        Engine::create(self.storage(), &self.config, &self.env()).expect("the index can be made")
     }
 
     pub(crate) fn try_open(&self) -> Result<Engine<MmapStorage>, ShardexError> {
-        Engine::open(self.storage(), self.config.options.clone(), &Env::system())
+        Engine::open(self.storage(), self.config.options.clone(), &self.env())
     }
 
     pub(crate) fn open(&self) -> Engine<MmapStorage> {
@@ -62,7 +68,7 @@ impl TestIndex {
         }
         let mut config = self.config.clone();
         config.directory_path = to;
-        TestIndex { dir, config }
+        TestIndex { dir, config, index_id: self.index_id }
     }
 
     /// Changes bytes of a file.
