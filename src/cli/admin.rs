@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use serde_json::json;
-use shardex::{CheckLevel, DocumentId, FlushStats, IndexStats, Shardex};
+use shardex::{CheckLevel, ConsistencyReport, DocumentId, FlushStats, IndexStats, Shardex, ShardexError};
 
 use super::{
     Answer, Outcome,
@@ -41,12 +41,17 @@ pub(super) fn flush(args: &Dir, output: &Output) -> Outcome {
         let index = Shardex::open(&args.dir).await?;
         let stats = index.flush().await?;
         // An open after a crash has flushed already: that is the flush to tell of.
-        let told = match index.stats().await?.last_flush {
+        let now = index.stats().await?;
+        let told = match now.last_flush {
             Some(last) if stats == FlushStats::default() => last,
             _ => stats,
         };
         index.close().await?;
-        output.result(&flush_object(&told), &told.to_string());
+        let text = match told.barriers {
+            0 => format!("nothing to flush: root {}, checkpoint LSN {}", now.generation, now.checkpoint_lsn),
+            _ => told.to_string(),
+        };
+        output.result(&flush_object(&told), &text);
         Ok(Answer::Yes)
     })
 }
@@ -139,21 +144,35 @@ fn stats_text(stats: &IndexStats) -> String {
 
 pub(super) fn check(args: &Check, output: &Output) -> Outcome {
     block_on(1, async {
-        let index = Shardex::open(&args.dir).await?;
-        let level = if args.full { CheckLevel::Full } else { CheckLevel::Quick };
-        let report = index.check(level).await?;
-        index.close().await?;
-        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        let (mut findings, report) = match Shardex::open(&args.dir).await {
+            Ok(index) => {
+                let recovery = index.stats().await?.recovery;
+                let level = if args.full { CheckLevel::Full } else { CheckLevel::Quick };
+                let report = index.check(level).await?;
+                index.close().await?;
+                let mended = recovery.root_fallback.then(|| "a root was damaged; the open mended it".to_owned());
+                (mended.into_iter().collect::<Vec<_>>(), report)
+            }
+            // Damage that stops the open is a finding too.
+            Err(damage @ (ShardexError::Corruption { .. } | ShardexError::NotAnIndex { .. })) => {
+                (vec![damage.to_string()], ConsistencyReport::default())
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut text = report.to_string();
+        findings.iter().for_each(|finding| text.push_str(&format!("\n  {finding}")));
+        findings.extend(report.findings.iter().map(ToString::to_string));
+        let clean = findings.is_empty();
         output.result(
             &json!({
-                "clean": report.is_clean(),
+                "clean": clean,
                 "shards_checked": report.shards_checked,
                 "postings_checked": report.postings_checked,
                 "bytes_read": report.bytes_read,
                 "findings": findings,
             }),
-            &report.to_string(),
+            &text,
         );
-        Ok(if report.is_clean() { Answer::Yes } else { Answer::No })
+        Ok(if clean { Answer::Yes } else { Answer::No })
     })
 }

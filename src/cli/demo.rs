@@ -36,7 +36,7 @@ const SEED: u64 = 20_250_919;
 const KILLS: u64 = 4;
 const CHILD_BATCH: u64 = 100;
 /// Batches that a child does at the most: more than it lives to do.
-const CHILD_BATCHES: u64 = 200;
+const CHILD_BATCHES: u64 = 300;
 /// Queries that a recovered index must answer as brute force does.
 const PROOF_QUERIES: u64 = 25;
 
@@ -205,7 +205,7 @@ fn kill_one(dir: &Path, before: u64, rng: &mut ChaCha8Rng) -> Result<u64, Failur
         }
         _ => false,
     };
-    for _ in 0..rng.random_range(3..25) {
+    for _ in 0..rng.random_range(2..12) {
         if !hear(&mut acknowledged) {
             return Err(Failure(
                 "the child ended by itself; run it as `shardex demo-child DIR SEED` to see why".into(),
@@ -229,12 +229,18 @@ pub(super) fn child(args: &DemoChild) -> Outcome {
         for batch in first..first + CHILD_BATCHES {
             let done = (batch + 1) * CHILD_BATCH;
             index.add_postings(postings(args.seed, batch * CHILD_BATCH..done)).await?;
-            if batch % 5 == 4 {
-                index.flush().await?;
-            } else {
-                index.commit().await?;
+            // Two batches of three wait for the third, so that a kill finds some that nobody was promised.
+            match batch % 9 {
+                8 => {
+                    index.flush().await?;
+                }
+                2 | 5 => index.commit().await?,
+                _ => continue,
             }
             output::line(&format!("committed {done}"));
+            if output::reader_is_gone() {
+                break;
+            }
         }
         index.close().await?;
         Ok(Answer::Yes)

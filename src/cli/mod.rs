@@ -48,8 +48,18 @@ pub(crate) type Outcome = Result<Answer, Failure>;
 
 /// Parses the arguments, runs the command, and turns what came of it into an exit code.
 pub(crate) fn main() -> ExitCode {
-    // Usage errors leave with 2, help and version with 0: clap's own way.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version, asked for.
+        Err(asked) if !asked.use_stderr() => {
+            output::line(asked.to_string().trim_end());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            output::complain(&usage(&error));
+            return ExitCode::from(2);
+        }
+    };
     let output = Output::new(cli.json);
     let outcome = match &cli.command {
         Command::Ingest(args) => ingest::run(args, &output),
@@ -61,6 +71,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo => demo::run(&output),
         Command::DemoChild(args) => demo::child(args),
     };
+    let outcome = match outcome {
+        Ok(_) if output::is_unwritten() => Err(Failure("the result could not be written to stdout".into())),
+        outcome => outcome,
+    };
     match outcome {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
@@ -69,6 +83,17 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// A usage error in one line: what is wrong, without clap's usage text, and where to read more.
+fn usage(error: &clap::Error) -> String {
+    use clap::error::ErrorKind;
+    let text = error.to_string();
+    let what = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "no command given",
+        _ => text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: "),
+    };
+    format!("{what}; see `shardex --help`")
 }
 
 /// Runs a command's calls; with more threads than one, on as many.

@@ -92,10 +92,15 @@ impl Rows {
         self.columns
     }
 
-    fn take(&mut self, rows: usize) -> Result<Vec<u8>, Failure> {
-        let mut bytes = vec![0; rows * self.columns * self.dtype.size()];
+    fn take<T>(&mut self, rows: usize, size: usize, number: fn(&[u8]) -> T) -> Result<Vec<Vec<T>>, Failure> {
+        // A shape of no rows may have any number of columns.
+        if rows == 0 || self.columns == 0 {
+            return Ok((0..rows).map(|_| Vec::new()).collect());
+        }
+        let mut bytes = vec![0; rows * self.columns * size];
         self.file.read_exact(&mut bytes).map_err(|e| Failure(format!("{}: {e}", self.name)))?;
-        Ok(bytes)
+        let row = |row: &[u8]| row.chunks_exact(size).map(number).collect();
+        Ok(bytes.chunks_exact(self.columns * size).map(row).collect())
     }
 
     /// The next `rows` rows as vectors.
@@ -106,11 +111,7 @@ impl Rows {
             Dtype::F32 => |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
             _ => return Err(Failure(format!("{}: vectors of f32 or f16 expected, integers found", self.name))),
         };
-        let bytes = self.take(rows)?;
-        Ok(bytes
-            .chunks_exact((self.columns * size).max(1))
-            .map(|row| row.chunks_exact(size).map(number).collect())
-            .collect())
+        self.take(rows, size, number)
     }
 
     /// The next `rows` rows as ids.
@@ -121,11 +122,7 @@ impl Rows {
             Dtype::I64 => |b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]),
             _ => return Err(Failure(format!("{}: ids of i32 or i64 expected, floats found", self.name))),
         };
-        let bytes = self.take(rows)?;
-        Ok(bytes
-            .chunks_exact((self.columns * size).max(1))
-            .map(|row| row.chunks_exact(size).map(number).collect())
-            .collect())
+        self.take(rows, size, number)
     }
 }
 

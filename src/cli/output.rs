@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -50,15 +51,36 @@ impl Output {
 }
 
 /// A line on stdout, handed over at once.
+///
+/// A reader who has gone away wants no more, and that is fine. A line that cannot be written for another reason, such as a
+/// full disk, makes the command fail at its end.
 pub(crate) fn line(text: &str) {
     let mut out = io::stdout().lock();
-    // An error here means that nobody reads.
-    drop(writeln!(out, "{text}").and_then(|()| out.flush()));
+    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            GONE.store(true, Ordering::Relaxed);
+        } else {
+            UNWRITTEN.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+static GONE: AtomicBool = AtomicBool::new(false);
+static UNWRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// Whether the reader of stdout has gone away.
+pub(crate) fn reader_is_gone() -> bool {
+    GONE.load(Ordering::Relaxed)
+}
+
+/// Whether something could not be written to stdout.
+pub(crate) fn is_unwritten() -> bool {
+    UNWRITTEN.load(Ordering::Relaxed)
 }
 
 /// The one line of an error.
 pub(crate) fn complain(text: &str) {
-    let text = text.replace('\n', " ");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     drop(writeln!(io::stderr().lock(), "shardex: {text}"));
 }
 

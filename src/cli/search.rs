@@ -30,9 +30,6 @@ pub(super) struct Found {
 pub(super) fn run(args: &Search, output: &Output) -> Outcome {
     let mut rows = Rows::open(&args.queries)?;
     let queries = rows.vectors(rows.rows())?;
-    if queries.is_empty() {
-        return Err(Failure(format!("{}: it holds no query", args.queries.display())));
-    }
     let truth = truth(args, queries.len())?;
     let mut options = SearchOptions::new(args.k);
     options.slop = args.slop;
@@ -108,7 +105,7 @@ pub(super) fn recall(found: &[Found], truth: &[Vec<i64>], k: usize) -> f64 {
             truth.iter().filter(|&&id| u128::try_from(id).is_ok_and(|id| found.ids.contains(&id))).count()
         })
         .sum();
-    hits as f64 / (found.len() * k) as f64
+    hits as f64 / (found.len() * k).max(1) as f64
 }
 
 /// The time that `share` of the queries did not exceed.
@@ -134,7 +131,7 @@ fn report(args: &Search, found: &[Found], seconds: f64, truth: Option<&[Vec<i64>
     }
     let queries = found.len();
     let qps = queries as f64 / seconds;
-    let scanned = found.iter().map(|found| found.scanned).sum::<usize>() as f64 / queries as f64;
+    let scanned = found.iter().map(|found| found.scanned).sum::<usize>() as f64 / queries.max(1) as f64;
     let (p50, p99) = (percentile(found, 0.5), percentile(found, 0.99));
     let recall = truth.map(|truth| recall(found, truth, args.k));
     let mut object = json!({
