@@ -42,6 +42,9 @@ pub struct SpaceMap {
     extents_with_room: BTreeSet<usize>,
     meta_with_room: BTreeSet<usize>,
     used_pages: u64,
+    /// Pages in use in chunks of metadata, and those chunks.
+    meta_used: u64,
+    meta_chunks: u64,
 }
 
 impl SpaceMap {
@@ -56,6 +59,8 @@ impl SpaceMap {
             extents_with_room: BTreeSet::new(),
             meta_with_room: BTreeSet::new(),
             used_pages: 0,
+            meta_used: 0,
+            meta_chunks: 0,
         };
         map.grow(chunks);
         map
@@ -129,17 +134,40 @@ impl SpaceMap {
     /// If `pages` is more than a chunk holds: a mistake of the caller.
     pub fn take_meta(&mut self, pages: u32) -> Option<Run> {
         assert!((1..=self.chunk_pages).contains(&pages), "{pages} pages never fit a chunk of {}", self.chunk_pages);
-        let fit = self.meta_with_room.iter().find_map(|&chunk| match &self.chunks[chunk] {
+        if let Some(run) = self.take_hole(pages) {
+            return Some(run);
+        }
+        let run = Run { page: self.address(*self.free.first()?, 0), pages };
+        self.mark_meta(run).ok()?;
+        Some(run)
+    }
+
+    /// The same without beginning a new chunk.
+    pub fn take_hole(&mut self, pages: u32) -> Option<Run> {
+        let (chunk, at) = self.meta_with_room.iter().find_map(|&chunk| match &self.chunks[chunk] {
             Chunk::Meta(used) => first_fit(used, pages as usize).map(|at| (chunk, at)),
             _ => None,
-        });
-        let (chunk, at) = match fit {
-            Some(found) => found,
-            None => (*self.free.first()?, 0),
-        };
+        })?;
         let run = Run { page: self.address(chunk, at), pages };
         self.mark_meta(run).ok()?;
         Some(run)
+    }
+
+    /// Most pages that one run can have.
+    #[must_use]
+    pub fn largest_run(&self) -> u32 {
+        self.chunk_pages
+    }
+
+    /// Whether metadata of `pages` pages that belongs together should fill small holes rather than begin a new chunk.
+    ///
+    /// One run is one store and few writes of the device, but leaves holes as what lies in it is replaced piece by piece. So
+    /// a new chunk, until holes are more than half of the metadata's chunks and four times what is needed.
+    #[must_use]
+    pub fn prefers_holes(&self, pages: u32) -> bool {
+        let all = self.meta_chunks * u64::from(self.chunk_pages);
+        let free = all - self.meta_used;
+        free * 2 > all && free > 4 * u64::from(pages)
     }
 
     /// Marks the extent that starts at `page` as used.
@@ -183,6 +211,7 @@ impl SpaceMap {
         }
         if self.chunks[chunk] == Chunk::Free {
             self.chunks[chunk] = Chunk::Meta(vec![false; self.chunk_pages as usize]);
+            self.meta_chunks += 1;
             self.free.remove(&chunk);
             self.meta_with_room.insert(chunk);
         }
@@ -193,6 +222,7 @@ impl SpaceMap {
                     self.meta_with_room.remove(&chunk);
                 }
                 self.used_pages += u64::from(pages);
+                self.meta_used += u64::from(pages);
                 Ok(())
             }
             _ => Err(format!("page {page} is named twice")),
@@ -218,12 +248,14 @@ impl SpaceMap {
                 let range = at..at + run.pages as usize;
                 assert!(used[range.clone()].iter().all(|&used| used), "{run:?} is not all in use");
                 used[range].fill(false);
+                self.meta_used -= u64::from(run.pages);
                 self.meta_with_room.insert(chunk);
                 !used.iter().any(|&used| used)
             }
         };
         self.used_pages -= u64::from(run.pages);
         if empty {
+            self.meta_chunks -= u64::from(matches!(self.chunks[chunk], Chunk::Meta(_)));
             self.chunks[chunk] = Chunk::Free;
             self.extents_with_room.remove(&chunk);
             self.meta_with_room.remove(&chunk);

@@ -249,24 +249,33 @@ impl<S: Storage> Engine<S> {
     /// Stores states and nodes into free places and completes the root.
     fn prepare(&mut self, run: &mut FlushRun<S>) -> Result<()> {
         let geometry = *self.data.geometry();
-        let mut blobs: Vec<(Run, Vec<u8>)> = Vec::new();
         let (work, data, taken) = (&mut self.work, &*self.data, &mut run.taken);
-        let mut store = |bytes: Vec<u8>| -> Result<Entry> {
+        let states: Vec<(usize, Vec<u8>)> = run
+            .dirty
+            .iter()
+            .filter_map(|(number, shard)| Some((*number as usize, shard.as_ref()?.state(*number).encode(&geometry))))
+            .collect();
+        let sizes: Vec<u32> = states.iter().map(|(_, bytes)| geometry.pages(bytes.len())).collect();
+        work.take_meta_together(data, &sizes, taken)?;
+        let mut blobs: Vec<(Run, Vec<u8>)> = Vec::with_capacity(states.len());
+        let entry =
+            |place: Run, bytes: &[u8]| Entry { page: place.page, len: bytes.len() as u32, crc: crc32c(0, bytes) };
+        // A shard that is gone has an entry of nothing.
+        let mut changes: Changes =
+            run.dirty.iter().map(|(number, _)| ((0, *number as usize), Entry::default())).collect();
+        for ((number, bytes), &place) in states.into_iter().zip(taken.iter()) {
+            changes.insert((0, number), entry(place, &bytes));
+            blobs.push((place, bytes));
+        }
+        let mut store_node = |bytes: Vec<u8>| -> Result<Entry> {
             let place = work.take_meta(data, geometry.pages(bytes.len()))?;
             taken.push(place);
-            let entry = Entry { page: place.page, len: bytes.len() as u32, crc: crc32c(0, &bytes) };
+            let entry = entry(place, &bytes);
             blobs.push((place, bytes));
             Ok(entry)
         };
-        let mut changes = Changes::new();
-        for (number, shard) in &run.dirty {
-            let entry = match shard {
-                Some(shard) => store(shard.state(*number).encode(&geometry))?,
-                None => Entry::default(),
-            };
-            changes.insert((0, *number as usize), entry);
-        }
-        run.changes = self.directory.nodes_above(changes, run.root.shard_numbers as usize, &geometry, &mut store)?;
+        run.changes =
+            self.directory.nodes_above(changes, run.root.shard_numbers as usize, &geometry, &mut store_node)?;
         for (place, bytes) in neighbours_together(blobs, geometry.page_size) {
             data.store_meta(place, &bytes)?;
         }

@@ -156,6 +156,33 @@ impl<F: StorageFile> Working<F> {
         take(&mut self.space, data, |space| space.take_meta(pages))
     }
 
+    /// Free runs of these sizes, side by side where that can be; noted in `taken` one by one.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`; what is noted in `taken` by then is to be freed.
+    pub fn take_meta_together(&mut self, data: &DataFile<F>, sizes: &[u32], taken: &mut Vec<Run>) -> Result<()> {
+        let pages = sizes.iter().sum();
+        let run = match pages <= self.space.largest_run() {
+            _ if sizes.is_empty() => return Ok(()),
+            true => match self.space.take_hole(pages) {
+                None if sizes.len() == 1 || !self.space.prefers_holes(pages) => Some(self.take_meta(data, pages)?),
+                hole => hole,
+            },
+            false => None,
+        };
+        let Some(run) = run else {
+            let (half, rest) = sizes.split_at(sizes.len() / 2);
+            self.take_meta_together(data, half, taken)?;
+            return self.take_meta_together(data, rest, taken);
+        };
+        let mut page = run.page;
+        for &pages in sizes {
+            taken.push(Run { page, pages });
+            page += u64::from(pages);
+        }
+        Ok(())
+    }
+
     /// Heap bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
