@@ -155,6 +155,18 @@ macro_rules! setters {
     )*};
 }
 
+/// Writes one chained setter per option, on the configuration that holds the options.
+macro_rules! option_setters {
+    ($($field:ident: $type:ty),* $(,)?) => {$(
+        #[doc = concat!("Sets `options.", stringify!($field), "`.")]
+        #[must_use]
+        pub fn $field(mut self, value: $type) -> Self {
+            self.options.$field = value;
+            self
+        }
+    )*};
+}
+
 impl ShardexConfig {
     /// The defaults, for an index in `directory_path`.
     #[must_use]
@@ -177,6 +189,19 @@ impl ShardexConfig {
         bloom_filter_size: usize,
         wal_segment_size: usize,
         options: OpenOptions,
+    }
+
+    option_setters! {
+        durability: Durability,
+        batch_write_interval_ms: u64,
+        flush_interval_ms: u64,
+        flush_wal_bytes: u64,
+        wal_max_bytes: u64,
+        default_slop_factor: usize,
+        shardex_segment_size: usize,
+        flush_check: CheckLevel,
+        queue_size: usize,
+        flush_on_close: bool,
     }
 
     /// Bytes of bloom filter per shard, with the default resolved: a multiple of 8.

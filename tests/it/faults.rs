@@ -11,7 +11,7 @@ use std::{
 
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
-    CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, ShardexConfig, ShardexError, env::Env,
+    CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, Shardex, ShardexConfig, ShardexError, env::Env,
     storage::MmapStorage,
 };
 use shardex_sim::{
@@ -342,6 +342,55 @@ fn a_length_that_only_the_page_cache_knows_is_synced_before_a_root_relies_on_it(
         let engine = Engine::open(storage, OpenOptions::default(), &env()).expect("it opens");
         model.recovered(&engine).expect("everything flushed is there");
     }
+}
+
+/// Nobody waits for what the timer does; so the next write, commit or flush is told, once, and nothing more is acknowledged.
+#[test]
+fn an_error_of_background_work_is_told_to_the_next_call() {
+    let failing = Arc::new(AtomicBool::new(false));
+    let fails = Arc::clone(&failing);
+    let plain = SimStorage::new(256, 64, 1);
+    let sim = plain.clone();
+    let storage = HookStorage::new(plain.clone(), move |info| {
+        if fails.load(Ordering::Relaxed) && info.op.is_sync() {
+            sim.fail_next_sync(ErrorKind::Other);
+        }
+        Verdict::Proceed
+    });
+    crate::support::block_on(async {
+        let config = config("sim", 1024).batch_write_interval_ms(1);
+        let index = Shardex::create_on(storage, config.clone(), env()).await?;
+        let Batch::Add(postings) = batch(0) else { unreachable!("it is an addition") };
+        index.add_postings(postings.clone()).await?;
+        index.flush().await?;
+        failing.store(true, Ordering::Relaxed);
+        let Batch::Add(more) = batch(1) else { unreachable!("it is an addition") };
+        index.add_postings(more.clone()).await?;
+        let told = loop {
+            // Empty batches, until the timer has run into the error.
+            if let Err(error) = index.add_postings(Vec::new()).await {
+                break error;
+            }
+        };
+        assert!(matches!(told, ShardexError::Io { op: "sync", .. }), "{told}");
+        for _ in 0..2 {
+            assert!(matches!(index.commit().await, Err(ShardexError::Poisoned { .. })));
+            assert!(matches!(index.add_postings(more.clone()).await, Err(ShardexError::Poisoned { .. })));
+        }
+        let stats = index.stats().await?;
+        assert!(stats.errors == 1 && stats.poisoned.is_some(), "{stats:?}");
+        // Searches go on, from the last durable root.
+        assert_eq!(index.search(&vector(1, DIMENSION), 100, None).await?.len(), postings.len());
+        assert!(matches!(index.close().await, Err(ShardexError::Poisoned { .. })));
+        failing.store(false, Ordering::Relaxed);
+        let mut after = SimStorage::from_image(&plain.image());
+        after.crash_with(CrashKind::Process, &vec![0; after.choices(CrashKind::Process).len()]);
+        let index = Shardex::open_on(after, OpenOptions::default(), env()).await?;
+        let there = index.stats().await?.total_postings as usize;
+        assert!(there >= postings.len() && there <= postings.len() + more.len());
+        index.close().await
+    })
+    .expect("the other calls succeed");
 }
 
 #[test]
