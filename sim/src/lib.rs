@@ -26,10 +26,12 @@
 //! ```
 
 pub mod conformance;
+pub mod explorer;
 pub mod fuzz;
 pub mod hook;
 pub mod model;
 pub mod storage;
+pub mod workload;
 
 pub use hook::{HookStorage, Verdict};
 pub use storage::{

@@ -122,7 +122,10 @@ fn apply(state: &mut State, batch: &Batch) {
 }
 
 /// Everything a search over all shards finds.
-fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
+///
+/// # Errors
+/// If the search fails, or finds a posting twice.
+pub fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
     let snapshot = engine.snapshot();
     let k = snapshot.live as usize + 1;
     let query = probe(engine.geometry().dimension, 0);
@@ -140,7 +143,9 @@ fn probe(dimension: usize, n: usize) -> Vec<f32> {
     (0..dimension).map(|i| if i == n % dimension { 1.0 } else { 0.125 * ((i + n) % 3) as f32 }).collect()
 }
 
-fn same(held: &State, expected: &State, metric: Metric) -> bool {
+/// Whether two contents are the same; under cosine to within rounding.
+#[must_use]
+pub fn same(held: &State, expected: &State, metric: Metric) -> bool {
     held.len() == expected.len()
         && held.iter().zip(expected).all(|((a, x), (b, y))| {
             a == b
@@ -153,7 +158,10 @@ fn same(held: &State, expected: &State, metric: Metric) -> bool {
 }
 
 /// P3: a few exact searches against sorting everything.
-fn answers_as_brute_force<S: Storage>(engine: &Engine<S>, state: &State) -> Result<(), String> {
+///
+/// # Errors
+/// Says which answer differs, and how.
+pub fn answers_as_brute_force<S: Storage>(engine: &Engine<S>, state: &State) -> Result<(), String> {
     let geometry = engine.geometry();
     let snapshot = engine.snapshot();
     for n in 1..4 {

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use serde_json::json;
-use shardex::{DocumentId, Durability, OpenOptions, Posting, Shardex, ShardexConfig, ShardexError};
+use shardex::{DocumentId, Durability, FlushStats, OpenOptions, Posting, Shardex, ShardexConfig, ShardexError};
 
 use super::{
     Answer, Failure, Outcome,
@@ -87,6 +87,7 @@ async fn ingest(index: &Shardex, args: &Ingest, rows: &mut Rows, output: &Output
     let before = index.stats().await?;
     let began = Instant::now();
     let (mut done, mut durable) = (0, 0);
+    let mut last = FlushStats::default();
     for batch in 1.. {
         let count = args.batch.min(rows.rows() - done);
         if count == 0 {
@@ -101,7 +102,7 @@ async fn ingest(index: &Shardex, args: &Ingest, rows: &mut Rows, output: &Output
         index.add_postings(postings).await.map_err(|error| by_row(error, done))?;
         done += count;
         if args.flush_each.is_some_and(|each| batch % each == 0) {
-            index.flush().await?;
+            last = index.flush().await?;
             durable = done;
             committed(done);
         } else if args.commit_each {
@@ -118,7 +119,9 @@ async fn ingest(index: &Shardex, args: &Ingest, rows: &mut Rows, output: &Output
     bar.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();
     let flush_began = Instant::now();
-    let last = index.flush().await?;
+    let flushed = index.flush().await?;
+    // One that found nothing to do says nothing.
+    let last = if flushed.barriers > 0 { flushed } else { last };
     let flush_seconds = flush_began.elapsed().as_secs_f64();
     let stats = index.stats().await?;
     let totals = &stats.flush_totals;

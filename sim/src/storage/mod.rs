@@ -251,6 +251,14 @@ impl SimStorage {
         entries.map(|(name, file)| (name.clone(), machine.disk.inodes[file].cache().to_vec())).collect()
     }
 
+    /// Shows every file as [`files`](Self::files) does, without a copy.
+    pub fn read_files(&self, mut show: impl FnMut(&str, &[u8])) {
+        let machine = self.machine();
+        for (name, file) in machine.disk.directory.entries() {
+            show(name, machine.disk.inodes[file].cache());
+        }
+    }
+
     /// Changes a file behind everybody's back, on the device and in the cache: rot, a misplaced write, a swapped file.
     ///
     /// # Panics

@@ -1,0 +1,335 @@
+//! What an engine is made to do: named workloads, and ones generated from a seed.
+
+use std::sync::Arc;
+
+use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
+use shardex::{
+    DocumentId, Engine, FlushStep, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
+    env::{Clock, Env},
+    storage::Storage,
+};
+
+use crate::model::{Batch, Model};
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Adds a posting to each of documents `first..first + count`, at `start`; `salt` changes the vectors.
+    Add {
+        /// First document.
+        first: u64,
+        /// Documents.
+        count: u64,
+        /// Start of each posting: a posting of the same document and start is replaced.
+        start: u32,
+        /// Changes the vectors.
+        salt: u64,
+    },
+    /// Removes documents `first..first + count`.
+    Remove {
+        /// First document.
+        first: u64,
+        /// Documents.
+        count: u64,
+    },
+    /// Commits.
+    Commit,
+    /// Flushes.
+    Flush,
+    /// Flushes, with an addition between any two of its steps.
+    SlowFlush {
+        /// First document added.
+        first: u64,
+        /// Documents added each time.
+        count: u64,
+        /// Changes the vectors.
+        salt: u64,
+    },
+    /// Closes and opens again.
+    Reopen,
+}
+
+/// An index and what is done with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    /// Its name; a generated one is called by its seed.
+    pub name: String,
+    /// What the index is made with.
+    pub config: ShardexConfig,
+    /// Bytes per page of the storage.
+    pub page_size: usize,
+    /// Bytes per sector.
+    pub sector_size: usize,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+}
+
+/// A clock that stands still: the state of an index does not depend on it (R14), its bytes would.
+#[derive(Debug)]
+pub struct StoppedClock;
+
+impl Clock for StoppedClock {
+    fn unix_ms(&self) -> u64 {
+        1_700_000_000_000
+    }
+
+    fn elapsed(&self) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+}
+
+/// The environment of every simulated engine.
+#[must_use]
+pub fn env() -> Env {
+    Env { clock: Arc::new(StoppedClock), new_index_id: 7 }
+}
+
+/// The vector of a document under a salt: components spread over -1 to 1.
+#[must_use]
+pub fn vector(document: u64, salt: u64, dimension: usize) -> Vec<f32> {
+    let mut x = (document.wrapping_mul(1_000_003) ^ salt).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..dimension)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            (x >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn postings(documents: std::ops::Range<u64>, start: u32, salt: u64, dimension: usize) -> Vec<Posting> {
+    documents
+        .map(|id| Posting { document_id: DocumentId(id.into()), start, length: 1, vector: vector(id, salt, dimension) })
+        .collect()
+}
+
+/// An engine at work, and the model of what it was told.
+pub struct Runner<S: Storage> {
+    config: ShardexConfig,
+    /// The engine, once it is made; `None` while it is closed.
+    pub engine: Option<Engine<S>>,
+    /// What it accepted and acknowledged.
+    pub model: Model,
+}
+
+impl<S: Storage + Clone> Runner<S> {
+    /// Nothing made yet.
+    #[must_use]
+    pub fn new(workload: &Workload) -> Self {
+        Self { config: workload.config.clone(), engine: None, model: Model::default() }
+    }
+
+    /// Makes or opens the index.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn open(&mut self, storage: &S) -> Result<&mut Engine<S>> {
+        let engine = match self.engine.take() {
+            Some(engine) => engine,
+            None => Engine::create(storage.clone(), &self.config, &env())?,
+        };
+        Ok(self.engine.insert(engine))
+    }
+
+    /// Does one step.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn step(&mut self, storage: &S, step: &Step) -> Result<()> {
+        let dimension = self.config.vector_size;
+        self.open(storage)?;
+        let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        match step {
+            Step::Add { first, count, start, salt } => {
+                let batch = postings(*first..first + count, *start, *salt, dimension);
+                engine.add(&batch)?;
+                self.model.accept(Batch::Add(batch));
+            }
+            Step::Remove { first, count } => {
+                let batch: Vec<DocumentId> = (*first..first + count).map(|id| DocumentId(id.into())).collect();
+                engine.remove(&batch)?;
+                self.model.accept(Batch::Remove(batch));
+            }
+            Step::Commit => {
+                engine.commit()?;
+                self.model.acknowledge();
+            }
+            Step::Flush => {
+                engine.flush()?;
+                self.model.acknowledge();
+            }
+            Step::SlowFlush { first, count, salt } => {
+                let accepted = self.model.accepted();
+                let mut between = 0;
+                let mut flush = engine.flush_begin(false)?;
+                while let FlushStep::Sync(job) = flush {
+                    let synced = job.run();
+                    let from = first + between * count;
+                    let batch = postings(from..from + count, 0, salt + between, dimension);
+                    match engine.add(&batch) {
+                        Ok(_) => self.model.accept(Batch::Add(batch)),
+                        // The WAL is full, and only the end of this flush makes room.
+                        Err(ShardexError::FlushInProgress) => {}
+                        Err(error) => return Err(error),
+                    }
+                    between += 1;
+                    flush = engine.flush_synced(synced)?;
+                }
+                self.model.acknowledge_up_to(accepted);
+            }
+            Step::Reopen => {
+                engine.close()?;
+                self.model.acknowledge();
+                self.engine = None;
+                self.open(storage)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Workload {
+    fn new(name: &str, (dimension, shard_size, metric): (usize, usize, Metric), steps: Vec<Step>) -> Self {
+        let (page_size, sector_size) = (256, 64);
+        let config = ShardexConfig::new("sim")
+            .vector_size(dimension)
+            .shard_size(shard_size)
+            .metric(metric)
+            .wal_segment_size(4 * page_size)
+            .options(OpenOptions::default().wal_max_bytes(64 << 10));
+        Self { name: name.to_owned(), config, page_size, sector_size, steps }
+    }
+
+    /// A workload from a seed: each seed turns features and sizes on or off (swarm testing; Groce and others, ISSTA 2012).
+    #[must_use]
+    pub fn generated(seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let dimension = [3, 5, 17, 20][rng.random_range(0..4)];
+        let shard_size = [2, 4, 5, 8][rng.random_range(0..4)];
+        let metric = [Metric::L2, Metric::Dot, Metric::Cosine][rng.random_range(0..3)];
+        let features: [bool; 5] = std::array::from_fn(|_| rng.random_bool(0.7));
+        let [removals, replacements, slow, reopens, large] = features;
+        let steps = (0..rng.random_range(6..16))
+            .map(|n| match rng.random_range(0..12) {
+                0 | 1 if removals => Step::Remove { first: rng.random_range(0..24), count: rng.random_range(1..16) },
+                2 | 3 => Step::Flush,
+                4 if slow => Step::SlowFlush { first: rng.random_range(0..24), count: rng.random_range(1..5), salt: n },
+                5 | 6 => Step::Commit,
+                7 if reopens => Step::Reopen,
+                _ => Step::Add {
+                    first: if replacements { rng.random_range(0..20) } else { n * 40 },
+                    count: rng.random_range(1..if large { 30 } else { 8 }),
+                    start: 0,
+                    salt: n,
+                },
+            })
+            .chain([Step::Flush])
+            .collect();
+        let mut workload = Self::new(&format!("seed {seed}"), (dimension, shard_size, metric), steps);
+        if rng.random_bool(0.1) {
+            (workload.page_size, workload.sector_size) = (4096, 512);
+            workload.config = workload.config.wal_segment_size(16 << 10).wal_max_bytes(256 << 10);
+        }
+        workload
+    }
+}
+
+fn add(first: u64, count: u64) -> Step {
+    Step::Add { first, count, start: 0, salt: first }
+}
+
+/// The named workloads: small enough to be explored whole, together everything the engine does to its files.
+#[must_use]
+pub fn reference() -> Vec<Workload> {
+    use Step::{Commit, Flush, Remove, Reopen, SlowFlush};
+    let l2 = |dimension, shard_size| (dimension, shard_size, Metric::L2);
+    vec![
+        Workload::new("one posting", l2(3, 4), vec![add(0, 1), Commit, Flush, add(1, 1), Flush]),
+        Workload::new("split", l2(3, 4), vec![add(0, 4), Flush, add(4, 3), Commit, add(7, 4), Flush]),
+        Workload::new(
+            "split and move",
+            l2(3, 8),
+            vec![add(0, 16), Flush, add(16, 9), Commit, add(30, 9), Flush, add(40, 2), Flush],
+        ),
+        Workload::new(
+            "freed shards",
+            l2(3, 4),
+            vec![add(0, 9), Flush, Remove { first: 0, count: 9 }, Flush, add(20, 5), Flush, add(30, 5), Flush],
+        ),
+        Workload::new(
+            "replacements",
+            l2(17, 4),
+            vec![
+                add(0, 6),
+                Flush,
+                Step::Add { first: 0, count: 6, start: 0, salt: 99 },
+                Commit,
+                Step::Add { first: 2, count: 3, start: 1, salt: 5 },
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "recycled segments",
+            l2(3, 8),
+            vec![add(0, 12), Commit, add(12, 12), Flush, add(24, 12), Flush, add(36, 12), Flush, add(48, 12), Flush],
+        ),
+        Workload::new(
+            "a batch over segments",
+            l2(5, 8),
+            vec![add(0, 2), Commit, add(10, 40), Commit, Flush, add(60, 30), Flush],
+        ),
+        Workload::new(
+            "reopened",
+            l2(3, 4),
+            vec![add(0, 5), Reopen, add(5, 3), Flush, Reopen, Reopen, Remove { first: 0, count: 2 }, Flush, add(9, 2)],
+        ),
+        Workload::new(
+            "writes inside a flush",
+            l2(3, 4),
+            vec![
+                add(0, 4),
+                SlowFlush { first: 10, count: 3, salt: 1 },
+                Commit,
+                SlowFlush { first: 20, count: 2, salt: 2 },
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "commits without flushes",
+            (5, 4, Metric::Dot),
+            vec![
+                add(0, 3),
+                Commit,
+                add(3, 3),
+                Commit,
+                Remove { first: 1, count: 2 },
+                Commit,
+                add(1, 4),
+                Flush,
+                add(9, 9),
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "cosine over sectors",
+            (20, 5, Metric::Cosine),
+            vec![add(0, 6), Flush, Remove { first: 2, count: 3 }, add(6, 4), Commit, Flush],
+        ),
+        Workload::new(
+            "everything removed and added again",
+            l2(3, 4),
+            vec![
+                add(0, 7),
+                Commit,
+                Remove { first: 0, count: 7 },
+                add(0, 7),
+                Flush,
+                Remove { first: 0, count: 7 },
+                Flush,
+                add(0, 3),
+                Flush,
+            ],
+        ),
+    ]
+}
