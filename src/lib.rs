@@ -38,7 +38,7 @@
 //! space
 //! format              bytes ⇄ checked values          distance
 //! storage             the contract, the real backend
-//! config posting error id limits env
+//! config posting error id limits env site
 //! ```
 
 #[cfg(not(target_endian = "little"))]
@@ -56,6 +56,7 @@ pub mod limits;
 mod posting;
 pub mod shard;
 mod shardex;
+pub mod site;
 pub mod space;
 pub mod storage;
 pub mod wal;

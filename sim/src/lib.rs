@@ -25,15 +25,21 @@
 //! # Ok::<(), shardex::error::ShardexError>(())
 //! ```
 
+pub mod case;
 pub mod conformance;
 pub mod explorer;
 pub mod fuzz;
 pub mod hook;
 pub mod model;
+pub mod mutant;
+pub mod mutation;
+pub mod pool;
+pub mod shrink;
 pub mod storage;
 pub mod workload;
 
 pub use hook::{HookStorage, Verdict};
 pub use storage::{
-    Choice, Counters, CrashKind, Image, Op, OpInfo, Place, SimFile, SimLent, SimLock, SimStorage, Stop, TraceEntry,
+    Choice, Counters, CrashKind, Fault, Image, Op, OpInfo, Place, SimFile, SimLent, SimLock, SimStorage, Stop,
+    TraceEntry,
 };

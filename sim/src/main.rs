@@ -1,19 +1,19 @@
-//! `shardex-sim`: explores crash states from the command line.
+//! `shardex-sim`: breaks the engine with simulated crashes and faults, from the command line.
 
-use std::{
-    process::ExitCode,
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+mod output;
 
-use clap::{Parser, Subcommand};
-use serde_json::json;
+use std::{path::PathBuf, process::ExitCode, time::Instant};
+
+use clap::{Args, Parser, Subcommand};
 use shardex_sim::{
-    explorer::{self, Limits, Report},
+    case::Case,
+    explorer::{self, Limits, Report, Violation},
+    mutation, pool,
     workload::{self, Workload},
 };
 
-/// Breaks the engine with simulated crashes.
+/// Breaks the engine with simulated crashes and faults. Exits with 1 if a promise was broken, a mutant survived, or a class
+/// of faults or a mark never fired; with 2 if an argument is wrong.
 #[derive(Debug, Parser)]
 #[command(name = "shardex-sim", version)]
 struct Cli {
@@ -26,44 +26,106 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Visit every crash point of the reference workloads, and of workloads generated from seeds.
+    /// Visit every crash point of the reference workloads, and of workloads generated from seeds; every fault at every
+    /// operation.
     Explore(Explore),
+    /// Run cases drawn from seeds, with faults of every class.
+    Seeds(Seeds),
+    /// Run one case again, and show every operation.
+    Replay(Replay),
+    /// Weaken the engine and the simulator in each place where that can be done, and show that it is found.
+    Mutants(Mutants),
 }
 
-#[derive(Debug, clap::Args)]
-struct Explore {
-    /// What chance starts from; generated workloads count from it.
+/// What the commands share.
+#[derive(Debug, Args)]
+struct Common {
+    /// The first seed.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// States per crash point up to which all are visited; beyond, so many are.
-    #[arg(long, default_value_t = 4_096)]
-    states: usize,
-    /// Crashes in a row.
-    #[arg(long, default_value_t = 2)]
-    depth: u32,
-    /// Threads.
+    /// Threads; results do not depend on it.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Where shrunk failures are written.
+    #[arg(long, default_value = "corpus/crash")]
+    save: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Explore {
+    #[command(flatten)]
+    common: Common,
+    /// States of a crash point up to which all are visited; beyond, so many are.
+    #[arg(long, default_value_t = Limits::default().states_per_point)]
+    states: usize,
+    /// Crashes in a row.
+    #[arg(long, default_value_t = Limits::default().depth)]
+    depth: u32,
+    /// Of the operations of a workload every so manieth gets each fault in turn; 0 for none.
+    #[arg(long, default_value_t = Limits::default().sweep_stride)]
+    sweep: u64,
     /// Generated workloads, beside the reference ones.
     #[arg(long, default_value_t = 0)]
     generated: u64,
-    /// Leave out the syncs of this purpose: what is found then is what they buy.
-    #[arg(long)]
-    without: Option<String>,
     /// Only workloads whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Seeds {
+    #[command(flatten)]
+    common: Common,
+    /// How many seeds.
+    #[arg(long, default_value_t = 20_000)]
+    count: u64,
+}
+
+#[derive(Debug, Args)]
+struct Replay {
+    /// A file that holds a case.
+    #[arg(required_unless_present = "seed", conflicts_with = "seed")]
+    file: Option<PathBuf>,
+    /// The case of a seed.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+struct Mutants {
+    #[command(flatten)]
+    common: Common,
+    /// Seeds that a mutant is given to be found; then it is given the reference workloads.
+    #[arg(long, default_value_t = mutation::SEEDS)]
+    seeds: u64,
+    /// Only mutants whose name contains this.
     #[arg(long)]
     only: Option<String>,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match &cli.command {
-        Command::Explore(args) => explore(args, cli.json),
+    // Panics of the engine are findings here, told by those who catch them.
+    std::panic::set_hook(Box::new(|_| {}));
+    let done = match &cli.command {
+        Command::Explore(args) => Ok(explore(args, cli.json)),
+        Command::Seeds(args) => Ok(seeds(args, cli.json)),
+        Command::Replay(args) => replay(args, cli.json),
+        Command::Mutants(args) => Ok(mutants(args, cli.json)),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(what) => {
+            eprintln!("error: {what}");
+            ExitCode::from(2)
+        }
     }
 }
 
-fn explore(args: &Explore, as_json: bool) -> ExitCode {
-    let generated = (args.seed..args.seed + args.generated).map(Workload::generated);
+fn explore(args: &Explore, as_json: bool) -> bool {
+    let first = args.common.seed;
+    let generated = (first..first.saturating_add(args.generated)).map(Workload::generated);
     let workloads: Vec<Workload> = workload::reference()
         .into_iter()
         .chain(generated)
@@ -72,70 +134,67 @@ fn explore(args: &Explore, as_json: bool) -> ExitCode {
     let limits = Limits {
         states_per_point: args.states.max(1),
         depth: args.depth,
-        seed: args.seed,
-        // Leaked once per process: purposes are static.
-        without: args.without.clone().map(|purpose| &*purpose.leak()),
+        sweep_stride: args.sweep,
+        seed: first,
         ..Limits::default()
     };
     let began = Instant::now();
-    let reports = run_all(&workloads, &limits, args.threads.max(1));
+    let reports = explorer::explore(&workloads, &limits, args.common.threads.max(1));
     let seconds = began.elapsed().as_secs_f64();
     let mut total = Report::default();
     for (workload, report) in workloads.iter().zip(reports) {
         if !as_json {
-            println!(
-                "{:<36} {:>6} points  {:>9} states  {:>8} distinct  {:>5} outcomes  {:>8} nested  {} violations",
-                workload.name,
-                report.crash_points,
-                report.states,
-                report.distinct_states,
-                report.distinct_outcomes,
-                report.nested_states,
-                report.violations.len()
-            );
+            output::workload(workload, &report);
         }
         total.add(report);
     }
-    for violation in total.violations.iter().take(5) {
-        eprintln!("{violation:?}");
-    }
-    let object = json!({
-        "violations": total.violations.len(),
-        "crash_points": total.crash_points,
-        "states": total.states,
-        "distinct_states": total.distinct_states,
-        "distinct_outcomes": total.distinct_outcomes,
-        "exhaustive": total.exhaustive,
-        "sampled": total.sampled,
-        "nested_states": total.nested_states,
-        "max_depth": total.max_depth,
-        "marks": total.marks,
-        "states_per_s": (total.distinct_states as f64 / seconds).round(),
-        "seconds": seconds,
-    });
-    println!("{object}");
-    if total.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    // With less than everything, something may well stay silent.
+    let whole = args.only.is_none() && args.sweep == 1;
+    let silent = if whole { total.silent() } else { Vec::new() };
+    output::explored(&total, &silent, args.common.threads.max(1), seconds, as_json);
+    tell(&total.violations, &args.common.save, as_json);
+    total.violations.is_empty() && silent.is_empty()
 }
 
-/// Explores workloads on several threads; the reports come in the order of the workloads.
-fn run_all(workloads: &[Workload], limits: &Limits, threads: usize) -> Vec<Report> {
-    let next = Mutex::new(0);
-    let reports: Mutex<Vec<Option<Report>>> = Mutex::new(vec![None; workloads.len()]);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let mut taken = next.lock().unwrap_or_else(PoisonError::into_inner);
-                    let i = *taken;
-                    *taken += 1;
-                    drop(taken);
-                    let Some(workload) = workloads.get(i) else { return };
-                    let report = explorer::explore(workload, limits);
-                    reports.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(report);
-                }
-            });
+fn seeds(args: &Seeds, as_json: bool) -> bool {
+    let began = Instant::now();
+    let all: Vec<u64> = (args.common.seed..args.common.seed.saturating_add(args.count)).collect();
+    let reports = pool::map(args.common.threads.max(1), &all, |&seed| Report::of_case(Case::generated(seed)));
+    let mut total = Report::default();
+    reports.into_iter().for_each(|report| total.add(report));
+    // A few thousand seeds see everything; a few do not.
+    let silent = if args.count >= 20_000 { total.silent() } else { Vec::new() };
+    output::seeds(args.count, &total, &silent, began.elapsed().as_secs_f64(), as_json);
+    tell(&total.violations, &args.common.save, as_json);
+    total.violations.is_empty() && silent.is_empty()
+}
+
+/// Shrinks and shows some failures, and writes them where they can be replayed from.
+fn tell(violations: &[Violation], save: &std::path::Path, as_json: bool) {
+    for violation in violations.iter().take(3) {
+        output::violation(violation, save, as_json);
+    }
+}
+
+fn replay(args: &Replay, as_json: bool) -> Result<bool, String> {
+    let case = match (&args.file, args.seed) {
+        (Some(file), _) => {
+            let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+            text.parse().map_err(|e| format!("{}: {e}", file.display()))?
         }
-    });
-    let reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
-    reports.into_iter().map(Option::unwrap_or_default).collect()
+        (None, Some(seed)) => Case::generated(seed),
+        (None, None) => return Err("name a file, or give --seed".into()),
+    };
+    let verdict = case.run();
+    output::replayed(&case, &verdict, as_json);
+    Ok(verdict.broken.is_none())
+}
+
+fn mutants(args: &Mutants, as_json: bool) -> bool {
+    let began = Instant::now();
+    let mut all = mutation::all();
+    all.retain(|mutant| args.only.as_ref().is_none_or(|only| mutant.to_string().contains(only.as_str())));
+    let rows = mutation::run(&all, args.seeds, args.common.threads.max(1), |row| output::progress(row, as_json));
+    output::mutants(&rows, began.elapsed().as_secs_f64(), as_json);
+    rows.iter().all(|row| row.fate != mutation::Fate::Survived)
 }

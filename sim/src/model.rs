@@ -3,9 +3,15 @@
 //! The model keeps every accepted batch. A recovered engine must hold exactly what some prefix of them leaves (P2), no
 //! shorter than the last one acknowledged as durable (P1), and answer exact searches as brute force does (P3).
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use shardex::{DocumentId, Engine, Metric, Posting, engine::batch, index, storage::Storage};
+use shardex::{DocumentId, Engine, Lsn, Metric, Posting, engine::batch, index, storage::Storage};
 
 /// One accepted batch.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,27 +28,75 @@ pub type Key = (u128, u32, u32);
 /// What is stored: vectors by key.
 pub type State = BTreeMap<Key, Vec<f32>>;
 
+/// How far an index is, for whoever watches its storage while a call runs. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<[AtomicUsize; 2]>);
+
+impl Progress {
+    /// Batches acknowledged as durable, and batches accepted.
+    #[must_use]
+    pub fn now(&self) -> (usize, usize) {
+        // Relaxed: the one who watches is called by the one who writes.
+        (self.0[0].load(Ordering::Relaxed), self.0[1].load(Ordering::Relaxed))
+    }
+}
+
 /// The batches of an index.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
-    accepted: Vec<Batch>,
+    accepted: Vec<(Batch, Lsn)>,
     durable: usize,
+    progress: Progress,
 }
 
 impl Model {
-    /// Notes a batch that the engine accepted.
+    /// Notes a batch that the engine accepted, where nobody asks by LSN.
     pub fn accept(&mut self, batch: Batch) {
-        self.accepted.push(batch);
+        self.accept_at(batch, Lsn(0));
+    }
+
+    /// Notes a batch that the engine accepted, and the LSN it got.
+    pub fn accept_at(&mut self, batch: Batch, lsn: Lsn) {
+        self.accepted.push((batch, lsn));
+        self.note();
+    }
+
+    /// How far it is; stays true as it goes on.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
+    }
+
+    fn note(&self) {
+        self.progress.0[0].store(self.durable, Ordering::Relaxed);
+        self.progress.0[1].store(self.accepted.len(), Ordering::Relaxed);
     }
 
     /// Notes that everything accepted so far was acknowledged as durable.
     pub fn acknowledge(&mut self) {
         self.durable = self.accepted.len();
+        self.note();
     }
 
-    /// Notes that the first `batches` batches were acknowledged as durable.
-    pub fn acknowledge_up_to(&mut self, batches: usize) {
+    /// Batches that have an LSN up to this one.
+    #[must_use]
+    pub fn up_to(&self, lsn: Lsn) -> usize {
+        self.accepted.partition_point(|(_, at)| *at <= lsn)
+    }
+
+    /// Notes that everything up to an LSN was acknowledged as durable. Returns how many batches that are.
+    pub fn acknowledge_up_to(&mut self, lsn: Lsn) -> usize {
+        let batches = self.up_to(lsn);
         self.durable = self.durable.max(batches);
+        self.note();
+        batches
+    }
+
+    /// Goes on from the first `batches` batches: what came after them is gone.
+    pub fn keep(&mut self, batches: usize) {
+        self.accepted.truncate(batches);
+        self.durable = self.accepted.len();
+        self.note();
     }
 
     /// Batches accepted.
@@ -61,7 +115,7 @@ impl Model {
     #[must_use]
     pub fn state(&self, batches: usize) -> State {
         let mut state = State::new();
-        self.accepted[..batches].iter().for_each(|batch| apply(&mut state, batch));
+        self.accepted[..batches].iter().for_each(|(batch, _)| apply(&mut state, batch));
         state
     }
 
@@ -75,11 +129,10 @@ impl Model {
         let mut state = self.state(self.durable);
         for n in self.durable..=self.accepted.len() {
             if n > self.durable {
-                apply(&mut state, &self.accepted[n - 1]);
+                apply(&mut state, &self.accepted[n - 1].0);
             }
             if same(&held, &state, metric) {
-                self.accepted.truncate(n);
-                self.durable = n;
+                self.keep(n);
                 answers_as_brute_force(engine, &state)?;
                 return Ok(n);
             }

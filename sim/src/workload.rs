@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
-    DocumentId, Engine, FlushStep, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
+    CheckLevel, DocumentId, Engine, FlushStep, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
     env::{Clock, Env},
     storage::Storage,
 };
 
-use crate::model::{Batch, Model};
+use crate::{
+    model::{Batch, Model},
+    mutant::next_turn,
+};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +48,29 @@ pub enum Step {
         /// Changes the vectors.
         salt: u64,
     },
+    /// Closes; the next step opens again.
+    Close,
     /// Closes and opens again.
     Reopen,
+    /// Opens a second time, which must be refused (R12).
+    SecondOpen,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Add { first, count, start, salt } => {
+                write!(f, "add first={first} count={count} start={start} salt={salt}")
+            }
+            Self::Remove { first, count } => write!(f, "remove first={first} count={count}"),
+            Self::Commit => f.write_str("commit"),
+            Self::Flush => f.write_str("flush"),
+            Self::SlowFlush { first, count, salt } => write!(f, "slow-flush first={first} count={count} salt={salt}"),
+            Self::Close => f.write_str("close"),
+            Self::Reopen => f.write_str("reopen"),
+            Self::SecondOpen => f.write_str("second-open"),
+        }
+    }
 }
 
 /// An index and what is done with it.
@@ -62,6 +86,8 @@ pub struct Workload {
     pub sector_size: usize,
     /// What is done, in order.
     pub steps: Vec<Step>,
+    /// Small enough for every recovery to be crashed at each of its operations in every state.
+    pub small: bool,
 }
 
 /// A clock that stands still: the state of an index does not depend on it (R14), its bytes would.
@@ -107,17 +133,20 @@ fn postings(documents: std::ops::Range<u64>, start: u32, salt: u64, dimension: u
 /// An engine at work, and the model of what it was told.
 pub struct Runner<S: Storage> {
     config: ShardexConfig,
+    env: Env,
     /// The engine, once it is made; `None` while it is closed.
     pub engine: Option<Engine<S>>,
     /// What it accepted and acknowledged.
     pub model: Model,
+    /// Batches that were accepted when the last flush that is done began: what searches see after a failed sync, at least.
+    pub flushed: usize,
 }
 
 impl<S: Storage + Clone> Runner<S> {
     /// Nothing made yet.
     #[must_use]
-    pub fn new(workload: &Workload) -> Self {
-        Self { config: workload.config.clone(), engine: None, model: Model::default() }
+    pub fn new(workload: &Workload, env: Env) -> Self {
+        Self { config: workload.config.clone(), env, engine: None, model: Model::default(), flushed: 0 }
     }
 
     /// Makes or opens the index.
@@ -127,7 +156,7 @@ impl<S: Storage + Clone> Runner<S> {
     pub fn open(&mut self, storage: &S) -> Result<&mut Engine<S>> {
         let engine = match self.engine.take() {
             Some(engine) => engine,
-            None => Engine::create(storage.clone(), &self.config, &env())?,
+            None => Engine::create(storage.clone(), &self.config, &self.env)?,
         };
         Ok(self.engine.insert(engine))
     }
@@ -138,18 +167,20 @@ impl<S: Storage + Clone> Runner<S> {
     /// What the engine says.
     pub fn step(&mut self, storage: &S, step: &Step) -> Result<()> {
         let dimension = self.config.vector_size;
+        next_turn();
         self.open(storage)?;
+        next_turn();
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
         match step {
             Step::Add { first, count, start, salt } => {
                 let batch = postings(*first..first + count, *start, *salt, dimension);
-                engine.add(&batch)?;
-                self.model.accept(Batch::Add(batch));
+                let lsn = engine.add(&batch)?;
+                self.model.accept_at(Batch::Add(batch), lsn);
             }
             Step::Remove { first, count } => {
                 let batch: Vec<DocumentId> = (*first..first + count).map(|id| DocumentId(id.into())).collect();
-                engine.remove(&batch)?;
-                self.model.accept(Batch::Remove(batch));
+                let (lsn, _) = engine.remove(&batch)?;
+                self.model.accept_at(Batch::Remove(batch), lsn);
             }
             Step::Commit => {
                 engine.commit()?;
@@ -158,31 +189,51 @@ impl<S: Storage + Clone> Runner<S> {
             Step::Flush => {
                 engine.flush()?;
                 self.model.acknowledge();
+                self.flushed = self.model.accepted();
             }
             Step::SlowFlush { first, count, salt } => {
-                let accepted = self.model.accepted();
                 let mut between = 0;
+                let mut refused = None;
                 let mut flush = engine.flush_begin(false)?;
-                while let FlushStep::Sync(job) = flush {
+                let stats = loop {
+                    let job = match flush {
+                        FlushStep::Sync(job) => job,
+                        FlushStep::Done(stats) => break stats,
+                    };
                     let synced = job.run();
                     let from = first + between * count;
                     let batch = postings(from..from + count, 0, salt + between, dimension);
                     match engine.add(&batch) {
-                        Ok(_) => self.model.accept(Batch::Add(batch)),
+                        Ok(lsn) => self.model.accept_at(Batch::Add(batch), lsn),
                         // The WAL is full, and only the end of this flush makes room.
                         Err(ShardexError::FlushInProgress) => {}
-                        Err(error) => return Err(error),
+                        // The flush waits to hear of its sync all the same.
+                        Err(error) => refused = Some(error),
                     }
                     between += 1;
                     flush = engine.flush_synced(synced)?;
-                }
-                self.model.acknowledge_up_to(accepted);
+                };
+                // It may have been one that was begun before.
+                self.flushed = self.flushed.max(self.model.acknowledge_up_to(stats.checkpoint_lsn));
+                return refused.map_or(Ok(()), Err);
             }
-            Step::Reopen => {
+            Step::Close | Step::Reopen => {
                 engine.close()?;
                 self.model.acknowledge();
+                if self.config.options.flush_on_close {
+                    self.flushed = self.model.accepted();
+                }
                 self.engine = None;
-                self.open(storage)?;
+                if *step == Step::Reopen {
+                    self.open(storage)?;
+                }
+            }
+            Step::SecondOpen => {
+                let second = Engine::open(storage.clone(), self.config.options.clone(), &self.env);
+                let locked = matches!(second.map(drop), Err(ShardexError::Locked { .. }));
+                if !locked {
+                    return Err(ShardexError::Inconsistent { finding: "R12: a second open was not refused".into() });
+                }
             }
         }
         Ok(())
@@ -198,7 +249,18 @@ impl Workload {
             .metric(metric)
             .wal_segment_size(4 * page_size)
             .options(OpenOptions::default().wal_max_bytes(64 << 10));
-        Self { name: name.to_owned(), config, page_size, sector_size, steps }
+        Self { name: name.to_owned(), config, page_size, sector_size, steps, small: false }
+    }
+
+    /// One in which nothing is done yet; its pages and sectors small, or as disks have them.
+    #[must_use]
+    pub fn blank(name: &str, made_of: (usize, usize, Metric), real_pages: bool) -> Self {
+        let mut workload = Self::new(name, made_of, Vec::new());
+        if real_pages {
+            (workload.page_size, workload.sector_size) = (4096, 512);
+            workload.config = workload.config.wal_segment_size(16 << 10).wal_max_bytes(256 << 10);
+        }
+        workload
     }
 
     /// A workload from a seed: each seed turns features and sizes on or off (swarm testing; Groce and others, ISSTA 2012).
@@ -208,15 +270,16 @@ impl Workload {
         let dimension = [3, 5, 17, 20][rng.random_range(0..4)];
         let shard_size = [2, 4, 5, 8][rng.random_range(0..4)];
         let metric = [Metric::L2, Metric::Dot, Metric::Cosine][rng.random_range(0..3)];
-        let features: [bool; 5] = std::array::from_fn(|_| rng.random_bool(0.7));
-        let [removals, replacements, slow, reopens, large] = features;
+        let features: [bool; 6] = std::array::from_fn(|_| rng.random_bool(0.7));
+        let [removals, replacements, slow, reopens, large, flushes] = features;
         let steps = (0..rng.random_range(6..16))
             .map(|n| match rng.random_range(0..12) {
                 0 | 1 if removals => Step::Remove { first: rng.random_range(0..24), count: rng.random_range(1..16) },
-                2 | 3 => Step::Flush,
+                2 | 3 if flushes => Step::Flush,
+                2 | 3 => Step::Commit,
                 4 if slow => Step::SlowFlush { first: rng.random_range(0..24), count: rng.random_range(1..5), salt: n },
                 5 | 6 => Step::Commit,
-                7 if reopens => Step::Reopen,
+                7 if reopens => [Step::Close, Step::Reopen][rng.random_range(0..2)].clone(),
                 _ => Step::Add {
                     first: if replacements { rng.random_range(0..20) } else { n * 40 },
                     count: rng.random_range(1..if large { 30 } else { 8 }),
@@ -226,10 +289,14 @@ impl Workload {
             })
             .chain([Step::Flush])
             .collect();
-        let mut workload = Self::new(&format!("seed {seed}"), (dimension, shard_size, metric), steps);
+        let real_pages = rng.random_bool(0.1);
+        let mut workload = Self::blank(&format!("seed {seed}"), (dimension, shard_size, metric), real_pages);
+        workload.steps = steps;
+        if rng.random_bool(0.3) {
+            workload.config = workload.config.flush_on_close(false);
+        }
         if rng.random_bool(0.1) {
-            (workload.page_size, workload.sector_size) = (4096, 512);
-            workload.config = workload.config.wal_segment_size(16 << 10).wal_max_bytes(256 << 10);
+            workload.config = workload.config.flush_check(CheckLevel::Full);
         }
         workload
     }
@@ -245,7 +312,10 @@ pub fn reference() -> Vec<Workload> {
     use Step::{Commit, Flush, Remove, Reopen, SlowFlush};
     let l2 = |dimension, shard_size| (dimension, shard_size, Metric::L2);
     vec![
-        Workload::new("one posting", l2(3, 4), vec![add(0, 1), Commit, Flush, add(1, 1), Flush]),
+        Workload {
+            small: true,
+            ..Workload::new("one posting", l2(3, 4), vec![add(0, 1), Commit, Flush, add(1, 1), Flush])
+        },
         Workload::new("split", l2(3, 4), vec![add(0, 4), Flush, add(4, 3), Commit, add(7, 4), Flush]),
         Workload::new(
             "split and move",
@@ -315,6 +385,52 @@ pub fn reference() -> Vec<Workload> {
             "cosine over sectors",
             (20, 5, Metric::Cosine),
             vec![add(0, 6), Flush, Remove { first: 2, count: 3 }, add(6, 4), Commit, Flush],
+        ),
+        Workload::new(
+            "many chunks",
+            (20, 2, Metric::Cosine),
+            vec![add(15, 26), Flush, Step::Add { first: 12, count: 13, start: 0, salt: 3 }, Flush, add(0, 25), Flush],
+        ),
+        Workload {
+            steps: vec![add(0, 9), Commit, Flush, add(9, 6), Flush, add(3, 4), Flush],
+            ..Workload::blank("real pages", l2(17, 4), true)
+        },
+        Workload::new(
+            "swinging size",
+            (5, 4, Metric::Dot),
+            vec![
+                add(0, 14),
+                Commit,
+                Remove { first: 2, count: 9 },
+                Flush,
+                add(20, 12),
+                Remove { first: 0, count: 30 },
+                Commit,
+                add(40, 9),
+                Flush,
+                add(50, 3),
+                Step::Close,
+                add(60, 5),
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "flushes in a row",
+            (17, 4, Metric::L2),
+            vec![
+                add(0, 5),
+                Flush,
+                add(5, 1),
+                Flush,
+                add(6, 1),
+                Flush,
+                add(7, 1),
+                Flush,
+                add(8, 5),
+                Flush,
+                add(13, 2),
+                Flush,
+            ],
         ),
         Workload::new(
             "everything removed and added again",

@@ -21,6 +21,7 @@ use crate::{
     id::{DocumentId, Generation, ShardId},
     limits,
     shard::{Cause, DataFile, Place, Shard, StoredPosting, split},
+    site::{self, Kind, Mark},
     space::Run,
     storage::StorageFile,
 };
@@ -120,7 +121,10 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         match done {
             Ok(removed) => Ok(apply.switch_in(removed)),
             Err(error) => {
-                apply.undo();
+                if site::applies(Kind::ErrorCheck, true) {
+                    site::reach(Mark::BatchUndone);
+                    apply.undo();
+                }
                 Err(error)
             }
         }
@@ -242,19 +246,25 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         if rows.len() < 2 || rows.len() <= geometry.shard_size / 2 {
             let number = self.create(split::mean(rows.iter().copied()).into());
             self.made_by_split.insert(number);
+            site::reach(Mark::Rewritten);
             live.iter().for_each(|(posting, vector)| self.append(number, *posting, vector));
             return Ok(());
         }
         let mut rng = derived_rng(context.index_id, self.work.totals.draws);
         self.work.totals.draws += 1;
         self.work.totals.splits += 1;
+        site::reach(Mark::Split);
         let halves = split::two_means(&rows, &mut rng);
         let neighbours = self.work.routing.nearest_few(&parent, limits::SPLIT_NEIGHBOURS, &[]);
         let [first, second] = halves.centroids.map(|centroid| self.create(centroid.into()));
         self.made_by_split.extend([first, second]);
         for ((posting, vector), in_second) in live.iter().zip(halves.second) {
             let home = if in_second { second } else { first };
-            let number = self.nearer_neighbour(home, &neighbours, vector).unwrap_or(home);
+            let nearer = self.nearer_neighbour(home, &neighbours, vector);
+            if nearer.is_some() {
+                site::reach(Mark::Moved);
+            }
+            let number = nearer.unwrap_or(home);
             self.append(number, *posting, vector);
         }
         Ok(())
@@ -294,6 +304,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         for number in numbers {
             if self.shard(number).is_some_and(|shard| shard.live() == 0) {
                 self.store(number)?;
+                site::reach(Mark::ShardFreed);
                 self.dissolve(number);
             } else {
                 self.store(number)?;

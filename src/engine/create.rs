@@ -2,7 +2,7 @@
 
 use super::{
     Engine, names,
-    recovery::{self, CLEAR, Found},
+    recovery::{self, CLEAR, E1, Found},
     roots::Roots,
     stats::RecoveryStats,
 };
@@ -17,9 +17,10 @@ use crate::{
         root::Root,
     },
     id::{Generation, Lsn},
+    site::{self, Kind, Mark},
     space::SpaceMap,
     storage::{Purpose, Storage, StorageFile},
-    wal::WalLayout,
+    wal::{self, WalLayout},
 };
 
 const MAKE: Purpose = Purpose("create");
@@ -27,6 +28,8 @@ const HEADER: Purpose = Purpose("create: file header");
 
 /// Segments that a new WAL has.
 const FIRST_SEGMENTS: usize = 4;
+
+const COMMIT: Purpose = Purpose("create: commit");
 
 /// Makes an index in an empty or new directory, or opens the one that is there.
 ///
@@ -53,15 +56,24 @@ pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) 
         });
     }
     let lock = storage.lock()?;
+    // What is cleared and made again has new entries: those that a failed sync left, clean and perhaps not durable (R8), are
+    // gone with the files.
+    refuse_a_lost_root(&storage, &found)?;
     let mut recovery = RecoveryStats::default();
-    for name in found.iter().filter(|name| *name != names::LOCK) {
+    for name in found.iter().filter(|name| site::applies(Kind::ErrorCheck, *name != names::LOCK)) {
         storage.remove(name, CLEAR)?;
         recovery.leftovers_removed += 1;
+        site::reach(Mark::LeftoversCleared);
     }
-    let index_id = env.new_index_id;
+    make_files(&storage, geometry, env.new_index_id)?;
+    let found = Found::read(&storage, recovery)?;
+    found.engine(storage, lock, config.options.clone(), env, true)
+}
+
+/// Makes all files, the root file last, and all of it durable.
+fn make_files<S: Storage>(storage: &S, geometry: Geometry, index_id: u128) -> Result<()> {
     let layout = WalLayout::new(&geometry);
-    let space = SpaceMap::new(&geometry, 1);
-    let data_pages = space.pages_of(1);
+    let data_pages = SpaceMap::new(&geometry, 1).pages_of(1);
     for (name, magic, len) in [
         (names::DATA, DATA_MAGIC, data_pages * geometry.page_size as u64),
         (names::WAL, WAL_MAGIC, layout.file_len(FIRST_SEGMENTS)),
@@ -86,17 +98,39 @@ pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) 
         draws: 0,
         splits: 0,
         data_pages,
+        wal_segments: FIRST_SEGMENTS as u32,
     };
     let file = storage.create(names::ROOT_NEW, MAKE)?;
     Roots::store_first(&*file, &root)?;
     file.sync_all(Purpose("C2: sync the roots"))?;
     // Before the rename: a directory entry may survive without those made before it (R7).
     storage.sync_dir(Purpose("C3: sync the entries"))?;
-    storage.rename(names::ROOT_NEW, names::ROOT, Purpose("create: commit"))?;
-    storage.sync_dir(Purpose("C4: sync the rename"))?;
-    drop(file);
-    let found = Found::read(&storage, recovery)?;
-    found.engine(storage, lock, config.options.clone(), env, true)
+    storage.rename(names::ROOT_NEW, names::ROOT, COMMIT)?;
+    storage.sync_dir(Purpose("C4: sync the rename"))
+}
+
+/// Makes the root file of an index anew that nobody has written to, and its entry durable: the `create` that made it may
+/// have died, or failed, before its last sync, and then a sync now may do nothing (R8). What is written to exists only where
+/// `create` or this was done with.
+pub(super) fn commit_again<S: Storage>(storage: &S, root: &Root) -> Result<()> {
+    let file = storage.create(names::ROOT_NEW, MAKE)?;
+    Roots::store_first(&*file, root)?;
+    file.sync_all(Purpose("E2: sync the roots"))?;
+    storage.rename(names::ROOT_NEW, names::ROOT, COMMIT)?;
+    storage.sync_dir(E1)
+}
+
+/// A `create` that was interrupted has not written to the WAL yet. If somebody has, then there was an index, whose root file
+/// is gone: nothing of it may be cleared.
+fn refuse_a_lost_root<S: Storage>(storage: &S, found: &[String]) -> Result<()> {
+    if found.iter().any(|name| name == names::WAL) && wal::was_used(&*storage.open(names::WAL)?, storage.page_size())? {
+        return Err(ShardexError::Corruption {
+            file: storage.path().join(names::ROOT),
+            offset: 0,
+            what: "the file is missing, yet the WAL has been written to: put it back".into(),
+        });
+    }
+    Ok(())
 }
 
 /// Compares what the format fixes.

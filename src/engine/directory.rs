@@ -12,6 +12,7 @@ use crate::{
         state::ShardState,
     },
     shard::DataFile,
+    site::{self, Kind},
     space::Run,
     storage::StorageFile,
 };
@@ -153,6 +154,7 @@ impl Directory {
 ///
 /// # Errors
 /// `Corruption`, `Io`.
+#[cfg_attr(feature = "mutants", track_caller)]
 pub fn read<F: StorageFile>(entry: &Entry, data: &DataFile<F>, what: &str) -> Result<Vec<u8>> {
     let offset = entry.page.saturating_mul(data.geometry().page_size as u64);
     let chunk_bytes = data.geometry().chunk_pages() as usize * data.geometry().page_size;
@@ -162,7 +164,7 @@ pub fn read<F: StorageFile>(entry: &Entry, data: &DataFile<F>, what: &str) -> Re
     let mut bytes = vec![0; entry.len as usize];
     data.file().read_at(offset, &mut bytes)?;
     let found = crc32c(0, &bytes);
-    if found != entry.crc {
+    if !site::holds(Kind::Checksum, found == entry.crc) {
         return Err(damaged(entry, data, &format!("{what}: checksum {:08x} expected, {found:08x} found", entry.crc)));
     }
     Ok(bytes)

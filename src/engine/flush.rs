@@ -1,21 +1,23 @@
 //! The flush: a stepped protocol that makes everything accepted before it durable in the shards, and lets the WAL go.
 //!
-//! 0. Fix X, the last accepted write, and the shards as they are now.
-//! 1. **B1**: sync the WAL up to X. With it the older root and the WAL give the same state, should the new root rot.
-//! 2. Store changed states and the directory into free places; check; **B2**: sync the data file. With it everything
+//! 0. Fix X, the last accepted write, and the shards as they are now; store the WAL up to X.
+//! 1. Store changed states and the directory into free places; check; **B2**: sync the data file. With it everything
 //!    the new root names is durable before the root can be.
-//! 3. Store the root into the slot that does not hold the last durable root; **B3**: sync it. From this store on the
-//!    flush is finished, or its root stored again with the same bytes, or the engine poisons; it is never given up.
+//! 2. Store the root into the slot that does not hold the last durable root; **B3**: sync it. From this store on the
+//!    flush is finished, or gone on with from the step that failed, or the engine poisons; it is never given up.
+//! 3. **B1**: sync the WAL up to X, unless a commit has done so meanwhile. With it the older root and the WAL give the same
+//!    state, should the new root rot. Only the answer to the flush and step 4 wait for it, so its place among the
+//!    barriers is free; last, the commits that went on meanwhile have mostly paid for it.
 //! 4. Free what only roots before the last two named; recycle WAL segments; check the pointers.
 //!
-//! Whoever drives it runs the syncs between the steps, so that it may wait for them elsewhere. A failure before step 3
+//! Whoever drives it runs the syncs between the steps, so that it may wait for them elsewhere. A failure before step 2
 //! leaves everything as it was: the old root, the WAL, the places. A sync that fails poisons (promise P5).
 
 use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
 use super::{
     Engine,
-    check::quick_check,
+    check::{self, quick_check},
     directory::{self, Changes},
     stats::FlushStats,
     working::SharedShard,
@@ -24,7 +26,9 @@ use crate::{
     config::CheckLevel,
     error::{Result, ShardexError},
     format::{crc32c, node::Entry, root::Root},
+    id::Lsn,
     index::Snapshot,
+    site::{self, Kind, Mark},
     space::Run,
     storage::{Purpose, Storage, SyncJob},
 };
@@ -47,9 +51,9 @@ pub enum FlushStep<F> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    Wal,
     Data,
     Root,
+    Wal,
 }
 
 /// A flush under way.
@@ -62,6 +66,8 @@ pub struct FlushRun<S: Storage> {
     stage_began: Duration,
     /// The root to be, complete but for the directory.
     root: Root,
+    /// What the sync of the WAL that is waited for makes durable.
+    wal_up_to: Lsn,
     /// Shards that changed, as they were at X.
     dirty: Vec<(u32, Option<SharedShard<S::File>>)>,
     /// The state at X.
@@ -108,7 +114,7 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Begins a flush, or goes on with one whose root could not be stored. `force` stores a root even if nothing has
+    /// Begins a flush, or goes on with one whose root or WAL could not be stored. `force` stores a root even if nothing has
     /// changed.
     ///
     /// # Errors
@@ -120,7 +126,11 @@ impl<S: Storage> Engine<S> {
                 self.flush = Some(run);
                 return Err(ShardexError::FlushInProgress);
             }
-            Some(run) => return self.store_root(run),
+            Some(run) if run.stage == Stage::Wal => return self.sync_wal(run),
+            Some(run) => {
+                site::reach(Mark::RootStoredAgain);
+                return self.store_root(run);
+            }
             None => {}
         }
         let newest = self.roots.newest();
@@ -141,6 +151,7 @@ impl<S: Storage> Engine<S> {
             removed: totals.removed,
             draws: totals.draws,
             splits: totals.splits,
+            wal_segments: self.wal.durable_segments() as u32,
             ..newest.clone()
         };
         self.begun = root.generation;
@@ -154,12 +165,13 @@ impl<S: Storage> Engine<S> {
             operations_applied: (self.counters.operations - self.counters.flushed_operations) as usize,
             ..FlushStats::default()
         };
-        let mut run = FlushRun {
-            stage: Stage::Wal,
+        let run = FlushRun {
+            stage: Stage::Data,
             waits: false,
             stats,
             began,
             stage_began: began,
+            wal_up_to: root.checkpoint,
             root,
             dirty,
             snapshot: Arc::clone(&self.published),
@@ -167,13 +179,7 @@ impl<S: Storage> Engine<S> {
             taken: Vec::new(),
             operations: self.counters.operations,
         };
-        match self.wal.sync_job(B1) {
-            Some((job, _)) => Ok(self.wait(run, job)),
-            None => {
-                run.stats.wal_flush_duration = self.lap(&mut run.stage_began);
-                self.store_states(run)
-            }
-        }
+        self.store_states(run)
     }
 
     /// Goes on after a sync.
@@ -193,12 +199,6 @@ impl<S: Storage> Engine<S> {
             return Err(self.poison(error));
         }
         match run.stage {
-            Stage::Wal => {
-                self.wal.synced(run.root.checkpoint);
-                self.counters.committed_operations = self.counters.committed_operations.max(run.operations);
-                run.stats.wal_flush_duration = self.lap(&mut run.stage_began);
-                self.store_states(run)
-            }
             Stage::Data => {
                 run.stats.shard_sync_duration = self.lap(&mut run.stage_began);
                 run.stage = Stage::Root;
@@ -206,7 +206,13 @@ impl<S: Storage> Engine<S> {
             }
             Stage::Root => {
                 run.stats.index_sync_duration += self.lap(&mut run.stage_began);
-                Ok(FlushStep::Done(Box::new(self.complete(run))))
+                run.stage = Stage::Wal;
+                self.sync_wal(run)
+            }
+            Stage::Wal => {
+                self.wal.synced(run.wal_up_to);
+                self.counters.committed_operations = self.counters.committed_operations.max(run.operations);
+                Ok(self.complete(run))
             }
         }
     }
@@ -226,15 +232,16 @@ impl<S: Storage> Engine<S> {
         now.saturating_sub(mem::replace(since, now))
     }
 
-    /// Step 2.
+    /// Step 1.
     fn store_states(&mut self, mut run: FlushRun<S>) -> Result<FlushStep<S::File>> {
-        run.stage = Stage::Data;
         let prepared = self.prepare(&mut run);
         run.stats.shard_apply_duration = self.lap(&mut run.stage_began);
         let checked = prepared.and_then(|()| self.check_before_root(&run));
         run.stats.validation_duration = self.lap(&mut run.stage_began);
         if let Err(error) = checked {
-            self.abort(run);
+            if site::applies(Kind::ErrorCheck, true) {
+                self.abort(run);
+            }
             return Err(error);
         }
         match self.data.sync_job(B2) {
@@ -289,7 +296,7 @@ impl<S: Storage> Engine<S> {
     fn check_before_root(&self, run: &FlushRun<S>) -> Result<()> {
         let report = match self.options.flush_check {
             CheckLevel::Quick => quick_check(self, &run.root, &run.dirty, &run.changes),
-            CheckLevel::Full => self.check(CheckLevel::Full)?,
+            CheckLevel::Full => check::check(self, CheckLevel::Full, &run.taken)?,
         };
         match report.findings.first() {
             None => Ok(()),
@@ -299,26 +306,51 @@ impl<S: Storage> Engine<S> {
 
     /// Gives a flush up before its root was stored: everything is as it was.
     fn abort(&mut self, run: FlushRun<S>) {
-        debug_assert!(run.stage != Stage::Root, "a stored root is never given up");
+        debug_assert!(run.stage == Stage::Data, "a stored root is never given up");
+        site::reach(Mark::FlushAborted);
         run.taken.into_iter().for_each(|place| self.work.space.free(place));
         self.work.dirty.extend(run.dirty.into_iter().map(|(number, _)| number));
     }
 
-    /// Step 3. If the store fails the flush waits to be gone on with, with the same bytes.
+    /// Step 2. If the store fails the flush waits to be gone on with, with the same bytes.
     fn store_root(&mut self, mut run: FlushRun<S>) -> Result<FlushStep<S::File>> {
         run.stage_began = self.clock.elapsed();
         match self.roots.store_next(&run.root, B3) {
             Ok(job) => Ok(self.wait(run, job)),
             Err(error) => {
-                self.flush = Some(run);
+                // The root may be on the device by now: it is stored again, never given up.
+                if site::applies(Kind::ErrorCheck, true) {
+                    self.flush = Some(run);
+                }
                 Err(error)
             }
         }
     }
 
+    /// Step 3. If the store fails the flush waits to be gone on with.
+    fn sync_wal(&mut self, mut run: FlushRun<S>) -> Result<FlushStep<S::File>> {
+        run.stage_began = self.clock.elapsed();
+        if self.wal.durable_lsn() >= run.root.checkpoint {
+            site::reach(Mark::WalSyncedMeanwhile);
+            return Ok(self.complete(run));
+        }
+        if let Err(error) = self.wal.write_out() {
+            self.flush = Some(run);
+            return Err(error);
+        }
+        match self.wal.sync_job(B1) {
+            Some((job, up_to)) => {
+                run.wal_up_to = up_to;
+                Ok(self.wait(run, job))
+            }
+            None => unreachable!("what is accepted and not durable waits for a sync"),
+        }
+    }
+
     /// Step 4.
-    fn complete(&mut self, run: FlushRun<S>) -> FlushStats {
+    fn complete(&mut self, run: FlushRun<S>) -> FlushStep<S::File> {
         let FlushRun { mut stats, root, changes, snapshot, mut stage_began, .. } = run;
+        stats.wal_flush_duration = self.lap(&mut stage_began);
         let geometry = *self.data.geometry();
         let before = self.roots.newest().generation;
         for entry in self.directory.superseded(&changes) {
@@ -326,14 +358,16 @@ impl<S: Storage> Engine<S> {
         }
         self.directory.apply(changes);
         self.roots.stored(root);
-        self.durable = snapshot;
+        if site::applies(Kind::ErrorCheck, true) {
+            self.durable = snapshot;
+        }
         stats.places_freed = self.work.release(self.roots.newest().generation);
         let keep = match self.roots.older() {
             // The older root is retained, and so is the WAL after its checkpoint.
-            Some(older) if older.epoch == self.wal.epoch() => older.wal_start,
+            Some(older) if site::applies(Kind::Ordering, older.epoch == self.wal.epoch()) => older.wal_start,
             _ => self.roots.newest().wal_start,
         };
-        stats.segments_recycled = if self.epoch_open { self.wal.recycle(keep) } else { 0 };
+        stats.segments_recycled = self.wal.recycle(keep);
         self.check_pointers();
         stats.validation_duration += self.lap(&mut stage_began);
         let stored = self.bytes_stored();
@@ -341,7 +375,7 @@ impl<S: Storage> Engine<S> {
         stats.total_duration = self.clock.elapsed().saturating_sub(run.began);
         self.counters.flushed_operations = run.operations;
         self.counters.note_flush(&stats);
-        stats
+        FlushStep::Done(Box::new(stats))
     }
 
     /// The last check of a flush: what each part says of how far it is. Our own mistake if it fails.
@@ -361,6 +395,7 @@ fn neighbours_together(mut blobs: Vec<(Run, Vec<u8>)>, page_size: usize) -> Vec<
         match together.last_mut() {
             Some((last, buffer)) if last.page + u64::from(last.pages) == place.page => {
                 buffer.resize(last.pages as usize * page_size, 0);
+                site::reach(Mark::StatesTogether);
                 buffer.extend_from_slice(&bytes);
                 last.pages += place.pages;
             }

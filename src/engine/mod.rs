@@ -32,6 +32,7 @@ use crate::{
     limits,
     posting::Posting,
     shard::DataFile,
+    site::{self, Kind, Mark},
     storage::{Purpose, Storage, StorageFile},
     wal::WalWriter,
 };
@@ -202,8 +203,11 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Refuses if nothing may be written any more.
+    #[cfg_attr(feature = "mutants", track_caller)]
     fn check_writable(&self) -> Result<()> {
-        if let Some(cause) = &self.poisoned {
+        if let Some(cause) = &self.poisoned
+            && site::applies(Kind::ErrorCheck, true)
+        {
             return Err(ShardexError::Poisoned { cause: cause.clone() });
         }
         match &self.read_only {
@@ -214,6 +218,7 @@ impl<S: Storage> Engine<S> {
 
     /// Stops for good after a failed sync: searches go on from the last durable root (P5).
     fn poison(&mut self, error: ShardexError) -> ShardexError {
+        site::reach(Mark::Poisoned);
         self.poisoned = Some(error.to_string());
         self.published = Arc::clone(&self.durable);
         self.flush = None;
@@ -340,7 +345,6 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// As [`flush`](Self::flush). The lock is released by dropping the engine, whatever came of this.
     pub fn close(&mut self) -> Result<()> {
-        self.check_writable()?;
         if self.options.flush_on_close {
             self.flush()?;
         } else {
@@ -362,7 +366,7 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// `Io` if the disk cannot be read; damage is a finding, not an error.
     pub fn check(&self, level: CheckLevel) -> Result<ConsistencyReport> {
-        check::check(self, level)
+        check::check(self, level, &[])
     }
 
     fn bytes_stored(&self) -> u64 {

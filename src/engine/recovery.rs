@@ -3,7 +3,9 @@
 //! After a crash, in this order (R10: what can be read may be in the page cache alone, so what recovery relies on is stored
 //! anew and synced before anything is accepted or freed):
 //!
-//! (a) The directory's entries are synced (**E1**, **E2**): a `create` may have died between its rename and the sync of it.
+//! (a) If nobody has written to the index yet, the root file is made anew and its entry synced (**E2**, **E1**): the
+//!     `create` may have ended between its rename and the sync of it. (Where something was written, it has not; and
+//!     the directory's own entry is durable wherever there is a root, for `create` syncs it before it makes one.)
 //!     The newest root is stored again and synced: **B4**.
 //! (b) The WAL is replayed from its checkpoint, and a flush stores a root at the tail's end: its shards' new bytes are
 //!     synced (**B2**), then it (**B3**). It carries a new epoch of the WAL, so that nothing behind a torn tail can ever
@@ -14,13 +16,13 @@
 //! Only then is anything appended or freed. A crash anywhere in this leaves one of the roots that were there, or a newer
 //! one of the same state: recovery begins again and comes to the same end.
 //!
-//! After a clean close (a closing mark ends the WAL, both roots can be read, and nothing is to be replayed) no byte is
+//! After a clean close (a closing mark ends the WAL, the roots follow one another, and nothing is to be replayed) no byte is
 //! stored until the first write; then (b) and (c) come first.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Counters, Engine, apply, batch,
+    Counters, Engine, apply, batch, create,
     directory::{self, Directory},
     flush::FlushStep,
     names,
@@ -42,15 +44,14 @@ use crate::{
     index::Snapshot,
     limits::FORMAT_VERSION,
     shard::{DataFile, Shard},
+    site::{self, Mark},
     space::Run,
     storage::{Purpose, Storage, StorageFile},
     wal::{self, Record, Tail, WalLayout, WalWriter},
 };
 
-/// E1: the directory's own entry.
-pub const E1: Purpose = Purpose("E1: sync the parent");
-/// E2: the entries of the files.
-pub const E2: Purpose = Purpose("E2: sync the entries");
+/// E1: the entry of the root file.
+pub const E1: Purpose = Purpose("E1: sync the entry");
 /// B4: the root that recovery starts from.
 pub const B4: Purpose = Purpose("B4: sync the recovered root");
 /// B5: the second root of the new epoch.
@@ -82,7 +83,12 @@ pub(super) fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> R
         storage.remove(names::ROOT_NEW, CLEAR)?;
         recovery.leftovers_removed += 1;
     }
-    Found::read(&storage, recovery)?.engine(storage, lock, options, env, false)
+    let mut found = Found::read(&storage, recovery)?;
+    if found.newest.epoch == 1 && !wal::was_used(&*found.wal_file, storage.page_size())? {
+        create::commit_again(&storage, &found.newest)?;
+        found = Found::read(&storage, found.recovery)?;
+    }
+    found.engine(storage, lock, options, env, false)
 }
 
 /// What the files of an index hold, before anything is decided.
@@ -108,10 +114,15 @@ impl<F: StorageFile> Found<F> {
         for (i, slot) in slots.iter().enumerate() {
             match slot {
                 Slot::Valid(root) => valid.push((i, (**root).clone())),
-                Slot::Unreadable(_) => recovery.root_fallback = true,
+                Slot::Unreadable(_) => {
+                    recovery.root_fallback = true;
+                    site::reach(Mark::OlderRootUsed);
+                }
             }
         }
-        valid.sort_by_key(|(_, root)| root.generation);
+        // By epoch first: a slot that holds something older than it should may be of a time that a crash cut off, and then
+        // its generation was given out again, in a later epoch.
+        valid.sort_by_key(|(_, root)| (root.epoch, root.generation));
         let epoch = valid.iter().map(|(_, root)| root.epoch).max().unwrap_or(0);
         let Some((newest_slot, newest)) = valid.pop() else { unreachable!("one slot is valid, or reading failed") };
         let older = valid.pop().map(|(_, root)| root);
@@ -130,7 +141,7 @@ impl<F: StorageFile> Found<F> {
         if let Some(older) = &older
             && (older.index_id != newest.index_id
                 || older.geometry != geometry
-                || older.generation == newest.generation)
+                || (older.epoch, older.generation) == (newest.epoch, newest.generation))
             && older != &newest
         {
             return Err(ShardexError::Corruption {
@@ -142,10 +153,18 @@ impl<F: StorageFile> Found<F> {
         let data_file = open_part(storage, names::DATA, &DATA_MAGIC, newest.index_id)?;
         let wal_file = open_part(storage, names::WAL, &WAL_MAGIC, newest.index_id)?;
         let least = newest.data_pages.saturating_mul(page_size as u64);
-        if data_file.len()? < least {
+        if !site::holds(site::Kind::ErrorCheck, data_file.len()? >= least) {
             return Err(ShardexError::Corruption {
                 file: data_file.path(),
                 offset: data_file.len()?,
+                what: format!("the file ends here, {least} bytes expected"),
+            });
+        }
+        let least = WalLayout::new(&geometry).file_len(newest.wal_segments as usize);
+        if newest.wal_segments > 0 && !site::holds(site::Kind::ErrorCheck, wal_file.len()? >= least) {
+            return Err(ShardexError::Corruption {
+                file: wal_file.path(),
+                offset: wal_file.len()?,
                 what: format!("the file ends here, {least} bytes expected"),
             });
         }
@@ -181,12 +200,14 @@ impl<F: StorageFile> Found<F> {
         let directory = Directory::load(&newest, &data)?;
         let mut work = load(&newest, &directory, &data, options.shardex_segment_size)?;
         if let Some(root) = &older
+            && site::applies(site::Kind::Ordering, true)
             && let Err(error) = hold_older(&mut work, root, &directory, &data)
         {
             match error {
                 // The newest root stands on its own: the older one counts as one that cannot be read.
                 ShardexError::Corruption { .. } => {
                     recovery.root_fallback = true;
+                    site::reach(Mark::OlderTreeDamaged);
                     older = None;
                 }
                 error => return Err(error),
@@ -196,17 +217,25 @@ impl<F: StorageFile> Found<F> {
         let empty = Snapshot::empty(newest.checkpoint);
         let numbers = 0..work.shards.len() as u32;
         let durable = Arc::new(empty.with_changes(&work.shards, numbers, (newest.checkpoint, newest.live), &geometry));
-        let next_epoch = if fresh { newest_epoch } else { epoch + 1 };
+        // Nothing behind a torn tail may ever continue a chain.
+        let durable_segments = newest.wal_segments as usize;
+        let next_epoch = if site::applies(site::Kind::Ordering, !fresh) { epoch + 1 } else { newest_epoch };
         let wal = WalWriter::start_epoch(
             &wal_file,
             layout,
             newest.index_id,
             next_epoch,
             newest.checkpoint,
+            durable_segments,
             options.wal_max_bytes,
         )?;
         let (index_id, begun) = (newest.index_id, newest.generation);
-        let (start, checkpoint, has_older) = (newest.wal_start, newest.checkpoint, older.is_some());
+        let (start, checkpoint) = (newest.wal_start, newest.checkpoint);
+        // An epoch is written to only when two roots of it follow one another: else a slot holds something older than it
+        // should, and that is mended now, for the other one may rot later.
+        let paired = older
+            .as_ref()
+            .is_some_and(|older| older.epoch == newest.epoch && older.generation.next() == newest.generation);
         let mut engine = Engine {
             storage,
             _lock: lock,
@@ -230,7 +259,7 @@ impl<F: StorageFile> Found<F> {
             recovery,
         };
         if !fresh {
-            engine.recover(start, checkpoint, (newest_epoch, has_older))?;
+            engine.recover(start, checkpoint, (newest_epoch, paired))?;
         }
         engine.recovery.duration = engine.clock.elapsed().saturating_sub(began);
         Ok(engine)
@@ -261,7 +290,7 @@ fn open_part<S: Storage>(storage: &S, name: &str, magic: &[u8; 8], index_id: u12
     }
     let damaged = |what: String| ShardexError::Corruption { file: file.path(), offset: 0, what };
     let found = header::decode_file(&bytes, magic).map_err(|e| damaged(e.to_string()))?;
-    if found != index_id {
+    if !site::holds(site::Kind::ErrorCheck, found == index_id) {
         return Err(damaged(format!("it belongs to index {found:032x}, not to {index_id:032x}")));
     }
     Ok(file)
@@ -355,7 +384,7 @@ fn hold_older<F: StorageFile>(
 
 impl<S: Storage> Engine<S> {
     /// See the [module](self).
-    fn recover(&mut self, start: WalPosition, checkpoint: Lsn, (epoch, both_roots): (u64, bool)) -> Result<()> {
+    fn recover(&mut self, start: WalPosition, checkpoint: Lsn, (epoch, paired): (u64, bool)) -> Result<()> {
         let layout = WalLayout::new(self.data.geometry());
         let source = Arc::clone(&self.wal_file);
         let replay = |apply: &mut dyn FnMut(Record) -> Result<()>| {
@@ -363,20 +392,22 @@ impl<S: Storage> Engine<S> {
         };
         // Once without applying: whether this was a clean close decides whether (a) comes first.
         let tail = replay(&mut |_| Ok(()))?;
-        if tail.closed && tail.records == 0 && both_roots {
+        if tail.closed && tail.records == 0 && site::holds(site::Kind::ErrorCheck, paired) {
             self.start_after(tail)?;
+            site::reach(Mark::CleanOpen);
             return Ok(());
         }
         self.recovery.crashed = !tail.closed;
         self.recovery.torn_tail = tail.torn;
-        if self.read_only.is_none() {
-            self.counters.barriers += 3;
-            self.storage.sync_parent(E1)?;
-            self.storage.sync_dir(E2)?;
-            self.roots.restore(B4)?;
-            self.begun = self.roots.newest().generation;
+        if self.read_only.is_some() {
+            // A file has holes and no room for them, so nothing can be stored: serves the state of the root.
+            site::reach(Mark::ReadOnly);
+            return self.start_after(Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() });
         }
-        let mut replayed = Tail { last: checkpoint, ..Tail::default() };
+        self.counters.barriers += 1;
+        self.roots.restore(B4)?;
+        self.begun = self.roots.newest().generation;
+        let mut replayed = Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() };
         let applied = wal::replay(&*source, layout, (self.index_id, epoch), start, checkpoint, |record| {
             self.replay_record(&record)?;
             replayed.last = record.lsn;
@@ -394,26 +425,29 @@ impl<S: Storage> Engine<S> {
         let numbers: Vec<u32> = (0..self.work.shards.len() as u32).collect();
         self.publish(&numbers);
         if self.read_only.is_some() {
+            site::reach(Mark::ReadOnly);
             return Ok(());
         }
         match self.open_epoch() {
             Err(error) if error.is_out_of_space() => {
                 self.read_only = Some(error);
+                site::reach(Mark::ReadOnly);
                 Ok(())
             }
             done => done,
         }
     }
 
-    /// LSNs go on after the tail.
+    /// LSNs go on after the tail, in an epoch that no segment is of.
     fn start_after(&mut self, tail: Tail) -> Result<()> {
         let layout = WalLayout::new(self.data.geometry());
         self.wal = WalWriter::start_epoch(
             &self.wal_file,
             layout,
             self.index_id,
-            self.wal.epoch(),
+            self.wal.epoch().max(tail.newest_epoch + 1),
             tail.last,
+            self.wal.durable_segments(),
             self.options.wal_max_bytes,
         )?;
         Ok(())
@@ -442,6 +476,7 @@ impl<S: Storage> Engine<S> {
             FrameKind::Pad | FrameKind::Close => 0,
         };
         self.recovery.records_replayed += 1;
+        site::reach(Mark::RecordReplayed);
         self.recovery.operations_replayed += operations as u64;
         Ok(())
     }
@@ -451,7 +486,7 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// As [`flush`](Self::flush).
     pub(super) fn open_epoch(&mut self) -> Result<()> {
-        if self.epoch_open {
+        if site::holds(site::Kind::Ordering, self.epoch_open) {
             return Ok(());
         }
         self.flush_forced()?;

@@ -13,6 +13,7 @@ use crate::{
         root::{ROOT_BYTES, Root},
     },
     limits::FORMAT_VERSION,
+    site::{self, Mark},
     storage::{Purpose, StorageFile, SyncJob},
 };
 
@@ -38,6 +39,8 @@ pub struct Roots<F> {
     newest: Root,
     newest_slot: usize,
     older: Option<Root>,
+    /// A store over the older root has begun: what its slot holds is not known.
+    storing: bool,
     bytes_stored: u64,
 }
 
@@ -97,7 +100,7 @@ impl<F: StorageFile> Roots<F> {
     #[must_use]
     pub fn new(file: Arc<F>, newest: Root, newest_slot: usize, older: Option<Root>) -> Self {
         let page_size = newest.geometry.page_size;
-        Self { file, page_size, newest, newest_slot, older, bytes_stored: 0 }
+        Self { file, page_size, newest, newest_slot, older, storing: false, bytes_stored: 0 }
     }
 
     /// The file of a new index: both slots hold the root, under two generations.
@@ -152,7 +155,14 @@ impl<F: StorageFile> Roots<F> {
     /// `OutOfSpace`, `Io`: to be called again with the same root.
     pub fn store_next(&mut self, root: &Root, purpose: Purpose) -> Result<SyncJob<F>> {
         assert_eq!(root.generation, self.newest.generation.next(), "roots follow one another");
+        self.storing = true;
         self.store(1 - self.newest_slot, root, purpose)
+    }
+
+    /// The roots that the slots must hold now.
+    pub fn in_slots(&self) -> impl Iterator<Item = &Root> {
+        let older = self.older.as_ref().filter(|_| !self.storing);
+        std::iter::once(&self.newest).chain(older)
     }
 
     /// Notes that the root of [`store_next`](Self::store_next) is durable.
@@ -160,6 +170,7 @@ impl<F: StorageFile> Roots<F> {
         let older = std::mem::replace(&mut self.newest, root);
         self.older = Some(older);
         self.newest_slot = 1 - self.newest_slot;
+        self.storing = false;
     }
 
     /// After a crash: stores the newest root again, for it may be in the page cache alone (R10). In its own slot if the
@@ -168,10 +179,15 @@ impl<F: StorageFile> Roots<F> {
     /// # Errors
     /// `OutOfSpace`, `Io`: the index cannot be opened.
     pub fn restore(&mut self, purpose: Purpose) -> Result<()> {
-        let slot = if self.older.is_some() { self.newest_slot } else { 1 - self.newest_slot };
+        let slot = if site::holds(site::Kind::Ordering, self.older.is_some()) {
+            self.newest_slot
+        } else {
+            1 - self.newest_slot
+        };
         let root = self.newest.clone();
         self.store(slot, &root, purpose)?.run()?;
         if self.older.is_none() {
+            site::reach(Mark::RestoredInOtherSlot);
             self.older = Some(root);
             self.newest_slot = slot;
         }

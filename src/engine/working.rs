@@ -17,6 +17,7 @@ use crate::{
     index::RoutingTable,
     limits,
     shard::{DataFile, Place, Shard, bloom::SlicedBlooms},
+    site::{self, Kind, Mark},
     space::{Run, SpaceMap},
     storage::StorageFile,
 };
@@ -98,7 +99,7 @@ impl<F: StorageFile> Working<F> {
     /// Gives up an extent. `begun` is the newest root whose flush has begun.
     pub fn drop_extent(&mut self, place: Arc<Place>, begun: Generation) {
         // Taken after that flush began: no root names it.
-        let last_named = (place.born < begun).then_some(begun);
+        let last_named = site::applies(Kind::Ordering, place.born < begun).then_some(begun);
         self.limbo.push((last_named, place));
     }
 
@@ -109,7 +110,8 @@ impl<F: StorageFile> Working<F> {
 
     /// Sets free what may be free now that root `durable` is. Returns how many places.
     pub fn release(&mut self, durable: Generation) -> usize {
-        let over = |last_named: Generation| last_named.0 + 2 <= durable.0;
+        let over =
+            |last_named: Generation| last_named < durable && site::holds(Kind::Ordering, last_named.0 + 2 <= durable.0);
         let before = self.limbo.len() + self.meta_limbo.len();
         let space = &mut self.space;
         let mut waiting = Vec::new();
@@ -131,7 +133,11 @@ impl<F: StorageFile> Working<F> {
             }
             !over(last_named)
         });
-        before - self.limbo.len() - self.meta_limbo.len()
+        let left = self.limbo.len() + self.meta_limbo.len();
+        for mark in [(left < before).then_some(Mark::PlaceFreed), (left > 0).then_some(Mark::PlaceHeld)] {
+            mark.into_iter().for_each(site::reach);
+        }
+        before - left
     }
 
     /// Places that wait, and whether each is an extent.
@@ -207,8 +213,13 @@ fn take<F: StorageFile>(
         if step > 1 && grown.as_ref().is_err_and(crate::ShardexError::is_out_of_space) {
             // A nearly full disk may still have room for the one chunk that is needed.
             grown = data.grow(space.pages_of(chunks + 1)).map(|()| 1);
+            if grown.is_ok() {
+                site::reach(Mark::GrewByOne);
+            }
         }
-        space.grow(grown?);
+        let step = grown?;
+        site::reach(Mark::DataGrew);
+        space.grow(step);
     }
 }
 

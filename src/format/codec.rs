@@ -1,6 +1,7 @@
 //! Reading and writing little-endian numbers with a bound on every step.
 
 use super::FormatError;
+use crate::site;
 
 /// Takes numbers off the front of some bytes.
 #[derive(Debug)]
@@ -111,6 +112,7 @@ pub fn seal(bytes: &mut [u8], field: usize, seed: u32) {
 ///
 /// # Errors
 /// With the CRC found and the one expected; also if the bytes end before the field does.
+#[cfg_attr(feature = "mutants", track_caller)]
 pub fn check_seal(bytes: &[u8], field: usize, seed: u32) -> Result<(), FormatError> {
     let (Some(before), Some(stored), Some(after)) =
         (bytes.get(..field), bytes.get(field..field + 4), bytes.get(field + 4..))
@@ -120,7 +122,7 @@ pub fn check_seal(bytes: &[u8], field: usize, seed: u32) -> Result<(), FormatErr
     let mut crc = super::crc32c(seed, before);
     crc = super::crc32c(crc, &[0; 4]);
     crc = super::crc32c(crc, after);
-    if crc.to_le_bytes() == stored {
+    if site::holds(site::Kind::Checksum, crc.to_le_bytes() == stored) {
         Ok(())
     } else {
         let found = Reader::new(stored).u32()?;

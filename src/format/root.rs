@@ -60,6 +60,8 @@ pub struct Root {
     pub splits: u64,
     /// Pages of the data file.
     pub data_pages: u64,
+    /// Segments that the WAL file holds at least: one that is shorter was cut.
+    pub wal_segments: u32,
 }
 
 fn metric_code(metric: Metric) -> u32 {
@@ -100,6 +102,7 @@ impl Root {
         out.put_u64(self.draws);
         out.put_u64(self.splits);
         out.put_u64(self.data_pages);
+        out.put_u32(self.wal_segments);
         assert!(out.len() <= ROOT_BYTES, "a root outgrew its slot");
         out.resize(ROOT_BYTES, 0);
         codec::seal(&mut out, CRC_AT, 0);
@@ -151,6 +154,7 @@ impl Root {
             draws: r.u64()?,
             splits: r.u64()?,
             data_pages: r.u64()?,
+            wal_segments: r.u32()?,
         })
     }
 }

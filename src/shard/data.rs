@@ -15,6 +15,7 @@ use crate::{
         geometry::{Geometry, POSTING_BYTES},
     },
     id::DocumentId,
+    site::{self, Kind},
     space::Run,
     storage::{Purpose, StorageFile, SyncJob},
 };
@@ -145,7 +146,7 @@ impl<F: StorageFile> DataFile<F> {
     /// `OutOfSpace`, `Io`.
     pub fn grow(&self, pages: u64) -> Result<()> {
         self.file.allocate(pages * self.geometry.page_size as u64, GROW)?;
-        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).grown = true;
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).grown |= site::applies(Kind::Ordering, true);
         Ok(())
     }
 

@@ -286,7 +286,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         let slots = geometry.extent_slots();
         let mut rows = Vec::with_capacity(self.live());
         for (e, extent) in self.extents.iter().enumerate() {
-            let bytes = extent.slots(data)?;
+            let bytes = extent.verified_slots(data)?;
             for i in (0..extent.used()).filter(|i| self.is_live(e * slots + i)) {
                 rows.push((record(bytes, i, geometry), row(bytes, i, geometry)));
             }

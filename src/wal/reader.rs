@@ -11,6 +11,7 @@ use crate::{
         root::WalPosition,
     },
     id::Lsn,
+    site::{self, Kind, Mark},
     storage::StorageFile,
 };
 
@@ -38,6 +39,9 @@ pub struct Tail {
     pub closed: bool,
     /// Bytes of a commit that was never acknowledged follow.
     pub torn: bool,
+    /// The newest epoch of any segment of the index, which may be newer than the roots know if the device gave back an
+    /// older one.
+    pub newest_epoch: u64,
 }
 
 /// Reads the records after `checkpoint`, which start at `start`, and gives each to `apply` in order.
@@ -57,9 +61,9 @@ pub fn replay<F: StorageFile>(
     mut apply: impl FnMut(Record) -> Result<()>,
 ) -> Result<Tail> {
     let seed = frame::seed(index_id, epoch);
-    let (slots, headless) = segment_slots(file, layout, (index_id, epoch), seed)?;
+    let Segments { slots, headless, newest_epoch } = segment_slots(file, layout, (index_id, epoch), seed)?;
     let mut chain = Chain { last: checkpoint, partial: None };
-    let mut tail = Tail { last: checkpoint, ..Tail::default() };
+    let mut tail = Tail { last: checkpoint, newest_epoch, ..Tail::default() };
     let mut at = start;
     let mut segment = Vec::new();
     'chain: while let Some(&slot) = slots.get(&at.seq) {
@@ -96,8 +100,9 @@ pub fn replay<F: StorageFile>(
     later.extend(headless.iter().map(|&slot| (slot, layout.start_of(u64::MAX))));
     let behind = look_behind(file, layout, &later, seed, chain.last)?;
     if let Some(durable) = behind.durable
-        && durable > chain.last.0
+        && site::applies(Kind::ErrorCheck, durable > chain.last.0)
     {
+        site::reach(Mark::HoleFound);
         let offset = slots.get(&at.seq).map_or(0, |&slot| layout.segment_start(slot) + at.offset);
         return Err(ShardexError::Corruption {
             file: file.path(),
@@ -109,32 +114,63 @@ pub fn replay<F: StorageFile>(
         });
     }
     tail.torn = behind.frames || chain.partial.is_some();
+    if tail.torn {
+        site::reach(Mark::TornTail);
+    }
     Ok(tail)
 }
 
-/// The slot of each segment of the epoch, by its number, and the slots that hold frames of the epoch under a header that
-/// does not parse.
+/// Whether a WAL file of whatever configuration holds a segment: they start on pages, behind the first.
+///
+/// # Errors
+/// `Io`.
+pub fn was_used<F: StorageFile>(file: &F, page_size: usize) -> Result<bool> {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    let len = file.len()?;
+    for at in (page_size as u64..len).step_by(page_size).filter(|at| at + SEGMENT_HEADER_BYTES as u64 <= len) {
+        file.read_at(at, &mut bytes)?;
+        if SegmentHeader::decode(&bytes).is_ok() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What the segments' headers say.
+struct Segments {
+    /// The slot of each segment of the epoch, by its number.
+    slots: BTreeMap<u64, usize>,
+    /// Slots that hold frames of the epoch under a header that does not parse.
+    headless: Vec<usize>,
+    /// The newest epoch of the index's segments.
+    newest_epoch: u64,
+}
+
 fn segment_slots<F: StorageFile>(
     file: &F,
     layout: WalLayout,
     (index_id, epoch): (u128, u64),
     seed: u32,
-) -> Result<(BTreeMap<u64, usize>, Vec<usize>)> {
+) -> Result<Segments> {
     let mut slots = BTreeMap::new();
     let mut headless = Vec::new();
+    let mut newest_epoch = 0;
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     for slot in 0..layout.segments_in(file.len()?) {
         file.read_at(layout.segment_start(slot), &mut bytes)?;
         let Ok(header) = SegmentHeader::decode(&bytes) else {
             // Never used, or torn at its first store, or damaged. Only in the last case were its records acknowledged,
             // and then a later one of them says so.
-            if first_frame(file, layout, slot, seed)?.is_some() {
+            if site::applies(Kind::ErrorCheck, first_frame(file, layout, slot, seed)?.is_some()) {
+                site::reach(Mark::HeadlessSegment);
                 headless.push(slot);
             }
             continue;
         };
-        if header.index_id == index_id
-            && header.epoch == epoch
+        if header.index_id == index_id {
+            newest_epoch = newest_epoch.max(header.epoch);
+        }
+        if site::holds(Kind::ErrorCheck, header.index_id == index_id && header.epoch == epoch)
             && let Some(other) = slots.insert(header.seq, slot)
         {
             return Err(ShardexError::Corruption {
@@ -144,7 +180,7 @@ fn segment_slots<F: StorageFile>(
             });
         }
     }
-    Ok((slots, headless))
+    Ok(Segments { slots, headless, newest_epoch })
 }
 
 /// The first frame of a segment, whatever its header says.
@@ -223,7 +259,7 @@ impl Chain {
         if frame.kind == FrameKind::Pad {
             return if frame.lsn == self.last.0 { Link::Pad } else { Link::Broken };
         }
-        if frame.lsn != self.last.next().0 {
+        if !site::holds(Kind::ErrorCheck, frame.lsn == self.last.next().0) {
             return Link::Broken;
         }
         let mut record = match (self.partial.take(), frame.first) {

@@ -11,6 +11,7 @@ use crate::{
         root::WalPosition,
     },
     id::Lsn,
+    site::{self, Kind, Mark},
     storage::{Purpose, StorageFile, SyncJob},
 };
 
@@ -55,13 +56,19 @@ pub struct WalWriter<F> {
     unsynced: Option<(u64, u64)>,
     /// The length is not known to be durable, so the next sync must cover it.
     grown: bool,
+    /// Segments that the file holds whatever happens.
+    durable_segments: usize,
+    /// The same once the sync that was handed out has returned.
+    syncing_segments: usize,
     max_bytes: u64,
     bytes_stored: u64,
     recycled: u64,
 }
 
 impl<F: StorageFile> WalWriter<F> {
-    /// A writer at the start of a new epoch: every segment is free, and the first record will get the LSN after `last`.
+    /// A writer at the start of a new epoch: every segment is free, and the first record will get the LSN after `last`. The
+    /// file is known to hold `durable_segments` segments; 0 if nobody
+    /// knows.
     ///
     /// # Errors
     /// `Io` if the file's length cannot be told.
@@ -71,9 +78,15 @@ impl<F: StorageFile> WalWriter<F> {
         index_id: u128,
         epoch: u64,
         last: Lsn,
+        durable_segments: usize,
         max_bytes: u64,
     ) -> Result<Self> {
-        let segments = layout.segments_in(file.len()?);
+        // As long as it is known to be, not as it seems: what lies beyond may be in the page cache alone (R10). It is grown
+        // into again, and then a sync covers the length.
+        let segments = match durable_segments {
+            0 => layout.segments_in(file.len()?),
+            known => known,
+        };
         Ok(Self {
             file: Arc::clone(file),
             layout,
@@ -88,9 +101,9 @@ impl<F: StorageFile> WalWriter<F> {
             pending: VecDeque::new(),
             open: false,
             unsynced: None,
-            // The length may be in the page cache alone (R10): a process may have died between growing the file and
-            // syncing it.
-            grown: true,
+            grown: durable_segments == 0,
+            durable_segments,
+            syncing_segments: durable_segments,
             max_bytes,
             bytes_stored: 0,
             recycled: 0,
@@ -174,8 +187,9 @@ impl<F: StorageFile> WalWriter<F> {
         }
         let segments = grow.min(most);
         self.file.allocate(self.layout.file_len(segments), GROW)?;
-        self.grown = true;
+        self.grown |= site::applies(Kind::Ordering, true);
         self.slots.resize(segments, Slot::Free);
+        site::reach(Mark::WalGrew);
         Ok(())
     }
 
@@ -219,6 +233,9 @@ impl<F: StorageFile> WalWriter<F> {
             };
             self.put(&frame, rest.take(len));
             self.last = self.last.next();
+            if !first {
+                site::reach(Mark::RecordOverSegments);
+            }
             first = false;
             if left == 0 {
                 return self.last;
@@ -311,6 +328,7 @@ impl<F: StorageFile> WalWriter<F> {
         debug_assert!(self.pending.is_empty(), "stored before synced");
         let (from, to) = self.unsynced.take()?;
         let job = if std::mem::take(&mut self.grown) {
+            self.syncing_segments = self.slots.len();
             SyncJob::all(&self.file, purpose)
         } else {
             SyncJob::range(&self.file, from, to, purpose)
@@ -321,6 +339,13 @@ impl<F: StorageFile> WalWriter<F> {
     /// Notes that a sync returned `Ok`.
     pub fn synced(&mut self, up_to: Lsn) {
         self.durable = self.durable.max(up_to);
+        self.durable_segments = self.syncing_segments;
+    }
+
+    /// Segments that the file holds whatever happens.
+    #[must_use]
+    pub fn durable_segments(&self) -> usize {
+        self.durable_segments
     }
 
     /// Sets free every segment that lies wholly before `keep`.
@@ -328,9 +353,10 @@ impl<F: StorageFile> WalWriter<F> {
         let mut freed = 0;
         for (i, slot) in self.slots.iter_mut().enumerate() {
             let current = self.cursor.is_some_and(|(at, _)| at == i);
-            if matches!(*slot, Slot::Used(seq) if seq < keep.seq) && !current {
+            if matches!(*slot, Slot::Used(seq) if site::holds(Kind::Ordering, seq < keep.seq)) && !current {
                 *slot = Slot::Free;
                 freed += 1;
+                site::reach(Mark::SegmentRecycled);
             }
         }
         self.recycled += freed as u64;

@@ -52,6 +52,7 @@ fn root() -> Root {
         draws: 21,
         splits: 6,
         data_pages: 97,
+        wal_segments: 11,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 /// The layers from the top, modules of one layer not knowing each other unless listed in order.
 const ORDER: &[&str] = &[
     "shardex", "engine", "index", "wal", "shard", "space", "format", "distance", "storage", "config", "posting", "env",
-    "error", "limits", "id",
+    "error", "limits", "id", "site",
 ];
 
 /// Pairs that must not know each other although the order would allow it.

@@ -21,6 +21,12 @@ pub trait Crash: Storage {
 
     /// Lets the next sync fail (R8).
     fn fail_next_sync(&self, kind: io::ErrorKind);
+
+    /// Lets every store fail (R9), or no more.
+    fn fail_stores(&self, kind: Option<io::ErrorKind>);
+
+    /// Bytes that files may take in all (R9).
+    fn set_capacity(&self, bytes: Option<u64>);
 }
 
 impl Crash for SimStorage {
@@ -30,6 +36,14 @@ impl Crash for SimStorage {
 
     fn fail_next_sync(&self, kind: io::ErrorKind) {
         Self::fail_next_sync(self, kind);
+    }
+
+    fn fail_stores(&self, kind: Option<io::ErrorKind>) {
+        Self::fail_stores(self, kind);
+    }
+
+    fn set_capacity(&self, bytes: Option<u64>) {
+        Self::set_capacity(self, bytes);
     }
 }
 
@@ -52,6 +66,8 @@ pub fn conformance_crash<S: Crash>(make: &dyn Fn(u64) -> S) {
     suite.the_directory_is_durable_by_sync_parent();
     suite.a_failed_sync_is_final();
     suite.a_failed_sync_of_length_and_entries_is_final();
+    suite.a_failed_store_may_store_any_sector();
+    suite.space_ends();
     suite.a_process_crash_keeps_the_cache();
     suite.a_process_crash_may_hide_a_failed_sync();
     suite.locks_and_handles_end();

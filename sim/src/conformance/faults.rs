@@ -76,6 +76,48 @@ impl<S: Crash> Suite<'_, S> {
         Self::expect(&seen, ["a", "b"].map(String::from), "R8: nor an entry");
     }
 
+    pub(super) fn a_failed_store_may_store_any_sector(&self) {
+        let mut seen = BTreeMap::new();
+        for seed in 0..SEEDS {
+            let storage = fresh(&|| (self.make)(seed));
+            let sector = storage.sector_size();
+            let file = Self::durable(&storage, "a", 2 * sector as u64);
+            storage.fail_stores(Some(io::ErrorKind::Other));
+            io_kind(file.write_at(0, &vec![1; 2 * sector], TEST), "R9: a failed store");
+            storage.fail_stores(None);
+            *seen.entry(Self::firsts(&storage, 2, sector)).or_insert(0) += 1;
+            ok(file.write_at(0, &vec![2; 2 * sector], TEST));
+            assert_eq!(Self::firsts(&storage, 2, sector), [2, 2], "R9: the next store is done");
+        }
+        let expected = [[0, 0], [0, 1], [1, 0], [1, 1]].map(Vec::from);
+        Self::expect(&seen, expected, "R9: a store that fails may have stored any of its sectors");
+        let storage = fresh(&|| (self.make)(0));
+        let file = Self::durable(&storage, "a", 100);
+        storage.fail_stores(Some(io::ErrorKind::StorageFull));
+        let full = file.write_at(0, &[1], TEST);
+        assert!(full.is_err_and(|e| e.is_out_of_space()), "R9: a store on a full disk is OutOfSpace");
+    }
+
+    pub(super) fn space_ends(&self) {
+        let mut partly = 0;
+        for seed in 0..SEEDS {
+            let storage = fresh(&|| (self.make)(seed));
+            let file = Self::durable(&storage, "a", 100);
+            ok(file.write_at(0, &[1; 100], TEST));
+            storage.set_capacity(Some(150));
+            let short = file.allocate(151, TEST);
+            assert!(short.is_err_and(|e| e.is_out_of_space()), "R9: an allocation beyond the space is OutOfSpace");
+            let len = ok(file.len());
+            assert!(len == 100 || len == 150, "R9: of a refused allocation nothing is done, or what there was: {len}");
+            partly += usize::from(len == 150);
+            assert_eq!(read(&*file, 0, 100), vec![1; 100], "R9: a refused allocation changes no byte");
+            storage.set_capacity(None);
+            ok(file.allocate(151, TEST));
+            ok(file.write_at(150, &[1], TEST));
+        }
+        assert!(partly > 0, "R9: a refused allocation may be done in part");
+    }
+
     pub(super) fn a_process_crash_keeps_the_cache(&self) {
         let before = |storage: &S| {
             let sector = storage.sector_size();

@@ -9,11 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{RngExt, rngs::ChaCha8Rng};
 
+use super::mutant::{SimMutant, wrong};
+
 /// A file, whatever its name.
 pub(super) type FileId = u64;
 
 /// A change of entries. It names the file, so that any subset of changes can be applied.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) enum Change {
     Create { name: String, file: FileId },
     Rename { from: String, to: String, file: FileId },
@@ -50,7 +52,7 @@ impl Change {
 }
 
 /// What the parent's device knows of the directory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum InParent {
     /// A power cut decides.
     #[default]
@@ -60,7 +62,7 @@ enum InParent {
     Lost,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Directory {
     exists: bool,
     in_parent: InParent,
@@ -84,6 +86,9 @@ impl Directory {
 
     pub(super) fn make(&mut self) {
         self.exists = true;
+        if wrong(SimMutant::ParentNotNeeded) {
+            self.in_parent = InParent::Durable;
+        }
     }
 
     pub(super) fn entries(&self) -> &BTreeMap<String, FileId> {
@@ -97,6 +102,9 @@ impl Directory {
     pub(super) fn change(&mut self, change: Change) {
         change.apply(&mut self.entries);
         self.pending.push(change);
+        if wrong(SimMutant::EntriesDurable) {
+            self.sync();
+        }
     }
 
     pub(super) fn sync_parent(&mut self) {
@@ -127,6 +135,9 @@ impl Directory {
 
     /// R8: any subset has reached the device; of the rest, no later sync knows.
     pub(super) fn fail_sync(&mut self, rng: &mut ChaCha8Rng) {
+        if wrong(SimMutant::FailedDirSyncKeepsPending) {
+            return;
+        }
         for change in self.pending.drain(..) {
             if rng.random() {
                 change.apply(&mut self.durable);
@@ -155,9 +166,18 @@ impl Directory {
     /// A power cut: the directory survives, or it does not, and of the pending changes those that `survives` says, in
     /// their order.
     pub(super) fn power_cut(&mut self, dir_survives: bool, mut survives: impl FnMut(usize) -> bool) {
+        let mut first = None;
         for (index, change) in std::mem::take(&mut self.pending).into_iter().enumerate() {
-            if survives(index) {
-                change.apply(&mut self.durable);
+            let mut picked = survives(index);
+            if wrong(SimMutant::EntriesTogether) {
+                picked = *first.get_or_insert(picked);
+            }
+            match &change {
+                Change::Rename { to, file, .. } if wrong(SimMutant::RenameHalves) && picked => {
+                    self.durable.insert(to.clone(), *file);
+                }
+                _ if picked => change.apply(&mut self.durable),
+                _ => {}
             }
         }
         if !self.exists || self.in_parent == InParent::Lost || !dir_survives {

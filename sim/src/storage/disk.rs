@@ -12,6 +12,7 @@ use rand::rngs::ChaCha8Rng;
 use super::{
     directory::{Change, Directory, FileId},
     inode::{Geometry, Inode},
+    mutant::{SimMutant, wrong},
 };
 
 /// What stops the machine.
@@ -55,25 +56,42 @@ impl Choice {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Disk {
     pub(super) geometry: Geometry,
     pub(super) directory: Directory,
     pub(super) inodes: BTreeMap<FileId, Inode>,
     next_file: FileId,
+    /// Whether files keep what sectors held before.
+    history: bool,
 }
 
 impl Disk {
     pub(super) fn new(geometry: Geometry) -> Self {
-        Self { geometry, directory: Directory::default(), inodes: BTreeMap::new(), next_file: 0 }
+        Self { geometry, directory: Directory::default(), inodes: BTreeMap::new(), next_file: 0, history: false }
     }
 
     pub(super) fn create(&mut self, name: &str) -> FileId {
         let file = self.next_file;
         self.next_file += 1;
-        self.inodes.insert(file, Inode::new(self.geometry));
+        let mut inode = Inode::new(self.geometry);
+        if self.history {
+            inode.keep_history();
+        }
+        self.inodes.insert(file, inode);
         self.directory.change(Change::Create { name: name.to_owned(), file });
         file
+    }
+
+    pub(super) fn keep_history(&mut self) {
+        self.history = true;
+        self.inodes.values_mut().for_each(Inode::keep_history);
+    }
+
+    pub(super) fn lose(&mut self, name: &str) -> bool {
+        self.directory.change(Change::Remove { name: name.to_owned() });
+        self.directory.sync();
+        true
     }
 
     /// Space that files with a name take.
@@ -122,8 +140,11 @@ impl Disk {
             CrashKind::Process => {
                 for file in &files {
                     let inode = self.inode(*file);
+                    if wrong(SimMutant::ProcessCrashTakesDirty) {
+                        inode.take_dirty();
+                    }
                     for sector in inode.stale().collect::<Vec<_>>() {
-                        if next() == 0 {
+                        if next() == 0 || wrong(SimMutant::ProcessCrashReadsBack) {
                             inode.drop_stale(sector);
                         }
                     }

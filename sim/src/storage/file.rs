@@ -16,9 +16,11 @@ use shardex::{
 use super::{
     directory::FileId,
     disk::Disk,
+    fault::Fault,
     inode::{Extent, Inode},
     locked,
-    machine::{Machine, SyncFault},
+    machine::{Machine, OnceFault, SyncFault},
+    mutant::{SimMutant, wrong},
     path_of,
     trace::{Op, OpInfo},
 };
@@ -56,6 +58,7 @@ impl SimFile {
         good: impl FnOnce(&mut Inode),
         lie: impl FnOnce(&mut Inode),
         fail: impl FnOnce(&mut Inode, &mut ChaCha8Rng),
+        misdirect: impl FnOnce(&mut Inode, &mut ChaCha8Rng),
     ) -> Result<()> {
         locked(&self.machine).run(self.boot, info, |machine, info, _| {
             let fault = machine.take_sync_fault(info.op);
@@ -63,6 +66,7 @@ impl SimFile {
             match fault {
                 None => good(inode),
                 Some(SyncFault::Lie) => lie(inode),
+                Some(SyncFault::Misdirect) => misdirect(inode, &mut machine.chance.next()),
                 Some(SyncFault::Fail(kind)) => {
                     fail(inode, &mut machine.chance.next());
                     return Err(kind.into());
@@ -90,9 +94,13 @@ impl StorageFile for SimFile {
         let info = self.info(Op::Allocate, 0, len, purpose);
         locked(&self.machine).run(self.boot, info, |machine, _, _| {
             let has = machine.disk.inodes[&self.file].allocated();
-            let free = machine.capacity.map_or(u64::MAX, |all| all.saturating_sub(machine.disk.used()));
             let wanted = len.saturating_sub(has);
-            if wanted <= free {
+            let free = match machine.once.take() {
+                // By order: some of what is wanted is there.
+                Some(_) => wanted.saturating_sub(1).min(machine.chance.next().random_range(0..=wanted)),
+                None => machine.capacity.map_or(u64::MAX, |all| all.saturating_sub(machine.disk.used())),
+            };
+            if wanted <= free || wrong(SimMutant::SpaceWithoutEnd) {
                 machine.counters.allocations += 1;
                 machine.disk.inode(self.file).grow(Extent { len, allocated: len });
                 return Ok(());
@@ -112,13 +120,35 @@ impl StorageFile for SimFile {
         machine.counters.reads += 1;
         let range = machine.look(self.boot).and_then(|()| machine.end_of(self.file, offset, buffer.len() as u64));
         let end = range.map_err(self.error("read"))?;
+        machine.note_read(self.file, offset..end, false);
         let mut bad = machine.unreadable.get(&self.file).into_iter().flatten();
         if bad.any(|bad| offset < bad.end && bad.start < end) {
             machine.counters.failed_reads += 1;
+            machine.note_failure("read", &self.name);
             return Err(self.error("read")(io::Error::other("the medium cannot be read here")));
         }
         buffer.copy_from_slice(&machine.disk.inodes[&self.file].cache()[offset as usize..end as usize]);
-        Ok(())
+        match machine.take_read_fault() {
+            Some(Fault::FailRead) => {
+                machine.counters.failed_reads += 1;
+                machine.note_failure("read", &self.name);
+                Err(self.error("read")(io::Error::other("the medium cannot be read here")))
+            }
+            Some(_) => {
+                let mut rng = machine.chance.next();
+                let size = machine.disk.geometry.sector as u64;
+                if let Some((sector, old)) =
+                    machine.disk.inodes[&self.file].stale_sector(offset, end - offset, &mut rng)
+                {
+                    machine.counters.stale_reads += 1;
+                    let (from, to) = (offset.max(sector * size), end.min((sector + 1) * size));
+                    buffer[(from - offset) as usize..(to - offset) as usize]
+                        .copy_from_slice(&old[(from - sector * size) as usize..(to - sector * size) as usize]);
+                }
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
@@ -126,12 +156,16 @@ impl StorageFile for SimFile {
         locked(&self.machine).run(self.boot, info, |machine, info, torn| {
             machine.end_of(self.file, offset, info.len)?;
             machine.assert_may_store(self.file, info);
+            let once = match machine.once.take() {
+                Some(OnceFault::FailStore(kind)) => Some(kind),
+                _ => None,
+            };
             let Machine { disk: Disk { inodes, .. }, chance, counters, store_fault, .. } = machine;
             let Some(inode) = inodes.get_mut(&self.file) else { unreachable!("its length was just read") };
-            if let Some(kind) = *store_fault {
+            if let Some(kind) = once.or(*store_fault) {
                 counters.failed_stores += 1;
                 let mut rng = chance.next();
-                inode.store(offset, bytes, |_| rng.random());
+                inode.store(offset, bytes, |_| rng.random() && !wrong(SimMutant::FailedStoreStoresNothing));
                 return Err(kind.into());
             }
             let sectors = inode.sectors(offset, info.len);
@@ -149,6 +183,7 @@ impl StorageFile for SimFile {
             |inode| inode.sync_range(offset, len),
             |inode| inode.lie_about_sync_range(offset, len),
             |inode, rng| inode.fail_sync_range(offset, len, rng),
+            |inode, rng| inode.misdirect(offset, len, rng),
         )
     }
 
@@ -158,6 +193,10 @@ impl StorageFile for SimFile {
             Inode::sync_all,
             Inode::lie_about_sync_all,
             Inode::fail_sync_all,
+            |inode, rng| {
+                inode.misdirect(0, u64::MAX, rng);
+                inode.sync_all();
+            },
         )
     }
 
@@ -166,6 +205,7 @@ impl StorageFile for SimFile {
         machine.counters.loans += 1;
         let range = machine.look(self.boot).and_then(|()| machine.end_of(self.file, offset, len as u64));
         let end = range.map_err(self.error("lend"))?;
+        machine.note_read(self.file, offset..end, true);
         // Room to move within, until the address is to 64 what the offset is, and no better.
         let mut bytes = vec![0; len + LOAN_ALIGN];
         let above = bytes.as_ptr() as usize % LOAN_ALIGN;

@@ -16,21 +16,23 @@ use std::{
 
 use rand::{Rng, RngExt, rngs::ChaCha8Rng};
 
+use super::mutant::{SimMutant, wrong};
+
 /// Bytes per page and per sector, powers of two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Geometry {
     pub(super) page: usize,
     pub(super) sector: usize,
 }
 
 /// How long a file is, and up to where it has space.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Extent {
     pub(super) len: u64,
     pub(super) allocated: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Inode {
     geometry: Geometry,
     /// As long as the file, for whoever reads it.
@@ -46,6 +48,8 @@ pub(super) struct Inode {
     durable: Extent,
     /// Changes of length and allocation since the last good sync of the whole file (R6).
     pending: Vec<Extent>,
+    /// What a sector held on the device before its last change there, if that is kept.
+    before: Option<BTreeMap<u64, Arc<[u8]>>>,
 }
 
 impl Inode {
@@ -59,11 +63,85 @@ impl Inode {
             allocated: 0,
             durable: Extent::default(),
             pending: Vec::new(),
+            before: None,
+        }
+    }
+
+    /// Keeps from now on what sectors held before.
+    pub(super) fn keep_history(&mut self) {
+        self.before.get_or_insert_default();
+    }
+
+    /// A sector in the range that has changed on the device, and what it held before.
+    pub(super) fn stale_sector(&self, offset: u64, len: u64, rng: &mut ChaCha8Rng) -> Option<(u64, Arc<[u8]>)> {
+        let before = self.before.as_ref()?;
+        let held: Vec<_> = before.range(self.sectors(offset, len)).collect();
+        let changed: Vec<_> =
+            held.into_iter().filter(|(s, old)| sector_of(&self.cache, **s, self.geometry) != **old).collect();
+        if changed.is_empty() {
+            return None;
+        }
+        let (sector, old) = changed[rng.random_range(0..changed.len())];
+        Some((*sector, Arc::clone(old)))
+    }
+
+    /// R13: a sector is again what it was before its last change.
+    pub(super) fn go_back(&mut self, range: Range<u64>, rng: &mut ChaCha8Rng) -> bool {
+        let Some((sector, old)) = self.stale_sector(range.start, range.end - range.start, rng) else { return false };
+        if self.dirty.contains_key(&sector) {
+            return false;
+        }
+        self.put(sector, &old);
+        self.fill_cache(sector, &old);
+        true
+    }
+
+    /// R13: a bit of a clean sector flips, on the device and in the cache.
+    pub(super) fn rot(&mut self, rng: &mut ChaCha8Rng) -> bool {
+        let at = rng.random_range(0..self.cache.len());
+        let sector = (at / self.geometry.sector) as u64;
+        if self.dirty.contains_key(&sector) || self.stale.contains(&sector) {
+            return false;
+        }
+        let mut bytes = sector_of(&self.cache, sector, self.geometry).to_vec();
+        bytes[at % self.geometry.sector] ^= 1 << rng.random_range(0..8);
+        self.put(sector, &bytes);
+        self.fill_cache(sector, &bytes);
+        true
+    }
+
+    /// R13: all that is dirty is made durable, but one sector's bytes go to another place on the device.
+    pub(super) fn misdirect(&mut self, offset: u64, len: u64, rng: &mut ChaCha8Rng) {
+        let dirty = self.dirty_in(self.covering(offset, len));
+        let sectors = (self.cache.len() / self.geometry.sector) as u64;
+        if dirty.is_empty() || sectors < 2 {
+            self.sync_range(offset, len);
+            return;
+        }
+        let lost = dirty[rng.random_range(0..dirty.len())];
+        let old = sector_of(&self.device, lost, self.geometry);
+        let bytes = sector_of(&self.cache, lost, self.geometry);
+        self.sync_range(offset, len);
+        let mut hit = rng.random_range(0..sectors);
+        if hit == lost {
+            hit = (hit + 1) % sectors;
+        }
+        self.put(lost, &old);
+        self.put(hit, &bytes);
+        for sector in [lost, hit] {
+            if !self.dirty.contains_key(&sector) {
+                self.stale.insert(sector);
+            }
         }
     }
 
     pub(super) fn cache(&self) -> &[u8] {
         &self.cache
+    }
+
+    /// What the device holds, which may be shorter.
+    pub(super) fn device(&self) -> &[u8] {
+        &self.device
     }
 
     pub(super) fn allocated(&self) -> u64 {
@@ -77,6 +155,9 @@ impl Inode {
         let extent = Extent { len: self.cache.len() as u64, allocated: self.allocated };
         if extent != *self.pending.last().unwrap_or(&self.durable) {
             self.pending.push(extent);
+            if wrong(SimMutant::LengthDurable) {
+                self.sync_extent();
+            }
         }
     }
 
@@ -106,6 +187,16 @@ impl Inode {
             let part = &bytes[(from - offset) as usize..(to - offset) as usize];
             self.cache[from as usize..to as usize].copy_from_slice(part);
             let version = sector_of(&self.cache, sector, self.geometry);
+            if wrong(SimMutant::StoreDurable) {
+                self.put(sector, &version);
+            }
+            if wrong(SimMutant::StoreInvisible) {
+                let old = sector_of(&self.device, sector, self.geometry);
+                self.fill_cache(sector, &old);
+            }
+            if wrong(SimMutant::NewestVersionOnly) {
+                self.dirty.remove(&sector);
+            }
             self.stale.remove(&sector);
             let versions = self.dirty.entry(sector).or_default();
             // Equal versions are one choice.
@@ -120,7 +211,21 @@ impl Inode {
 
     /// R4.
     pub(super) fn sync_range(&mut self, offset: u64, len: u64) {
-        for sector in self.dirty_in(self.covering(offset, len)) {
+        if wrong(SimMutant::RangeSyncNothing) && len != u64::MAX
+            || wrong(SimMutant::SyncAllWithoutBytes) && len == u64::MAX
+        {
+            return;
+        }
+        if wrong(SimMutant::RangeSyncLength) {
+            self.sync_extent();
+        }
+        let sectors = match len {
+            u64::MAX => self.covering(offset, len),
+            _ if wrong(SimMutant::RangeSyncAll) => self.covering(0, u64::MAX),
+            _ if wrong(SimMutant::RangeSyncSectors) => self.sectors(offset, len),
+            _ => self.covering(offset, len),
+        };
+        for sector in self.dirty_in(sectors) {
             let held = sector_of(&self.cache, sector, self.geometry);
             self.put(sector, &held);
             self.dirty.remove(&sector);
@@ -130,6 +235,12 @@ impl Inode {
     /// R5.
     pub(super) fn sync_all(&mut self) {
         self.sync_range(0, u64::MAX);
+        if !wrong(SimMutant::SyncAllWithoutLength) {
+            self.sync_extent();
+        }
+    }
+
+    fn sync_extent(&mut self) {
         if let Some(extent) = self.pending.pop() {
             self.durable = extent;
             self.pending.clear();
@@ -138,6 +249,9 @@ impl Inode {
 
     /// R8: the pages are clean; what the device got is chance, and so is what the cache keeps of each page.
     pub(super) fn fail_sync_range(&mut self, offset: u64, len: u64, rng: &mut ChaCha8Rng) {
+        if wrong(SimMutant::FailedSyncKeepsDirty) {
+            return;
+        }
         let per_page = (self.geometry.page / self.geometry.sector) as u64;
         let mut page = None;
         let mut keep = 0;
@@ -147,7 +261,11 @@ impl Inode {
             }
             let before = sector_of(&self.device, sector, self.geometry);
             let versions = self.dirty.remove(&sector).unwrap_or_default();
-            let on_device = versions.get(rng.random_range(0..=versions.len())).unwrap_or(&before).clone();
+            let reached = rng.random_range(0..=versions.len());
+            let on_device = match versions.get(reached) {
+                Some(version) if !wrong(SimMutant::FailedSyncStoresNothing) => version.clone(),
+                _ => before.clone(),
+            };
             self.put(sector, &on_device);
             match keep {
                 0 => {}
@@ -212,8 +330,21 @@ impl Inode {
 
     /// A power cut: `pick` says which version a dirty sector holds, 0 being the device's. One past the last is garbage.
     pub(super) fn power_cut(&mut self, extent: Extent, mut pick: impl FnMut(u64) -> usize, rng: &mut ChaCha8Rng) {
+        let per_page = (self.geometry.page / self.geometry.sector) as u64;
+        let (mut of_page, mut any_old) = ((u64::MAX, 0), false);
         for (sector, versions) in std::mem::take(&mut self.dirty) {
-            match pick(sector) {
+            let mut picked = pick(sector);
+            if wrong(SimMutant::PagesWhole) {
+                if of_page.0 != sector / per_page {
+                    of_page = (sector / per_page, picked);
+                }
+                picked = of_page.1.min(versions.len());
+            }
+            if wrong(SimMutant::SectorsInOrder) {
+                any_old |= picked == 0;
+                picked = if any_old { 0 } else { picked };
+            }
+            match picked {
                 0 => {}
                 version if version <= versions.len() => self.put(sector, &versions[version - 1]),
                 _ => {
@@ -238,10 +369,20 @@ impl Inode {
         }
     }
 
+    /// What a crash of the process must not do: forgets what is dirty.
+    pub(super) fn take_dirty(&mut self) {
+        for sector in std::mem::take(&mut self.dirty).into_keys() {
+            let held = sector_of(&self.device, sector, self.geometry);
+            self.fill_cache(sector, &held);
+        }
+    }
+
     /// Sets cache and device to `bytes`, durable and without holes.
     pub(super) fn replace(&mut self, bytes: Vec<u8>) {
         let extent = Extent { len: bytes.len() as u64, allocated: bytes.len() as u64 };
-        *self = Self { device: bytes, durable: extent, allocated: extent.allocated, ..Self::new(self.geometry) };
+        let before = self.before.take();
+        *self =
+            Self { device: bytes, durable: extent, allocated: extent.allocated, before, ..Self::new(self.geometry) };
         self.read_back();
     }
 
@@ -256,14 +397,27 @@ impl Inode {
     }
 
     /// The cache takes over what the device holds, within the durable length; the rest is gone for good.
-    fn read_back(&mut self) {
+    pub(super) fn read_back(&mut self) {
         let len = self.durable.len as usize;
+        if wrong(SimMutant::CutBytesComeBack) {
+            self.cache.clone_from(&self.device);
+            self.cache.resize(len, 0);
+            return;
+        }
         self.device.resize(len, 0);
         self.cache.clone_from(&self.device);
         self.device.resize(len.next_multiple_of(self.geometry.sector), 0);
     }
 
     fn put(&mut self, sector: u64, bytes: &[u8]) {
+        if self.before.is_some() {
+            let old = sector_of(&self.device, sector, self.geometry);
+            if *old != *bytes
+                && let Some(before) = &mut self.before
+            {
+                before.insert(sector, old);
+            }
+        }
         let at = sector as usize * self.geometry.sector;
         self.device.resize(self.device.len().max(at + bytes.len()), 0);
         self.device[at..at + bytes.len()].copy_from_slice(bytes);

@@ -7,12 +7,13 @@
 
 use std::{collections::BTreeMap, io, ops::Range};
 
-use rand::{SeedableRng, rngs::ChaCha8Rng};
+use rand::{RngExt as _, SeedableRng, rngs::ChaCha8Rng};
 use shardex::error::{Result, ShardexError};
 
 use super::{
     directory::FileId,
     disk::Disk,
+    fault::{Fault, Plan, error_kind},
     trace::{Counters, Op, OpInfo},
 };
 
@@ -34,6 +35,19 @@ pub(super) enum SyncFault {
     Fail(io::ErrorKind),
     /// R13.
     Lie,
+    /// R13: a sector goes elsewhere.
+    Misdirect,
+}
+
+/// What a store or an allocation does instead, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OnceFault {
+    /// R9.
+    FailStore(io::ErrorKind),
+    /// R9.
+    NoSpace,
+    /// A change of entries fails.
+    FailEntry,
 }
 
 /// What decides where chance does: a generator for each question, so that an image can be asked the same ones.
@@ -70,10 +84,20 @@ pub(super) struct Machine {
     pub(super) capacity: Option<u64>,
     pub(super) sync_fault: Option<SyncFault>,
     pub(super) store_fault: Option<io::ErrorKind>,
+    /// For the operation that is being done.
+    pub(super) once: Option<OnceFault>,
+    /// What goes wrong later.
+    pub(super) plan: Plan,
+    /// Milliseconds by which the clock has jumped.
+    pub(super) clock_jumped: i64,
     /// Reads of these ranges of these files fail.
     pub(super) unreadable: BTreeMap<FileId, Vec<Range<u64>>>,
     pub(super) garbage: bool,
     pub(super) trace: Option<Vec<OpInfo>>,
+    /// What was read, while somebody wants to know.
+    pub(super) read_log: Option<Vec<(FileId, Range<u64>, bool)>>,
+    /// Operations, as errors name them, and the files, that failed since somebody asked.
+    pub(super) failures: Vec<(&'static str, String)>,
     pub(super) counters: Counters,
     /// Operations begun that change or sync something.
     pub(super) operations: u64,
@@ -94,9 +118,14 @@ impl Machine {
             capacity: None,
             sync_fault: None,
             store_fault: None,
+            once: None,
+            plan: Plan::default(),
+            clock_jumped: 0,
             unreadable: BTreeMap::new(),
             garbage: false,
             trace: None,
+            read_log: None,
+            failures: Vec::new(),
             counters: Counters::default(),
             operations: 0,
             stop_at: None,
@@ -144,6 +173,31 @@ impl Machine {
         if let Some(trace) = &mut self.trace {
             trace.push(info.clone());
         }
+        let now = self.operations;
+        // Two faults may meet at one operation: a jump of the clock, and what the disk does.
+        while let Some(fault) = self.plan.take(now, |fault| fault.fits(info.op)) {
+            match fault {
+                Fault::Stop(stop) => {
+                    self.stop_at = Some((now, stop));
+                    break;
+                }
+                Fault::FailSync { full } => self.sync_fault = Some(SyncFault::Fail(error_kind(full))),
+                Fault::LieAtSync => self.sync_fault = Some(SyncFault::Lie),
+                Fault::Misdirect => self.sync_fault = Some(SyncFault::Misdirect),
+                Fault::FailStore { full } => self.once = Some(OnceFault::FailStore(error_kind(full))),
+                Fault::NoSpace => self.once = Some(OnceFault::NoSpace),
+                Fault::FailEntry => self.once = Some(OnceFault::FailEntry),
+                Fault::Rot => self.rot(),
+                Fault::ClockJump(ms) => {
+                    self.counters.clock_jumps += 1;
+                    self.clock_jumped = self.clock_jumped.saturating_add(ms);
+                }
+                Fault::FailRead | Fault::StaleRead => unreachable!("they fit no operation"),
+            }
+            if !matches!(fault, Fault::Rot | Fault::ClockJump(_)) {
+                break;
+            }
+        }
         match self.stop_at {
             Some((at, stop)) if at == self.operations => {
                 self.stopped = true;
@@ -153,8 +207,29 @@ impl Machine {
                 }
                 Err(fail(&info, gone()))
             }
-            _ => act(self, &info, false).map_err(|e| fail(&info, e)),
+            _ => act(self, &info, false).map_err(|e| {
+                // A name that is there, or is not, is nothing that goes wrong.
+                if !matches!(
+                    e.kind(),
+                    io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+                ) {
+                    self.note_failure(info.op.verb(), &info.file);
+                }
+                fail(&info, e)
+            }),
         }
+    }
+
+    /// Notes what is read.
+    pub(super) fn note_read(&mut self, file: FileId, range: Range<u64>, lent: bool) {
+        if let Some(log) = &mut self.read_log {
+            log.push((file, range, lent));
+        }
+    }
+
+    /// Notes an operation that failed by order or for want of space.
+    pub(super) fn note_failure(&mut self, verb: &'static str, file: &str) {
+        self.failures.push((verb, file.to_owned()));
     }
 
     /// The fault planned for the sync that is being done, counted as fired.
@@ -163,10 +238,31 @@ impl Machine {
         match fault {
             Some(SyncFault::Fail(_)) => self.counters.failed_syncs += 1,
             Some(SyncFault::Lie) => self.counters.lying_syncs += 1,
+            Some(SyncFault::Misdirect) => self.counters.misdirected_syncs += 1,
             None if matches!(op, Op::SyncDir | Op::SyncParent) => self.counters.dir_syncs += 1,
             None => self.counters.file_syncs += 1,
         }
         fault
+    }
+
+    /// A bit flips in some file that has bytes.
+    fn rot(&mut self) {
+        let files: Vec<FileId> = self.disk.directory.entries().values().copied().collect();
+        let files: Vec<FileId> = files.into_iter().filter(|file| !self.disk.inodes[file].cache().is_empty()).collect();
+        if files.is_empty() {
+            return;
+        }
+        let mut rng = self.chance.next();
+        let file = files[rng.random_range(0..files.len())];
+        if self.disk.inode(file).rot(&mut rng) {
+            self.counters.rotten_bits += 1;
+        }
+    }
+
+    /// What is planned for a read by copying.
+    pub(super) fn take_read_fault(&mut self) -> Option<Fault> {
+        let now = self.operations;
+        self.plan.take(now, |fault| matches!(fault, Fault::FailRead | Fault::StaleRead))
     }
 
     /// R9: a store into space that is not there is a fault in a mapping; one into lent bytes breaks the contract.

@@ -10,33 +10,41 @@
 
 mod directory;
 mod disk;
+mod fault;
 mod file;
 mod inode;
 mod machine;
+mod mutant;
 mod trace;
 
 use std::{
+    hash::{Hash as _, Hasher as _},
     io,
     ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use rand::{RngExt, rngs::ChaCha8Rng};
 use shardex::{
+    env::Clock,
     error::{Result, ShardexError},
     storage::{Purpose, Storage},
 };
 
 pub use disk::{Choice, CrashKind, Place};
+pub use fault::Fault;
 pub use file::{SimFile, SimLent};
 pub use machine::Stop;
+pub use mutant::{SimMutant, set_sim_mutant};
 pub use trace::{Counters, Op, OpInfo, TraceEntry};
 
 use directory::{Change, FileId};
 use disk::Disk;
 use inode::Geometry;
-use machine::{Chance, Machine, SyncFault};
+use machine::{Chance, Machine, OnceFault, SyncFault};
+use mutant::wrong;
 
 /// Where the simulated directory is.
 const PATH: &str = "/sim/index";
@@ -64,6 +72,16 @@ pub struct Image {
     chance: Chance,
     capacity: Option<u64>,
     garbage: bool,
+}
+
+impl Image {
+    /// A hash of all of it, of what is dirty too: what crashes may make of it.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        self.disk.hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// Holds the lock of a [`SimStorage`] until it is dropped.
@@ -162,9 +180,18 @@ impl SimStorage {
         assert!(fit, "picks {picks:?} do not fit {choices:?}");
         machine.disk.crash(kind, picks, &mut machine.chance.next());
         machine.boot += 1;
-        machine.lock = None;
+        if !wrong(SimMutant::LockOutlivesCrash) {
+            machine.lock = None;
+        }
         machine.loans.clear();
         machine.sync_fault = None;
+        machine.once = None;
+        match kind {
+            CrashKind::Process => machine.counters.process_crashes += 1,
+            CrashKind::Power => machine.counters.power_cuts += 1,
+        }
+        let garbage = choices.iter().zip(picks).filter(|(choice, pick)| **pick > choice.newest).count();
+        machine.counters.garbage_sectors += garbage as u64;
         machine.stop_at = None;
         machine.stopped = false;
         let boot = machine.boot;
@@ -212,6 +239,28 @@ impl SimStorage {
         self.machine().trace.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
+    /// Starts a new list of what is read, or stops it.
+    pub fn set_read_log(&self, on: bool) {
+        self.machine().read_log = on.then(Vec::new);
+    }
+
+    /// What was read, by file and range, and whether it was lent, since the list was started or last taken; of files that
+    /// are there.
+    #[must_use]
+    pub fn take_read_log(&self) -> Vec<(String, Range<u64>, bool)> {
+        let mut machine = self.machine();
+        let log = machine.read_log.as_mut().map(std::mem::take).unwrap_or_default();
+        let names: std::collections::BTreeMap<FileId, &String> =
+            machine.disk.directory.entries().iter().map(|(name, file)| (*file, name)).collect();
+        log.into_iter().filter_map(|(file, range, lent)| Some((names.get(&file)?.to_string(), range, lent))).collect()
+    }
+
+    /// The operations, as errors name them, and their files, that failed since this was asked last.
+    #[must_use]
+    pub fn take_failures(&self) -> Vec<(&'static str, String)> {
+        std::mem::take(&mut self.machine().failures)
+    }
+
     /// Sets the seed of what chance decides between crashes: failed syncs and stores, garbage.
     pub fn reseed(&self, seed: u64) {
         self.machine().chance = Chance::new(seed);
@@ -226,6 +275,46 @@ impl SimStorage {
     /// Lets the next sync, of whatever, return `Ok` and do nothing (R13).
     pub fn lie_at_next_sync(&self) {
         self.machine().sync_fault = Some(SyncFault::Lie);
+    }
+
+    /// Plans a fault for the `after`-th operation, counted from now or, if others are planned, from the firing of the one
+    /// before it; or for the first operation behind that one at which it can fire.
+    pub fn plan(&self, after: u64, fault: Fault) {
+        let mut machine = self.machine();
+        let now = machine.operations;
+        machine.plan.push(after, fault, now);
+    }
+
+    /// Forgets all that is planned.
+    pub fn clear_plan(&self) {
+        self.machine().plan.clear();
+    }
+
+    /// Whether nothing is planned any more.
+    #[must_use]
+    pub fn plan_is_done(&self) -> bool {
+        self.machine().plan.is_empty()
+    }
+
+    /// Keeps from now on what sectors held before: stale reads and [`go_back`](Self::go_back) need it.
+    pub fn keep_history(&self) {
+        let mut machine = self.machine();
+        machine.disk.keep_history();
+    }
+
+    /// A sector in a range of a file is again what it was before its last change, on the device and in the cache; false if
+    /// none there has changed.
+    pub fn go_back(&self, name: &str, range: Range<u64>) -> bool {
+        let mut machine = self.machine();
+        let Ok(file) = machine.find(name) else { return false };
+        let mut rng = machine.chance.next();
+        machine.disk.inode(file).go_back(range, &mut rng)
+    }
+
+    /// A clock that jumps when the plan says so, and stands still otherwise.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        Arc::new(SimClock { machine: Arc::clone(&self.machine) })
     }
 
     /// From now on every store fails, and stores any of its sectors (R9); with `None`, no more.
@@ -259,6 +348,14 @@ impl SimStorage {
         }
     }
 
+    /// What the device holds of a file, without the zeros behind the last byte it ever got; nothing if there is no such
+    /// file.
+    #[must_use]
+    pub fn on_device(&self, name: &str) -> Vec<u8> {
+        let machine = self.machine();
+        machine.find(name).map(|file| machine.disk.inodes[&file].device().to_vec()).unwrap_or_default()
+    }
+
     /// Changes a file behind everybody's back, on the device and in the cache: rot, a misplaced write, a swapped file.
     ///
     /// # Panics
@@ -269,6 +366,12 @@ impl SimStorage {
         let mut bytes = machine.disk.inodes[&file].cache().to_vec();
         change(&mut bytes);
         machine.disk.inode(file).replace(bytes);
+    }
+
+    /// A file is gone, entry and all; false if there is none.
+    pub fn lose(&self, name: &str) -> bool {
+        let mut machine = self.machine();
+        machine.find(name).is_ok() && machine.disk.lose(name)
     }
 
     /// Lets reads by copying fail that touch a range of a file (R13), until the file is removed.
@@ -301,7 +404,38 @@ impl SimStorage {
     }
 }
 
+/// See [`SimStorage::clock`].
+struct SimClock {
+    machine: Arc<Mutex<Machine>>,
+}
+
+impl Clock for SimClock {
+    fn unix_ms(&self) -> u64 {
+        1_700_000_000_000u64.saturating_add_signed(locked(&self.machine).clock_jumped)
+    }
+
+    fn elapsed(&self) -> Duration {
+        // As wrong as a clock can be: it jumps back, too.
+        Duration::from_millis(1_000_000u64.saturating_add_signed(locked(&self.machine).clock_jumped))
+    }
+}
+
 impl Machine {
+    /// Refuses a change of entries, if that was planned.
+    fn may_change_entries(&mut self) -> io::Result<()> {
+        match self.once.take() {
+            None => Ok(()),
+            Some(OnceFault::FailEntry) => {
+                self.counters.failed_entries += 1;
+                Err(io::Error::other("the medium cannot be written here"))
+            }
+            Some(_) => {
+                self.counters.refused_creations += 1;
+                Err(io::ErrorKind::StorageFull.into())
+            }
+        }
+    }
+
     /// A file for a test that knows it is there.
     fn named(&self, name: &str) -> FileId {
         self.find(name).unwrap_or_else(|_| panic!("there is no file {name}"))
@@ -335,6 +469,7 @@ impl Storage for SimStorage {
             if machine.disk.directory.exists() {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
+            machine.may_change_entries()?;
             machine.disk.directory.make();
             Ok(())
         })
@@ -343,12 +478,14 @@ impl Storage for SimStorage {
     fn sync_parent(&self, purpose: Purpose) -> Result<()> {
         self.run(OpInfo::dir(Op::SyncParent, purpose), |machine| {
             let fault = machine.take_sync_fault(Op::SyncParent);
-            let Machine { disk: Disk { directory, .. }, chance, .. } = machine;
+            let Machine { disk: Disk { directory, .. }, chance, counters, .. } = machine;
             match fault {
                 None => directory.sync_parent(),
-                Some(SyncFault::Lie) => directory.lie_about_sync_parent(),
+                // Entries have no sectors that could go elsewhere.
+                Some(SyncFault::Lie | SyncFault::Misdirect) => directory.lie_about_sync_parent(),
                 Some(SyncFault::Fail(kind)) => {
                     directory.fail_sync_parent(&mut chance.next());
+                    counters.failed_parent_syncs += 1;
                     return Err(kind.into());
                 }
             }
@@ -363,7 +500,8 @@ impl Storage for SimStorage {
         if machine.stopped {
             return Err(fail(io::Error::other("power lost")));
         }
-        if machine.lock.is_some() {
+        if machine.lock.is_some() && !wrong(SimMutant::LockShared) {
+            machine.counters.refused_locks += 1;
             return Err(ShardexError::Locked { path: path_of("") });
         }
         // The real backend locks a file, which others then see. It is no crash point of its own.
@@ -387,6 +525,7 @@ impl Storage for SimStorage {
             if machine.find(name).is_ok() {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
+            machine.may_change_entries()?;
             machine.counters.entry_changes += 1;
             Ok(machine.disk.create(name))
         })
@@ -402,6 +541,7 @@ impl Storage for SimStorage {
     fn rename(&self, from: &str, to: &str, purpose: Purpose) -> Result<()> {
         self.run(OpInfo::rename(from, to, purpose), |machine| {
             let file = machine.enter(self.boot).and_then(|()| machine.find(from))?;
+            machine.may_change_entries()?;
             if from != to {
                 machine.counters.entry_changes += 1;
                 machine.disk.directory.change(Change::Rename { from: from.to_owned(), to: to.to_owned(), file });
@@ -413,6 +553,7 @@ impl Storage for SimStorage {
     fn remove(&self, name: &str, purpose: Purpose) -> Result<()> {
         self.run(OpInfo::file(Op::Remove, name, 0, 0, purpose), |machine| {
             machine.enter(self.boot).and_then(|()| machine.find(name))?;
+            machine.may_change_entries()?;
             machine.counters.entry_changes += 1;
             machine.disk.directory.change(Change::Remove { name: name.to_owned() });
             Ok(())
@@ -425,8 +566,10 @@ impl Storage for SimStorage {
             let fault = machine.take_sync_fault(Op::SyncDir);
             let Machine { disk: Disk { directory, .. }, chance, .. } = machine;
             match fault {
+                None if wrong(SimMutant::DirSyncNothing) => {}
                 None => directory.sync(),
-                Some(SyncFault::Lie) => directory.lie_about_sync(),
+                // Entries have no sectors that could go elsewhere.
+                Some(SyncFault::Lie | SyncFault::Misdirect) => directory.lie_about_sync(),
                 Some(SyncFault::Fail(kind)) => {
                     directory.fail_sync(&mut chance.next());
                     return Err(kind.into());

@@ -125,6 +125,8 @@ pub struct Counters {
     pub loans: u64,
     /// Syncs that failed by order (R8).
     pub failed_syncs: u64,
+    /// Of those, syncs of the parent.
+    pub failed_parent_syncs: u64,
     /// Syncs that lied by order (R13).
     pub lying_syncs: u64,
     /// Stores that failed by order (R9).
@@ -133,6 +135,26 @@ pub struct Counters {
     pub refused_allocations: u64,
     /// Reads that failed by order (R13).
     pub failed_reads: u64,
+    /// Reads that returned a stale sector by order (R13).
+    pub stale_reads: u64,
+    /// Syncs of which one sector went elsewhere by order (R13).
+    pub misdirected_syncs: u64,
+    /// Bits that flipped by order (R13).
+    pub rotten_bits: u64,
+    /// Creations refused for want of space (R9).
+    pub refused_creations: u64,
+    /// Changes of entries that failed by order.
+    pub failed_entries: u64,
+    /// Jumps of the clock (R14).
+    pub clock_jumps: u64,
+    /// Power cuts.
+    pub power_cuts: u64,
+    /// Crashes of the process.
+    pub process_crashes: u64,
+    /// Sectors that a power cut filled with garbage (R3).
+    pub garbage_sectors: u64,
+    /// Opens refused while another had the lock (R12).
+    pub refused_locks: u64,
     /// Operations refused since the power was gone.
     pub refused_without_power: u64,
 }

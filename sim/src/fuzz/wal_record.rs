@@ -1,4 +1,4 @@
-//! What the fuzz targets check, callable from anywhere: a corpus file is replayed by plain `cargo test`.
+//! The write-ahead log's structures, from any bytes.
 
 use shardex::format::{
     frame::{self, Frame},

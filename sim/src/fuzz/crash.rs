@@ -1,0 +1,99 @@
+//! Any bytes as a case: steps, faults and crashes, judged as every case is.
+
+use shardex::{CheckLevel, Metric};
+
+use super::Bytes;
+use crate::{
+    case::{Case, Crash, Damage, Event, Survivors},
+    storage::{CrashKind, Fault, Stop},
+    workload::{Step, Workload},
+};
+
+/// Events that a case may hold: more would only be slow.
+const MOST: usize = 40;
+
+/// Runs the case that some bytes mean.
+///
+/// # Panics
+/// If it breaks a promise.
+pub fn crash(bytes: &[u8]) {
+    let case = case_of(bytes);
+    if let Some(broken) = case.run().broken {
+        panic!("{broken}\n{case}");
+    }
+}
+
+/// The case that some bytes mean: each event takes a few of them, and every sequence of bytes means something.
+#[must_use]
+pub fn case_of(bytes: &[u8]) -> Case {
+    let mut bytes = Bytes(bytes);
+    let dimension = [3, 5, 17, 20][bytes.below(4) as usize];
+    let shard_size = [2, 4, 5, 8][bytes.below(4) as usize];
+    let metric = [Metric::L2, Metric::Dot, Metric::Cosine][bytes.below(3) as usize];
+    let flags = bytes.byte();
+    let mut workload = Workload::blank("fuzzed", (dimension, shard_size, metric), flags & 1 != 0);
+    workload.config = workload.config.flush_on_close(flags & 2 == 0);
+    if flags & 4 != 0 {
+        workload.config = workload.config.flush_check(CheckLevel::Full);
+    }
+    let seed = u64::from(bytes.u16());
+    let mut events = Vec::new();
+    while !bytes.is_empty() && events.len() < MOST {
+        events.push(event(&mut bytes));
+    }
+    Case { workload, seed, garbage: flags & 24 == 24, events }
+}
+
+fn event(bytes: &mut Bytes<'_>) -> Event {
+    match bytes.below(16) {
+        0..=4 => Event::Do(Step::Add {
+            first: bytes.below(64),
+            count: 1 + bytes.below(30),
+            start: bytes.below(2) as u32,
+            salt: bytes.byte().into(),
+        }),
+        5 => Event::Do(Step::Remove { first: bytes.below(64), count: 1 + bytes.below(40) }),
+        6 | 7 => Event::Do(Step::Commit),
+        8 | 9 => Event::Do(Step::Flush),
+        10 => {
+            Event::Do(Step::SlowFlush { first: bytes.below(64), count: 1 + bytes.below(10), salt: bytes.byte().into() })
+        }
+        11 => Event::Do([Step::Close, Step::Reopen, Step::SecondOpen][bytes.below(3) as usize].clone()),
+        12 | 13 => Event::Fault { after: 1 + bytes.below(40), fault: fault(bytes) },
+        _ => Event::Crash(a_crash(bytes)),
+    }
+}
+
+fn fault(bytes: &mut Bytes<'_>) -> Fault {
+    let full = bytes.below(2) == 1;
+    match bytes.below(10) {
+        0 | 1 => Fault::FailSync { full },
+        2 | 3 => Fault::FailStore { full },
+        4 => Fault::NoSpace,
+        5 => Fault::FailEntry,
+        6 => Fault::FailRead,
+        7 => Fault::ClockJump(i64::from(bytes.u16()) - 32_768),
+        8 => [Fault::LieAtSync, Fault::Misdirect, Fault::StaleRead][bytes.below(3) as usize],
+        _ => Fault::Rot,
+    }
+}
+
+fn a_crash(bytes: &mut Bytes<'_>) -> Crash {
+    let flags = bytes.byte();
+    let damage = match flags >> 5 {
+        0 => Damage::all().nth(bytes.below(11) as usize),
+        1 => Some(Damage::RotRoot),
+        2 => Some(Damage::StaleRoot),
+        _ => None,
+    };
+    Crash {
+        after: bytes.below(64),
+        stop: [Stop::Before, Stop::Torn, Stop::After][usize::from(flags & 3) % 3],
+        kind: if flags & 4 == 0 { CrashKind::Power } else { CrashKind::Process },
+        survivors: match flags & 8 {
+            0 => Survivors::Seed(bytes.u16().into()),
+            _ => Survivors::Picks((0..bytes.below(24)).map(|_| bytes.below(4) as usize).collect()),
+        },
+        damage,
+    }
+}

@@ -1,0 +1,39 @@
+//! What the fuzz targets check, callable from anywhere: a corpus file is replayed by plain `cargo test`.
+
+mod crash;
+mod open_image;
+mod wal_record;
+
+pub use crash::{case_of, crash};
+pub use open_image::open_image;
+pub use wal_record::wal_record;
+
+/// What a target does with some bytes.
+pub type Target = fn(&[u8]);
+
+/// The targets by name.
+pub const TARGETS: [(&str, Target); 3] = [("wal_record", wal_record), ("crash", crash), ("open_image", open_image)];
+
+/// Takes numbers off the front of some bytes; behind their end all are 0.
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn byte(&mut self) -> u8 {
+        let Some((&first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        first
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes([self.byte(), self.byte()])
+    }
+
+    /// A number below `n`.
+    fn below(&mut self, n: u64) -> u64 {
+        u64::from(self.byte()) % n
+    }
+}

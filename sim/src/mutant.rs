@@ -1,0 +1,388 @@
+//! Mutants of the engine: one call of the storage left out, weakened or moved; or one place of `shardex::site` weakened.
+//!
+//! What is mutated is chosen for the running thread ([`with`]), so that one build tests all and threads test different ones.
+//! The calls are found by running: each operation with its purpose and its file is a place of its own.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use shardex::{
+    Result,
+    site::{self, mutants::Site},
+    storage::{Purpose, Storage, StorageFile},
+};
+
+use crate::storage::{Op, SimMutant, set_sim_mutant};
+
+/// A call of the storage, by what it does and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Call {
+    /// The operation.
+    pub op: Op,
+    /// Why it is done.
+    pub purpose: &'static str,
+    /// The file, empty for the directory.
+    pub file: &'static str,
+}
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum How {
+    /// It is not made, and counts as a success.
+    Dropped,
+    /// It does less: a sync leaves out the last page of its range, or the length; an allocation comes short of a page.
+    Weakened,
+    /// It comes behind the next store of a root, rename, or end of the engine's call.
+    BehindCommit,
+    /// It comes behind the end of the engine's next call, before the first operation after that.
+    BehindReturn,
+    /// Its error counts as a success.
+    ErrorIgnored,
+}
+
+/// One mutant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mutant {
+    /// A call of the storage.
+    Call(Call, How),
+    /// A place in the engine's code.
+    Site(Site),
+    /// The simulator itself.
+    Simulator(SimMutant),
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { op, purpose, file } = self;
+        match file.is_empty() {
+            true => write!(f, "{op:?} ({purpose})"),
+            false => write!(f, "{op:?} {file} ({purpose})"),
+        }
+    }
+}
+
+impl fmt::Display for Mutant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call(call, how) => write!(f, "{call} {how:?}"),
+            Self::Site(site) => write!(f, "{site} weakened"),
+            Self::Simulator(mutant) => write!(f, "simulator: {mutant:?}"),
+        }
+    }
+}
+
+impl Mutant {
+    /// The kind of code that is mutated.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Call(_, How::ErrorIgnored) => "error check",
+            Self::Call(call, _) => match call.op {
+                Op::SyncDir | Op::SyncParent => "directory sync",
+                Op::Allocate => "allocation",
+                _ => "sync",
+            },
+            Self::Site(site) => match site.kind {
+                site::Kind::Checksum => "checksum",
+                site::Kind::ErrorCheck => "error check",
+                site::Kind::Ordering => "ordering",
+            },
+            Self::Simulator(_) => "simulator",
+        }
+    }
+}
+
+impl Call {
+    /// The mutants of this call.
+    #[must_use]
+    pub fn mutants(self) -> Vec<Mutant> {
+        use How::{BehindCommit, BehindReturn, Dropped, ErrorIgnored, Weakened};
+        let hows: &[How] = match self.op {
+            Op::SyncRange | Op::SyncAll => &[Dropped, Weakened, BehindCommit, BehindReturn, ErrorIgnored],
+            Op::SyncDir | Op::SyncParent => &[Dropped, BehindCommit, BehindReturn, ErrorIgnored],
+            Op::Allocate => &[Dropped, Weakened, ErrorIgnored],
+            // A file that was not made cannot be gone on with: there is no error to ignore.
+            Op::Create => &[],
+            Op::Store | Op::Rename | Op::Remove | Op::MakeDir => &[ErrorIgnored],
+        };
+        hows.iter().map(|&how| Mutant::Call(self, how)).collect()
+    }
+}
+
+thread_local! {
+    static ACTIVE: Cell<Option<(Call, How)>> = const { Cell::new(None) };
+    static SEEN: RefCell<Option<BTreeSet<Call>>> = const { RefCell::new(None) };
+    /// Calls of the engine begun by this thread.
+    static TURN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Runs `work` with a mutant in the place of the engine or the simulator.
+pub fn with<T>(mutant: Option<Mutant>, work: impl FnOnce() -> T) -> T {
+    struct Undo;
+    impl Drop for Undo {
+        fn drop(&mut self) {
+            ACTIVE.set(None);
+            site::mutants::weaken(None);
+            set_sim_mutant(None);
+        }
+    }
+    let _undo = Undo;
+    match mutant {
+        None => {}
+        Some(Mutant::Call(call, how)) => ACTIVE.set(Some((call, how))),
+        Some(Mutant::Site(site)) => site::mutants::weaken(Some(site)),
+        Some(Mutant::Simulator(mutant)) => set_sim_mutant(Some(mutant)),
+    }
+    work()
+}
+
+/// The mutants of everything that `work` passes on this thread, in a fixed order.
+pub fn of(work: impl FnOnce()) -> Vec<Mutant> {
+    SEEN.set(Some(BTreeSet::new()));
+    let sites = site::mutants::passed_by(work);
+    let calls = SEEN.take().unwrap_or_default();
+    calls.into_iter().flat_map(Call::mutants).chain(sites.into_iter().map(Mutant::Site)).collect()
+}
+
+/// Notes that the engine is called from outside: what was to come behind the end of the call before comes now.
+pub fn next_turn() {
+    TURN.set(TURN.get() + 1);
+}
+
+/// An operation put off.
+type Later = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct State {
+    active: Option<(Call, How)>,
+    later: Mutex<Vec<(u64, Later)>>,
+}
+
+impl State {
+    /// The mutant of a call, which is noted.
+    fn ask(&self, op: Op, purpose: Purpose, file: &'static str) -> Option<How> {
+        let call = Call { op, purpose: purpose.0, file };
+        SEEN.with_borrow_mut(|seen| {
+            if let Some(seen) = seen {
+                seen.insert(call);
+            }
+        });
+        self.run_later(|turn| turn + 1 < TURN.get());
+        self.active.and_then(|(active, how)| (active == call).then_some(how))
+    }
+
+    /// After an operation that commits something.
+    fn committed(&self) {
+        if matches!(self.active, Some((_, How::BehindCommit))) {
+            self.run_later(|_| true);
+        }
+    }
+
+    fn run_later(&self, due: impl Fn(u64) -> bool) {
+        let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
+        if later.is_empty() {
+            return;
+        }
+        let (now, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut *later).into_iter().partition(|(turn, _)| due(*turn));
+        *later = rest;
+        drop(later);
+        now.into_iter().for_each(|(_, run)| run());
+    }
+
+    /// A call that may be left out, put off, or fail unheard.
+    fn call(
+        &self,
+        how: Option<How>,
+        run: impl Fn() -> Result<()> + Send + 'static,
+        weak: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        match how {
+            None => run(),
+            Some(How::Dropped) => Ok(()),
+            Some(How::Weakened) => weak(),
+            Some(How::ErrorIgnored) => {
+                drop(run());
+                Ok(())
+            }
+            Some(How::BehindCommit | How::BehindReturn) => {
+                let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
+                // Nobody is left to hear of an error.
+                later.push((TURN.get(), Box::new(move || drop(run()))));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A storage that carries the thread's mutant of a call.
+#[derive(Clone)]
+pub struct MutantStorage<S> {
+    inner: S,
+    state: Arc<State>,
+}
+
+impl<S> MutantStorage<S> {
+    /// With the mutant that the thread has now.
+    pub fn new(inner: S) -> Self {
+        let state = State { active: ACTIVE.get(), ..State::default() };
+        Self { inner, state: Arc::new(state) }
+    }
+
+    /// The storage inside.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+}
+
+/// The names that an index has; others are all one.
+fn known(name: &str) -> &'static str {
+    ["root", "root.new", "data", "wal"].into_iter().find(|known| *known == name).unwrap_or("other")
+}
+
+impl<S: Storage> MutantStorage<S> {
+    fn wrap(&self, name: &str, inner: Arc<S::File>) -> Arc<MutantFile<S::File>> {
+        Arc::new(MutantFile {
+            inner,
+            name: known(name),
+            state: Arc::clone(&self.state),
+            page: self.inner.page_size() as u64,
+        })
+    }
+}
+
+impl<S: Storage + Clone> Storage for MutantStorage<S> {
+    type File = MutantFile<S::File>;
+    type Lock = S::Lock;
+
+    fn page_size(&self) -> usize {
+        self.inner.page_size()
+    }
+
+    fn sector_size(&self) -> usize {
+        self.inner.sector_size()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.inner.path()
+    }
+
+    fn exists(&self) -> Result<bool> {
+        self.inner.exists()
+    }
+
+    fn make_dir(&self, purpose: Purpose) -> Result<()> {
+        let how = self.state.ask(Op::MakeDir, purpose, "");
+        let inner = self.inner.clone();
+        self.state.call(how, move || inner.make_dir(purpose), || Ok(()))
+    }
+
+    fn sync_parent(&self, purpose: Purpose) -> Result<()> {
+        let how = self.state.ask(Op::SyncParent, purpose, "");
+        let inner = self.inner.clone();
+        self.state.call(how, move || inner.sync_parent(purpose), || Ok(()))
+    }
+
+    fn lock(&self) -> Result<S::Lock> {
+        self.inner.lock()
+    }
+
+    fn list(&self) -> Result<Vec<String>> {
+        self.inner.list()
+    }
+
+    fn create(&self, name: &str, purpose: Purpose) -> Result<Arc<Self::File>> {
+        self.state.ask(Op::Create, purpose, known(name));
+        Ok(self.wrap(name, self.inner.create(name, purpose)?))
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<Self::File>> {
+        Ok(self.wrap(name, self.inner.open(name)?))
+    }
+
+    fn rename(&self, from: &str, to: &str, purpose: Purpose) -> Result<()> {
+        let how = self.state.ask(Op::Rename, purpose, known(from));
+        let (inner, from, to) = (self.inner.clone(), from.to_owned(), to.to_owned());
+        let done = self.state.call(how, move || inner.rename(&from, &to, purpose), || Ok(()));
+        self.state.committed();
+        done
+    }
+
+    fn remove(&self, name: &str, purpose: Purpose) -> Result<()> {
+        let how = self.state.ask(Op::Remove, purpose, known(name));
+        let (inner, name) = (self.inner.clone(), name.to_owned());
+        self.state.call(how, move || inner.remove(&name, purpose), || Ok(()))
+    }
+
+    fn sync_dir(&self, purpose: Purpose) -> Result<()> {
+        let how = self.state.ask(Op::SyncDir, purpose, "");
+        let inner = self.inner.clone();
+        self.state.call(how, move || inner.sync_dir(purpose), || Ok(()))
+    }
+}
+
+/// A file of a [`MutantStorage`].
+pub struct MutantFile<F> {
+    inner: Arc<F>,
+    name: &'static str,
+    state: Arc<State>,
+    page: u64,
+}
+
+impl<F: StorageFile> StorageFile for MutantFile<F> {
+    type Lent = F::Lent;
+
+    fn path(&self) -> PathBuf {
+        self.inner.path()
+    }
+
+    fn len(&self) -> Result<u64> {
+        self.inner.len()
+    }
+
+    fn allocate(&self, len: u64, purpose: Purpose) -> Result<()> {
+        let how = self.state.ask(Op::Allocate, purpose, self.name);
+        let (inner, weak) = (Arc::clone(&self.inner), Arc::clone(&self.inner));
+        let less = len.saturating_sub(self.page);
+        self.state.call(how, move || inner.allocate(len, purpose), || weak.allocate(less, purpose))
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.inner.read_at(offset, buffer)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
+        let how = self.state.ask(Op::Store, purpose, self.name);
+        let done = self.inner.write_at(offset, bytes, purpose);
+        if self.name == "root" || self.name == "root.new" {
+            self.state.committed();
+        }
+        if how == Some(How::ErrorIgnored) { Ok(()) } else { done }
+    }
+
+    fn sync_range(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
+        let how = self.state.ask(Op::SyncRange, purpose, self.name);
+        let (inner, weak) = (Arc::clone(&self.inner), Arc::clone(&self.inner));
+        let last_page = (offset + len).saturating_sub(1) / self.page * self.page;
+        let less = last_page.saturating_sub(offset);
+        self.state.call(how, move || inner.sync_range(offset, len, purpose), || weak.sync_range(offset, less, purpose))
+    }
+
+    fn sync_all(&self, purpose: Purpose) -> Result<()> {
+        let how = self.state.ask(Op::SyncAll, purpose, self.name);
+        let (inner, weak) = (Arc::clone(&self.inner), Arc::clone(&self.inner));
+        self.state.call(
+            how,
+            move || inner.sync_all(purpose),
+            || weak.len().and_then(|len| weak.sync_range(0, len, purpose)),
+        )
+    }
+
+    fn lend(&self, offset: u64, len: usize) -> Result<F::Lent> {
+        self.inner.lend(offset, len)
+    }
+}

@@ -1,0 +1,179 @@
+//! The tester tested: every mutant of the engine must be found by the cases of some seed or by the exploration of the
+//! reference workloads, every mutant of the simulator by the conformance suite.
+//!
+//! What is mutated is generated from the places that a run passes ([`crate::mutant`]), so a new call of the storage, or a
+//! new checksum, brings its mutants with it.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use crate::{
+    SimStorage,
+    case::Case,
+    conformance::{conformance, conformance_crash},
+    explorer::{self, Limits},
+    mutant::{self, How, Mutant},
+    pool,
+    storage::{Op, SimMutant},
+    workload,
+};
+
+/// Seeds that a mutant is given to be found.
+pub const SEEDS: u64 = 20_000;
+
+/// Seeds whose runs pass every place there is.
+const PLACES: u64 = 2_000;
+
+/// What found a mutant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Killer {
+    /// So many seeds.
+    Seeds(u64),
+    /// The exploration of this workload.
+    Workload(String),
+    /// The conformance suite.
+    Conformance,
+}
+
+impl fmt::Display for Killer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Seeds(n) => write!(f, "seed {n}"),
+            Self::Workload(name) => write!(f, "exploring `{name}`"),
+            Self::Conformance => f.write_str("the conformance suite"),
+        }
+    }
+}
+
+/// What became of a mutant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Found.
+    Killed {
+        /// By what.
+        by: Killer,
+        /// The promise broken, or the panic.
+        how: String,
+    },
+    /// Not found, and cannot be: the rule that says so.
+    Equivalent(&'static str),
+    /// Not found.
+    Survived,
+}
+
+/// One mutant and its fate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The mutant.
+    pub mutant: Mutant,
+    /// Its fate.
+    pub fate: Fate,
+}
+
+/// Mutants that change nothing that a crash or a fault could show, each with the rule that makes it so. Every one of them
+/// goes through all that the others go through; one that is found after all is reported as killed.
+const EQUIVALENT: &[(Op, &str, How, &str)] = &[(
+    Op::Allocate,
+    "open: allocate holes",
+    How::Weakened,
+    "R9: the last page of the WAL lies in its last segment, and a record is reserved one segment more than it can fill: \
+     before a store gets there the file has grown, from its start, and with it every hole is gone",
+)];
+
+/// All mutants: of everything that the cases of some seeds pass, and of the simulator. The commit without its sync comes
+/// first: before anything else is believed, that one must die.
+#[must_use]
+pub fn all() -> Vec<Mutant> {
+    let mut all = mutant::of(|| {
+        for seed in 1..=PLACES {
+            drop(Case::generated(seed).run());
+        }
+    });
+    let first = |mutant: &Mutant| !matches!(mutant, Mutant::Call(call, How::Dropped) if call.purpose == "B1: commit");
+    all.sort_by_key(first);
+    all.extend(SimMutant::ALL.into_iter().map(Mutant::Simulator));
+    all
+}
+
+/// Runs mutants, each over seeds `1..=seeds` at most, on several threads; tells `done` of each as it
+/// is finished. The rows come in the order of the mutants.
+#[must_use]
+pub fn run(mutants: &[Mutant], seeds: u64, threads: usize, done: impl Fn(&Row) + Sync) -> Vec<Row> {
+    pool::map(threads, mutants, |&mutant| {
+        let row = Row { mutant, fate: fate(mutant, seeds) };
+        done(&row);
+        row
+    })
+}
+
+/// How many seeds it took to find half of those mutants that seeds have found.
+#[must_use]
+pub fn median_seeds(rows: &[Row]) -> u64 {
+    let mut seeds: Vec<u64> = rows
+        .iter()
+        .filter_map(|row| match row.fate {
+            Fate::Killed { by: Killer::Seeds(n), .. } => Some(n),
+            _ => None,
+        })
+        .collect();
+    seeds.sort_unstable();
+    seeds.get(seeds.len() / 2).copied().unwrap_or(0)
+}
+
+fn fate(mutant: Mutant, seeds: u64) -> Fate {
+    let found = match mutant {
+        Mutant::Simulator(_) => conforms(mutant).err().map(|how| (Killer::Conformance, how)),
+        Mutant::Call(..) | Mutant::Site(_) => {
+            mutant::with(Some(mutant), || by_seeds(seeds).or_else(|| by_exploring(mutant)))
+        }
+    };
+    match (found, equivalent(mutant)) {
+        (Some((by, how)), _) => Fate::Killed { by, how },
+        (None, Some(rule)) => Fate::Equivalent(rule),
+        (None, None) => Fate::Survived,
+    }
+}
+
+fn by_seeds(seeds: u64) -> Option<(Killer, String)> {
+    (1..=seeds).find_map(|seed| Case::generated(seed).run().broken.map(|how| (Killer::Seeds(seed), how)))
+}
+
+/// One that may be called equivalent gets the whole exploration.
+fn by_exploring(mutant: Mutant) -> Option<(Killer, String)> {
+    let whole = equivalent(mutant).is_some();
+    let limits = match whole {
+        true => Limits::default(),
+        false => Limits { states_per_point: 256, depth: 2, ..Limits::default() },
+    };
+    workload::reference().into_iter().find_map(|mut workload| {
+        workload.small &= whole;
+        let report = explorer::explore_one(&workload, &limits);
+        let first = report.violations.into_iter().next()?;
+        Some((Killer::Workload(workload.name.clone()), first.broken))
+    })
+}
+
+fn equivalent(mutant: Mutant) -> Option<&'static str> {
+    let Mutant::Call(call, how) = mutant else { return None };
+    let known = EQUIVALENT.iter().find(|(op, purpose, of, _)| (*op, *purpose, *of) == (call.op, call.purpose, how));
+    known.map(|(.., rule)| *rule)
+}
+
+/// The conformance suite on the simulator with a mistake in it.
+fn conforms(mutant: Mutant) -> Result<(), String> {
+    let suite = || {
+        mutant::with(Some(mutant), || {
+            conformance(&|| SimStorage::new(256, 64, 1));
+            conformance_crash(&|seed| SimStorage::new(256, 64, seed));
+        });
+    };
+    catch_unwind(AssertUnwindSafe(suite)).map_err(|panic| panic_text(&*panic))
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
+}

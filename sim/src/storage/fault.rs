@@ -1,0 +1,144 @@
+//! What is planned to go wrong: a queue of faults, each armed when the one before it has fired.
+
+use std::{collections::VecDeque, fmt, io, str::FromStr};
+
+use super::{machine::Stop, trace::Op};
+
+/// What goes wrong at one operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The machine stops there (R11).
+    Stop(Stop),
+    /// A sync fails, and the pages are clean all the same (R8); with `full` the error says that the disk is full.
+    FailSync {
+        /// `ENOSPC` instead of `EIO`.
+        full: bool,
+    },
+    /// A sync returns `Ok` and does nothing (R13).
+    LieAtSync,
+    /// At a sync of a file one dirty sector is written elsewhere in the file (R13).
+    Misdirect,
+    /// A store fails, and any of its sectors is stored (R9).
+    FailStore {
+        /// `ENOSPC` instead of `EIO`.
+        full: bool,
+    },
+    /// An allocation, a creation or a renaming finds no space (R9); of an allocation a part may be done.
+    NoSpace,
+    /// A creation, renaming or removal fails, and nothing is done.
+    FailEntry,
+    /// A read by copying fails (R13).
+    FailRead,
+    /// A read by copying returns a sector as it was before its last change (R13).
+    StaleRead,
+    /// A bit of some file flips, on the device and in the cache (R13).
+    Rot,
+    /// The clock jumps by so many milliseconds (R14).
+    ClockJump(i64),
+}
+
+impl Fault {
+    /// Whether it can fire at an operation that changes or syncs something.
+    pub(super) fn fits(self, op: Op) -> bool {
+        match self {
+            Self::Stop(_) | Self::Rot | Self::ClockJump(_) => true,
+            Self::FailSync { .. } | Self::LieAtSync => op.is_sync(),
+            Self::Misdirect => matches!(op, Op::SyncRange | Op::SyncAll),
+            Self::FailStore { .. } => op == Op::Store,
+            Self::NoSpace => matches!(op, Op::Allocate | Op::Create | Op::MakeDir | Op::Rename),
+            Self::FailEntry => matches!(op, Op::Create | Op::MakeDir | Op::Rename | Op::Remove),
+            Self::FailRead | Self::StaleRead => false,
+        }
+    }
+}
+
+/// The kind of error that a fault shows as.
+pub(super) fn error_kind(full: bool) -> io::ErrorKind {
+    if full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stop(Stop::Before) => "stop-before",
+            Self::Stop(Stop::Torn) => "stop-torn",
+            Self::Stop(Stop::After) => "stop-after",
+            Self::FailSync { full: false } => "fail-sync",
+            Self::FailSync { full: true } => "full-at-sync",
+            Self::LieAtSync => "lie-at-sync",
+            Self::Misdirect => "misdirect",
+            Self::FailStore { full: false } => "fail-store",
+            Self::FailStore { full: true } => "full-at-store",
+            Self::NoSpace => "no-space",
+            Self::FailEntry => "fail-entry",
+            Self::FailRead => "fail-read",
+            Self::StaleRead => "stale-read",
+            Self::Rot => "rot",
+            Self::ClockJump(ms) => return write!(f, "clock{ms:+}"),
+        })
+    }
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        Ok(match s {
+            "stop-before" => Self::Stop(Stop::Before),
+            "stop-torn" => Self::Stop(Stop::Torn),
+            "stop-after" => Self::Stop(Stop::After),
+            "fail-sync" => Self::FailSync { full: false },
+            "full-at-sync" => Self::FailSync { full: true },
+            "lie-at-sync" => Self::LieAtSync,
+            "misdirect" => Self::Misdirect,
+            "fail-store" => Self::FailStore { full: false },
+            "full-at-store" => Self::FailStore { full: true },
+            "no-space" => Self::NoSpace,
+            "fail-entry" => Self::FailEntry,
+            "fail-read" => Self::FailRead,
+            "stale-read" => Self::StaleRead,
+            "rot" => Self::Rot,
+            _ => match s.strip_prefix("clock").and_then(|ms| ms.parse().ok()) {
+                Some(ms) => Self::ClockJump(ms),
+                None => return Err(format!("`{s}` is no fault")),
+            },
+        })
+    }
+}
+
+/// Faults to come, in order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plan {
+    queue: VecDeque<(u64, Fault)>,
+    /// Operations done when the first of the queue was armed.
+    armed_at: u64,
+}
+
+impl Plan {
+    pub(super) fn push(&mut self, after: u64, fault: Fault, now: u64) {
+        if self.queue.is_empty() {
+            self.armed_at = now;
+        }
+        self.queue.push_back((after, fault));
+    }
+
+    /// The first of the queue, if it is due by operation number `now` and `fits`.
+    pub(super) fn take(&mut self, now: u64, fits: impl Fn(Fault) -> bool) -> Option<Fault> {
+        let &(after, fault) = self.queue.front()?;
+        if now < self.armed_at + after || !fits(fault) {
+            return None;
+        }
+        self.queue.pop_front();
+        self.armed_at = now;
+        Some(fault)
+    }
+
+    /// Forgets all that is to come.
+    pub(super) fn clear(&mut self) {
+        self.queue.clear();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}

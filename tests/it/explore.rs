@@ -1,0 +1,183 @@
+//! The exploration of the reference workloads, as far as a test may take; and the cases in `corpus/crash`, each a bug that
+//! once was.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use shardex_sim::{
+    case::{Case, FAULT_CLASSES},
+    explorer::{self, Limits, Report},
+    mutant::{How, Mutant},
+    mutation::{self, Fate},
+    shrink, workload,
+};
+
+/// Less than the command does, in each dimension.
+const LIMITS: Limits =
+    Limits { states_per_point: 256, depth: 2, nested_states: 2, rotten_states: 4, sweep_stride: 3, seed: 1 };
+
+fn total(reports: Vec<Report>) -> Report {
+    let mut total = Report::default();
+    reports.into_iter().for_each(|report| total.add(report));
+    total
+}
+
+#[test]
+fn the_reference_workloads_keep_every_promise_at_every_crash_point() {
+    let mut workloads = workload::reference();
+    assert!(workloads.len() >= 12);
+    workloads.iter_mut().for_each(|workload| workload.small = false);
+    let total = total(explorer::explore(&workloads, &LIMITS, 2));
+    if let Some(first) = total.violations.first() {
+        panic!("{} violations, the first: {first}", total.violations.len());
+    }
+    println!(
+        "{} points, {} states, {} images, {} in recoveries, {} swept",
+        total.crash_points, total.states, total.distinct_states, total.nested_states, total.sweep_cases
+    );
+    assert!(total.distinct_states >= 50_000, "{} images", total.distinct_states);
+    assert_eq!(total.silent(), Vec::<&str>::new(), "never fired");
+}
+
+#[test]
+fn an_exploration_is_the_same_for_any_number_of_threads() {
+    let workloads: Vec<_> = workload::reference().into_iter().filter(|workload| !workload.small).take(3).collect();
+    let limits = Limits { states_per_point: 8, sweep_stride: 40, ..LIMITS };
+    let told = |threads| {
+        let mut total = total(explorer::explore(&workloads, &limits, threads));
+        total.checking = std::time::Duration::ZERO;
+        format!("{total:?}")
+    };
+    assert_eq!(told(1), told(3));
+}
+
+/// The tester tested: the first mutant of all, and those of the simulator. The command `mutants` runs all.
+#[test]
+fn a_commit_without_its_sync_is_found_at_once_and_a_wrong_simulator_too() {
+    let all = mutation::all();
+    let first = all[0];
+    assert!(matches!(first, Mutant::Call(call, How::Dropped) if call.purpose == "B1: commit"), "{first}");
+    let simulator = all.iter().copied().filter(|mutant| matches!(mutant, Mutant::Simulator(_)));
+    let chosen: Vec<Mutant> = std::iter::once(first).chain(simulator).collect();
+    assert!(chosen.len() > 15);
+    for row in mutation::run(&chosen, 50, 2, |_| ()) {
+        assert!(matches!(row.fate, Fate::Killed { .. }), "{}: {:?}", row.mutant, row.fate);
+    }
+}
+
+#[test]
+fn mutants_come_from_all_kinds_of_code() {
+    let mut kinds = std::collections::BTreeMap::new();
+    mutation::all().iter().for_each(|mutant| *kinds.entry(mutant.kind()).or_insert(0) += 1);
+    for kind in ["sync", "directory sync", "allocation", "checksum", "error check", "ordering"] {
+        assert!(kinds.get(kind).is_some_and(|&n| n >= 5), "{kind}: {kinds:?}");
+    }
+}
+
+#[test]
+fn a_case_is_the_same_when_written_and_read() {
+    for seed in 1..300 {
+        let case = Case::generated(seed);
+        let read: Case = case.to_string().parse().expect("a case reads what it writes");
+        assert_eq!(read.to_string(), case.to_string());
+        assert_eq!(read.events, case.events, "seed {seed}");
+    }
+    for (text, what) in [
+        ("jump over", "`over` is no key=value"),
+        ("jump height=3", "`jump` is no step"),
+        ("add first=1", "needs count="),
+        ("crash after=1 stop=Never kind=Power picks=", "no way to stop"),
+        ("fault after=1 what=flood", "`flood` is no fault"),
+    ] {
+        let refused = text.parse::<Case>().expect_err(text);
+        assert!(refused.contains("line 1") && refused.contains(what), "{refused}");
+    }
+}
+
+#[test]
+fn a_failure_shrinks_to_little() {
+    // As if a removal after a flush were a failure.
+    let fails = |case: &Case| {
+        let steps: Vec<String> = case.events.iter().map(|event| format!("{event:?}")).collect();
+        let flush = steps.iter().position(|step| step.contains("Flush"))?;
+        steps[flush..].iter().any(|step| step.contains("Remove")).then(|| "as planned".to_owned())
+    };
+    let seed = (1..).find(|&seed| fails(&Case::generated(seed)).is_some()).expect("some seed");
+    let (shrunk, why) = shrink::shrink_by(&Case::generated(seed), fails);
+    assert_eq!(why, "as planned");
+    assert_eq!(shrunk.events.len(), 2, "{shrunk}");
+}
+
+#[test]
+fn every_class_of_faults_has_a_name_of_its_own() {
+    let names: BTreeSet<&str> = FAULT_CLASSES.into_iter().collect();
+    assert_eq!(names.len(), FAULT_CLASSES.len());
+}
+
+/// Replays one file of `corpus/crash`.
+fn crash(name: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/crash").join(name);
+    let text = fs::read_to_string(&file).expect("the case is there");
+    let case: Case = text.parse().expect("a case");
+    if let Some(broken) = case.run().broken {
+        panic!("{name}: {broken}\n{text}");
+    }
+}
+
+/// Declares a test for each bug that the simulation has found: what happened, and the case that shows it.
+macro_rules! post_mortems {
+    ($($(#[doc = $text:literal])+ $name:ident: $file:literal;)+) => {
+        $($(#[doc = $text])+
+        #[test]
+        fn $name() {
+            crash($file);
+        })+
+
+        /// Every file has its test.
+        const FILES: &[&str] = &[$($file),+];
+    };
+}
+
+post_mortems! {
+    /// One slot went back to a root of before an earlier crash. Its generation had been given out again since, in a later
+    /// epoch; the roots were compared by generation alone, so the old one could count as the newest. They are compared
+    /// by epoch first.
+    a_root_of_an_earlier_epoch_is_not_the_newest: "stale-root-of-an-earlier-epoch.case";
+    /// The same without a tie: the newest root went back, the other one and the closing mark were fine, and the clean open
+    /// left it at that. When the other slot rotted later, the old root was all there was, and its log was gone. An open is
+    /// clean only if both roots are of one epoch and follow one another; else both are stored anew.
+    a_clean_open_mends_a_root_that_went_back: "stale-root-left-by-a-clean-open.case";
+    /// A bit rotted after the first read of its extent. The split that came next trusted the first check and copied the
+    /// bytes under a new checksum: nobody could find the damage any more. What is copied is checked when it is.
+    a_split_does_not_hide_rot: "rot-copied-by-a-split.case";
+    /// A full check inside a flush did not know the places that this flush had just taken, and called them used by nobody.
+    a_full_check_knows_the_flush_it_is_in: "full-check-in-a-flush.case";
+    /// The store of a root failed and left its slot torn. The full check of the next try expected the older root there,
+    /// and refused every flush from then on.
+    a_torn_root_does_not_stop_full_checks: "full-check-after-a-torn-root.case";
+    /// An index copied with holes onto a full disk: allocating failed, the open was to read only, and replay stored
+    /// postings all the same, into the holes.
+    an_index_with_holes_and_no_room_only_reads: "holes-without-room.case";
+    /// A device lied about a sync and gave back the root of before. The new epoch counted from that root, and was one that
+    /// had been used: after the next crash its old records were replayed. No epoch that a segment names is used again.
+    an_epoch_is_never_used_twice: "epoch-used-twice.case";
+    /// The root file was gone. `create` took the rest for an interrupted create and cleared it, with everything that had
+    /// been acknowledged. It is none if the log was written to.
+    create_does_not_clear_an_index_without_its_root: "lost-root-cleared-by-create.case";
+    /// The log file was cut where records had been. Its chain just ended early, which looks like a torn tail. Each root
+    /// names the length that the log has at least.
+    a_log_that_was_cut_is_refused: "cut-log.case";
+    /// The sync of `create`'s rename failed. By R8 the entry is clean then and perhaps not durable; `create` was called again,
+    /// synced the directory, which did nothing, and went on. The power cut took the root file. A root file that nobody
+    /// has relied on yet is made anew.
+    a_root_whose_entry_is_in_doubt_is_made_anew: "failed-sync-of-the-rename.case";
+}
+
+#[test]
+fn every_case_in_the_corpus_is_named_here() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/crash");
+    let found: BTreeSet<String> = fs::read_dir(folder)
+        .expect("the corpus is there")
+        .map(|file| file.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(found, FILES.iter().map(|&file| file.to_owned()).collect());
+}

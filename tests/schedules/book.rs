@@ -1,0 +1,235 @@
+//! The book of a run: the life that is led, and what has been counted.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use shardex::{Durability, IndexStats, engine};
+use shardex_sim::OpInfo;
+use tokio::time::Instant;
+
+use crate::{
+    batch::{self, Action, State},
+    history::{Call, Ending, Fnv, Life, Outcome, Refusal, Sight},
+    plan::{LifePlan, PAGE},
+    tally::{Seen, Tally},
+    verdict::Findings,
+};
+
+/// What a writer would like to do.
+#[derive(Clone, Debug)]
+pub(crate) enum Wish {
+    Add(Vec<(u32, u32)>),
+    Remove(Vec<u32>),
+    Commit,
+    Flush,
+}
+
+/// What a desk has written down.
+pub(crate) struct Book {
+    pub(crate) life: Life,
+    pub(crate) plan: Option<LifePlan>,
+    /// Whether the index is open: `life` is that of now, not of before.
+    pub(crate) open: bool,
+    pub(crate) made: bool,
+    pub(crate) closing: bool,
+    /// Whether the crash has come that ends the life.
+    pub(crate) crashed: bool,
+    pub(crate) start: Instant,
+    pub(crate) events: u64,
+    pub(crate) strike_at: u64,
+    /// Syncs before the one that fails.
+    pub(crate) syncs_left: Option<u64>,
+    /// Callers that were given the failing sync's own error after it had failed.
+    pub(crate) told: u64,
+    pub(crate) writers_left: usize,
+    /// Operations that the open itself counts.
+    pub(crate) operations: u64,
+    pub(crate) next_number: u64,
+    /// By writer, the receipts that a removal may take.
+    pub(crate) receipts: BTreeMap<usize, BTreeSet<u64>>,
+    pub(crate) hash: Fnv,
+    pub(crate) tally: Tally,
+}
+
+impl Book {
+    /// Nothing yet. Needs a runtime, for its clock.
+    pub(crate) fn new() -> Self {
+        let life = Life::new(Durability::Manual, Duration::ZERO, State::new(), 0);
+        Self {
+            life,
+            plan: None,
+            open: false,
+            made: false,
+            closing: false,
+            crashed: false,
+            start: Instant::now(),
+            events: 0,
+            strike_at: u64::MAX,
+            syncs_left: None,
+            told: 0,
+            writers_left: 0,
+            operations: 0,
+            next_number: 1,
+            receipts: BTreeMap::new(),
+            hash: Fnv::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    pub(crate) fn hash(&mut self, write: impl FnOnce(&mut Fnv) -> std::fmt::Result) {
+        write(&mut self.hash).expect("a hash takes everything");
+    }
+
+    pub(crate) fn calls_open(&self) -> usize {
+        self.life.calls.iter().filter(|call| call.outcome == Outcome::Open).count()
+    }
+
+    /// Calls that may be waiting for this kind of work; those given up may still be in the queue.
+    pub(crate) fn asked(&self, kind: impl Fn(&Action) -> bool) -> usize {
+        let waits = |call: &&Call| kind(&call.action) && matches!(call.outcome, Outcome::Open | Outcome::Dropped);
+        self.life.calls.iter().filter(waits).count()
+    }
+
+    pub(crate) fn action(&mut self, writer: usize, wish: Wish) -> Action {
+        match wish {
+            Wish::Add(parts) => Action::Add(parts),
+            Wish::Remove(documents) => match self.receipts.get_mut(&writer).and_then(BTreeSet::pop_first) {
+                Some(receipt) => Action::Remove { receipt, documents },
+                None => Action::Add(documents.into_iter().map(|id| (id, 0)).collect()),
+            },
+            Wish::Commit => Action::Commit,
+            Wish::Flush => Action::Flush,
+        }
+    }
+
+    pub(crate) fn note_begin(&mut self) {
+        let queue = self.plan.as_ref().map_or(usize::MAX, |plan| plan.options.queue_size);
+        if self.calls_open() > queue {
+            self.tally.note(Seen::FullQueues);
+        }
+    }
+
+    /// Whether nobody has asked for what the index is doing to its files.
+    pub(crate) fn by_itself(&self) -> bool {
+        let durable = |action: &Action| !action.is_write();
+        self.open && !self.closing && self.life.durability != Durability::Immediate && self.asked(durable) == 0
+    }
+
+    pub(crate) fn note_sync(&mut self, info: &OpInfo) {
+        let Some(options) = self.plan.as_ref().map(|plan| &plan.options).filter(|_| self.open) else { return };
+        let immediate = self.life.durability == Durability::Immediate;
+        if info.purpose == engine::COMMIT
+            && self.asked(|action| *action == Action::Commit || (immediate && action.is_write())) > 1
+        {
+            self.tally.note(Seen::SharedCommits);
+        }
+        // The first write after a close flushes too.
+        let sized = options.flush_wal_bytes > 0 && options.flush_interval_ms == 0 && self.life.done().next().is_some();
+        if info.purpose == engine::B3 && sized && self.by_itself() {
+            self.tally.note(Seen::SizedFlushes);
+        }
+    }
+
+    /// After a while without writes nothing is left that is to be made durable by itself.
+    pub(crate) fn note_timers(&mut self, before: &IndexStats, after: &IndexStats) {
+        let options = &self.plan.as_ref().expect("a life has a plan").options;
+        if options.durability == Durability::Interval {
+            assert!(after.uncommitted_operations == 0, "the timer did not commit: {after:?}");
+            self.tally.add(Seen::TimedCommits, u64::from(before.uncommitted_operations > 0));
+        }
+        if options.flush_interval_ms > 0 {
+            assert!(after.pending_operations == 0, "the timer did not flush: {after:?}");
+            self.tally.add(Seen::TimedFlushes, u64::from(before.pending_operations > 0));
+        }
+        // A commit pads, and may come to the end of a segment.
+        let most = options.flush_wal_bytes + PAGE as u64;
+        assert!(options.flush_wal_bytes == 0 || after.wal_bytes <= most, "the WAL was not flushed: {after:?}");
+    }
+
+    pub(crate) fn note_failure(&mut self) {
+        if self.open {
+            self.life.failed = true;
+            self.tally.note(Seen::Poisonings);
+            if self.by_itself() {
+                self.tally.note(Seen::PoisonedBySelf);
+            }
+        }
+    }
+
+    /// Settles a call, and refuses an outcome that it cannot have had.
+    pub(crate) fn end(&mut self, index: usize, outcome: Outcome) {
+        let (failed, closing) = (self.life.failed, self.closing);
+        let call = &mut self.life.calls[index];
+        match outcome {
+            Outcome::Refused(Refusal::Closed) => assert!(closing, "{call:?} was refused as closed"),
+            Outcome::Refused(_) => assert!(failed, "{call:?} was refused as poisoned: {outcome:?}"),
+            _ => {
+                assert!(!call.after_failure, "after a failed sync {call:?} succeeded");
+                assert!(!call.after_end, "after the close {call:?} succeeded");
+            }
+        }
+        if call.after_failure && outcome == Outcome::Refused(Refusal::Sync) {
+            self.told += 1;
+            assert!(self.told == 1, "the error of the failed sync was told again to {call:?}");
+        }
+        match outcome {
+            Outcome::Refused(Refusal::Closed) => self.tally.note(Seen::RefusedClosed),
+            Outcome::Refused(_) => self.tally.note(Seen::RefusedPoisoned),
+            _ => {}
+        }
+        if matches!((&outcome, &call.action), (Outcome::Done { .. }, Action::Add(_))) {
+            self.receipts.entry(call.writer).or_default().insert(call.number);
+        }
+        call.outcome = outcome;
+    }
+
+    pub(crate) fn saw(&mut self, at: u64, lsn: u64, state: State) {
+        self.tally.note(Seen::Searches);
+        if self.asked(Action::is_write) > 0 {
+            self.tally.note(Seen::SearchesInCall);
+        }
+        if self.life.failed {
+            self.tally.note(Seen::SearchedPoisoned);
+        }
+        self.life.sights.push(Sight { at, after_failure: self.life.failed, lsn, state });
+    }
+
+    /// The next life: what may be taken is what is there.
+    pub(crate) fn begin(&mut self, base: State, lsn: u64) {
+        let options = &self.plan.as_ref().expect("a life has a plan").options;
+        self.receipts.clear();
+        let writers = self.plan.as_ref().map_or(0, |plan| plan.writers);
+        for writer in 0..writers {
+            let left = base.values().filter(|number| base.contains_key(&batch::receipt(writer, **number)));
+            self.receipts.insert(writer, left.copied().collect());
+        }
+        self.life = Life::new(options.durability, options.commit_interval(), base, lsn);
+        (self.open, self.made, self.told) = (true, true, 0);
+    }
+
+    pub(crate) fn note_findings(&mut self, findings: &Findings) {
+        let tally = &mut self.tally;
+        tally.add(Seen::Removals, findings.removals);
+        tally.add(Seen::WentBack, findings.went_back);
+        tally.add(Seen::SearchesBetween, findings.moved);
+        for (n, call) in self.life.calls.iter().enumerate().filter(|(_, call)| call.action.is_write()) {
+            let kept = findings.kept.contains(&n);
+            let crashed = self.life.ending == Ending::Crash;
+            let seen = match (&call.outcome, kept) {
+                (Outcome::Dropped, true) => Seen::CancelledDone,
+                (Outcome::Dropped, false) => Seen::CancelledNot,
+                (Outcome::Open, true) => Seen::OpenDone,
+                (Outcome::Open, false) => Seen::OpenNot,
+                (Outcome::Done { .. }, true) if !crashed => continue,
+                (Outcome::Done { .. }, false) => Seen::AcceptedLost,
+                (Outcome::Done { .. }, true) if findings.acknowledged.contains(&n) => Seen::DurableKept,
+                (Outcome::Done { .. }, true) if findings.timed.contains(&n) => Seen::TimerKept,
+                (Outcome::Done { .. }, true) => Seen::AcceptedKept,
+                (Outcome::Refused(_), _) => continue,
+            };
+            tally.note(seen);
+        }
+    }
+}

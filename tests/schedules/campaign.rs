@@ -1,0 +1,90 @@
+//! Many seeds, each run twice, and what became of them.
+
+use std::{
+    any::Any,
+    env,
+    io::Write as _,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use crate::{history::Fnv, life, tally::Tally};
+
+/// Seeds run when nobody says how many.
+const SEEDS: u64 = 8_000;
+
+/// Failing seeds after which no more are run.
+const ENOUGH: usize = 5;
+
+/// Runs the seeds that the environment names.
+pub(crate) fn run() {
+    let first = number("SHARDEX_SIM_SEED");
+    let count = number("SHARDEX_SIM_SEEDS").unwrap_or(if first.is_some() { 1 } else { SEEDS });
+    let first = first.unwrap_or(0);
+    let next = AtomicU64::new(first);
+    let result = Mutex::new((Tally::default(), Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| work(&next, first + count, &result));
+        }
+    });
+    let (tally, failures) = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+    say(&format!("{count} seeds from {first}\n{tally}"));
+    assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
+    // A few seeds do not make everything happen.
+    let missing = if count < SEEDS { Vec::new() } else { tally.missing() };
+    assert!(missing.is_empty(), "never happened: {missing:?}");
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is no number")))
+}
+
+/// Past the capture of the test harness, so that the counts of a success are seen too.
+fn say(text: &str) {
+    writeln!(std::io::stderr(), "{text}").expect("standard error takes text");
+}
+
+fn work(next: &AtomicU64, end: u64, result: &Mutex<(Tally, Vec<String>)>) {
+    loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= end || result.lock().unwrap_or_else(PoisonError::into_inner).1.len() >= ENOUGH {
+            return;
+        }
+        let outcome = twice(seed);
+        let (tally, failures) = &mut *result.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(seen) => tally.merge(&seen),
+            Err(what) => {
+                let failure = format!("seed {seed}: {what}\n  again: SHARDEX_SIM_SEED={seed} cargo sim");
+                say(&failure);
+                failures.push(failure);
+            }
+        }
+    }
+}
+
+/// The second run repeats the first to the last byte, or a failure could not be repeated either.
+fn twice(seed: u64) -> Result<Tally, String> {
+    let (first, tally) = once(seed)?;
+    let (second, _) = once(seed)?;
+    match first == second {
+        true => Ok(tally),
+        false => Err(format!("two runs differ: {:016x} and {:016x}", first.0, second.0)),
+    }
+}
+
+/// On a thread of its own: what the last seed left in thread-locals does not reach it.
+fn once(seed: u64) -> Result<(Fnv, Tally), String> {
+    let run = thread::Builder::new().name(format!("seed {seed}")).spawn(move || life::run(seed));
+    run.expect("a thread").join().map_err(|panic| message(&*panic))
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_else(|| "it panicked".into())
+}

@@ -1,0 +1,365 @@
+//! Where everything that happens is written down, in order, and where the moment comes that ends a life.
+
+use std::{
+    fmt::Write as _,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use shardex::{CheckLevel, IndexStats, SearchResponse, Shardex, ShardexError, storage::Storage as _};
+use shardex_sim::{CrashKind, HookStorage, OpInfo, SimStorage, Verdict};
+use tokio::sync::Notify;
+
+use crate::{
+    batch::{self, Action},
+    book::{Book, Wish},
+    history::{Call, Ending, Fnv, Outcome, Refusal},
+    plan::{End, LifePlan},
+    tally::{Seen, Tally},
+    verdict,
+};
+
+pub(crate) type Index = Shardex<HookStorage<SimStorage>>;
+
+/// Written by every task of a run, none of which runs while another does.
+#[derive(Clone)]
+pub(crate) struct Desk {
+    book: Arc<Mutex<Book>>,
+    storage: SimStorage,
+    /// Told when the life is to end.
+    pub(crate) strike: Arc<Notify>,
+    /// Told when the process is to crash and the life to begin anew.
+    pub(crate) restart: Arc<Notify>,
+}
+
+impl Desk {
+    pub(crate) fn new(storage: SimStorage) -> Self {
+        let book = Book::new();
+        Self { book: Arc::new(Mutex::new(book)), storage, strike: Arc::default(), restart: Arc::default() }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another life is about to begin.
+    pub(crate) fn begin_life(&mut self, plan: &LifePlan) {
+        let mut book = self.book();
+        book.plan = Some(plan.clone());
+        (book.open, book.closing, book.crashed) = (false, false, false);
+        book.strike_at = book.events.saturating_add(plan.end.after());
+        book.syncs_left = plan.failing_sync.map(|nth| nth - 1);
+        book.tally.note(Seen::Lives);
+        drop(book);
+        (self.strike, self.restart) = Default::default();
+    }
+
+    /// The desk of the machine that a crash left.
+    pub(crate) fn after_crash(&self, storage: &SimStorage) -> Self {
+        Self { storage: storage.clone(), ..self.clone() }
+    }
+
+    /// Whether the crash that ends the life has come.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.book().crashed
+    }
+
+    /// The storage for this life: it tells the desk of each operation.
+    pub(crate) fn storage(&self) -> HookStorage<SimStorage> {
+        let desk = self.clone();
+        HookStorage::new(self.storage.clone(), move |info| {
+            desk.operation(info);
+            Verdict::Proceed
+        })
+    }
+
+    /// Whether a sync of the parent has failed on this machine.
+    pub(crate) fn parent_failed(&self) -> bool {
+        self.storage.counters().failed_parent_syncs > 0
+    }
+
+    /// Whether the machine has stopped. What happens on it from then on, nobody hears of.
+    pub(crate) fn stopped(&self) -> bool {
+        let stopped = self.storage.stopped();
+        if stopped {
+            self.strike.notify_one();
+        }
+        stopped
+    }
+
+    /// Notes an event, unless the machine has stopped.
+    fn event<T>(&self, note: impl FnOnce(&mut Book, u64) -> T) -> Option<T> {
+        if self.stopped() {
+            return None;
+        }
+        let mut book = self.book();
+        let at = self.count(&mut book);
+        if book.open {
+            book.life.last_event = book.start.elapsed();
+        }
+        Some(note(&mut book, at))
+    }
+
+    fn count(&self, book: &mut Book) -> u64 {
+        book.events += 1;
+        if book.events >= book.strike_at {
+            self.strike.notify_one();
+        }
+        book.events
+    }
+
+    /// An operation on the storage is about to be done.
+    fn operation(&self, info: &OpInfo) {
+        let mut book = self.book();
+        let at = self.count(&mut book);
+        if !info.op.is_sync() {
+            return;
+        }
+        book.note_sync(info);
+        match book.syncs_left {
+            Some(0) => {
+                book.syncs_left = None;
+                self.storage.fail_next_sync(io::ErrorKind::Other);
+                book.note_failure();
+                book.hash(|text| write!(text, "{at} sync fails;"));
+            }
+            left => book.syncs_left = left.map(|left| left - 1),
+        }
+    }
+
+    pub(crate) fn note(&self, seen: Seen) {
+        self.book().tally.note(seen);
+    }
+
+    /// The index is open, and a search shows this: judges the life before and begins the next.
+    pub(crate) fn opened(&self, found: &SearchResponse) {
+        self.event(|book, at| {
+            let state = batch::state(found).unwrap_or_else(|what| panic!("the open: {what}"));
+            book.hash(|text| write!(text, "{at} opened {state:?};"));
+            let findings = verdict::judge(&book.life, &state).unwrap_or_else(|what| panic!("{what}"));
+            book.note_findings(&findings);
+            book.begin(state, found.lsn.0);
+        });
+    }
+
+    pub(crate) fn recovered(&self, stats: &IndexStats) {
+        let mut book = self.book();
+        book.operations = operations(stats);
+        if stats.recovery.records_replayed > 0 {
+            book.tally.note(Seen::Replayed);
+        }
+        if stats.recovery.torn_tail {
+            book.tally.note(Seen::TornTails);
+        }
+    }
+
+    /// An open was refused: only a failed sync may do that.
+    pub(crate) fn open_refused(&self, error: &ShardexError) {
+        let mut book = self.book();
+        let failed = book.plan.as_ref().is_some_and(|plan| plan.failing_sync.is_some()) && book.syncs_left.is_none();
+        assert!(failed && Refusal::of(error) == Some(Refusal::Sync), "the open was refused: {error:?}");
+        // Once: the next open has nothing to fear.
+        book.plan.as_mut().expect("a life has a plan").failing_sync = None;
+        book.tally.note(Seen::OpensFailed);
+    }
+
+    /// A writer is about to call; none if there is no machine any more. A removal without a receipt to take adds instead.
+    pub(crate) fn begin(&self, writer: usize, wish: Wish) -> Option<(usize, u64, Action)> {
+        self.event(|book, at| {
+            let number = book.next_number;
+            book.next_number += 1;
+            let action = book.action(writer, wish);
+            book.hash(|text| write!(text, "{at} {writer} {number} {action:?};"));
+            book.note_begin();
+            let call = Call {
+                writer,
+                number,
+                action: action.clone(),
+                began: at,
+                after_failure: book.life.failed,
+                after_end: book.life.ending != Ending::Crash,
+                outcome: Outcome::Open,
+            };
+            book.life.calls.push(call);
+            (book.life.calls.len() - 1, number, action)
+        })
+    }
+
+    /// A call has returned. Returns whether it was refused.
+    pub(crate) fn end(&self, call: usize, result: Result<Option<u64>, ShardexError>) -> bool {
+        self.event(|book, at| {
+            book.hash(|text| write!(text, "{at} {call} {result:?};"));
+            let outcome = match &result {
+                Ok(removed) => Outcome::Done { at, time: book.life.last_event, removed: *removed },
+                Err(error) => match Refusal::of(error) {
+                    Some(why) => Outcome::Refused(why),
+                    None => panic!("{:?} was refused: {error:?}", book.life.calls[call]),
+                },
+            };
+            book.end(call, outcome);
+            result.is_err()
+        })
+        .unwrap_or(true)
+    }
+
+    /// A call was given up.
+    pub(crate) fn give_up(&self, call: usize) {
+        self.event(|book, at| {
+            book.hash(|text| write!(text, "{at} {call} given up;"));
+            book.life.calls[call].outcome = Outcome::Dropped;
+        });
+    }
+
+    /// A search has returned. Returns whether there may be more.
+    pub(crate) fn saw(&self, result: Result<SearchResponse, ShardexError>) -> bool {
+        self.event(|book, at| match result {
+            Ok(response) => {
+                assert!(book.life.ending == Ending::Crash, "a search succeeded after the close");
+                book.hash(|text| write!(text, "{at} saw {} {:?};", response.lsn, response.results));
+                let state = batch::state(&response).unwrap_or_else(|what| panic!("{what}"));
+                book.saw(at, response.lsn.0, state);
+                true
+            }
+            Err(ShardexError::Closed) if book.closing => {
+                book.tally.note(Seen::RefusedClosed);
+                false
+            }
+            Err(error) => panic!("a search was refused: {error:?}"),
+        })
+        .unwrap_or(false)
+    }
+
+    /// So many writers begin.
+    pub(crate) fn begin_work(&self, writers: usize) {
+        self.book().writers_left = writers;
+        if writers == 0 {
+            self.strike.notify_one();
+        }
+    }
+
+    /// A writer has done all it wanted.
+    pub(crate) fn end_work(&self) {
+        let mut book = self.book();
+        book.writers_left -= 1;
+        if book.writers_left == 0 {
+            self.strike.notify_one();
+        }
+    }
+
+    /// Whether the writers have done all they wanted, and nothing went wrong.
+    pub(crate) fn is_settled(&self) -> bool {
+        let book = self.book();
+        book.writers_left == 0 && !book.life.failed
+    }
+
+    /// Nobody writes, and the timers have had their time: what was carried out is what a search shows, so nothing was
+    /// done twice over, and what is to be committed and flushed by itself has been.
+    pub(crate) fn settled(&self, before: &IndexStats, after: &IndexStats, found: &SearchResponse) {
+        let mut book = self.book();
+        let state = batch::state(found).unwrap_or_else(|what| panic!("{what}"));
+        let calls = verdict::decode(&book.life, &state).unwrap_or_else(|what| panic!("{what}"));
+        let shown: u64 = calls.iter().map(|&call| book.life.calls[call].action.operations()).sum();
+        assert_eq!(operations(after) - book.operations, shown, "operations carried out, and those a search shows");
+        book.tally.note(Seen::Settled);
+        book.note_timers(before, after);
+    }
+
+    /// `close` is called.
+    pub(crate) fn begin_close(&self) {
+        self.event(|book, _| {
+            book.closing = true;
+            if book.calls_open() > 0 {
+                book.tally.note(Seen::ClosedInCall);
+            }
+        });
+    }
+
+    /// `close` has returned.
+    pub(crate) fn end_close(&self, result: &Result<(), ShardexError>, failed_before: bool) {
+        self.event(|book, at| {
+            book.hash(|text| write!(text, "{at} close {result:?};"));
+            match result {
+                Ok(()) => {
+                    assert!(!failed_before, "close succeeded after a failed sync");
+                    book.life.ending = Ending::Closed;
+                    book.tally.note(Seen::Closed);
+                }
+                Err(error) => {
+                    let why = Refusal::of(error);
+                    let poisoned = matches!(why, Some(Refusal::Sync | Refusal::Poisoned));
+                    assert!(poisoned && book.life.failed, "close was refused: {error:?}");
+                    book.life.ending = Ending::CloseRefused;
+                    book.tally.note(Seen::ClosePoisoned);
+                }
+            }
+        });
+    }
+
+    /// The lock is free as soon as `close` has returned.
+    pub(crate) fn assert_released(&self) {
+        drop(self.storage.lock().expect("close releases the lock before it returns"));
+    }
+
+    /// Whether there is an index to open.
+    pub(crate) fn made(&self) -> bool {
+        self.book().made
+    }
+
+    /// Whether a sync has failed in this life.
+    pub(crate) fn failed(&self) -> bool {
+        self.book().life.failed
+    }
+
+    /// All handles are dropped.
+    pub(crate) fn dropped(&self) {
+        self.event(|book, _| {
+            book.closing = true;
+            book.life.ending = Ending::Dropped;
+            book.tally.note(Seen::Dropped);
+            if book.calls_open() > 0 {
+                book.tally.note(Seen::DroppedInCall);
+            }
+        });
+    }
+
+    /// The life was ended by a crash.
+    pub(crate) fn crashed(&self, end: End, crash: CrashKind) {
+        let mut book = self.book();
+        book.crashed = true;
+        book.tally.note(match crash {
+            CrashKind::Power => Seen::PowerCuts,
+            CrashKind::Process => Seen::ProcessCrashes,
+        });
+        let seen = match (book.made, book.open) {
+            (false, _) => Seen::CreateCut,
+            (true, false) => Seen::OpenCut,
+            (true, true) if book.calls_open() > 0 => Seen::KilledInCall,
+            (true, true) => Seen::KilledIdle,
+        };
+        book.tally.note(seen);
+        if matches!(end, End::Cut { .. }) && self.storage.stopped() {
+            book.tally.note(Seen::StoppedInOperation);
+        }
+    }
+
+    /// Hash and counts of the whole run.
+    pub(crate) fn result(&self) -> (Fnv, Tally) {
+        let mut book = self.book();
+        for entry in self.storage.take_trace() {
+            book.hash(|text| write!(text, "{entry};"));
+        }
+        self.storage.read_files(|name, bytes| {
+            book.hash.feed(name.as_bytes());
+            book.hash.feed(bytes);
+        });
+        (book.hash, book.tally.clone())
+    }
+}
+
+/// Operations accepted since the open.
+fn operations(stats: &IndexStats) -> u64 {
+    stats.flush_totals.operations_applied as u64 + stats.pending_operations
+}
+
+/// The level of every check.
+pub(crate) const CHECK: CheckLevel = CheckLevel::Full;

@@ -1,0 +1,201 @@
+//! The lives of one index: opened, worked on, and ended in one way or another.
+
+use std::{future::pending, time::Duration};
+
+use madsim::{
+    Config,
+    runtime::{Handle, Runtime},
+};
+use rand::{SeedableRng as _, rngs::ChaCha8Rng};
+use shardex::{DocumentId, Shardex, ShardexError, storage::Storage as _};
+use shardex_sim::{CrashKind, SimStorage, workload};
+use tokio::{
+    select,
+    task::{JoinHandle, spawn},
+    time::sleep,
+};
+
+use crate::{
+    actor,
+    desk::{CHECK, Desk, Index},
+    history::Fnv,
+    plan::{End, LifePlan, PAGE, Plan, SECTOR},
+    tally::Tally,
+    verdict::TIMER_SLACK,
+};
+
+/// Virtual time that no seed needs: a call that is never answered is found out.
+const TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// Runs one seed. Panics on anything that the promises do not allow.
+pub(crate) fn run(seed: u64) -> (Fnv, Tally) {
+    let mut runtime = Runtime::with_seed_and_config(seed, Config::default());
+    runtime.set_time_limit(TIME_LIMIT);
+    runtime.block_on(lives(seed, Plan::of(seed)))
+}
+
+async fn lives(seed: u64, plan: Plan) -> (Fnv, Tally) {
+    let mut storage = SimStorage::new(PAGE, SECTOR, seed);
+    storage.set_trace(true);
+    storage.set_garbage(plan.garbage);
+    let mut desk = Desk::new(storage.clone());
+    let mut rng = ChaCha8Rng::seed_from_u64(!seed);
+    for life in &plan.lives {
+        desk.begin_life(life);
+        if let End::Cut { operation, stop, .. } = life.end {
+            storage.crash_after(operation, stop);
+        }
+        while let Some(crash) = process(&desk, &plan, life).await {
+            // Before another task runs: what was under way ends here.
+            storage.crash(crash, &mut rng);
+            desk = desk.after_crash(&storage);
+            if desk.has_ended() {
+                break;
+            }
+        }
+        if matches!(life.end, End::Drop { .. }) {
+            released(&storage).await;
+        }
+    }
+    desk.result()
+}
+
+/// A process that holds the index, to its end; tells how it crashed, if it did.
+async fn process(desk: &Desk, plan: &Plan, life: &LifePlan) -> Option<CrashKind> {
+    let node = Handle::current().create_node().build();
+    let session = node.spawn(session(desk.clone(), plan.clone(), life.clone()));
+    let crash = select! {
+        biased;
+        () = desk.restart.notified() => CrashKind::Process,
+        () = desk.strike.notified(), if life.end.crash().is_some() => {
+            let crash = life.end.crash()?;
+            desk.crashed(life.end, crash);
+            crash
+        }
+        done = session => {
+            done.expect("the session ends the life");
+            return None;
+        }
+    };
+    Handle::current().kill(node.id());
+    Some(crash)
+}
+
+/// Waits until the writer has let the index go: at once, for it waits for nothing.
+async fn released(storage: &SimStorage) {
+    sleep(Duration::from_millis(1)).await;
+    drop(storage.lock().expect("the lock is released when the last handle is dropped"));
+}
+
+/// One life, seen from the process that holds the index.
+async fn session(desk: Desk, plan: Plan, life: LifePlan) {
+    let index = open(&desk, &plan, &life).await;
+    let (stats, report) = (index.stats().await, index.check(CHECK).await);
+    match (stats, report) {
+        _ if desk.stopped() => return pending().await,
+        (Ok(stats), Ok(report)) => {
+            desk.recovered(&stats);
+            assert!(report.is_clean(), "{report}");
+        }
+        (stats, report) => panic!("{stats:?} {report:?}"),
+    }
+    desk.begin_work(life.writers);
+    let writers = (0..life.writers).map(|who| spawn(actor::writer(desk.clone(), index.clone(), life.clone(), who)));
+    let mut tasks: Vec<JoinHandle<()>> = writers.collect();
+    tasks.extend((0..life.readers).map(|who| spawn(actor::reader(desk.clone(), index.clone(), life.clone(), who))));
+    if life.end.crash().is_some() {
+        // The index lives in its tasks, which are killed from outside.
+        return pending().await;
+    }
+    desk.strike.notified().await;
+    match life.end {
+        End::Drop { .. } => give_up(&desk, index, tasks).await,
+        _ => close(&desk, &index, &life, tasks).await,
+    }
+}
+
+/// Opens or makes the index. A sync that fails refuses it once; one of the parent ends the process, for the directory's own
+/// entry cannot be made anew, and no second sync in the same life of the machine makes up for the first (R8).
+async fn open(desk: &Desk, plan: &Plan, life: &LifePlan) -> Index {
+    let storage = desk.storage();
+    loop {
+        let config = plan.config.clone().options(life.options.clone());
+        let opened = match desk.made() {
+            true => Shardex::open_on(storage.clone(), life.options.clone(), workload::env()).await,
+            false => Shardex::create_on(storage.clone(), config, workload::env()).await,
+        };
+        match opened {
+            _ if desk.stopped() => return pending().await,
+            Ok(index) => {
+                let found = index.search_with(&actor::QUERY, &actor::everything()).await;
+                desk.opened(&found.expect("an open index can be searched"));
+                return index;
+            }
+            Err(error) => {
+                desk.open_refused(&error);
+                if desk.parent_failed() {
+                    desk.restart.notify_one();
+                    return pending().await;
+                }
+            }
+        }
+    }
+}
+
+/// Closes, under the hands of whoever still calls.
+async fn close(desk: &Desk, index: &Index, life: &LifePlan, tasks: Vec<JoinHandle<()>>) {
+    settle(desk, index, life).await;
+    let failed_before = desk.failed();
+    desk.begin_close();
+    let closed = index.close().await;
+    desk.end_close(&closed, failed_before);
+    desk.assert_released();
+    for task in tasks {
+        task.await.expect("an actor leaves by itself");
+    }
+    assert_closed(index).await;
+}
+
+/// If the writers are done, gives the timers the time they take, and looks at what was done.
+async fn settle(desk: &Desk, index: &Index, life: &LifePlan) {
+    if !desk.is_settled() {
+        return;
+    }
+    let before = index.stats().await.expect("an open index has figures");
+    let interval = life.options.batch_write_interval_ms.max(life.options.flush_interval_ms);
+    sleep(Duration::from_millis(interval) + TIMER_SLACK).await;
+    let after = index.stats().await.expect("an open index has figures");
+    let found = index.search_with(&actor::QUERY, &actor::everything()).await.expect("an open index can be searched");
+    // The sync that the timer asked for may have failed.
+    if desk.is_settled() {
+        desk.settled(&before, &after, &found);
+    }
+}
+
+/// Drops every handle, those of calls under way too.
+async fn give_up(desk: &Desk, index: Index, tasks: Vec<JoinHandle<()>>) {
+    tasks.iter().for_each(JoinHandle::abort);
+    desk.dropped();
+    for task in tasks {
+        // It is done or was aborted: either way its handle on the index is gone.
+        drop(task.await);
+    }
+    drop(index);
+}
+
+/// Every call says that the index is closed.
+async fn assert_closed(index: &Index) {
+    let results = [
+        index.add_postings(Vec::new()).await,
+        index.remove_documents(vec![DocumentId(1)]).await.map(drop),
+        index.commit().await,
+        index.flush().await.map(drop),
+        index.stats().await.map(drop),
+        index.check(CHECK).await.map(drop),
+        index.search_with(&actor::QUERY, &actor::everything()).await.map(drop),
+        index.close().await,
+    ];
+    for (n, result) in results.iter().enumerate() {
+        assert!(matches!(result, Err(ShardexError::Closed)), "call {n} after the close: {result:?}");
+    }
+}
