@@ -66,8 +66,8 @@ pub struct FlushRun<S: Storage> {
     stage_began: Duration,
     /// The root to be, complete but for the directory.
     root: Root,
-    /// What the sync of the WAL that is waited for makes durable.
-    wal_up_to: Lsn,
+    /// What the sync of the WAL that is waited for makes durable, and how many operations since the open that are.
+    wal_up_to: (Lsn, u64),
     /// Shards that changed, as they were at X.
     dirty: Vec<(u32, Option<SharedShard<S::File>>)>,
     /// The state at X.
@@ -171,7 +171,7 @@ impl<S: Storage> Engine<S> {
             stats,
             began,
             stage_began: began,
-            wal_up_to: root.checkpoint,
+            wal_up_to: (root.checkpoint, self.counters.operations),
             root,
             dirty,
             snapshot: Arc::clone(&self.published),
@@ -210,8 +210,9 @@ impl<S: Storage> Engine<S> {
                 self.sync_wal(run)
             }
             Stage::Wal => {
-                self.wal.synced(run.wal_up_to);
-                self.counters.committed_operations = self.counters.committed_operations.max(run.operations);
+                let (lsn, operations) = run.wal_up_to;
+                self.wal.synced(lsn);
+                self.counters.committed_operations = self.counters.committed_operations.max(operations);
                 Ok(self.complete(run))
             }
         }
@@ -340,7 +341,7 @@ impl<S: Storage> Engine<S> {
         }
         match self.wal.sync_job(B1) {
             Some((job, up_to)) => {
-                run.wal_up_to = up_to;
+                run.wal_up_to = (up_to, self.counters.operations);
                 Ok(self.wait(run, job))
             }
             None => unreachable!("what is accepted and not durable waits for a sync"),

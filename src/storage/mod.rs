@@ -238,6 +238,12 @@ impl<F: StorageFile> SyncJob<F> {
         Self { file: Arc::clone(file), range: None, purpose }
     }
 
+    /// Why it is done.
+    #[must_use]
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
     /// Syncs. Blocks.
     ///
     /// # Errors

@@ -293,7 +293,8 @@ fn the_interval_commits_and_the_timer_and_the_size_of_the_wal_flush() {
         for n in 1..40 {
             index.add_postings(documents(n * 10..n * 10 + 10)).await?;
             let stats = index.stats().await?;
-            assert!(stats.wal_bytes < 20_000 + 4_096, "{stats:?}");
+            // As much again may come in while a flush is under way.
+            assert!(stats.wal_bytes < 2 * 20_000 + 4_096, "{stats:?}");
         }
         assert!(index.stats().await?.flushes > 1);
         Ok::<_, ShardexError>(())

@@ -24,6 +24,9 @@ use crate::{
     verdict::TIMER_SLACK,
 };
 
+/// Virtual time that two flushes take, the one under way and the next: a millisecond for each sync but that of the log.
+const FLUSH_TIME: Duration = Duration::from_millis(5);
+
 /// Virtual time that no seed needs: a call that is never answered is found out.
 const TIME_LIMIT: Duration = Duration::from_secs(600);
 
@@ -81,10 +84,15 @@ async fn process(desk: &Desk, plan: &Plan, life: &LifePlan) -> Option<CrashKind>
     Some(crash)
 }
 
-/// Waits until the writer has let the index go: at once, for it waits for nothing.
+/// Waits until the writer has let the index go: it serves what is queued, which may have to wait for flushes.
 async fn released(storage: &SimStorage) {
-    sleep(Duration::from_millis(1)).await;
-    drop(storage.lock().expect("the lock is released when the last handle is dropped"));
+    for _ in 0..100 {
+        if storage.lock().map(drop).is_ok() {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    panic!("the lock is released when the last handle is dropped");
 }
 
 /// One life, seen from the process that holds the index.
@@ -163,7 +171,7 @@ async fn settle(desk: &Desk, index: &Index, life: &LifePlan) {
     }
     let before = index.stats().await.expect("an open index has figures");
     let interval = life.options.batch_write_interval_ms.max(life.options.flush_interval_ms);
-    sleep(Duration::from_millis(interval) + TIMER_SLACK).await;
+    sleep(Duration::from_millis(interval) + TIMER_SLACK + FLUSH_TIME).await;
     let after = index.stats().await.expect("an open index has figures");
     let found = index.search_with(&actor::QUERY, &actor::everything()).await.expect("an open index can be searched");
     // The sync that the timer asked for may have failed.

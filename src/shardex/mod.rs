@@ -5,22 +5,22 @@
 //! 2. A snapshot is published before the write that it shows is answered.
 //! 3. A request that reached the writer is carried out even if its caller is gone.
 
+mod threads;
+mod writer;
+
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use arc_swap::ArcSwap;
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Instant, sleep_until},
-};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    config::{CheckLevel, Durability, OpenOptions, ShardexConfig},
+    config::{CheckLevel, OpenOptions, ShardexConfig},
     engine::{
         ConsistencyReport, Engine, Lent, batch,
         stats::{FlushStats, IndexStats},
@@ -34,10 +34,10 @@ use crate::{
     storage::{MmapStorage, Storage},
 };
 
-type Reply<T> = oneshot::Sender<Result<T>>;
+use threads::{Panic, WriterHandle, spawn_writer};
+use writer::Writer;
 
-/// Answers a caller that waits for its write to be durable.
-type Answer = Box<dyn FnOnce(Result<()>) + Send>;
+type Reply<T> = oneshot::Sender<Result<T>>;
 
 enum Command {
     Add(Vec<Posting>, Reply<()>),
@@ -55,6 +55,7 @@ struct Shared<S: Storage> {
     data: Arc<DataFile<S::File>>,
     options: OpenOptions,
     closed: AtomicBool,
+    panic: Panic,
 }
 
 /// A handle on an open index. Clones share it; the last one to be dropped lets the index go.
@@ -142,30 +143,38 @@ impl<S: Storage> Shardex<S> {
         options.validate()?;
         let (queue, requests) = mpsc::channel(options.queue_size);
         let (opened, is_open) = oneshot::channel();
-        let writer = spawn_writer(async move {
+        let panic: Panic = Arc::default();
+        let told = Arc::clone(&panic);
+        let make = move || {
+            let engine = make()?;
+            let shared = Arc::new(Shared {
+                snapshot: ArcSwap::new(engine.snapshot()),
+                data: Arc::clone(engine.data()),
+                options: engine.options().clone(),
+                closed: AtomicBool::new(false),
+                panic: told,
+            });
+            Writer::new(engine, Arc::clone(&shared)).map(|writer| (writer, shared))
+        };
+        let writer = spawn_writer(Arc::clone(&panic), async move {
             match make() {
                 Err(error) => drop(opened.send(Err(error))),
-                Ok(engine) => {
-                    let shared = Arc::new(Shared {
-                        snapshot: ArcSwap::new(engine.snapshot()),
-                        data: Arc::clone(engine.data()),
-                        options: engine.options().clone(),
-                        closed: AtomicBool::new(false),
-                    });
-                    if opened.send(Ok(Arc::clone(&shared))).is_ok() {
-                        Writer::new(engine, shared).run(requests).await;
+                Ok((writer, shared)) => {
+                    if opened.send(Ok(shared)).is_ok() {
+                        writer.run(requests).await;
                     }
                 }
             }
         })?;
-        let shared = is_open.await.unwrap_or_else(|_| Err(stopped()))?;
+        let shared = is_open.await.unwrap_or_else(|_| Err(stopped(&panic)))?;
         let writer = Mutex::new(Some(writer));
         Ok(Self { inner: Arc::new(Inner { queue: Some(queue), shared, writer }) })
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        let gone = || if self.inner.shared.closed.load(Ordering::Acquire) { ShardexError::Closed } else { stopped() };
+        let shared = &self.inner.shared;
+        let gone = || if shared.closed.load(Ordering::Acquire) { ShardexError::Closed } else { stopped(&shared.panic) };
         let Some(queue) = &self.inner.queue else { return Err(gone()) };
         queue.send(command(reply)).await.map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
@@ -298,229 +307,11 @@ impl<S: Storage> Drop for Inner<S> {
     }
 }
 
-fn stopped() -> ShardexError {
-    ShardexError::Poisoned { cause: "the writer stopped unexpectedly".into() }
-}
-
-/// Drives the engine.
-struct Writer<S: Storage> {
-    engine: Engine<S>,
-    shared: Arc<Shared<S>>,
-    /// When accepted writes are to be committed, at the latest.
-    commit_at: Option<Instant>,
-    /// When they are to be flushed.
-    flush_at: Option<Instant>,
-    /// A flush that failed is not tried again before the WAL has this many bytes.
-    flush_above: u64,
-    /// An error of background work that nobody was told yet.
-    untold: Option<ShardexError>,
-    /// Who waits for the next commit.
-    waiting: Vec<Answer>,
-}
-
-impl<S: Storage> Writer<S> {
-    fn new(engine: Engine<S>, shared: Arc<Shared<S>>) -> Self {
-        let flush_above = engine.options().flush_wal_bytes;
-        Self { engine, shared, commit_at: None, flush_at: None, flush_above, untold: None, waiting: Vec::new() }
-    }
-
-    async fn run(mut self, mut requests: mpsc::Receiver<Command>) {
-        loop {
-            let due = [self.commit_at, self.flush_at].into_iter().flatten().min();
-            let command = match due {
-                None => requests.recv().await,
-                Some(due) => tokio::select! {
-                    biased;
-                    command = requests.recv() => command,
-                    () = sleep_until(due) => {
-                        self.background();
-                        continue;
-                    }
-                },
-            };
-            let Some(command) = command else { break };
-            if let Some(reply) = self.serve(command) {
-                return self.close(reply, requests);
-            }
-            // All that came meanwhile shares one commit; bounded, so that timers are served under any load.
-            for _ in 0..self.engine.options().queue_size {
-                let Ok(command) = requests.try_recv() else { break };
-                if let Some(reply) = self.serve(command) {
-                    return self.close(reply, requests);
-                }
-            }
-            self.settle();
-            self.background();
-        }
-        if self.engine.options().durability != Durability::Manual {
-            // Best effort: nobody is left to tell, and nothing of it was acknowledged.
-            drop(self.engine.commit());
-        }
-    }
-
-    /// Carries out one request; returns the reply of a request to close.
-    fn serve(&mut self, command: Command) -> Option<Reply<()>> {
-        match command {
-            Command::Add(postings, reply) => {
-                let done = self.told().and_then(|()| self.engine.add(&postings)).map(|_| ());
-                self.written(done, Box::new(|done| drop(reply.send(done))));
-            }
-            Command::Remove(documents, reply) => match self.told().and_then(|()| self.engine.remove(&documents)) {
-                Ok((_, removed)) => {
-                    self.written(Ok(()), Box::new(move |done| drop(reply.send(done.map(|()| removed)))))
-                }
-                Err(error) => drop(reply.send(Err(error))),
-            },
-            Command::Commit(reply) => match self.told() {
-                Ok(()) => self.waiting.push(Box::new(|done| drop(reply.send(done)))),
-                Err(error) => drop(reply.send(Err(error))),
-            },
-            Command::Flush(reply) => {
-                self.settle();
-                let flushed = self.told().and_then(|()| self.engine.flush());
-                self.publish();
-                drop(reply.send(flushed));
-            }
-            Command::Stats(reply) => drop(reply.send(self.engine.stats())),
-            Command::Check(level, reply) => drop(reply.send(self.engine.check(level))),
-            Command::Close(reply) => {
-                self.settle();
-                return Some(reply);
-            }
-        }
-        None
-    }
-
-    /// Answers a write, or lets it wait for the commit that makes it durable.
-    fn written(&mut self, done: Result<()>, answer: Answer) {
-        self.publish();
-        match done {
-            Ok(()) if self.engine.options().durability == Durability::Immediate => self.waiting.push(answer),
-            done => answer(done),
-        }
-        self.flush_if_full();
-    }
-
-    /// Commits for all who wait.
-    fn settle(&mut self) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        let done = self.engine.commit().map(|_| ());
-        self.publish();
-        self.waiting.drain(..).for_each(|answer| answer(done.clone()));
-    }
-
-    /// Hands out an error of background work, once.
-    fn told(&mut self) -> Result<()> {
-        self.untold.take().map_or(Ok(()), Err)
-    }
-
-    fn publish(&self) {
-        self.shared.snapshot.store(self.engine.snapshot());
-    }
-
-    /// Commits and flushes that are due by the clock, and the times of the next ones.
-    fn background(&mut self) {
-        let options = self.engine.options().clone();
-        let now = Instant::now();
-        if self.commit_at.is_some_and(|at| at <= now) {
-            self.commit_at = None;
-            let done = self.engine.commit().map(|_| ());
-            self.note(done);
-        }
-        if self.flush_at.is_some_and(|at| at <= now) {
-            self.flush();
-        }
-        self.publish();
-        let interval = options.durability == Durability::Interval;
-        match self.commit_at {
-            None if interval && self.engine.has_uncommitted() && self.untold.is_none() => {
-                self.commit_at = Some(now + options.commit_interval());
-            }
-            Some(_) if !self.engine.has_uncommitted() => self.commit_at = None,
-            _ => {}
-        }
-        let timed = options.flush_interval_ms > 0;
-        match self.flush_at {
-            None if timed && self.engine.has_unflushed() && self.untold.is_none() => {
-                self.flush_at = Some(now + std::time::Duration::from_millis(options.flush_interval_ms));
-            }
-            Some(_) if !self.engine.has_unflushed() => self.flush_at = None,
-            _ => {}
-        }
-    }
-
-    /// A flush that the size of the WAL asks for.
-    fn flush_if_full(&mut self) {
-        if self.engine.options().flush_wal_bytes > 0 && self.engine.wal_bytes() > self.flush_above {
-            self.flush();
-            self.publish();
-        }
-    }
-
-    /// A flush that nobody asked for.
-    fn flush(&mut self) {
-        self.flush_at = None;
-        let limit = self.engine.options().flush_wal_bytes;
-        let done = self.engine.flush().map(|_| ());
-        self.flush_above = match &done {
-            Ok(()) => limit,
-            Err(_) => self.engine.wal_bytes() + limit / 8,
-        };
-        self.note(done);
-    }
-
-    /// Keeps an error of background work until somebody can be told.
-    fn note(&mut self, done: Result<()>) {
-        if let Err(error) = done {
-            self.engine.note_error();
-            self.untold = Some(error);
-        }
-    }
-
-    /// Closes the engine and refuses what is still queued.
-    fn close(mut self, reply: Reply<()>, mut requests: mpsc::Receiver<Command>) {
-        let done = self.told().and_then(|()| self.engine.close());
-        self.shared.closed.store(true, Ordering::Release);
-        requests.close();
-        // The lock is released before the answer, so that an open right after it succeeds.
-        drop(self.engine);
-        drop(reply.send(done));
-    }
-}
-
-/// The thread that the writer runs on, or under simulation the task.
-struct WriterHandle {
-    #[cfg(not(madsim))]
-    thread: std::thread::JoinHandle<()>,
-}
-
-impl WriterHandle {
-    /// Waits until the writer has let the index go.
-    fn wait(self) {
-        // A panic of the writer was told to whoever waited for an answer.
-        #[cfg(not(madsim))]
-        drop(self.thread.join());
-    }
-}
-
-/// Runs the writer on a thread with a runtime of its own: its syncs block nobody, and it needs neither the caller's
-/// runtime nor its timers.
-#[cfg(not(madsim))]
-fn spawn_writer(writer: impl Future<Output = ()> + Send + 'static) -> Result<WriterHandle> {
-    let failed = |source| ShardexError::io("start", "the writer's thread", source);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
-    let thread = std::thread::Builder::new()
-        .name("shardex-writer".into())
-        .spawn(move || runtime.block_on(writer))
-        .map_err(failed)?;
-    Ok(WriterHandle { thread })
-}
-
-/// Under simulation there are no threads: the writer is a task.
-#[cfg(madsim)]
-fn spawn_writer(writer: impl Future<Output = ()> + Send + 'static) -> Result<WriterHandle> {
-    tokio::task::spawn(writer);
-    Ok(WriterHandle {})
+/// The writer is gone, and nobody closed it.
+fn stopped(panic: &OnceLock<String>) -> ShardexError {
+    let cause = match panic.get() {
+        Some(what) => format!("the writer panicked: {what}"),
+        None => "the writer stopped unexpectedly".to_owned(),
+    };
+    ShardexError::Poisoned { cause }
 }
