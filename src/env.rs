@@ -1,4 +1,4 @@
-//! What the engine would otherwise take from the system: time and chance, handed in.
+//! What the engine would otherwise take from the system: time, chance and threads, handed in.
 //!
 //! Invariants: nothing below the async API reads a clock or draws a random number by itself; the clock
 //! decides nothing about correctness (R14); of the random numbers only the index id comes from the
@@ -45,6 +45,33 @@ impl Clock for SystemClock {
     }
 }
 
+/// Does independent work, on as many threads as it likes.
+pub trait Executor: Send + Sync + 'static {
+    /// Calls `work` once with each number below `tasks`, in any order, and returns when all calls have.
+    fn for_each(&self, tasks: usize, work: &(dyn Fn(usize) + Sync));
+}
+
+/// Everything on the calling thread, in order: what simulations use.
+#[derive(Clone, Copy, Debug)]
+pub struct Inline;
+
+impl Executor for Inline {
+    fn for_each(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(work);
+    }
+}
+
+/// All cores, by the process's pool of rayon.
+#[derive(Clone, Copy, Debug)]
+pub struct AllCores;
+
+impl Executor for AllCores {
+    fn for_each(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+        use rayon::prelude::{IntoParallelIterator as _, ParallelIterator as _};
+        (0..tasks).into_par_iter().for_each(work);
+    }
+}
+
 /// What an engine is given besides its storage.
 #[derive(Clone)]
 pub struct Env {
@@ -52,10 +79,12 @@ pub struct Env {
     pub clock: Arc<dyn Clock>,
     /// The id a new index gets: 128 random bits.
     pub new_index_id: u128,
+    /// Does what can be done in parallel.
+    pub executor: Arc<dyn Executor>,
 }
 
 impl Env {
-    /// The system's clock, and an index id from the system's generator.
+    /// The system's clock, an index id from the system's generator, and all cores.
     ///
     /// # Panics
     /// If the system has no source of random numbers.
@@ -64,7 +93,11 @@ impl Env {
         let mut id = [0u8; 16];
         #[expect(clippy::expect_used, reason = "an id that is not random would collide; there is no way on")]
         SysRng.try_fill_bytes(&mut id).expect("the system gives random numbers");
-        Self { clock: Arc::new(SystemClock::default()), new_index_id: u128::from_le_bytes(id) }
+        Self {
+            clock: Arc::new(SystemClock::default()),
+            new_index_id: u128::from_le_bytes(id),
+            executor: Arc::new(AllCores),
+        }
     }
 }
 

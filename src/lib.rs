@@ -70,4 +70,4 @@ pub use error::{Result, ShardexError};
 pub use id::{DocumentId, Generation, Lsn, ShardId};
 pub use index::{Hit, Hits};
 pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult};
-pub use shardex::Shardex;
+pub use shardex::{IndexSnapshot, Shardex};

@@ -103,6 +103,7 @@ fn stats_object(stats: &IndexStats) -> serde_json::Value {
         "disk_bytes": stats.disk_bytes,
         "free_bytes": stats.free_bytes,
         "held_bytes": stats.held_bytes,
+        "held_by_readers_bytes": stats.held_by_readers_bytes,
         "wal_bytes": stats.wal_bytes,
         "wal_segments": stats.wal_segments,
         "last_lsn": stats.last_lsn.0,

@@ -88,7 +88,15 @@ pub fn rows<'a>(postings: &'a [Posting], geometry: &Geometry) -> Result<Vec<Row<
 /// # Errors
 /// `InvalidDimension`, `InvalidVector`.
 pub fn query<'a>(vector: &'a [f32], geometry: &Geometry) -> Result<Cow<'a, [f32]>> {
-    let norm = norm(vector, 0, geometry)?;
+    query_at(vector, 0, geometry)
+}
+
+/// The same for query number `index` of several.
+///
+/// # Errors
+/// `InvalidDimension`, `InvalidVector`, with the index.
+pub fn query_at<'a>(vector: &'a [f32], index: usize, geometry: &Geometry) -> Result<Cow<'a, [f32]>> {
+    let norm = norm(vector, index, geometry)?;
     Ok(stored(vector, norm, geometry.metric))
 }
 

@@ -398,6 +398,9 @@ impl<S: Storage> Engine<S> {
             disk_bytes: self.data.file().len()? + self.wal_file.len()? + self.roots.file().len()?,
             free_bytes: self.work.space.free_pages() * page,
             held_bytes: held * page,
+            held_by_readers_bytes: self.work.held_by_readers(self.roots.newest().generation) as u64
+                * u64::from(geometry.extent_pages())
+                * page,
             wal_bytes: self.wal_bytes(),
             wal_segments: self.wal.segments(),
             segments_recycled: self.wal.recycled(),

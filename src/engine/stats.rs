@@ -143,6 +143,8 @@ pub struct IndexStats {
     pub free_bytes: u64,
     /// Bytes of the data file that wait for readers or for the next root before they are free.
     pub held_bytes: u64,
+    /// Of those, bytes that only a snapshot or a result of a search still reads.
+    pub held_by_readers_bytes: u64,
     /// Bytes of WAL that a recovery would replay.
     pub wal_bytes: u64,
     /// WAL segments in the file.

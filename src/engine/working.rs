@@ -146,6 +146,13 @@ impl<F: StorageFile> Working<F> {
         self.limbo.iter().map(|(_, place)| (place.run, true)).chain(meta)
     }
 
+    /// Extents that no root needs any more, now that root `durable` is, but a snapshot does.
+    #[must_use]
+    pub fn held_by_readers(&self, durable: Generation) -> usize {
+        let over = |last_named: Generation| last_named.0 + 2 <= durable.0;
+        self.limbo.iter().filter(|(last_named, _)| last_named.is_none_or(over)).count()
+    }
+
     /// A free extent, the file growing if it must.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! 2. A snapshot is published before the write that it shows is answered.
 //! 3. A request that reached the writer is carried out even if its caller is gone.
 
+mod snapshot;
 mod threads;
 mod writer;
 
@@ -22,18 +23,19 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     config::{CheckLevel, OpenOptions, ShardexConfig},
     engine::{
-        ConsistencyReport, Engine, Lent, batch,
+        ConsistencyReport, Engine, Lent,
         stats::{FlushStats, IndexStats},
     },
-    env::Env,
+    env::{Env, Executor},
     error::{Result, ShardexError},
     id::DocumentId,
-    index::{self, Hits, Snapshot},
+    index::{Hits, Snapshot},
     posting::{Posting, SearchOptions, SearchResponse, SearchResult},
     shard::DataFile,
     storage::{MmapStorage, Storage},
 };
 
+pub use snapshot::IndexSnapshot;
 use threads::{Panic, WriterHandle, spawn_writer};
 use writer::Writer;
 
@@ -56,6 +58,7 @@ struct Shared<S: Storage> {
     options: OpenOptions,
     closed: AtomicBool,
     panic: Panic,
+    executor: Arc<dyn Executor>,
 }
 
 /// A handle on an open index. Clones share it; the last one to be dropped lets the index go.
@@ -128,7 +131,8 @@ impl<S: Storage> Shardex<S> {
     /// As [`create`](Shardex::create).
     pub async fn create_on(storage: S, config: ShardexConfig, env: Env) -> Result<Self> {
         let options = config.options.clone();
-        Self::start(options, move || Engine::create(storage, &config, &env)).await
+        let executor = Arc::clone(&env.executor);
+        Self::start(options, executor, move || Engine::create(storage, &config, &env)).await
     }
 
     /// [`open_with`](Shardex::open_with) on another storage.
@@ -136,10 +140,15 @@ impl<S: Storage> Shardex<S> {
     /// # Errors
     /// As [`open`](Shardex::open).
     pub async fn open_on(storage: S, options: OpenOptions, env: Env) -> Result<Self> {
-        Self::start(options.clone(), move || Engine::open(storage, options, &env)).await
+        let executor = Arc::clone(&env.executor);
+        Self::start(options.clone(), executor, move || Engine::open(storage, options, &env)).await
     }
 
-    async fn start(options: OpenOptions, make: impl FnOnce() -> Result<Engine<S>> + Send + 'static) -> Result<Self> {
+    async fn start(
+        options: OpenOptions,
+        executor: Arc<dyn Executor>,
+        make: impl FnOnce() -> Result<Engine<S>> + Send + 'static,
+    ) -> Result<Self> {
         options.validate()?;
         let (queue, requests) = mpsc::channel(options.queue_size);
         let (opened, is_open) = oneshot::channel();
@@ -153,6 +162,7 @@ impl<S: Storage> Shardex<S> {
                 options: engine.options().clone(),
                 closed: AtomicBool::new(false),
                 panic: told,
+                executor,
             });
             Writer::new(engine, Arc::clone(&shared)).map(|writer| (writer, shared))
         };
@@ -268,18 +278,39 @@ impl<S: Storage> Shardex<S> {
     /// # Errors
     /// As [`search_with`](Self::search_with).
     pub async fn search_in_place(&self, query: &[f32], options: &SearchOptions) -> Result<Hits<S::File>> {
+        self.view()?.search_in_place(query, options)
+    }
+
+    /// One search for each query, all of the same state of the index, on all cores: see
+    /// [`IndexSnapshot::search_many`]. It keeps the calling thread busy until all answers are there; where that is not
+    /// wanted, call it from a thread for blocking work.
+    ///
+    /// # Errors
+    /// As [`search_with`](Self::search_with), with the position of the first query that fails.
+    pub async fn search_many<Q: AsRef<[f32]> + Sync>(
+        &self,
+        queries: &[Q],
+        options: &SearchOptions,
+    ) -> Result<Vec<SearchResponse>> {
+        self.view()?.search_many(queries, options)
+    }
+
+    /// The index as it is now, for searches that must agree with each other: it holds everything accepted before the call,
+    /// and stays as it is. Waits for nobody.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub async fn snapshot(&self) -> Result<IndexSnapshot<S>> {
+        self.view()
+    }
+
+    fn view(&self) -> Result<IndexSnapshot<S>> {
         let shared = &self.inner.shared;
         if shared.closed.load(Ordering::Acquire) {
             return Err(ShardexError::Closed);
         }
-        batch::search_options(options)?;
-        let query = batch::query(query, shared.data.geometry())?;
-        let slop = match options.exact {
-            true => None,
-            false => Some(options.slop.unwrap_or(shared.options.default_slop_factor)),
-        };
-        let snapshot = shared.snapshot.load_full();
-        index::search(&snapshot, &shared.data, &query, options.k, slop)
+        let (snapshot, data) = (shared.snapshot.load_full(), Arc::clone(&shared.data));
+        Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.executor), shared.options.default_slop_factor))
     }
 
     /// Flushes (or commits, if so configured), marks the end of the WAL, and lets the index go. Every further call on any

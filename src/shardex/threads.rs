@@ -56,10 +56,14 @@ pub(super) fn spawn_writer(_: Panic, writer: impl Future<Output = ()> + Send + '
     Ok(WriterHandle {})
 }
 
+/// A sync, and who is to hear of its end.
+#[cfg(not(madsim))]
+type Request<F> = (SyncJob<F>, oneshot::Sender<Result<()>>);
+
 /// Runs the syncs of flushes, one at a time, while the writer goes on. It ends when it is dropped.
 pub(super) struct Syncer<F> {
     #[cfg(not(madsim))]
-    jobs: Option<mpsc::Sender<(SyncJob<F>, oneshot::Sender<Result<()>>)>>,
+    jobs: Option<mpsc::Sender<Request<F>>>,
     #[cfg(not(madsim))]
     thread: Option<JoinHandle<()>>,
     #[cfg(madsim)]
@@ -70,7 +74,7 @@ pub(super) struct Syncer<F> {
 impl<F: StorageFile> Syncer<F> {
     /// Starts its thread.
     pub(super) fn start() -> Result<Self> {
-        let (jobs, requests) = mpsc::channel::<(SyncJob<F>, oneshot::Sender<Result<()>>)>();
+        let (jobs, requests) = mpsc::channel::<Request<F>>();
         let thread = std::thread::Builder::new()
             .name("shardex-sync".into())
             .spawn(move || {

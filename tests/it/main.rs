@@ -3,6 +3,7 @@
 mod api;
 #[cfg(feature = "cli")]
 mod cli;
+mod concurrent;
 mod conformance;
 mod deadly;
 mod explore;
@@ -12,6 +13,7 @@ mod fuzz;
 mod kill;
 mod layering;
 mod model;
+mod reclaim;
 mod schedules;
 mod support;
 mod traces;

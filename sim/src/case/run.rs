@@ -16,7 +16,7 @@ use crate::{
     mutant::{MutantStorage, next_turn},
     mutation::panic_text,
     storage::{Counters, CrashKind, Fault, Op, SimStorage, Stop},
-    workload::{Runner, Step, vector},
+    workload::{self, Runner, Step, vector},
 };
 
 /// The storage as the engine gets it.
@@ -84,7 +84,7 @@ impl Case {
         sim.keep_history();
         sim.set_garbage(self.garbage);
         sim.set_trace(true);
-        let env = Env { clock: sim.clock(), new_index_id: 7 };
+        let env = Env { clock: sim.clock(), ..workload::env() };
         drop(site::mutants::take_reached());
         let mut run = Run {
             case: self,

@@ -1,0 +1,132 @@
+//! A view of an index that does not change, for searches that must agree with each other.
+
+use std::sync::Arc;
+
+use crate::{
+    engine::{Lent, batch},
+    env::Executor,
+    error::Result,
+    id::Lsn,
+    index::{self, Hits, Snapshot},
+    posting::{SearchOptions, SearchResponse, SearchResult},
+    shard::DataFile,
+    storage::{MmapStorage, Storage},
+};
+
+/// An index as it was after some write. All searches of it give the same answers, whatever is written meanwhile.
+///
+/// Taking one waits for nobody and copies nothing. As long as it lives the places it reads from are not used again, so
+/// one that is kept for long makes the data file grow: `IndexStats::held_by_readers_bytes` says by how much. It stays
+/// readable after the index is closed.
+pub struct IndexSnapshot<S: Storage = MmapStorage> {
+    snapshot: Arc<Snapshot<Lent<S>>>,
+    data: Arc<DataFile<S::File>>,
+    executor: Arc<dyn Executor>,
+    default_slop: usize,
+}
+
+impl<S: Storage> Clone for IndexSnapshot<S> {
+    fn clone(&self) -> Self {
+        Self {
+            snapshot: Arc::clone(&self.snapshot),
+            data: Arc::clone(&self.data),
+            executor: Arc::clone(&self.executor),
+            default_slop: self.default_slop,
+        }
+    }
+}
+
+impl<S: Storage> std::fmt::Debug for IndexSnapshot<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IndexSnapshot").field("lsn", &self.lsn()).field("postings", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl<S: Storage> IndexSnapshot<S> {
+    pub(super) fn new(
+        snapshot: Arc<Snapshot<Lent<S>>>,
+        data: Arc<DataFile<S::File>>,
+        executor: Arc<dyn Executor>,
+        default_slop: usize,
+    ) -> Self {
+        Self { snapshot, data, executor, default_slop }
+    }
+
+    /// The last write it holds.
+    #[must_use]
+    pub fn lsn(&self) -> Lsn {
+        self.snapshot.lsn
+    }
+
+    /// Postings in it.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.snapshot.live
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Finds the `k` nearest postings in the `slop` nearest shards; `None` takes the configured default.
+    ///
+    /// # Errors
+    /// As [`search_in_place`](Self::search_in_place).
+    pub fn search(&self, query: &[f32], k: usize, slop: Option<usize>) -> Result<Vec<SearchResult>> {
+        let options = SearchOptions { slop, ..SearchOptions::new(k) };
+        Ok(self.search_with(query, &options)?.results)
+    }
+
+    /// Finds the nearest postings, and copies them out.
+    ///
+    /// # Errors
+    /// As [`search_in_place`](Self::search_in_place).
+    pub fn search_with(&self, query: &[f32], options: &SearchOptions) -> Result<SearchResponse> {
+        Ok(self.search_in_place(query, options)?.to_response())
+    }
+
+    /// Finds the nearest postings, to be read where they lie. Runs on the calling thread; cost: one distance per shard, and
+    /// one per posting in the shards scanned.
+    ///
+    /// # Errors
+    /// `InvalidDimension`, `InvalidVector`, `InvalidArgument`; `Corruption` if a shard that is read for the first time
+    /// since the open is damaged.
+    pub fn search_in_place(&self, query: &[f32], options: &SearchOptions) -> Result<Hits<S::File>> {
+        batch::search_options(options)?;
+        self.find(query, 0, options)
+    }
+
+    /// One search for each query, on all cores: the answers come in the order of the queries, and are those of
+    /// [`search_with`](Self::search_with). Blocks the calling thread until all are there.
+    ///
+    /// # Errors
+    /// As [`search_in_place`](Self::search_in_place), for the first query that fails; `index` is its position.
+    pub fn search_many<Q: AsRef<[f32]> + Sync>(
+        &self,
+        queries: &[Q],
+        options: &SearchOptions,
+    ) -> Result<Vec<SearchResponse>> {
+        batch::search_options(options)?;
+        let answers: Vec<std::sync::OnceLock<Result<SearchResponse>>> =
+            queries.iter().map(|_| Default::default()).collect();
+        self.executor.for_each(queries.len(), &|i| {
+            let answer = self.find(queries[i].as_ref(), i, options).map(|hits| hits.to_response());
+            // Each number is given out once.
+            drop(answers[i].set(answer));
+        });
+        let answered =
+            |answer: std::sync::OnceLock<_>| answer.into_inner().unwrap_or_else(|| unreachable!("all were done"));
+        answers.into_iter().map(answered).collect()
+    }
+
+    fn find(&self, query: &[f32], index: usize, options: &SearchOptions) -> Result<Hits<S::File>> {
+        let query = batch::query_at(query, index, self.data.geometry())?;
+        let slop = match options.exact {
+            true => None,
+            false => Some(options.slop.unwrap_or(self.default_slop)),
+        };
+        index::search(&self.snapshot, &self.data, &query, options.k, slop)
+    }
+}
