@@ -32,6 +32,11 @@ pub(crate) enum Command {
     Check(Check),
     /// Ingest, search, get killed, recover, and prove that nothing was lost.
     Demo,
+    /// Measure durable writes, searches beside writes, and writes beside flushes, on data made from a seed.
+    Bench(Bench),
+    /// What `bench` starts and kills.
+    #[command(hide = true)]
+    BenchChild(BenchChild),
     /// What `demo` starts and kills.
     #[command(hide = true)]
     DemoChild(DemoChild),
@@ -126,6 +131,23 @@ pub(crate) struct Check {
     /// Read every byte.
     #[arg(long)]
     pub(crate) full: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// Where the indexes are made, and removed again. Default: the system's directory for temporary files.
+    pub(crate) dir: Option<PathBuf>,
+    /// Rows of the large index.
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = positive)]
+    pub(crate) rows: usize,
+    /// Rounds; the medians are printed.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub(crate) rounds: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchChild {
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

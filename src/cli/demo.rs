@@ -23,7 +23,7 @@ use super::{
     search::{Found, ask_all, percentile, recall},
 };
 
-const DIMENSION: usize = 384;
+pub(super) const DIMENSION: usize = 384;
 const VECTORS: u64 = 20_000;
 const CLUSTERS: u64 = 200;
 const BATCH: u64 = 1_000;
@@ -41,7 +41,7 @@ const CHILD_BATCHES: u64 = 300;
 const PROOF_QUERIES: u64 = 25;
 
 /// Vector `n` of a seed: a point near one of the cluster centres. Any of them can be made again by itself.
-fn vector(seed: u64, n: u64) -> Vec<f32> {
+pub(super) fn vector(seed: u64, n: u64) -> Vec<f32> {
     let point = |stream: u64, n: u64| {
         let mut key = [0; 32];
         for (part, value) in key.chunks_exact_mut(8).zip([seed, stream, n, 0]) {
@@ -56,7 +56,7 @@ fn vector(seed: u64, n: u64) -> Vec<f32> {
     centre.iter().zip(&noise).map(|(c, x)| c + 0.6 * x).collect()
 }
 
-fn postings(seed: u64, ids: std::ops::Range<u64>) -> Vec<Posting> {
+pub(super) fn postings(seed: u64, ids: std::ops::Range<u64>) -> Vec<Posting> {
     ids.map(|n| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(seed, n) }).collect()
 }
 
@@ -120,9 +120,9 @@ fn main_job(dir: &Path, output: &Output) -> Result<Work, Failure> {
             flush,
             recall: recall(&found, &truth, K),
             scanned: mean_scanned(&found),
-            p50: percentile(&found, 0.5),
-            p99: percentile(&found, 0.99),
-            exact_p50: percentile(&exact, 0.5),
+            p50: percentile(found.iter().map(|found| found.time), 0.5),
+            p99: percentile(found.iter().map(|found| found.time), 0.99),
+            exact_p50: percentile(exact.iter().map(|found| found.time), 0.5),
             clean: report.is_clean(),
         })
     })

@@ -5,6 +5,7 @@
 
 mod admin;
 mod args;
+mod bench;
 mod demo;
 mod ingest;
 mod npy;
@@ -68,6 +69,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Flush(args) => admin::flush(args, &output),
         Command::Stats(args) => admin::stats(args, &output),
         Command::Check(args) => admin::check(args, &output),
+        Command::Bench(args) => bench::run(args, &output),
+        Command::BenchChild(args) => bench::child(args),
         Command::Demo => demo::run(&output),
         Command::DemoChild(args) => demo::child(args),
     };
@@ -106,5 +109,5 @@ pub(crate) fn block_on<T>(threads: usize, future: impl Future<Output = Result<T,
     if threads > 1 {
         builder.worker_threads(threads);
     }
-    builder.build()?.block_on(future)
+    builder.enable_time().build()?.block_on(future)
 }

@@ -109,8 +109,8 @@ pub(super) fn recall(found: &[Found], truth: &[Vec<i64>], k: usize) -> f64 {
 }
 
 /// The time that `share` of the queries did not exceed.
-pub(super) fn percentile(found: &[Found], share: f64) -> Duration {
-    let mut times: Vec<Duration> = found.iter().map(|found| found.time).collect();
+pub(super) fn percentile(times: impl IntoIterator<Item = Duration>, share: f64) -> Duration {
+    let mut times: Vec<Duration> = times.into_iter().collect();
     times.sort_unstable();
     let at = (times.len() as f64 * share).ceil() as usize;
     times.get(at.saturating_sub(1)).copied().unwrap_or_default()
@@ -132,7 +132,8 @@ fn report(args: &Search, found: &[Found], seconds: f64, truth: Option<&[Vec<i64>
     let queries = found.len();
     let qps = queries as f64 / seconds;
     let scanned = found.iter().map(|found| found.scanned).sum::<usize>() as f64 / queries.max(1) as f64;
-    let (p50, p99) = (percentile(found, 0.5), percentile(found, 0.99));
+    let times = || found.iter().map(|found| found.time);
+    let (p50, p99) = (percentile(times(), 0.5), percentile(times(), 0.99));
     let recall = truth.map(|truth| recall(found, truth, args.k));
     let mut object = json!({
         "queries": queries,

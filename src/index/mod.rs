@@ -11,6 +11,6 @@ mod snapshot;
 mod topk;
 
 pub use routing::RoutingTable;
-pub use search::{Hit, Hits, search};
+pub use search::{Hit, Hits, search, search_on};
 pub use snapshot::{CHUNK_SHARDS, Chunk, Snapshot};
 pub use topk::{Candidate, TopK};

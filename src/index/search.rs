@@ -1,6 +1,9 @@
 //! One search: choose shards by centroid, scan them, keep the best.
 
-use std::{ops::Deref, sync::Arc};
+use std::{
+    ops::Deref,
+    sync::{Arc, OnceLock},
+};
 
 use super::{
     snapshot::{CHUNK_SHARDS, Snapshot},
@@ -9,6 +12,7 @@ use super::{
 use crate::{
     config::Metric,
     distance,
+    env::{Executor, Inline},
     error::Result,
     format::geometry::Geometry,
     id::DocumentId,
@@ -120,10 +124,13 @@ impl<F: StorageFile> std::fmt::Debug for Hits<F> {
     }
 }
 
+/// Shards that one thread scans at least: fewer are not worth waking another for.
+const PART: usize = 64;
+
 /// Finds the `k` nearest postings of a snapshot in its `slop` nearest shards; `None` scans them all.
 ///
 /// `query` is checked and, under cosine, normalised. Cost: one distance per shard, and one per posting of the shards
-/// scanned; no lock is taken and nothing waited for.
+/// scanned; no lock is taken and nothing waited for. Runs on the calling thread.
 ///
 /// # Errors
 /// `Corruption` if a shard scanned for the first time is damaged on disk.
@@ -134,34 +141,55 @@ pub fn search<F: StorageFile>(
     k: usize,
     slop: Option<usize>,
 ) -> Result<Hits<F>> {
-    let geometry = data.geometry();
-    let mut top = TopK::new(k);
-    let (mut scanned, mut shards_scanned) = (0, 0);
-    let mut visit = |number: u32, shard: &Shard<F::Lent>| -> Result<()> {
-        shards_scanned += 1;
-        scanned += scan(shard, number, data, query, &mut top)?;
-        Ok(())
+    search_on(&Inline, snapshot, data, query, k, slop)
+}
+
+/// The same, many shards shared out among the threads of `executor`; the answer does not depend on it.
+///
+/// # Errors
+/// As [`search`]: of several damaged shards, the one that would have been scanned first.
+pub fn search_on<F: StorageFile>(
+    executor: &dyn Executor,
+    snapshot: &Arc<Snapshot<F::Lent>>,
+    data: &Arc<DataFile<F>>,
+    query: &[f32],
+    k: usize,
+    slop: Option<usize>,
+) -> Result<Hits<F>> {
+    let numbers = match slop {
+        Some(slop) if slop < snapshot.shards => nearest_shards(snapshot, data.geometry(), query, slop),
+        _ => snapshot.iter().map(|(number, _)| number).collect(),
     };
-    match slop {
-        Some(slop) if slop < snapshot.shards => {
-            for number in nearest_shards(snapshot, geometry, query, slop) {
-                if let Some(shard) = shard_of(snapshot, number) {
-                    visit(number, shard)?;
-                }
+    let scan_part = |numbers: &[u32]| -> Result<(TopK, usize)> {
+        let (mut top, mut scanned) = (TopK::new(k), 0);
+        for &number in numbers {
+            if let Some(shard) = shard_of(snapshot, number) {
+                scanned += scan(shard, number, data, query, &mut top)?;
             }
         }
-        _ => {
-            for (number, shard) in snapshot.iter() {
-                visit(number, shard)?;
-            }
+        Ok((top, scanned))
+    };
+    let (top, scanned) = if numbers.len() < 2 * PART {
+        scan_part(&numbers)?
+    } else {
+        let parts: Vec<&[u32]> = numbers.chunks(PART).collect();
+        let found: Vec<OnceLock<Result<(TopK, usize)>>> = parts.iter().map(|_| OnceLock::new()).collect();
+        // Each number is given out once, so each place is set once.
+        executor.for_each(parts.len(), &|i| drop(found[i].set(scan_part(parts[i]))));
+        let (mut top, mut scanned) = (TopK::new(k), 0);
+        for part in found.into_iter().filter_map(OnceLock::into_inner) {
+            let (nearest, n) = part?;
+            scanned += n;
+            nearest.into_sorted().into_iter().for_each(|candidate| top.offer(candidate));
         }
-    }
+        (top, scanned)
+    };
     Ok(Hits {
         snapshot: Arc::clone(snapshot),
         data: Arc::clone(data),
         nearest: top.into_sorted(),
         scanned,
-        shards_scanned,
+        shards_scanned: numbers.len(),
     })
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     engine::{Lent, batch},
-    env::Executor,
+    env::{Executor, Inline},
     error::Result,
     id::Lsn,
     index::{self, Hits, Snapshot},
@@ -87,15 +87,16 @@ impl<S: Storage> IndexSnapshot<S> {
         Ok(self.search_in_place(query, options)?.to_response())
     }
 
-    /// Finds the nearest postings, to be read where they lie. Runs on the calling thread; cost: one distance per shard, and
-    /// one per posting in the shards scanned.
+    /// Finds the nearest postings, to be read where they lie. Runs on the calling thread, and from 128 shards to scan on,
+    /// as an exact search of a large index does, on all cores; cost: one distance per shard, and one per posting in the
+    /// shards scanned.
     ///
     /// # Errors
     /// `InvalidDimension`, `InvalidVector`, `InvalidArgument`; `Corruption` if a shard that is read for the first time
     /// since the open is damaged.
     pub fn search_in_place(&self, query: &[f32], options: &SearchOptions) -> Result<Hits<S::File>> {
         batch::search_options(options)?;
-        self.find(query, 0, options)
+        self.find(&*self.executor, (0, query), options)
     }
 
     /// One search for each query, on all cores: the answers come in the order of the queries, and are those of
@@ -112,7 +113,7 @@ impl<S: Storage> IndexSnapshot<S> {
         let answers: Vec<std::sync::OnceLock<Result<SearchResponse>>> =
             queries.iter().map(|_| Default::default()).collect();
         self.executor.for_each(queries.len(), &|i| {
-            let answer = self.find(queries[i].as_ref(), i, options).map(|hits| hits.to_response());
+            let answer = self.find(&Inline, (i, queries[i].as_ref()), options).map(|hits| hits.to_response());
             // Each number is given out once.
             drop(answers[i].set(answer));
         });
@@ -121,12 +122,17 @@ impl<S: Storage> IndexSnapshot<S> {
         answers.into_iter().map(answered).collect()
     }
 
-    fn find(&self, query: &[f32], index: usize, options: &SearchOptions) -> Result<Hits<S::File>> {
+    fn find(
+        &self,
+        executor: &dyn Executor,
+        (index, query): (usize, &[f32]),
+        options: &SearchOptions,
+    ) -> Result<Hits<S::File>> {
         let query = batch::query_at(query, index, self.data.geometry())?;
         let slop = match options.exact {
             true => None,
             false => Some(options.slop.unwrap_or(self.default_slop)),
         };
-        index::search(&self.snapshot, &self.data, &query, options.k, slop)
+        index::search_on(executor, &self.snapshot, &self.data, &query, options.k, slop)
     }
 }

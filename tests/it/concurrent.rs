@@ -302,3 +302,38 @@ fn a_snapshot_stays_as_it_is_and_holds_its_places() {
         assert!(matches!(index.snapshot().await, Err(ShardexError::Closed)));
     });
 }
+
+/// Many shards are scanned on several threads: the same answer as on one, ties and all.
+#[test]
+fn a_search_on_all_cores_answers_as_one_on_a_single_thread() {
+    runtime().block_on(async {
+        let config = config().shard_size(2).options(OpenOptions::default());
+        let storage = SimStorage::new(4096, 512, 1);
+        let index = Shardex::create_on(storage.clone(), config, Env::system()).await.expect("made");
+        // Every vector twice, under two ids.
+        let postings = (0..600u64).map(|n| Posting {
+            document_id: DocumentId(n.into()),
+            start: 0,
+            length: 1,
+            vector: vector(n / 2, DIMENSION),
+        });
+        index.add_postings(postings.collect()).await.expect("accepted");
+        assert!(index.stats().await.expect("stats").total_shards > 256);
+        index.close().await.expect("closed");
+        let inline = Env { executor: Arc::new(shardex::env::Inline), ..Env::system() };
+        let mut answers = Vec::new();
+        for env in [Env::system(), inline] {
+            let index = Shardex::open_on(storage.clone(), OpenOptions::default(), env).await.expect("opened");
+            let mut found = Vec::new();
+            for k in [1, 7, 100, 600] {
+                let query = vector(k as u64 + 5, DIMENSION);
+                found.push(index.search_with(&query, &SearchOptions::new(k).exact()).await.expect("searched"));
+                found.push(index.search_with(&query, &SearchOptions::new(k).slop(200)).await.expect("searched"));
+            }
+            assert_eq!((found[0].scanned, found[1].shards_scanned), (600, 200));
+            answers.push(found.into_iter().map(|answer| answer.results).collect::<Vec<_>>());
+            index.close().await.expect("closed");
+        }
+        assert!(answers[0] == answers[1]);
+    });
+}

@@ -1,0 +1,302 @@
+//! `shardex bench`: what it costs to write, search and flush at once, beside what the same machine does without an index.
+//!
+//! Every figure is the median of rounds in which the things compared take turns: the machine's own mood is in all of them.
+
+use std::{
+    fs::{File, OpenOptions as FileOptions},
+    io::Write as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use shardex::{Durability, Metric, OpenOptions, SearchOptions, Shardex, ShardexConfig};
+
+use super::{
+    Answer, Failure, Outcome,
+    args::{Bench, BenchChild},
+    block_on,
+    demo::{DIMENSION, postings, vector},
+    output::{Output, ms},
+    search::percentile,
+};
+
+/// Rows of the index that small durable writes go to.
+const SMALL: u64 = 10_000;
+/// Durable writes of one posting per round.
+const WRITES: u64 = 400;
+/// Tasks that write together.
+const TASKS: u64 = 16;
+/// Postings per batch of a writer at full speed.
+const BATCH: u64 = 100;
+/// Postings per write whose wait is measured.
+const SMALL_BATCH: u64 = 10;
+/// How long each thing is looked at, per round.
+const WINDOW: Duration = Duration::from_secs(3);
+const SEED: u64 = 7;
+
+/// Measures all three.
+pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
+    let within = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let temporary = tempfile::TempDir::with_prefix_in("shardex-bench-", within)?;
+    let dir = temporary.path();
+    block_on(2, async {
+        let durable = durable(dir, args.rounds).await?;
+        output.say(&durable.1);
+        let index = filled(&dir.join("large"), args.rows as u64, OpenOptions::default().flush_interval_ms(0)).await?;
+        let stall = stall(&index, dir, args.rounds).await?;
+        output.say(&stall.1);
+        let tail = tail(&index, dir, args.rounds).await?;
+        output.say(&tail.1);
+        index.close().await?;
+        if output.is_json() {
+            output.result(&json!({ "durable": durable.0, "tail": tail.0, "stall": stall.0 }), "");
+        }
+        Ok(Answer::Yes)
+    })
+}
+
+/// An index of so many rows, flushed.
+async fn filled(dir: &Path, rows: u64, options: OpenOptions) -> Result<Shardex, Failure> {
+    let config = ShardexConfig::new(dir).vector_size(DIMENSION).metric(Metric::Cosine).options(options);
+    let index = Shardex::create(config).await?;
+    for first in (0..rows).step_by(1_000) {
+        index.add_postings(postings(SEED, first..rows.min(first + 1_000))).await?;
+    }
+    index.flush().await?;
+    Ok(index)
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// Appends and syncs, so often; the time of each in seconds.
+fn bare(file: &Path, bytes: usize, times: u64) -> Result<Vec<f64>, Failure> {
+    let mut file: File = FileOptions::new().create(true).append(true).open(file)?;
+    let block = vec![7; bytes];
+    let mut took = Vec::new();
+    for _ in 0..times {
+        let began = Instant::now();
+        file.write_all(&block)?;
+        file.sync_data()?;
+        took.push(began.elapsed().as_secs_f64());
+    }
+    Ok(took)
+}
+
+/// Durable writes of one posting: alone, and by many tasks, beside a bare append of the same bytes.
+async fn durable(dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
+    let options = OpenOptions::default().durability(Durability::Immediate).flush_interval_ms(0);
+    let index = filled(&dir.join("small"), SMALL, options).await?;
+    let (mut next, mut bytes) = (SMALL, 4_096);
+    let (mut bares, mut ones, mut shared) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let before = index.stats().await?;
+        let began = Instant::now();
+        for n in next..next + WRITES {
+            index.add_postings(postings(SEED, n..n + 1)).await?;
+        }
+        // Making the vectors is the caller's work.
+        let made = Instant::now();
+        for n in next..next + WRITES {
+            std::hint::black_box(postings(SEED, n..n + 1));
+        }
+        ones.push(WRITES as f64 / (began.elapsed() - 2 * made.elapsed()).as_secs_f64());
+        next += WRITES;
+        let after = index.stats().await?;
+        bytes = ((after.wal_bytes - before.wal_bytes) / WRITES) as usize;
+        bares.push(WRITES as f64 / bare(&dir.join("bare"), bytes, WRITES)?.iter().sum::<f64>());
+
+        let before = after.commits;
+        let tasks: Vec<_> = (0..TASKS)
+            .map(|task| {
+                let index = index.clone();
+                let from = next + task * WRITES;
+                tokio::spawn(async move {
+                    for n in from..from + WRITES {
+                        index.add_postings(postings(SEED, n..n + 1)).await?;
+                    }
+                    Ok::<_, shardex::ShardexError>(())
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.map_err(|e| Failure(e.to_string()))??;
+        }
+        next += TASKS * WRITES;
+        let syncs = index.stats().await?.commits - before;
+        shared.push((TASKS * WRITES) as f64 / syncs as f64);
+    }
+    index.close().await?;
+    let ratios: Vec<f64> = ones.iter().zip(&bares).map(|(one, bare)| one / bare).collect();
+    let (bare, one, ratio, shared) = (median(bares), median(ones), median(ratios), median(shared));
+    let text = format!(
+        "durable writes of one posting at {SMALL} rows, {bytes} bytes of log each\n  \
+         bare append + fdatasync   {bare:>8.0} /s\n  \
+         one task                  {one:>8.0} /s   {:.0} % of bare\n  \
+         {TASKS} tasks                  {shared:>8.1} writes per sync",
+        ratio * 100.0
+    );
+    let object = json!({ "bare_per_s": bare, "one_task_per_s": one, "of_bare": ratio, "writes_per_sync": shared });
+    Ok((object, text))
+}
+
+/// Searches as fast as one thread can, for the window; the 99th percentile, in seconds, and how many.
+fn searches(index: &Shardex, until: Instant) -> Result<(f64, usize), Failure> {
+    let mut took = Vec::new();
+    let options = SearchOptions::new(10);
+    let runtime = tokio::runtime::Handle::current();
+    while Instant::now() < until {
+        let query = vector(SEED, 1_000_000_000 + took.len() as u64);
+        let began = Instant::now();
+        let hits = runtime.block_on(index.search_in_place(&query, &options))?;
+        took.push(began.elapsed());
+        std::hint::black_box(hits.len());
+    }
+    let count = took.len();
+    Ok((percentile(took, 0.99).as_secs_f64(), count))
+}
+
+/// Searches while the same index takes writes and flushes at full speed, and beside a process that does the same to another.
+async fn tail(index: &Shardex, dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
+    let (mut beside, mut during, mut ratios, mut count) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let mut next = 10_000_000;
+    for round in 0..rounds {
+        let mut child = Busy::start(&dir.join(format!("other-{round}")))?;
+        let (p99, n) = in_thread(index, WINDOW).await?;
+        child.stop()?;
+        beside.push(p99);
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = tokio::spawn(busy(index.clone(), Arc::clone(&stop), next));
+        let (p99, m) = in_thread(index, WINDOW).await?;
+        stop.store(true, Ordering::Relaxed);
+        next = writer.await.map_err(|e| Failure(e.to_string()))??;
+        during.push(p99);
+        ratios.push(p99 / beside[beside.len() - 1]);
+        count += n + m;
+    }
+    let (beside, during, ratio) = (median(beside), median(during), median(ratios));
+    let rows = index.stats().await?.total_postings;
+    let text = format!(
+        "p99 of a search at {rows} rows, {count} searches\n  \
+         beside a busy process     {:>12}\n  \
+         while ingesting, flushing {:>12}   {ratio:.2} times that",
+        ms(Duration::from_secs_f64(beside)),
+        ms(Duration::from_secs_f64(during)),
+    );
+    Ok((json!({ "beside_s": beside, "during_s": during, "ratio": ratio, "searches": count }), text))
+}
+
+async fn in_thread(index: &Shardex, window: Duration) -> Result<(f64, usize), Failure> {
+    let index = index.clone();
+    let searching = tokio::task::spawn_blocking(move || searches(&index, Instant::now() + window));
+    searching.await.map_err(|e| Failure(e.to_string()))?
+}
+
+/// Adds batches and flushes, one after the other, until told to stop. Returns the next free id.
+async fn busy(index: Shardex, stop: Arc<AtomicBool>, first: u64) -> Result<u64, Failure> {
+    let mut next = first;
+    // Made once: what is measured is the index, not the making.
+    let made = postings(SEED, first..first + 20 * BATCH);
+    while !stop.load(Ordering::Relaxed) {
+        for chunk in made.chunks(BATCH as usize) {
+            let batch = chunk.iter().zip(next..).map(|(posting, id)| {
+                let mut posting = posting.clone();
+                posting.document_id = shardex::DocumentId(id.into());
+                posting
+            });
+            index.add_postings(batch.collect()).await?;
+            next += BATCH;
+        }
+        index.flush().await?;
+    }
+    Ok(next)
+}
+
+/// A process that ingests into an index of its own.
+struct Busy(Child);
+
+impl Busy {
+    fn start(dir: &Path) -> Result<Self, Failure> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let child = command.arg("bench-child").arg(dir).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        Ok(Self(child))
+    }
+
+    fn stop(&mut self) -> Result<(), Failure> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // It may have been stopped already.
+        drop(self.stop());
+    }
+}
+
+/// What `bench` starts beside itself and kills.
+pub(crate) fn child(args: &BenchChild) -> Outcome {
+    block_on(2, async {
+        let index = filled(&args.dir, 0, OpenOptions::default().flush_interval_ms(0)).await?;
+        busy(index, Arc::default(), 0).await?;
+        Ok(Answer::Yes)
+    })
+}
+
+/// The longest that a small write waits: without a flush, and while flushes run; beside the longest bare sync.
+async fn stall(index: &Shardex, dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
+    let (mut without, mut with, mut syncs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut next = 50_000_000;
+    for _ in 0..rounds {
+        index.flush().await?;
+        for flushes in [false, true] {
+            let stop = Arc::new(AtomicBool::new(false));
+            let flusher = tokio::spawn(flush_often(index.clone(), Arc::clone(&stop), flushes));
+            let (until, mut longest) = (Instant::now() + WINDOW, Duration::ZERO);
+            while Instant::now() < until {
+                let batch = postings(SEED, next..next + SMALL_BATCH);
+                next += SMALL_BATCH;
+                let began = Instant::now();
+                index.add_postings(batch).await?;
+                longest = longest.max(began.elapsed());
+            }
+            stop.store(true, Ordering::Relaxed);
+            flusher.await.map_err(|e| Failure(e.to_string()))??;
+            if flushes { &mut with } else { &mut without }.push(longest.as_secs_f64());
+        }
+        syncs.push(bare(&dir.join("bare"), 4_096, 200)?.into_iter().fold(0.0, f64::max));
+    }
+    let (without, with, sync) = (median(without), median(with), median(syncs));
+    let allowed = 2.0 * without + sync;
+    let text = format!(
+        "longest wait of a write of {SMALL_BATCH} postings\n  \
+         without a flush           {:>12}\n  \
+         while flushes run         {:>12}\n  \
+         longest bare sync         {:>12}   so {:.2} of twice the first plus that",
+        ms(Duration::from_secs_f64(without)),
+        ms(Duration::from_secs_f64(with)),
+        ms(Duration::from_secs_f64(sync)),
+        with / allowed,
+    );
+    Ok((json!({ "without_s": without, "with_s": with, "sync_s": sync, "of_allowed": with / allowed }), text))
+}
+
+async fn flush_often(index: Shardex, stop: Arc<AtomicBool>, really: bool) -> Result<(), Failure> {
+    while !stop.load(Ordering::Relaxed) {
+        if really {
+            index.flush().await?;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
