@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use shardex_sim::{
-    case::{Case, FAULT_CLASSES},
+    case::{Case, Event, FAULT_CLASSES},
     explorer::{self, Limits, Report},
     mutant::{How, Mutant},
     mutation::{self, Fate},
@@ -36,6 +36,23 @@ fn the_reference_workloads_keep_every_promise_at_every_crash_point() {
     );
     assert!(total.distinct_states >= 50_000, "{} images", total.distinct_states);
     assert_eq!(total.silent(), Vec::<&str>::new(), "never fired");
+}
+
+/// Each flushes twice at least, and all but one split a shard, free one or recycle a segment.
+#[test]
+fn the_reference_workloads_hold_what_matters() {
+    let mut small = 0;
+    for workload in workload::reference() {
+        let name = workload.name.clone();
+        let events = workload.steps.iter().cloned().map(Event::Do).collect();
+        let verdict = Case { workload, seed: 1, garbage: false, events }.run();
+        assert_eq!((&verdict.broken, &verdict.detected), (&None, &None), "{name}");
+        let flushes = verdict.trace.iter().filter(|entry| entry.purpose.0.starts_with("B2")).count();
+        assert!(flushes >= 2, "{name}: {flushes} flushes");
+        let busy = ["a shard was split", "a shard without a posting went", "a segment was recycled"];
+        small += usize::from(!busy.iter().any(|mark| verdict.marks.contains_key(mark)));
+    }
+    assert!(small <= 1, "{small} workloads neither split, free nor recycle");
 }
 
 #[test]
