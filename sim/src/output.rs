@@ -131,7 +131,8 @@ pub fn violation(violation: &Violation, save: &Path, as_json: bool) {
         eprintln!("{}", json!({ "broken": why, "case": case.to_string(), "file": file.display().to_string() }));
         return;
     }
-    println!("\nBROKEN: {why}\n{case}");
+    println!("\nBROKEN: {why}");
+    println!("first seen as: {}, in {}; shrunk:\n{case}", violation.broken, violation.case.workload.name);
     for (n, entry) in case.run().trace.iter().enumerate() {
         println!("{:>5} {entry}", n + 1);
     }
