@@ -107,8 +107,8 @@ pub struct OpenOptions {
     /// Milliseconds between automatic flushes while there is something to flush; 0 turns them off.
     /// Default 30,000.
     pub flush_interval_ms: u64,
-    /// Bytes of WAL that a recovery would replay, above which a flush starts by itself; 0 turns it off.
-    /// Default 32 MiB.
+    /// Bytes of WAL that a recovery would replay, above which a flush starts by itself; 0 turns it off. As much again may
+    /// come in while that flush is under way; then writes wait for it. Default 32 MiB.
     pub flush_wal_bytes: u64,
     /// Most bytes the WAL file may take; a write that needs more flushes first. At least 4 segments.
     /// Default 1 GiB.
@@ -119,8 +119,8 @@ pub struct OpenOptions {
     pub shardex_segment_size: usize,
     /// Check inside each flush. Default `Quick`; `Full` reads the whole index at every flush.
     pub flush_check: CheckLevel,
-    /// Writes that may wait for the writer before a further one has to wait to be queued, at least 1.
-    /// Default 64.
+    /// Calls that may wait for the writer before a further one has to wait to be queued, at least 1: what bounds the
+    /// memory that waiting writes take. Default 64.
     pub queue_size: usize,
     /// Whether `close` flushes (default) or only commits, leaving the WAL to the next open.
     pub flush_on_close: bool,

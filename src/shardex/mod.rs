@@ -63,8 +63,8 @@ struct Shared<S: Storage> {
 
 /// A handle on an open index. Clones share it; the last one to be dropped lets the index go.
 ///
-/// All calls may come from any task at once. Searches never wait for writes. A call whose future is dropped may be
-/// carried out or not, but never by halves.
+/// All calls may come from any task at once. Searches never wait for writes, and writes not for flushes. A call whose
+/// future is dropped before it is queued is not carried out; afterwards it is, once and whole, though nobody hears of it.
 ///
 /// Dropping the last handle without [`close`](Self::close) tries a last commit, unless durability is `Manual`, and
 /// releases the lock; it may block for one sync.
