@@ -104,9 +104,12 @@ pub(crate) struct Search {
     /// Scan every shard.
     #[arg(long)]
     pub(crate) exact: bool,
-    /// Threads that search.
+    /// Threads that search; with `--batched`, 1 or else all cores.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
     pub(crate) threads: usize,
+    /// Ask all queries in one call.
+    #[arg(long)]
+    pub(crate) batched: bool,
     /// True nearest ids, an .npy file of i32, a row per query; its first k count.
     #[arg(long, value_name = "IDS.npy")]
     pub(crate) truth: Option<PathBuf>,

@@ -113,6 +113,13 @@ fn ingest_search_remove_flush_stats_check() {
     exact.extend([&"--exact" as &dyn AsRef<std::ffi::OsStr>, &"--threads", &"2"]);
     let (_, object) = desk.json(&exact);
     assert_eq!((&object["scanned"], &object["recall"]), (&500.0.into(), &1.0.into()));
+    for threads in ["1", "2"] {
+        let mut batched = search.to_vec();
+        batched.extend([&"--batched" as &dyn AsRef<std::ffi::OsStr>, &"--exact", &"--threads", &threads]);
+        let (_, object) = desk.json(&batched);
+        assert_eq!((&object["scanned"], &object["recall"]), (&500.0.into(), &1.0.into()));
+        assert_eq!(ids(&out), (0..20).collect::<Vec<i64>>());
+    }
     let (_, object) = desk.json(&[&"search", &dir, &queries, &"--slop", &"1"]);
     assert!(object["scanned"].as_f64() <= Some(32.0) && object["qps"].as_f64() > Some(0.0), "{object}");
     let more = desk.vectors("more.npy", 500..520);
