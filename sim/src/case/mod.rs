@@ -14,6 +14,7 @@
 
 mod damage;
 mod generate;
+mod judge;
 mod run;
 mod text;
 

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The storage as the engine gets it.
-type Rig = MutantStorage<HookStorage<SimStorage>>;
+pub(super) type Rig = MutantStorage<HookStorage<SimStorage>>;
 
 /// The storage with a guard: nothing is stored over the only root that can be read (R3).
 fn rig(sim: &SimStorage) -> Rig {
@@ -43,7 +43,7 @@ pub(super) enum End {
     Detected(String),
 }
 
-fn broken(what: impl Into<String>) -> End {
+pub(super) fn broken(what: impl Into<String>) -> End {
     End::Broken(what.into())
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Run<'a> {
     pub(super) case: &'a Case,
     pub(super) sim: SimStorage,
     pub(super) env: Env,
-    runner: Runner<Rig>,
+    pub(super) runner: Runner<Rig>,
     rig: Rig,
     /// Crashes planned, in the order of their faults.
     crashes: VecDeque<Crash>,
@@ -59,9 +59,9 @@ pub(super) struct Run<'a> {
     pub(super) root_before: [Vec<u8>; 2],
     root_now: [Vec<u8>; 2],
     /// Durable batches before the last acknowledgement: what damage of the last commit group may take (P4).
-    before_last_group: usize,
+    pub(super) before_last_group: usize,
     /// Closed and opened, and nothing written since.
-    closed: bool,
+    pub(super) closed: bool,
     /// The files may hold damage that no full check has looked for since.
     pub(super) damaged: bool,
     /// Stale reads and rotten bits that a full check, clean since, leaves no doubt about.
@@ -209,11 +209,11 @@ impl Run<'_> {
     }
 
     /// Whether the medium may have done anything that nobody has found yet.
-    fn doubt(&self) -> bool {
+    pub(super) fn doubt(&self) -> bool {
         self.damaged || self.medium_failed()
     }
 
-    fn medium_failed(&self) -> bool {
+    pub(super) fn medium_failed(&self) -> bool {
         let c = self.sim.counters();
         c.lying_syncs + c.misdirected_syncs > 0 || self.live_rot()
     }
@@ -225,7 +225,7 @@ impl Run<'_> {
     }
 
     /// A full check was clean: nothing from before it is an excuse for anything after it.
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         let c = self.sim.counters();
         self.cleared = c.stale_reads + c.rotten_bits;
         self.damaged = false;
@@ -519,110 +519,6 @@ impl Run<'_> {
             Ok(_) if grew => Ok(()),
             Err(error) if error.is_out_of_space() || self.doubt() => Ok(()),
             other => Err(broken(format!("an open that found no room takes a write: {other:?}"))),
-        }
-    }
-
-    /// Batches that must be there after a recovery.
-    fn floor(&self, damage: Option<Damage>) -> usize {
-        let durable = self.runner.model.durable();
-        match damage {
-            // P4's second limit: an exact older state cannot be told from the truth.
-            _ if self.medium_failed() => 0,
-            // What was damaged at an earlier crash, and nobody has looked since.
-            None if self.damaged && !self.case.garbage => 0,
-            // P4's first limit: damage of the last commit group of an index that was not closed looks like a torn tail.
-            Some(Damage::Rot | Damage::RotTail | Damage::Stale) if !self.closed => self.before_last_group,
-            // P4's third limit: so does a WAL that is cut within what it has grown by since the last flush.
-            Some(Damage::Truncate) if self.cut_wal => 0,
-            _ => durable,
-        }
-    }
-
-    /// What was opened, against the model.
-    fn judge(&mut self, opened: Result<Engine<Rig>, ShardexError>, damage: Option<Damage>) -> Result<(), End> {
-        let floor = self.floor(damage);
-        let engine = match opened {
-            Ok(engine) => engine,
-            Err(error) if self.doubt() => return Err(End::Detected(error.to_string())),
-            Err(error) => return Err(broken(format!("P1: {error}"))),
-        };
-        self.roots_are_whole()?;
-        let fell_back = engine.stats().is_ok_and(|stats| stats.recovery.root_fallback);
-        if let Some(what) = self.must_be_found.take()
-            && !fell_back
-        {
-            return Err(broken(format!("P4: {what}, and opened")));
-        }
-        let n = match self.rng.random_range(0..4) {
-            0 if self.may_trust(&engine, floor) => self.runner.model.up_to(engine.last_lsn()),
-            order => {
-                if order == 1 {
-                    self.checked(&engine)?;
-                }
-                let n = self.found(&engine, floor, order == 1)?;
-                if order != 1 {
-                    self.checked(&engine)?;
-                }
-                self.clear();
-                n
-            }
-        };
-        self.runner.model.keep(n);
-        self.runner.flushed = n;
-        self.before_last_group = n;
-        self.closed = false;
-        self.runner.engine = Some(engine);
-        Ok(())
-    }
-
-    /// After an open both slots hold a root again.
-    fn roots_are_whole(&self) -> Result<(), End> {
-        match roots(&self.sim) {
-            [Some(_), Some(_)] => Ok(()),
-            _ if self.medium_failed() => Ok(()),
-            _ => Err(broken("P4: a slot of the root file cannot be read after an open")),
-        }
-    }
-
-    /// Whether nobody needs to look: so that what comes next is the first to read, as it is for a user.
-    fn may_trust(&self, engine: &Engine<Rig>, floor: usize) -> bool {
-        let n = self.runner.model.up_to(engine.last_lsn());
-        !self.medium_failed() && !self.cut_wal && n >= floor && !self.case.garbage
-    }
-
-    /// The prefix of batches that an engine holds.
-    fn found(&mut self, engine: &Engine<Rig>, floor: usize, clean: bool) -> Result<usize, End> {
-        let metric = engine.geometry().metric;
-        let held = match model::contents(engine) {
-            Ok(held) => held,
-            Err(what) if clean => return Err(broken(format!("P4: a full check is clean, and then: {what}"))),
-            Err(what) if self.doubt() && what.contains("P4:") => return Err(End::Detected(what)),
-            Err(what) => return Err(broken(what)),
-        };
-        let accepted = self.runner.model.accepted();
-        let fits = |n: &usize| model::same(&held, &self.runner.model.state(*n), metric);
-        match (floor..=accepted).find(fits) {
-            Some(n) => {
-                model::answers_as_brute_force(engine, &self.runner.model.state(n)).map_err(broken)?;
-                Ok(n)
-            }
-            None => Err(broken(match (0..floor).rev().find(fits) {
-                Some(n) => format!("P1: {floor} batches were durable, {n} are there"),
-                None => format!("P2: {} postings, which no prefix of {floor} to {accepted} batches leaves", held.len()),
-            })),
-        }
-    }
-
-    /// The full check is clean, or there is reason for doubt.
-    fn checked(&self, engine: &Engine<Rig>) -> Result<(), End> {
-        match engine.check(CheckLevel::Full) {
-            Ok(report) if report.is_clean() => Ok(()),
-            Ok(report) if self.doubt() => Err(End::Detected(report.to_string())),
-            Ok(report) => Err(broken(format!("P6: {report}"))),
-            // A read that fails by order is an error, and the next one works.
-            Err(ShardexError::Io { .. }) => Ok(()),
-            Err(error) if self.doubt() => Err(End::Detected(error.to_string())),
-            Err(error) => Err(broken(format!("P4: {error}"))),
         }
     }
 }
