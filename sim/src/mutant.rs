@@ -232,11 +232,6 @@ impl<S> MutantStorage<S> {
         let state = State { active: ACTIVE.get(), ..State::default() };
         Self { inner, state: Arc::new(state) }
     }
-
-    /// The storage inside.
-    pub fn inner(&self) -> &S {
-        &self.inner
-    }
 }
 
 /// The names that an index has; others are all one.

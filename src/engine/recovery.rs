@@ -217,8 +217,8 @@ impl<F: StorageFile> Found<F> {
         let empty = Snapshot::empty(newest.checkpoint);
         let numbers = 0..work.shards.len() as u32;
         let durable = Arc::new(empty.with_changes(&work.shards, numbers, (newest.checkpoint, newest.live), &geometry));
-        // Nothing behind a torn tail may ever continue a chain.
         let durable_segments = newest.wal_segments as usize;
+        // Nothing behind a torn tail may ever continue a chain.
         let next_epoch = if site::applies(site::Kind::Ordering, !fresh) { epoch + 1 } else { newest_epoch };
         let wal = WalWriter::start_epoch(
             &wal_file,

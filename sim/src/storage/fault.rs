@@ -137,8 +137,4 @@ impl Plan {
     pub(super) fn clear(&mut self) {
         self.queue.clear();
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
 }

@@ -272,11 +272,6 @@ impl SimStorage {
         self.machine().sync_fault = Some(SyncFault::Fail(kind));
     }
 
-    /// Lets the next sync, of whatever, return `Ok` and do nothing (R13).
-    pub fn lie_at_next_sync(&self) {
-        self.machine().sync_fault = Some(SyncFault::Lie);
-    }
-
     /// Plans a fault for the `after`-th operation, counted from now or, if others are planned, from the firing of the one
     /// before it; or for the first operation behind that one at which it can fire.
     pub fn plan(&self, after: u64, fault: Fault) {
@@ -288,12 +283,6 @@ impl SimStorage {
     /// Forgets all that is planned.
     pub fn clear_plan(&self) {
         self.machine().plan.clear();
-    }
-
-    /// Whether nothing is planned any more.
-    #[must_use]
-    pub fn plan_is_done(&self) -> bool {
-        self.machine().plan.is_empty()
     }
 
     /// Keeps from now on what sectors held before: stale reads and [`go_back`](Self::go_back) need it.

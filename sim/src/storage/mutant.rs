@@ -13,7 +13,7 @@ pub enum SimMutant {
     PagesWhole,
     /// R3: of a sector's versions only the newest may survive.
     NewestVersionOnly,
-    /// R3: sectors survive in the order of their places.
+    /// R2: sectors reach the device in the order of their places.
     SectorsInOrder,
     /// R4: a sync of a range does nothing.
     RangeSyncNothing,
