@@ -113,8 +113,11 @@ pub struct OpenOptions {
     /// Most bytes the WAL file may take; a write that needs more flushes first. At least 4 segments.
     /// Default 1 GiB.
     pub wal_max_bytes: u64,
-    /// Shards a search scans when it names no slop, at least 1.
+    /// Shards a search scans when it names neither slop nor recall and there are no cells yet, at least 1.
     pub default_slop_factor: usize,
+    /// Share of the nearest that a search looks for when it names neither slop nor recall, above 0 and at most 1. Default
+    /// 0.96.
+    pub default_recall: f32,
     /// Entries by which the in-memory index grows at once, at least 1. Default 1,000.
     pub shardex_segment_size: usize,
     /// Check inside each flush. Default `Quick`; `Full` reads the whole index at every flush.
@@ -135,6 +138,7 @@ impl Default for OpenOptions {
             flush_wal_bytes: 32 << 20,
             wal_max_bytes: 1 << 30,
             default_slop_factor: 96,
+            default_recall: 0.96,
             shardex_segment_size: 1_000,
             flush_check: CheckLevel::Quick,
             queue_size: 64,
@@ -198,6 +202,7 @@ impl ShardexConfig {
         flush_wal_bytes: u64,
         wal_max_bytes: u64,
         default_slop_factor: usize,
+        default_recall: f32,
         shardex_segment_size: usize,
         flush_check: CheckLevel,
         queue_size: usize,
@@ -252,6 +257,7 @@ impl OpenOptions {
         flush_wal_bytes: u64,
         wal_max_bytes: u64,
         default_slop_factor: usize,
+        default_recall: f32,
         shardex_segment_size: usize,
         flush_check: CheckLevel,
         queue_size: usize,
@@ -275,6 +281,10 @@ impl OpenOptions {
             ("shardex_segment_size", self.shardex_segment_size as u64),
             ("queue_size", self.queue_size as u64),
         ];
+        if !(self.default_recall > 0.0 && self.default_recall <= 1.0) {
+            let reason = format!("{} is not above 0 and at most 1", self.default_recall);
+            return Err(ShardexError::Config { field: "default_recall", reason });
+        }
         match at_least_one.into_iter().find(|&(_, value)| value == 0) {
             Some((field, _)) => Err(ShardexError::Config { field, reason: "0 is less than 1".into() }),
             None => Ok(()),

@@ -44,6 +44,8 @@
 #[cfg(not(target_endian = "little"))]
 compile_error!("the files are mapped as they are, and they are little-endian");
 
+pub mod cells;
+pub mod codes;
 mod config;
 pub mod distance;
 pub mod engine;

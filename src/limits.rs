@@ -36,6 +36,52 @@ pub const MAX_GROWTH_BYTES: u64 = 64 << 20;
 pub const SPLIT_NEIGHBOURS: usize = 16;
 
 /// Most rounds of 2-means in a split.
-pub const SPLIT_ROUNDS: usize = 10;
+pub const SPLIT_ROUNDS: usize = 5;
+
+/// Postings per cell: the fewer, the fewer codes are scanned and the more centroids compared with.
+pub const CELL_POSTINGS: usize = 25;
+
+/// Cells per group.
+pub const GROUP_CELLS: usize = 32;
+
+/// Rounds of k-means over all postings when cells are made from nothing; half as many when they are made from cells.
+pub const CELL_ROUNDS: usize = 8;
+
+/// Rounds of k-means over centroids that make groups.
+pub const GROUP_ROUNDS: usize = 5;
+
+/// Groups that are looked into for the nearest cell of a posting, at least; or half of them.
+pub const BUILD_GROUPS: usize = 16;
+
+/// Neighbours of a cell to which its postings may go in a round.
+pub const CELL_NEIGHBOURS: usize = 32;
+
+/// Cells that a posting is compared with exactly.
+pub const BUILD_CELLS: usize = 32;
+
+/// Cells among which the second one of a posting is picked, and how much a residual along the first one costs (Sun et
+/// al., NeurIPS 2023).
+pub const SOAR_CELLS: usize = 12;
+/// See [`SOAR_CELLS`].
+pub const SOAR_LAMBDA: f32 = 1.5;
+
+/// The standard deviation of an estimate in units of a code's factor and the query's distance to the centroid: the square
+/// root of `1 − t²`, where `t` is the cosine of a residual and its signs, 0.8 in all but the lowest dimensions.
+pub const CODE_DEVIATION: f32 = 0.6;
+
+/// Stored vectors that are searched for to find what a recall takes.
+pub const CALIBRATION_QUERIES: usize = 512;
+
+/// Neighbours of each that are looked for.
+pub const CALIBRATION_K: usize = 10;
+
+/// Cells of which such a search notes where they were found, at most.
+pub const CALIBRATION_CELLS: u64 = 1_024;
+
+/// Codes that such a search looks at, at least.
+pub const CALIBRATION_CODES: u64 = 4_096;
+
+/// Live postings from which on an index makes cells by itself.
+pub const LEAST_FOR_CELLS: u64 = 4_096;
 
 const _: () = assert!(EXTENT_SLOTS.is_power_of_two() && EXTENT_SLOTS <= 64);

@@ -40,8 +40,13 @@ pub struct SearchResult {
 pub struct SearchOptions {
     /// Number of results: 1 to [`MAX_K`](crate::limits::MAX_K). Fewer come back from a smaller index.
     pub k: usize,
-    /// Number of shards to scan, the nearest first; `None` takes the configured default.
+    /// Number of shards to scan, the nearest first. Where the index has cells, as many postings are looked at as that many
+    /// shards hold, in the nearest cells; from the number of all shards on, it is every posting. Together with a
+    /// `recall` it is the most that is looked at.
     pub slop: Option<usize>,
+    /// Share of the true nearest that is wanted, above 0 and at most 1, on the average of many queries: the search goes on
+    /// until that much is likely found. Where neither this nor `slop` is given, the configured default.
+    pub recall: Option<f32>,
     /// Scan every shard: the answer is that of a brute-force scan.
     pub exact: bool,
 }
@@ -50,13 +55,20 @@ impl SearchOptions {
     /// The `k` nearest, with every other option at its default.
     #[must_use]
     pub fn new(k: usize) -> Self {
-        Self { k, slop: None, exact: false }
+        Self { k, slop: None, recall: None, exact: false }
     }
 
     /// Sets the number of shards to scan.
     #[must_use]
     pub fn slop(mut self, slop: usize) -> Self {
         self.slop = Some(slop);
+        self
+    }
+
+    /// Sets the share of the true nearest that is wanted.
+    #[must_use]
+    pub fn recall(mut self, recall: f32) -> Self {
+        self.recall = Some(recall);
         self
     }
 
@@ -74,10 +86,14 @@ impl SearchOptions {
 pub struct SearchResponse {
     /// The nearest first; equal scores by (document id, start, length).
     pub results: Vec<SearchResult>,
-    /// Vectors whose distance was computed.
+    /// Postings looked at, by their codes or their vectors. One that has its code in two cells may count twice.
     pub scanned: usize,
-    /// Shards that were scanned.
+    /// Vectors whose distance was computed.
+    pub computed: usize,
+    /// Shards whose vectors were scanned from end to end: none where the cells answered.
     pub shards_scanned: usize,
+    /// Cells whose codes were scanned.
+    pub cells_scanned: usize,
     /// The last write that this search saw.
     pub lsn: Lsn,
 }

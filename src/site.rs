@@ -100,6 +100,10 @@ marks! {
     Moved,
     /// a shard without a posting went
     ShardFreed,
+    /// cells were made
+    Regrouped,
+    /// cells were found damaged, and done without
+    CellsLost,
     /// a batch was undone
     BatchUndone,
     /// states were stored side by side

@@ -11,7 +11,12 @@ use std::{
     },
 };
 
-use shardex::{DocumentId, Engine, Lsn, Metric, Posting, engine::batch, index, storage::Storage};
+use shardex::{
+    CheckLevel, DocumentId, Engine, Lsn, Metric, Posting,
+    engine::batch,
+    index::{self, Breadth},
+    storage::Storage,
+};
 
 /// One accepted batch.
 #[derive(Clone, Debug, PartialEq)]
@@ -182,7 +187,9 @@ pub fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
     let snapshot = engine.snapshot();
     let k = snapshot.live as usize + 1;
     let query = probe(engine.geometry().dimension, 0);
-    let found = index::search(&snapshot, engine.data(), &query, k, None).map_err(|e| format!("P4: {e}"))?.to_response();
+    let found = index::search(&snapshot, engine.data(), &query, k, Breadth::exact())
+        .map_err(|e| format!("P4: {e}"))?
+        .to_response();
     let results = found.results.len();
     let state: State = found.results.into_iter().map(|r| ((r.document_id.0, r.start, r.length), r.vector)).collect();
     if state.len() != results || results as u64 != snapshot.live {
@@ -220,9 +227,11 @@ pub fn answers_as_brute_force<S: Storage>(engine: &Engine<S>, state: &State) -> 
     for n in 1..4 {
         let given = probe(geometry.dimension, n);
         let query = batch::query(&given, geometry).map_err(|e| e.to_string())?;
+        by_cells(engine, state, &query)?;
         let k = 1 + n * 2;
-        let answer =
-            index::search(&snapshot, engine.data(), &query, k, None).map_err(|e| format!("P4: {e}"))?.to_response();
+        let answer = index::search(&snapshot, engine.data(), &query, k, Breadth::exact())
+            .map_err(|e| format!("P4: {e}"))?
+            .to_response();
         let mut expected: Vec<(f64, Key)> =
             state.iter().map(|(&key, vector)| (distance(geometry.metric, &query, vector), key)).collect();
         expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -236,6 +245,39 @@ pub fn answers_as_brute_force<S: Storage>(engine: &Engine<S>, state: &State) -> 
                 return Err(format!("P3: a result at distance {found}, brute force finds {least}"));
             }
         }
+    }
+    Ok(())
+}
+
+/// What a search by cells finds need not be the nearest, but each result is a posting that is there, once, with its true
+/// distance, and none is missing where all are asked for.
+fn by_cells<S: Storage>(engine: &Engine<S>, state: &State, query: &[f32]) -> Result<(), String> {
+    let metric = engine.geometry().metric;
+    let breadth = Breadth { recall: Some(0.999), slop: None, ..Breadth::slop(2) };
+    let k = state.len() + 1;
+    let answer = index::search(&engine.snapshot(), engine.data(), query, k, breadth)
+        .map_err(|e| format!("P4: {e}"))?
+        .to_response();
+    let mut met = std::collections::BTreeSet::new();
+    for result in &answer.results {
+        let key = (result.document_id.0, result.start, result.length);
+        let Some(vector) = state.get(&key) else {
+            return Err(format!("P3: {key:?} was found by cells, and is not there"));
+        };
+        if !met.insert(key) {
+            return Err(format!("P3: {key:?} was found twice by cells"));
+        }
+        let (found, least) = (-f64::from(result.similarity_score), distance(metric, query, vector));
+        if (found - least).abs() > 1e-4 * least.abs().max(1.0) {
+            return Err(format!("P3: {key:?} was found by cells at distance {found}, and is at {least}"));
+        }
+    }
+    let damaged = engine.snapshot().cells.as_ref().is_some_and(|cells| cells.is_damaged());
+    if damaged && engine.check(CheckLevel::Full).is_ok_and(|report| report.is_clean()) {
+        return Err("P4: a search found damaged cells, and the full check finds none".into());
+    }
+    if answer.cells_scanned > 0 && answer.results.len() != state.len() {
+        return Err(format!("P3: {} of {} postings found by cells for k = {k}", answer.results.len(), state.len()));
     }
     Ok(())
 }

@@ -48,6 +48,8 @@ pub enum Step {
         /// Changes the vectors.
         salt: u64,
     },
+    /// Makes the cells anew.
+    Optimize,
     /// Closes; the next step opens again.
     Close,
     /// Closes and opens again.
@@ -66,6 +68,7 @@ impl std::fmt::Display for Step {
             Self::Commit => f.write_str("commit"),
             Self::Flush => f.write_str("flush"),
             Self::SlowFlush { first, count, salt } => write!(f, "slow-flush first={first} count={count} salt={salt}"),
+            Self::Optimize => f.write_str("optimize"),
             Self::Close => f.write_str("close"),
             Self::Reopen => f.write_str("reopen"),
             Self::SecondOpen => f.write_str("second-open"),
@@ -217,6 +220,7 @@ impl<S: Storage + Clone> Runner<S> {
                 self.flushed = self.flushed.max(self.model.acknowledge_up_to(stats.checkpoint_lsn));
                 return refused.map_or(Ok(()), Err);
             }
+            Step::Optimize => engine.optimize()?,
             Step::Close | Step::Reopen => {
                 engine.close()?;
                 self.model.acknowledge();
@@ -270,8 +274,8 @@ impl Workload {
         let dimension = [3, 5, 17, 20][rng.random_range(0..4)];
         let shard_size = [2, 4, 5, 8][rng.random_range(0..4)];
         let metric = [Metric::L2, Metric::Dot, Metric::Cosine][rng.random_range(0..3)];
-        let features: [bool; 6] = std::array::from_fn(|_| rng.random_bool(0.7));
-        let [removals, replacements, slow, reopens, large, flushes] = features;
+        let features: [bool; 7] = std::array::from_fn(|_| rng.random_bool(0.7));
+        let [removals, replacements, slow, reopens, large, flushes, cells] = features;
         let steps = (0..rng.random_range(6..16))
             .map(|n| match rng.random_range(0..12) {
                 0 | 1 if removals => Step::Remove { first: rng.random_range(0..24), count: rng.random_range(1..16) },
@@ -279,6 +283,7 @@ impl Workload {
                 2 | 3 => Step::Commit,
                 4 if slow => Step::SlowFlush { first: rng.random_range(0..24), count: rng.random_range(1..5), salt: n },
                 5 | 6 => Step::Commit,
+                8 if cells => Step::Optimize,
                 7 if reopens => [Step::Close, Step::Reopen][rng.random_range(0..2)].clone(),
                 _ => Step::Add {
                     first: if replacements { rng.random_range(0..20) } else { n * 40 },
@@ -429,6 +434,43 @@ pub fn reference() -> Vec<Workload> {
                 add(8, 5),
                 Flush,
                 add(13, 2),
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "cells",
+            (5, 4, Metric::L2),
+            vec![
+                add(0, 7),
+                Step::Optimize,
+                Flush,
+                add(7, 5),
+                Remove { first: 2, count: 3 },
+                Commit,
+                Step::Optimize,
+                add(12, 2),
+                Flush,
+                Step::Close,
+                add(14, 2),
+                Flush,
+                add(16, 1),
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "cells of many groups",
+            (70, 8, Metric::Cosine),
+            vec![
+                add(0, 30),
+                Step::Optimize,
+                Step::Optimize,
+                Flush,
+                Step::SlowFlush { first: 40, count: 2, salt: 5 },
+                Step::Optimize,
+                Remove { first: 0, count: 60 },
+                Step::Optimize,
+                Flush,
+                add(0, 2),
                 Flush,
             ],
         ),

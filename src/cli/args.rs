@@ -101,6 +101,9 @@ pub(crate) struct Search {
     /// Shards to scan per query.
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "exact")]
     pub(crate) slop: Option<usize>,
+    /// Share of the true nearest to look for, above 0 and at most 1; with --slop at most as much as that is looked at
+    #[arg(long)]
+    pub(crate) recall: Option<f32>,
     /// Scan every shard.
     #[arg(long)]
     pub(crate) exact: bool,

@@ -118,6 +118,10 @@ async fn ingest(index: &Shardex, args: &Ingest, rows: &mut Rows, output: &Output
     }
     bar.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();
+    // What searches scan is made of what is there now, and durable with the flush.
+    let optimize_began = Instant::now();
+    index.optimize().await?;
+    let optimize_seconds = optimize_began.elapsed().as_secs_f64();
     let flush_began = Instant::now();
     let flushed = index.flush().await?;
     // One that found nothing to do says nothing.
@@ -130,6 +134,7 @@ async fn ingest(index: &Shardex, args: &Ingest, rows: &mut Rows, output: &Output
         "vectors": done,
         "seconds": seconds,
         "vectors_per_s": rate,
+        "optimize_seconds": optimize_seconds,
         "flush_seconds": flush_seconds,
         "last_flush": flush_object(&last),
         "commits": stats.commits,

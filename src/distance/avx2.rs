@@ -3,11 +3,15 @@
 #![expect(unsafe_code, reason = "a function compiled for a CPU feature is called where the feature was found")]
 
 use std::arch::x86_64::{
-    __m256, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
-    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_setzero_ps, _mm256_sub_ps,
+    __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi8,
+    _mm256_add_epi32, _mm256_add_epi64, _mm256_add_ps, _mm256_and_si256, _mm256_castps256_ps128, _mm256_extractf128_ps,
+    _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_sad_epu8,
+    _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi8, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_si256, _mm256_sub_ps,
+    _mm256_unpackhi_epi8, _mm256_unpacklo_epi8, _mm256_xor_si256,
 };
 
-use super::{GROUPS, Kernels, LANES, filled, for_rows, pieces};
+use super::{BLOCK, Found, GROUPS, Kernels, LANES, ROWS, Scan, codes, filled, for_rows, pieces};
 
 /// The kernels, if this CPU runs them.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -21,6 +25,14 @@ pub(super) fn kernels() -> Option<Kernels> {
         dot_many: |query, rows, out| unsafe { dot_many(query, rows, out) },
         // SAFETY: as above.
         squared_l2_many: |query, rows, out| unsafe { squared_l2_many(query, rows, out) },
+        // SAFETY: as above.
+        rotate: |flips, values| unsafe { rotate(flips, values) },
+        // SAFETY: as above.
+        dot_bytes: |query, blocks, out| unsafe { dot_bytes(query, blocks, out) },
+        // SAFETY: as above.
+        dot_byte_row: |query, row| unsafe { dot_byte_row(query, row) },
+        // SAFETY: as above.
+        scan: |task, found| unsafe { scan(task, found) },
     })
 }
 
@@ -105,4 +117,86 @@ fn dot_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
 #[target_feature(enable = "avx2")]
 fn squared_l2_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
     for_rows(query, rows, out, |a, b| squared_l2(a, b));
+}
+
+#[target_feature(enable = "avx2")]
+fn rotate(flips: &[u32], values: &mut [f32]) {
+    codes::rotate(flips, values, &codes::Plain);
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load_bytes(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: the load is the 32 bytes of `bytes`; it needs no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2")]
+fn dot_bytes(query: &[i8], blocks: &[u8], out: &mut [i32]) {
+    let zero = _mm256_setzero_si256();
+    for (block, out) in blocks.chunks_exact(query.len() * ROWS).zip(out.as_chunks_mut::<ROWS>().0) {
+        // Two sums for each row, those of two halves of rows apart.
+        let mut sums = [[zero; 2]; 2];
+        for (rows, query) in block.as_chunks::<64>().0.iter().zip(query.as_chunks::<4>().0) {
+            let [q0, q1, q2, q3] = query.map(|byte| u64::from(i16::from(byte) as u16));
+            let query = _mm256_set1_epi64x((q0 | q1 << 16 | q2 << 32 | q3 << 48) as i64);
+            for (rows, sums) in rows.as_chunks::<32>().0.iter().zip(&mut sums) {
+                let rows = load_bytes(rows);
+                let low = _mm256_madd_epi16(_mm256_unpacklo_epi8(rows, zero), query);
+                let high = _mm256_madd_epi16(_mm256_unpackhi_epi8(rows, zero), query);
+                *sums = [_mm256_add_epi32(sums[0], low), _mm256_add_epi32(sums[1], high)];
+            }
+        }
+        for (out, [low, high]) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
+            // Unpacking and adding of pairs both go by halves of the register, so the rows come out in order.
+            let sum = _mm256_hadd_epi32(low, high);
+            // SAFETY: the store is the eight numbers of `out`; it needs no alignment.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sum) };
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
+    // Sums of integers, which the compiler puts into registers of this width in any order.
+    row.iter().zip(query).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn ones(bytes: __m256i) -> __m256i {
+    let counts = _mm256_setr_epi8(
+        0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
+    );
+    let nibble = _mm256_set1_epi8(15);
+    let low = _mm256_shuffle_epi8(counts, _mm256_and_si256(bytes, nibble));
+    let high = _mm256_shuffle_epi8(counts, _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble));
+    _mm256_add_epi8(low, high)
+}
+
+#[target_feature(enable = "avx2")]
+fn scan(scan: &Scan<'_>, found: &mut Vec<Found>) {
+    for block in scan.block_range() {
+        let (words, tail) = scan.block(block);
+        let mut sums = [_mm256_setzero_si256(); 2];
+        for (words, planes) in words.as_chunks::<BLOCK>().0.iter().zip(scan.planes) {
+            let words: &[u8; 64] = bytemuck::cast_ref(words);
+            for (words, sum) in words.as_chunks::<32>().0.iter().zip(&mut sums) {
+                let words = load_bytes(words);
+                // At most 8 times 15 in a byte. Counts have their upper bits free, so none is shifted into its neighbour.
+                let mut weighted = _mm256_setzero_si256();
+                for &bits in planes.iter().rev() {
+                    let different = ones(_mm256_xor_si256(words, _mm256_set1_epi64x(bits as i64)));
+                    weighted = _mm256_add_epi8(_mm256_slli_epi16::<1>(weighted), different);
+                }
+                *sum = _mm256_add_epi64(*sum, _mm256_sad_epu8(weighted, _mm256_setzero_si256()));
+            }
+        }
+        let mut wide = [0u64; BLOCK];
+        for (wide, sum) in wide.as_chunks_mut::<4>().0.iter_mut().zip(sums) {
+            // SAFETY: the store is the four numbers of `wide`; it needs no alignment.
+            unsafe { _mm256_storeu_si256(wide.as_mut_ptr().cast(), sum) };
+        }
+        scan.keep(block, &wide.map(|sum| sum as u32), tail, found);
+    }
 }

@@ -3,19 +3,31 @@
 #![expect(unsafe_code, reason = "a function compiled for a CPU feature is called where the feature was found")]
 
 use std::arch::x86_64::{
-    __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
-    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm512_add_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps,
-    _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_setzero_ps, _mm512_sub_ps,
+    __m256i, __m512, __m512i, _CMP_LE_OQ, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps,
+    _mm_shuffle_ps, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi128_si256, _mm256_extractf128_ps,
+    _mm256_inserti128_si256, _mm512_add_epi32, _mm512_add_epi64, _mm512_add_ps, _mm512_castps_si512,
+    _mm512_castps512_ps256, _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_ps,
+    _mm512_cvtepi64_epi32, _mm512_cvtepu16_epi32, _mm512_dpbusd_epi32, _mm512_extractf32x8_ps, _mm512_inserti64x4,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_sub_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permute_ps,
+    _mm512_popcnt_epi64, _mm512_reduce_add_epi32, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_slli_epi64,
+    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512,
 };
 
-use super::{GROUPS, Kernels, LANES, for_rows, pieces};
+use super::{BLOCK, Found, GROUPS, Kernels, LANES, ROWS, Scan, codes, for_rows, pieces};
 
 /// The kernels, if this CPU runs them.
 pub(super) fn kernels() -> Option<Kernels> {
-    let found = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+    let found = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx512vpopcntdq");
     found.then_some(Kernels {
         name: "avx512",
-        // SAFETY: AVX-512F and DQ were detected just now, and these pointers are made nowhere else.
+        // SAFETY: all that the functions here are compiled for was detected just now, and these pointers are made
+        // nowhere else.
         dot: |a, b| unsafe { dot(a, b) },
         // SAFETY: as above.
         squared_l2: |a, b| unsafe { squared_l2(a, b) },
@@ -23,6 +35,14 @@ pub(super) fn kernels() -> Option<Kernels> {
         dot_many: |query, rows, out| unsafe { dot_many(query, rows, out) },
         // SAFETY: as above.
         squared_l2_many: |query, rows, out| unsafe { squared_l2_many(query, rows, out) },
+        // SAFETY: as above.
+        rotate: |flips, values| unsafe { rotate(flips, values) },
+        // SAFETY: as above.
+        dot_bytes: |query, blocks, out| unsafe { dot_bytes(query, blocks, out) },
+        // SAFETY: as above.
+        dot_byte_row: |query, row| unsafe { dot_byte_row(query, row) },
+        // SAFETY: as above.
+        scan: |task, found| unsafe { scan(task, found) },
     })
 }
 
@@ -108,4 +128,173 @@ fn dot_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
 #[target_feature(enable = "avx512f,avx512dq")]
 fn squared_l2_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
     for_rows(query, rows, out, |a, b| squared_l2(a, b));
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+fn rotate(flips: &[u32], values: &mut [f32]) {
+    codes::rotate(flips, values, &Registers(()));
+}
+
+/// Made only where these kernels run.
+struct Registers(());
+
+impl codes::Steps for Registers {
+    #[inline(always)]
+    fn flip(&self, row: &mut [f32; LANES], flips: &[u32; LANES]) {
+        // SAFETY: whoever made it is compiled for AVX-512F and DQ.
+        unsafe { flip(row, flips) }
+    }
+
+    #[inline(always)]
+    fn butterfly(&self, a: &mut [f32; LANES], b: &mut [f32; LANES], scale: f32) {
+        // SAFETY: as above.
+        unsafe { butterfly(a, b, scale) }
+    }
+
+    #[inline(always)]
+    fn mix(&self, row: &mut [f32; LANES], scale: f32) {
+        // SAFETY: as above.
+        unsafe { mix(row, scale) }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store(row: &mut [f32; LANES], x: __m512) {
+    // SAFETY: the store is the 16 floats of `row`; it needs no alignment.
+    unsafe { _mm512_storeu_ps(row.as_mut_ptr(), x) };
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn flip(row: &mut [f32; LANES], flips: &[u32; LANES]) {
+    let flips = load_bytes(bytemuck::cast_ref(flips));
+    let flipped = _mm512_xor_si512(_mm512_castps_si512(load(row)), flips);
+    store(row, _mm512_castsi512_ps(flipped));
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn butterfly(a: &mut [f32; LANES], b: &mut [f32; LANES], scale: f32) {
+    let (x, y) = (load(a), load(b));
+    let (mut sum, mut difference) = (_mm512_add_ps(x, y), _mm512_sub_ps(x, y));
+    if scale != 1.0 {
+        (sum, difference) =
+            (_mm512_mul_ps(sum, _mm512_set1_ps(scale)), _mm512_mul_ps(difference, _mm512_set1_ps(scale)));
+    }
+    store(a, sum);
+    store(b, difference);
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn mix(row: &mut [f32; LANES], scale: f32) {
+    let mut x = load(row);
+    let other = _mm512_permute_ps::<0b10_11_00_01>(x);
+    x = _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xAAAA, other, x);
+    let other = _mm512_permute_ps::<0b01_00_11_10>(x);
+    x = _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xCCCC, other, x);
+    let other = _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x);
+    x = _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xF0F0, other, x);
+    let other = _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x);
+    x = _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xFF00, other, x);
+    store(row, _mm512_mul_ps(x, _mm512_set1_ps(scale)));
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_bytes(bytes: &[u8; 64]) -> __m512i {
+    // SAFETY: the load is the 64 bytes of `bytes`; it needs no alignment.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn dot_bytes(query: &[i8], blocks: &[u8], out: &mut [i32]) {
+    for (block, out) in blocks.chunks_exact(query.len() * ROWS).zip(out.as_chunks_mut::<ROWS>().0) {
+        // Four sums in turn hide the latency; integers add up to the same in any order.
+        let mut sums = [_mm512_setzero_si512(); 4];
+        for (rows, query) in block.as_chunks::<256>().0.iter().zip(query.as_chunks::<16>().0) {
+            for (i, (rows, query)) in rows.as_chunks::<64>().0.iter().zip(query.as_chunks::<4>().0).enumerate() {
+                let query = _mm512_set1_epi32(i32::from_le_bytes(query.map(|byte| byte as u8)));
+                sums[i] = _mm512_dpbusd_epi32(sums[i], load_bytes(rows), query);
+            }
+        }
+        let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
+        // SAFETY: the store is the 16 numbers of `out`; it needs no alignment.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
+    let mut sums = [_mm512_setzero_si512(); 2];
+    for (i, (row, query)) in row.as_chunks::<64>().0.iter().zip(query.as_chunks::<64>().0).enumerate() {
+        let query = load_bytes(bytemuck::cast_ref(query));
+        sums[i % 2] = _mm512_dpbusd_epi32(sums[i % 2], load_bytes(row), query);
+    }
+    _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1]))
+}
+
+/// The sums of differing bits of a block's eight codes, weighted by their planes.
+#[target_feature(enable = "avx512f,avx512vpopcntdq")]
+#[inline]
+fn differing(words: &[u64], planes: &[[u64; 4]]) -> __m256i {
+    let mut sums = [_mm512_setzero_si512(); 4];
+    for (words, bits) in words.as_chunks::<BLOCK>().0.iter().zip(planes) {
+        let words = load_bytes(bytemuck::cast_ref(words));
+        for (sum, &bits) in sums.iter_mut().zip(bits) {
+            let different = _mm512_xor_si512(words, _mm512_set1_epi64(bits as i64));
+            *sum = _mm512_add_epi64(*sum, _mm512_popcnt_epi64(different));
+        }
+    }
+    let [p0, p1, p2, p3] = sums;
+    let low = _mm512_add_epi64(p0, _mm512_slli_epi64::<1>(p1));
+    let high = _mm512_add_epi64(p2, _mm512_slli_epi64::<1>(p3));
+    _mm512_cvtepi64_epi32(_mm512_add_epi64(low, _mm512_slli_epi64::<2>(high)))
+}
+
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vpopcntdq")]
+fn scan(scan: &Scan<'_>, found: &mut Vec<Found>) {
+    let (step, error) = (_mm512_set1_ps(scan.step), _mm512_set1_ps(scan.error));
+    let (base, bound) = (_mm512_set1_ps(scan.base), _mm512_set1_ps(scan.bound));
+    let most = _mm512_set1_epi32(scan.most());
+    let mut at = scan.block_range().start;
+    let end = scan.block_range().end;
+    while at < end {
+        // Two blocks at a time; the last one alone is taken twice, and its second half left out.
+        let next = (at + 1).min(end - 1);
+        let ((words, tail), (next_words, next_tail)) = (scan.block(at), scan.block(next));
+        let low = _mm512_castsi256_si512(differing(words, scan.planes));
+        let different = _mm512_inserti64x4::<1>(low, differing(next_words, scan.planes));
+        let sum = _mm512_sub_epi32(most, _mm512_slli_epi32::<1>(different));
+        let product = _mm512_mul_ps(step, _mm512_cvtepi32_ps(sum));
+        let factors = halves(&tail.factors, &next_tail.factors);
+        let adds = halves(&tail.adds, &next_tail.adds);
+        let taken = _mm512_mul_ps(factors, _mm512_add_ps(product, error));
+        let least = _mm512_sub_ps(_mm512_add_ps(base, adds), taken);
+        let mut within = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(least, bound);
+        if within != 0 {
+            let second = if next > at { scan.lanes(next) } else { 0 };
+            within &= u16::from(scan.lanes(at)) | u16::from(second) << BLOCK;
+            let mut distances = [0.0f32; 2 * BLOCK];
+            // SAFETY: the store is the 16 floats of `distances`; it needs no alignment.
+            unsafe { _mm512_storeu_ps(distances.as_mut_ptr(), least) };
+            while within != 0 {
+                let lane = within.trailing_zeros() as usize;
+                let references = if lane < BLOCK { &tail.references } else { &next_tail.references };
+                found.push(Found { reference: references[lane % BLOCK], least: distances[lane] });
+                within &= within - 1;
+            }
+        }
+        at += 2;
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512vl")]
+#[inline]
+fn halves(low: &[u16; BLOCK], high: &[u16; BLOCK]) -> __m512 {
+    // SAFETY: the loads are the eight numbers of each; they need no alignment.
+    let (low, high) = unsafe { (_mm_loadu_si128(low.as_ptr().cast()), _mm_loadu_si128(high.as_ptr().cast())) };
+    let bits = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high);
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
 }

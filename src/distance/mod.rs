@@ -11,9 +11,12 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod codes;
 mod portable;
 
 use std::sync::LazyLock;
+
+pub use codes::{BF16_SHIFT, BLOCK, ByteBlocks, Found, ROWS, Scan, block_bytes};
 
 /// One implementation of all distances.
 #[derive(Clone, Copy, Debug)]
@@ -28,10 +31,18 @@ pub struct Kernels {
     pub dot_many: fn(&[f32], &[f32], &mut [f32]),
     /// [`squared_l2_many`].
     pub squared_l2_many: fn(&[f32], &[f32], &mut [f32]),
+    /// [`rotate`].
+    pub rotate: fn(&[u32], &mut [f32]),
+    /// [`dot_bytes`].
+    pub dot_bytes: fn(&[i8], &[u8], &mut [i32]),
+    /// [`dot_byte_row`].
+    pub dot_byte_row: fn(&[i8], &[u8]) -> i32,
+    /// [`scan`].
+    pub scan: fn(&Scan<'_>, &mut Vec<Found>),
 }
 
 /// Components that go into one lane each.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 /// Groups of lanes that are added to in turn, to hide the latency of the additions.
 const GROUPS: usize = 4;
 
@@ -96,6 +107,61 @@ pub fn dot_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
 pub fn squared_l2_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
     assert_eq!(rows.len(), query.len() * out.len(), "a matrix of another size");
     (BEST.squared_l2_many)(query, rows, out);
+}
+
+/// Rotates a vector in place: for each row of `flips`, as long as the vector, flips signs and mixes by Hadamard
+/// butterflies. Sums and products alone, each in its place, so the same bits everywhere.
+///
+/// # Panics
+/// If the length is no multiple of 64, or `flips` none of the length.
+pub fn rotate(flips: &[u32], values: &mut [f32]) {
+    assert!(values.len().is_multiple_of(64), "a vector of whole words");
+    assert!(flips.len().is_multiple_of(values.len().max(1)), "whole rounds");
+    (BEST.rotate)(flips, values);
+}
+
+/// The products of a query of bytes with the rows of [`ByteBlocks`], which are stored plus 128: 128 times the sum of the
+/// query is to be taken off each.
+///
+/// # Panics
+/// If the sizes do not fit, or the query is longer than 65,536.
+pub fn dot_bytes(query: &[i8], blocks: &[u8], out: &mut [i32]) {
+    assert!(query.len().is_multiple_of(64) && query.len() <= 65_536, "a query of whole words");
+    assert!(out.len().is_multiple_of(ROWS) && blocks.len() == query.len() * out.len(), "a matrix of another size");
+    (BEST.dot_bytes)(query, blocks, out);
+}
+
+/// The product of a query of bytes with one row of bytes, each plus 128: as [`dot_bytes`].
+///
+/// # Panics
+/// If the lengths differ, or are no multiple of 64, or longer than 65,536.
+#[must_use]
+pub fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
+    assert!(query.len().is_multiple_of(64) && query.len() <= 65_536, "a query of whole words");
+    assert_eq!(query.len(), row.len(), "vectors of two lengths");
+    (BEST.dot_byte_row)(query, row)
+}
+
+/// Estimates the distances of a range of codes, and appends those whose least distance is within the bound.
+///
+/// # Panics
+/// If the range lies outside the blocks.
+pub fn scan(scan: &Scan<'_>, found: &mut Vec<Found>) {
+    assert!(scan.blocks.len().is_multiple_of(block_bytes(scan.planes.len())), "whole blocks");
+    assert!(
+        scan.range.end.div_ceil(BLOCK) * block_bytes(scan.planes.len()) <= scan.blocks.len(),
+        "codes that are there"
+    );
+    (BEST.scan)(scan, found);
+}
+
+/// Asks the CPU to have some bytes at hand soon.
+#[inline]
+pub fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    codes::prefetch(bytes);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// Calls a kernel for each row.
@@ -204,6 +270,85 @@ mod tests {
                     let row = &matrix[i * len..(i + 1) * len];
                     assert_eq!(dots[i].to_bits(), (kernels.dot)(&query, row).to_bits());
                     assert_eq!(squares[i].to_bits(), (kernels.squared_l2)(&query, row).to_bits());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn all_kernels_rotate_to_the_same_bits() {
+        for len in [64, 128, 192, 384, 768, 1_024, 1_536] {
+            let flips: Vec<u32> = (0..4 * len as u32).map(|i| i.wrapping_mul(2_654_435_761) & 1 << 31).collect();
+            let given = numbers(len, 5, Sizes::Even);
+            let rotated = |kernels: &Kernels| {
+                let mut values = given.clone();
+                (kernels.rotate)(&flips, &mut values);
+                values.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            };
+            let first = rotated(&portable::KERNELS);
+            for kernels in available() {
+                assert_eq!(rotated(&kernels), first, "{len} by {}", kernels.name);
+            }
+        }
+    }
+
+    fn bytes(n: usize, seed: u64) -> Vec<u8> {
+        numbers(n, seed, Sizes::Even).iter().map(|x| ((x + 1.0) * 128.0) as u8).collect()
+    }
+
+    #[test]
+    fn all_kernels_multiply_bytes_as_integers() {
+        for (len, rows) in [(64, 1), (64, 16), (128, 17), (384, 40), (1_536, 33)] {
+            let mut blocks = ByteBlocks::new(len);
+            let signed = |seed| bytes(len, seed).into_iter().map(|byte| (byte as i8).max(-127)).collect::<Vec<i8>>();
+            (0..rows).for_each(|i| blocks.push(&signed(i)));
+            // The largest bytes there are: the sums of a kernel that saturates would differ.
+            blocks.push(&vec![127; len]);
+            for query in [signed(999), vec![127; len], vec![-127; len]] {
+                let offset: i32 = query.iter().map(|&byte| 128 * i32::from(byte)).sum();
+                for kernels in available() {
+                    let mut out = vec![0; blocks.bytes().len() / len];
+                    (kernels.dot_bytes)(&query, blocks.bytes(), &mut out);
+                    for (i, found) in out.iter().enumerate() {
+                        let row = codes::byte_row(blocks.bytes(), len, i);
+                        let bytes: Vec<u8> = row.iter().map(|byte| (byte + 128) as u8).collect();
+                        assert_eq!((kernels.dot_byte_row)(&query, &bytes), *found, "row {i} by {}", kernels.name);
+                        let expected: i32 = row.iter().zip(&query).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+                        assert_eq!(found - offset, expected, "row {i} of {len} by {}", kernels.name);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn all_kernels_find_the_same_codes() {
+        for (words, blocks, range) in
+            [(1, 1, 0..8), (1, 3, 3..19), (6, 5, 0..40), (6, 4, 9..10), (7, 2, 8..8), (24, 3, 1..24)]
+        {
+            let raw: Vec<u64> = bytemuck::allocation::pod_collect_to_vec(&bytes(blocks * block_bytes(words), 3));
+            let mut raw: Vec<u8> = bytemuck::allocation::pod_collect_to_vec(&raw);
+            for tail in raw.chunks_exact_mut(block_bytes(words)).map(|block| &mut block[words * 64..]) {
+                // Factors and additive terms as codes have them: small, factors not negative.
+                tail[..32].as_chunks_mut::<2>().0.iter_mut().for_each(|half| half[1] = 0x3D);
+            }
+            let aligned: Vec<u64> = bytemuck::allocation::pod_collect_to_vec(&raw);
+            let planes: Vec<[u64; 4]> = (0..words as u64).map(|i| [i, !i, i << 7, 0x5555_5555 ^ i]).collect();
+            for bound in [f32::NEG_INFINITY, -1.0, 0.0, 1.0, f32::INFINITY] {
+                let blocks = bytemuck::cast_slice(&aligned);
+                let range = range.clone();
+                let task = Scan { planes: &planes, blocks, range, step: 0.01, error: 0.2, base: 0.1, bound };
+                let results = available().into_iter().map(|kernels| {
+                    let mut found = Vec::new();
+                    (kernels.scan)(&task, &mut found);
+                    (kernels.name, found.iter().map(|f| (f.reference, f.least.to_bits())).collect::<Vec<_>>())
+                });
+                let results: Vec<_> = results.collect();
+                for (name, found) in &results {
+                    assert_eq!(found, &results[0].1, "{words} words by {name}");
+                }
+                if bound == f32::INFINITY {
+                    assert_eq!(results[0].1.len(), task.range.len());
                 }
             }
         }

@@ -1,8 +1,9 @@
 //! The kernels in plain Rust: for every CPU, and what the others are measured by.
 
-use super::{GROUPS, Kernels, LANES, filled, for_rows, pieces};
+use super::{BLOCK, Found, GROUPS, Kernels, LANES, ROWS, Scan, codes, filled, for_rows, pieces};
 
-pub(super) const KERNELS: Kernels = Kernels { name: "portable", dot, squared_l2, dot_many, squared_l2_many };
+pub(super) const KERNELS: Kernels =
+    Kernels { name: "portable", dot, squared_l2, dot_many, squared_l2_many, rotate, dot_bytes, dot_byte_row, scan };
 
 #[inline(always)]
 fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
@@ -46,4 +47,38 @@ fn dot_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
 
 fn squared_l2_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
     for_rows(query, rows, out, squared_l2);
+}
+
+fn rotate(flips: &[u32], values: &mut [f32]) {
+    codes::rotate(flips, values, &codes::Plain);
+}
+
+fn dot_bytes(query: &[i8], blocks: &[u8], out: &mut [i32]) {
+    for (block, out) in blocks.chunks_exact(query.len() * ROWS).zip(out.chunks_exact_mut(ROWS)) {
+        out.fill(0);
+        for (rows, query) in block.chunks_exact(4 * ROWS).zip(query.as_chunks::<4>().0) {
+            for (row, out) in rows.as_chunks::<4>().0.iter().zip(&mut *out) {
+                *out += row.iter().zip(query).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum::<i32>();
+            }
+        }
+    }
+}
+
+fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
+    row.iter().zip(query).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
+}
+
+fn scan(scan: &Scan<'_>, found: &mut Vec<Found>) {
+    for block in scan.block_range() {
+        let (words, tail) = scan.block(block);
+        let mut different = [0u32; BLOCK];
+        for (words, planes) in words.as_chunks::<BLOCK>().0.iter().zip(scan.planes) {
+            for (plane, bits) in planes.iter().enumerate() {
+                for (different, word) in different.iter_mut().zip(words) {
+                    *different += (word ^ bits).count_ones() << plane;
+                }
+            }
+        }
+        scan.keep(block, &different, tail, found);
+    }
 }

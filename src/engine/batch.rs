@@ -112,5 +112,10 @@ pub fn search_options(options: &SearchOptions) -> Result<()> {
     if options.slop == Some(0) {
         return refuse("slop", "0 shards hold no answer; leave it out for the default".into());
     }
+    if let Some(recall) = options.recall
+        && !(recall > 0.0 && recall <= 1.0)
+    {
+        return refuse("recall", format!("{recall} is not above 0 and at most 1"));
+    }
     Ok(())
 }

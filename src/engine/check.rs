@@ -9,10 +9,13 @@ use super::{
     Engine,
     directory::{self, Changes, Directory},
     flush::FlushRun,
+    regroup,
     roots::{self, Slot},
     working::SharedShard,
 };
 use crate::{
+    cells::{Aligned, CellIndex, GroupView},
+    codes::encode,
     config::CheckLevel,
     error::{Result, ShardexError},
     format::{
@@ -41,6 +44,8 @@ pub enum Component {
     Wal,
     /// Which places are free.
     Space,
+    /// The cells: codes that searches scan. Derived, so nothing is lost with them.
+    Cells,
 }
 
 /// One contradiction.
@@ -246,6 +251,7 @@ pub(super) fn check<S: Storage>(engine: &Engine<S>, level: CheckLevel, taken: &[
     if level == CheckLevel::Full {
         check_files(engine, taken, &mut report)?;
         let mut keys = BTreeSet::new();
+        check_cells(engine, &mut report)?;
         for (number, shard) in (0u32..).zip(&engine.work.shards) {
             if let Some(shard) = shard {
                 check_bytes(&mut report, number, shard, engine, &mut keys)?;
@@ -319,6 +325,74 @@ fn check_bytes<S: Storage>(
     Ok(())
 }
 
+/// Every code in the cells against the vector that it is of, and every covered posting against the codes that it has.
+fn check_cells<S: Storage>(engine: &Engine<S>, report: &mut ConsistencyReport) -> Result<()> {
+    let Some((cells, _)) = &engine.work.cells else { return Ok(()) };
+    let data = &engine.data;
+    let at = At::new(Component::Cells);
+    let wanted = if cells.cells() > 1 { 2 } else { 1 };
+    let mut codes = vec![0u8; cells.postings() as usize];
+    for (g, group) in cells.table().groups.iter().enumerate() {
+        let offset = group.place.page * data.geometry().page_size as u64;
+        let bytes = Aligned::new(&read(report, data, offset, group.place.len as usize)?);
+        if let Err(what) = cells.check_bytes(g, &bytes) {
+            report.add(at.clone().place(data.path(), offset), "a group of cells", "intact bytes", what.to_string());
+            continue;
+        }
+        check_codes(engine, report, cells, (g, &cells.view(g, &bytes)), &mut codes);
+    }
+    for (i, covered) in cells.table().shards.iter().enumerate() {
+        let shard = engine.work.shards.get(covered.number as usize).and_then(Option::as_ref);
+        let Some(shard) = shard.filter(|shard| shard.id == covered.id) else { continue };
+        for slot in (0..covered.slots).filter(|&slot| shard.is_live(slot as usize)) {
+            let found = codes[cells.reference(i, slot) as usize];
+            // Cells of one centroid each hold a part; a posting may have both its codes in one group that is damaged.
+            if found == 0 || found > wanted {
+                let at = At { component: Component::Cells, ..At::shard(covered.number).slot(slot as usize) };
+                report.add(at, "codes of a posting that is covered", wanted.to_string(), found.to_string());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The codes of one group; counts how many each posting has.
+fn check_codes<S: Storage>(
+    engine: &Engine<S>,
+    report: &mut ConsistencyReport,
+    cells: &CellIndex<<S::File as StorageFile>::Lent>,
+    (g, group): (usize, &GroupView<'_>),
+    codes: &mut [u8],
+) {
+    let geometry = engine.data.geometry();
+    let slots = geometry.extent_slots();
+    let (mut rotated, mut signs) = (Vec::new(), Vec::new());
+    for c in 0..group.cells() {
+        let cell = group.cell(c);
+        let centroid: Vec<f32> =
+            group.centroid(c).iter().map(|&byte| f32::from(i16::from(byte) - 128) * cell.step).collect();
+        for i in cell.first..cell.first + cell.count {
+            let (reference, stored, factors) = group.code(i as usize);
+            let (covered, slot) = cells.posting(reference);
+            let shard = engine.work.shards.get(covered.number as usize).and_then(Option::as_ref);
+            let Some(shard) = shard.filter(|shard| shard.id == covered.id) else { continue };
+            let slot = slot as usize;
+            if slot >= covered.slots as usize || !shard.is_live(slot) {
+                continue;
+            }
+            codes[reference as usize] = codes[reference as usize].saturating_add(1);
+            let vector = row(shard.extents()[slot / slots].lent(), slot % slots, geometry);
+            cells.rotation().rotate(vector, &mut rotated);
+            signs.clear();
+            let expected = encode(&rotated, &centroid, geometry.metric, &mut signs);
+            if (expected, &signs) != (factors, &stored) {
+                let at = At { component: Component::Cells, ..At::shard(covered.number).slot(slot) };
+                report.add(at, &format!("the code in cell {c} of group {g}"), "that of its vector", "another");
+            }
+        }
+    }
+}
+
 fn read<F: StorageFile>(
     report: &mut ConsistencyReport,
     data: &DataFile<F>,
@@ -363,6 +437,9 @@ fn check_files<S: Storage>(engine: &Engine<S>, taken: &[Run], report: &mut Consi
     let newest = engine.roots.newest();
     for root in [Some(newest), engine.roots.older()].into_iter().flatten() {
         check_tree(engine, report, root, &mut space, &mut seen)?;
+    }
+    for place in engine.work.cells.iter().flat_map(|(cells, _)| cells.places()) {
+        mark(report, &mut space, &mut seen, place.run, false);
     }
     for shard in engine.work.shards.iter().flatten() {
         for extent in shard.extents() {
@@ -442,6 +519,12 @@ fn check_tree<S: Storage>(
         let run = directory::run_of(entry, engine.data.geometry());
         report.bytes_read += u64::from(entry.len);
         mark(report, space, seen, run, false);
+    }
+    if !root.cells.is_none() {
+        let table = regroup::read_table(&root.cells, &engine.data);
+        if let Some((_, runs)) = note(report, Component::Cells, table)? {
+            runs.into_iter().for_each(|run| mark(report, space, seen, run, false));
+        }
     }
     let mut live = 0;
     for number in 0..directory.len() {

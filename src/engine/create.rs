@@ -99,6 +99,7 @@ fn make_files<S: Storage>(storage: &S, geometry: Geometry, index_id: u128) -> Re
         splits: 0,
         data_pages,
         wal_segments: FIRST_SEGMENTS as u32,
+        cells: Entry::default(),
     };
     let file = storage.create(names::ROOT_NEW, MAKE)?;
     Roots::store_first(&*file, &root)?;

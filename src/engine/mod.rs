@@ -16,6 +16,7 @@ mod directory;
 mod flush;
 mod names;
 mod recovery;
+mod regroup;
 mod roots;
 pub mod stats;
 mod working;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 
 use crate::{
     config::{CheckLevel, OpenOptions, ShardexConfig},
-    env::{Clock, Env},
+    env::{Clock, Env, Executor},
     error::{Result, ShardexError},
     format::{frame::FrameKind, geometry::Geometry, record},
     id::{DocumentId, Generation, Lsn},
@@ -45,6 +46,7 @@ use working::Working;
 
 pub use check::{Component, ConsistencyReport, Finding};
 pub use flush::{B1, B2, B3, FlushStep};
+pub use regroup::RegroupJob;
 
 /// Syncing the WAL for a commit outside a flush: barrier B1 too, for it buys the same.
 pub const COMMIT: Purpose = Purpose("B1: commit");
@@ -124,6 +126,9 @@ pub struct Engine<S: Storage> {
     read_only: Option<ShardexError>,
     counters: Counters,
     recovery: RecoveryStats,
+    executor: Arc<dyn Executor>,
+    /// From how many operations on it is worth asking whether cells are to be made.
+    regroup_at: u64,
 }
 
 impl<S: Storage> Engine<S> {
@@ -188,7 +193,7 @@ impl<S: Storage> Engine<S> {
 
     fn is_unflushed(&self) -> bool {
         // Before the epoch is open nothing was appended: what lies behind the checkpoint is a closing mark.
-        self.epoch_open && self.roots.newest().checkpoint < self.wal.last_lsn()
+        self.epoch_open && (self.roots.newest().checkpoint < self.wal.last_lsn() || self.work.cells_changed)
     }
 
     /// Bytes of WAL that a recovery would replay.
@@ -308,7 +313,9 @@ impl<S: Storage> Engine<S> {
 
     fn publish(&mut self, changed: &[u32]) {
         let state = (self.wal.last_lsn(), self.work.totals.live);
-        let next = self.published.with_changes(&self.work.shards, changed.iter().copied(), state, self.data.geometry());
+        let cells = self.work.cells.as_ref().map(|(cells, _)| cells);
+        let changed = changed.iter().copied();
+        let next = self.published.with_changes(&self.work.shards, changed, cells, state, self.data.geometry());
         self.published = Arc::new(next);
     }
 
@@ -394,13 +401,14 @@ impl<S: Storage> Engine<S> {
             shard_size: geometry.shard_size,
             largest_shard: self.work.shards.iter().flatten().map(|shard| shard.live()).max().unwrap_or(0),
             splits: totals.splits,
+            cells: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.cells()),
+            codes: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.codes()),
+            fresh_postings: self.unsettled(),
             memory_usage: self.work.memory() as u64,
             disk_bytes: self.data.file().len()? + self.wal_file.len()? + self.roots.file().len()?,
             free_bytes: self.work.space.free_pages() * page,
             held_bytes: held * page,
-            held_by_readers_bytes: self.work.held_by_readers(self.roots.newest().generation) as u64
-                * u64::from(geometry.extent_pages())
-                * page,
+            held_by_readers_bytes: self.work.held_by_readers(self.roots.newest().generation) * page,
             wal_bytes: self.wal_bytes(),
             wal_segments: self.wal.segments(),
             segments_recycled: self.wal.recycled(),

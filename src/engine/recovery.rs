@@ -25,7 +25,7 @@ use super::{
     Counters, Engine, apply, batch, create,
     directory::{self, Directory},
     flush::FlushStep,
-    names,
+    names, regroup,
     roots::{self, Roots, Slot},
     stats::RecoveryStats,
     working::Working,
@@ -37,6 +37,7 @@ use crate::{
     format::{
         frame::FrameKind,
         header::{self, DATA_MAGIC, FILE_HEADER_BYTES, Kind, WAL_MAGIC},
+        node::Entry,
         record,
         root::{Root, WalPosition},
     },
@@ -199,24 +200,36 @@ impl<F: StorageFile> Found<F> {
         }
         let directory = Directory::load(&newest, &data)?;
         let mut work = load(&newest, &directory, &data, options.shardex_segment_size)?;
+        match regroup::load(newest.cells, &data, &mut work, newest.index_id) {
+            Ok(cells) => work.cells = cells,
+            // Derived, so nothing is lost with them; the next root names none.
+            Err(ShardexError::Corruption { .. }) => {
+                recovery.cells_lost = true;
+                work.cells_changed = true;
+                site::reach(Mark::CellsLost);
+            }
+            Err(error) => return Err(error),
+        }
         if let Some(root) = &older
             && site::applies(site::Kind::Ordering, true)
-            && let Err(error) = hold_older(&mut work, root, &directory, &data)
         {
-            match error {
+            match hold_older(&mut work, root, &directory, &data) {
+                Ok(with_cells) => recovery.cells_lost |= !with_cells,
                 // The newest root stands on its own: the older one counts as one that cannot be read.
-                ShardexError::Corruption { .. } => {
+                Err(ShardexError::Corruption { .. }) => {
                     recovery.root_fallback = true;
                     site::reach(Mark::OlderTreeDamaged);
                     older = None;
                 }
-                error => return Err(error),
+                Err(error) => return Err(error),
             }
         }
         let newest_epoch = newest.epoch;
         let empty = Snapshot::empty(newest.checkpoint);
         let numbers = 0..work.shards.len() as u32;
-        let durable = Arc::new(empty.with_changes(&work.shards, numbers, (newest.checkpoint, newest.live), &geometry));
+        let cells = work.cells.as_ref().map(|(cells, _)| cells);
+        let state = (newest.checkpoint, newest.live);
+        let durable = Arc::new(empty.with_changes(&work.shards, numbers, cells, state, &geometry));
         let durable_segments = newest.wal_segments as usize;
         // Nothing behind a torn tail may ever continue a chain.
         let next_epoch = if site::applies(site::Kind::Ordering, !fresh) { epoch + 1 } else { newest_epoch };
@@ -257,6 +270,8 @@ impl<F: StorageFile> Found<F> {
             read_only,
             counters: Counters::default(),
             recovery,
+            executor: Arc::clone(&env.executor),
+            regroup_at: 0,
         };
         if !fresh {
             engine.recover(start, checkpoint, (newest_epoch, paired))?;
@@ -338,16 +353,23 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
     Ok(work)
 }
 
-/// Holds the places that only the older root names: they are free when it is gone.
+/// What tells an entry from every other.
+fn identity(entry: &Entry) -> (u64, u32, u32) {
+    (entry.page, entry.len, entry.crc)
+}
+
+/// Holds the places that only the older root names: they are free when it is gone. Returns whether its cells, if it has
+/// any, could be read.
 fn hold_older<F: StorageFile>(
     work: &mut Working<F>,
     older: &Root,
     newest: &Directory,
     data: &DataFile<F>,
-) -> Result<()> {
+) -> Result<bool> {
     let geometry = data.geometry();
+    let mut with_cells = true;
     let directory = Directory::load(older, data)?;
-    let known: BTreeSet<Run> = newest.entries().map(|entry| directory::run_of(entry, geometry)).collect();
+    let known: BTreeSet<(u64, u32, u32)> = newest.entries().map(identity).collect();
     let extents: BTreeSet<u64> = work
         .shards
         .iter()
@@ -356,18 +378,30 @@ fn hold_older<F: StorageFile>(
         .collect();
     let mut only: Vec<(Run, bool)> = directory
         .entries()
+        .filter(|entry| !known.contains(&identity(entry)))
         .map(|entry| (directory::run_of(entry, geometry), false))
-        .filter(|(run, _)| !known.contains(run))
         .collect();
     for number in 0..directory.len() as u32 {
         let entry = directory.state(number as usize);
-        // A state that the newest root names too holds nothing new.
-        if entry.is_none() || known.contains(&directory::run_of(&entry, geometry)) {
+        // A state that the newest root names too holds nothing new; other bytes in the same place are those of a root that
+        // is stale, and damaged ones to it.
+        if entry.is_none() || known.contains(&identity(&entry)) {
             continue;
         }
         let state = directory::read_state(&entry, number, data)?;
         for extent in state.extents.iter().filter(|extent| !extents.contains(&extent.page)) {
             only.push((Run { page: extent.page, pages: geometry.extent_pages() }, true));
+        }
+    }
+    if !older.cells.is_none() && work.cells.as_ref().is_none_or(|&(_, head)| head != older.cells) {
+        match regroup::read_table(&older.cells, data) {
+            Ok((_, runs)) => only.extend(runs.into_iter().map(|run| (run, false))),
+            // Without these the older root is as good as ever.
+            Err(ShardexError::Corruption { .. }) => {
+                site::reach(Mark::CellsLost);
+                with_cells = false;
+            }
+            Err(error) => return Err(error),
         }
     }
     only.sort_unstable();
@@ -379,7 +413,7 @@ fn hold_older<F: StorageFile>(
     }
     work.space = space;
     only.into_iter().for_each(|(run, extent)| work.drop_named(run, extent, older.generation));
-    Ok(())
+    Ok(with_cells)
 }
 
 impl<S: Storage> Engine<S> {

@@ -105,6 +105,8 @@ pub struct RecoveryStats {
     pub root_fallback: bool,
     /// The WAL ended in bytes of a commit that was never acknowledged.
     pub torn_tail: bool,
+    /// The cells were damaged; searches do without until there are new ones.
+    pub cells_lost: bool,
     /// Files left by an interrupted `create` that were removed.
     pub leftovers_removed: u64,
     /// From the first read to the last sync.
@@ -135,7 +137,14 @@ pub struct IndexStats {
     pub largest_shard: usize,
     /// Shards split in two since the index was made.
     pub splits: u64,
-    /// Bytes of heap the in-memory index takes: states, centroids, bloom filters; not the mapped files.
+    /// Cells that searches choose from; 0 while there are none.
+    pub cells: u64,
+    /// Codes in them: two a posting, those of postings that are gone too.
+    pub codes: u64,
+    /// Slots that are in no cell: searches look at the vectors of the near ones. All, while there are no cells.
+    pub fresh_postings: u64,
+    /// Bytes that searches and lookups need in memory: states, centroids, bloom filters, and the codes, which are mapped;
+    /// not the vectors.
     pub memory_usage: u64,
     /// Bytes of the files on disk.
     pub disk_bytes: u64,

@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use super::regroup::Named;
 use crate::{
     error::Result,
     format::geometry::Geometry,
@@ -50,10 +51,15 @@ pub struct Working<F: StorageFile> {
     pub space: SpaceMap,
     /// Figures.
     pub totals: Totals,
+    /// The cells, and where their head is.
+    pub cells: Option<Named<F::Lent>>,
+    /// Whether the next root names other cells than the last one.
+    pub cells_changed: bool,
     /// Shards that changed since the last flush began.
     pub dirty: BTreeSet<u32>,
-    /// Extents without a shard: the last root that may name each, and the place.
-    limbo: Vec<(Option<Generation>, Arc<Place>)>,
+    /// Extents without a shard and cells that were replaced: the last root that may name each, the place, and whether it
+    /// is an extent.
+    limbo: Vec<(Option<Generation>, Arc<Place>, bool)>,
     /// The same for places that no snapshot holds: metadata, and extents that only the older root names at open.
     meta_limbo: Vec<(Generation, Run, bool)>,
 }
@@ -68,6 +74,8 @@ impl<F: StorageFile> Working<F> {
             blooms: SlicedBlooms::new(geometry.bloom_bytes, step),
             space: SpaceMap::new(geometry, chunks),
             totals: Totals::default(),
+            cells: None,
+            cells_changed: false,
             dirty: BTreeSet::new(),
             limbo: Vec::new(),
             meta_limbo: Vec::new(),
@@ -98,9 +106,21 @@ impl<F: StorageFile> Working<F> {
 
     /// Gives up an extent. `begun` is the newest root whose flush has begun.
     pub fn drop_extent(&mut self, place: Arc<Place>, begun: Generation) {
+        self.drop_place(place, true, begun);
+    }
+
+    /// Puts other cells in the place of those there are.
+    pub fn set_cells(&mut self, cells: Option<Named<F::Lent>>, begun: Generation) {
+        let before = std::mem::replace(&mut self.cells, cells);
+        self.cells_changed = true;
+        let places = before.into_iter().flat_map(|(cells, _)| cells.places().to_vec());
+        places.for_each(|place| self.drop_place(place, false, begun));
+    }
+
+    fn drop_place(&mut self, place: Arc<Place>, extent: bool, begun: Generation) {
         // Taken after that flush began: no root names it.
         let last_named = site::applies(Kind::Ordering, place.born < begun).then_some(begun);
-        self.limbo.push((last_named, place));
+        self.limbo.push((last_named, place, extent));
     }
 
     /// Gives up a place that root `last_named` was the last to name, and that no snapshot holds.
@@ -115,15 +135,15 @@ impl<F: StorageFile> Working<F> {
         let before = self.limbo.len() + self.meta_limbo.len();
         let space = &mut self.space;
         let mut waiting = Vec::new();
-        for (last_named, place) in std::mem::take(&mut self.limbo) {
+        for (last_named, place, extent) in std::mem::take(&mut self.limbo) {
             if last_named.is_some_and(|generation| !over(generation)) {
-                waiting.push((last_named, place));
+                waiting.push((last_named, place, extent));
                 continue;
             }
             // No snapshot holds it and none ever will: only holders make new holders.
             match Arc::try_unwrap(place) {
                 Ok(place) => space.free(place.run),
-                Err(place) => waiting.push((last_named, place)),
+                Err(place) => waiting.push((last_named, place, extent)),
             }
         }
         self.limbo = waiting;
@@ -143,14 +163,15 @@ impl<F: StorageFile> Working<F> {
     /// Places that wait, and whether each is an extent.
     pub fn held(&self) -> impl Iterator<Item = (Run, bool)> {
         let meta = self.meta_limbo.iter().map(|&(_, run, extent)| (run, extent));
-        self.limbo.iter().map(|(_, place)| (place.run, true)).chain(meta)
+        self.limbo.iter().map(|(_, place, extent)| (place.run, *extent)).chain(meta)
     }
 
-    /// Extents that no root needs any more, now that root `durable` is, but a snapshot does.
+    /// Pages that no root needs any more, now that root `durable` is, but a snapshot does.
     #[must_use]
-    pub fn held_by_readers(&self, durable: Generation) -> usize {
+    pub fn held_by_readers(&self, durable: Generation) -> u64 {
         let over = |last_named: Generation| last_named.0 + 2 <= durable.0;
-        self.limbo.iter().filter(|(last_named, _)| last_named.is_none_or(over)).count()
+        let held = self.limbo.iter().filter(|(last_named, ..)| last_named.is_none_or(over));
+        held.map(|(_, place, _)| u64::from(place.run.pages)).sum()
     }
 
     /// A free extent, the file growing if it must.
@@ -200,7 +221,8 @@ impl<F: StorageFile> Working<F> {
     #[must_use]
     pub fn memory(&self) -> usize {
         let shards: usize = self.shards.iter().flatten().map(|shard| shard.memory()).sum();
-        shards + self.shards.len() * 8 + self.routing.memory() + self.blooms.memory()
+        let cells = self.cells.as_ref().map_or(0, |(cells, _)| cells.memory());
+        shards + self.shards.len() * 8 + self.routing.memory() + self.blooms.memory() + cells
     }
 }
 

@@ -7,6 +7,7 @@
 //!    so that an older version of it, whole in itself, never passes for the newer one.
 //! 4. Parsing never panics, whatever the bytes.
 
+pub mod cells;
 pub mod codec;
 pub mod frame;
 pub mod geometry;

@@ -62,6 +62,8 @@ pub struct Root {
     pub data_pages: u64,
     /// Segments that the WAL file holds at least: one that is shorter was cut.
     pub wal_segments: u32,
+    /// The head of the cells; nothing if there are none.
+    pub cells: Entry,
 }
 
 fn metric_code(metric: Metric) -> u32 {
@@ -103,6 +105,7 @@ impl Root {
         out.put_u64(self.splits);
         out.put_u64(self.data_pages);
         out.put_u32(self.wal_segments);
+        self.cells.encode(&mut out);
         assert!(out.len() <= ROOT_BYTES, "a root outgrew its slot");
         out.resize(ROOT_BYTES, 0);
         codec::seal(&mut out, CRC_AT, 0);
@@ -155,6 +158,7 @@ impl Root {
             splits: r.u64()?,
             data_pages: r.u64()?,
             wal_segments: r.u32()?,
+            cells: Entry::decode(&mut r)?,
         })
     }
 }

@@ -5,12 +5,15 @@
 //! 2. Publishing copies what changed: chunks of shards are shared between snapshots.
 //! 3. A search reads only what its snapshot names.
 
+mod calibrate;
+mod probe;
 mod routing;
 mod search;
 mod snapshot;
 mod topk;
 
+pub use calibrate::calibrate;
 pub use routing::RoutingTable;
-pub use search::{Hit, Hits, search, search_on};
+pub use search::{Breadth, Hit, Hits, in_order_of_place, search, search_on, warm};
 pub use snapshot::{CHUNK_SHARDS, Chunk, Snapshot};
 pub use topk::{Candidate, TopK};

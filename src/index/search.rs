@@ -6,15 +6,18 @@ use std::{
 };
 
 use super::{
+    probe::{Probed, Reach, Silent, probe},
     snapshot::{CHUNK_SHARDS, Snapshot},
     topk::{Candidate, TopK},
 };
 use crate::{
+    cells::{Asked, CellIndex},
+    codes::Query,
     config::Metric,
     distance,
     env::{Executor, Inline},
     error::Result,
-    format::geometry::Geometry,
+    format::{cells::Effort, geometry::Geometry},
     id::DocumentId,
     posting::{SearchResponse, SearchResult},
     shard::{self, DataFile, Shard},
@@ -22,7 +25,7 @@ use crate::{
 };
 
 /// Lower is nearer, by the index's metric.
-fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
     match metric {
         Metric::L2 => distance::squared_l2(a, b),
         Metric::Dot | Metric::Cosine => -distance::dot(a, b),
@@ -36,7 +39,9 @@ pub struct Hits<F: StorageFile> {
     data: Arc<DataFile<F>>,
     nearest: Vec<Candidate>,
     scanned: usize,
+    computed: usize,
     shards_scanned: usize,
+    cells_scanned: usize,
 }
 
 /// One posting of [`Hits`].
@@ -70,10 +75,16 @@ impl<F: StorageFile> Hits<F> {
         self.nearest.is_empty()
     }
 
-    /// Vectors whose distance was computed.
+    /// Postings looked at, by their codes or their vectors; one that has two codes may count twice.
     #[must_use]
     pub fn scanned(&self) -> usize {
         self.scanned
+    }
+
+    /// Vectors whose distance was computed.
+    #[must_use]
+    pub fn computed(&self) -> usize {
+        self.computed
     }
 
     /// The hits, nearest first; equal scores by (document id, start, length).
@@ -112,7 +123,9 @@ impl<F: StorageFile> Hits<F> {
         SearchResponse {
             results: self.iter().map(result).collect(),
             scanned: self.scanned,
+            computed: self.computed,
             shards_scanned: self.shards_scanned,
+            cells_scanned: self.cells_scanned,
             lsn: self.snapshot.lsn,
         }
     }
@@ -127,21 +140,92 @@ impl<F: StorageFile> std::fmt::Debug for Hits<F> {
 /// Shards that one thread scans at least: fewer are not worth waking another for.
 const PART: usize = 64;
 
-/// Finds the `k` nearest postings of a snapshot in its `slop` nearest shards; `None` scans them all.
+/// How far a search is to go.
+#[derive(Clone, Copy, Debug)]
+pub struct Breadth {
+    /// Every posting.
+    pub exact: bool,
+    /// At most so many shards, or as many postings' codes as they hold.
+    pub slop: Option<usize>,
+    /// Until so large a share of the nearest is likely found.
+    pub recall: Option<f32>,
+    /// The slop where none is given and there are no cells.
+    pub default_slop: usize,
+    /// The recall where neither is given.
+    pub default_recall: f32,
+}
+
+impl Breadth {
+    /// Every posting.
+    #[must_use]
+    pub fn exact() -> Self {
+        Self { exact: true, ..Self::slop(usize::MAX) }
+    }
+
+    /// So many shards.
+    #[must_use]
+    pub fn slop(slop: usize) -> Self {
+        Self { exact: false, slop: Some(slop), recall: None, default_slop: slop, default_recall: 1.0 }
+    }
+
+    /// What it comes to with cells; `None` if everything is to be scanned.
+    fn reach<L>(&self, cells: &CellIndex<L>, snapshot: &Snapshot<L>) -> Option<Reach>
+    where
+        L: Deref<Target = [u8]> + Clone,
+    {
+        let all = self.slop.is_some_and(|slop| slop >= snapshot.shards);
+        let recall = match (self.recall, self.slop) {
+            (Some(recall), _) => Some(recall),
+            (None, None) => Some(self.default_recall),
+            (None, Some(_)) => None,
+        };
+        if self.exact || (all && recall.is_none()) || recall.is_some_and(|recall| recall >= 1.0) {
+            return None;
+        }
+        let codes = match self.slop {
+            Some(slop) if !all => {
+                let shards = cells.table().shards.len().max(1) as u64;
+                usize::try_from(cells.codes() * slop as u64 / shards).unwrap_or(usize::MAX).max(1)
+            }
+            _ => usize::MAX,
+        };
+        Some(match recall {
+            Some(recall) => Reach { effort: cells.effort(recall), deviations: deviations(recall), codes },
+            None => {
+                let margin = f32::INFINITY;
+                // A third of the groups' codes are within reach of what is to be scanned.
+                let groups = u32::MAX;
+                let cells_wanted = (codes as u64 * 2 * cells.cells() / cells.codes().max(1)).max(64) as u32;
+                let shard_margin = cells.effort(0.98).shard_margin;
+                Reach {
+                    effort: Effort { margin, shard_margin, groups, cells: cells_wanted },
+                    deviations: deviations(0.98),
+                    codes,
+                }
+            }
+        })
+    }
+}
+
+/// Standard deviations of an estimate's error that a search for such a share allows for: what it costs is distances.
+pub(super) fn deviations(recall: f32) -> f32 {
+    0.9 + 8.0 * (recall - 0.9).max(0.0)
+}
+
+/// Finds the `k` nearest postings of a snapshot. Runs on the calling thread.
 ///
-/// `query` is checked and, under cosine, normalised. Cost: one distance per shard, and one per posting of the shards
-/// scanned; no lock is taken and nothing waited for. Runs on the calling thread.
+/// `query` is checked and, under cosine, normalised. No lock is taken and nothing waited for.
 ///
 /// # Errors
-/// `Corruption` if a shard scanned for the first time is damaged on disk.
+/// `Corruption` if vectors read for the first time are damaged on disk.
 pub fn search<F: StorageFile>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &Arc<DataFile<F>>,
     query: &[f32],
     k: usize,
-    slop: Option<usize>,
+    breadth: Breadth,
 ) -> Result<Hits<F>> {
-    search_on(&Inline, snapshot, data, query, k, slop)
+    search_on(&Inline, snapshot, data, query, k, breadth)
 }
 
 /// The same, many shards shared out among the threads of `executor`; the answer does not depend on it.
@@ -154,11 +238,40 @@ pub fn search_on<F: StorageFile>(
     data: &Arc<DataFile<F>>,
     query: &[f32],
     k: usize,
-    slop: Option<usize>,
+    breadth: Breadth,
 ) -> Result<Hits<F>> {
-    let numbers = match slop {
-        Some(slop) if slop < snapshot.shards => nearest_shards(snapshot, data.geometry(), query, slop),
-        _ => snapshot.iter().map(|(number, _)| number).collect(),
+    let hits = |nearest: TopK, scanned, computed, shards_scanned, cells_scanned| Hits {
+        snapshot: Arc::clone(snapshot),
+        data: Arc::clone(data),
+        nearest: nearest.into_sorted(),
+        scanned,
+        computed,
+        shards_scanned,
+        cells_scanned,
+    };
+    let mut slop = match breadth {
+        Breadth { exact: true, .. } => usize::MAX,
+        Breadth { slop: Some(slop), .. } => slop,
+        Breadth { recall: Some(recall), .. } if recall >= 1.0 => usize::MAX,
+        _ => breadth.default_slop,
+    };
+    if let Some(cells) = &snapshot.cells {
+        match breadth.reach(cells, snapshot) {
+            // Cells found damaged are done without, until there are new ones.
+            Some(reach) if !cells.is_damaged() => match probe(snapshot, data, cells, (query, k), reach, &mut Silent) {
+                Err(_) if cells.is_damaged() => {}
+                probed => {
+                    let Probed { top, scanned, computed, cells } = probed?;
+                    return Ok(hits(top, scanned, computed, 0, cells));
+                }
+            },
+            Some(_) => {}
+            None => slop = usize::MAX,
+        }
+    }
+    let numbers = match slop < snapshot.shards {
+        true => nearest_shards(snapshot, data.geometry(), query, slop),
+        false => snapshot.iter().map(|(number, _)| number).collect(),
     };
     let scan_part = |numbers: &[u32]| -> Result<(TopK, usize)> {
         let (mut top, mut scanned) = (TopK::new(k), 0);
@@ -184,16 +297,51 @@ pub fn search_on<F: StorageFile>(
         }
         (top, scanned)
     };
-    Ok(Hits {
-        snapshot: Arc::clone(snapshot),
-        data: Arc::clone(data),
-        nearest: top.into_sorted(),
-        scanned,
-        shards_scanned: numbers.len(),
-    })
+    Ok(hits(top, scanned, scanned, numbers.len(), 0))
 }
 
-fn shard_of<L: Deref<Target = [u8]> + Clone>(snapshot: &Snapshot<L>, number: u32) -> Option<&Shard<L>> {
+/// The queries' numbers, those together that are near the same group of cells: an order to ask them in, whatever they
+/// are.
+pub fn in_order_of_place<L, Q>(snapshot: &Snapshot<L>, geometry: &Geometry, queries: &[Q]) -> Vec<usize>
+where
+    L: Deref<Target = [u8]> + Clone,
+    Q: AsRef<[f32]>,
+{
+    let mut order: Vec<usize> = (0..queries.len()).collect();
+    if let Some(cells) = &snapshot.cells {
+        let (mut query, mut asked) = (Query::default(), Asked::default());
+        let place = |vector: &[f32]| {
+            // What is refused later may have any place.
+            (vector.len() == geometry.dimension).then(|| {
+                query.set(vector, cells.rotation(), geometry.metric);
+                cells.router().nearest_group(&query, &mut asked)
+            })
+        };
+        let places: Vec<Option<usize>> = queries.iter().map(AsRef::as_ref).map(place).collect();
+        order.sort_by_key(|&i| places[i]);
+    }
+    order
+}
+
+/// Reads all that searches may read, and checks it, so that no later search is the first to.
+///
+/// # Errors
+/// `Corruption` if vectors are damaged; of several shards, the first one.
+pub fn warm<F: StorageFile>(executor: &dyn Executor, snapshot: &Snapshot<F::Lent>, data: &DataFile<F>) -> Result<()> {
+    let shards: Vec<_> = snapshot.iter().map(|(_, shard)| shard).collect();
+    let done: Vec<OnceLock<Result<()>>> = shards.iter().map(|_| OnceLock::new()).collect();
+    executor.for_each(shards.len(), &|i| {
+        let read = || shards[i].extents().iter().try_for_each(|extent| extent.slots(data).map(|_| ()));
+        drop(done[i].set(read()));
+    });
+    if let Some(cells) = &snapshot.cells {
+        // Damage of these is noted, and done without.
+        executor.for_each(cells.len(), &|i| drop(cells.group(i)));
+    }
+    done.into_iter().filter_map(OnceLock::into_inner).collect()
+}
+
+pub(super) fn shard_of<L: Deref<Target = [u8]> + Clone>(snapshot: &Snapshot<L>, number: u32) -> Option<&Shard<L>> {
     let chunk = snapshot.chunks.get(number as usize / CHUNK_SHARDS)?;
     chunk.shards.get(number as usize % CHUNK_SHARDS)?.as_deref()
 }
@@ -239,12 +387,23 @@ fn scan<F: StorageFile>(
     query: &[f32],
     top: &mut TopK,
 ) -> Result<usize> {
+    scan_slots(shard, (number, 0), data, query, top)
+}
+
+/// The same from slot `from` on.
+pub(super) fn scan_slots<F: StorageFile>(
+    shard: &Shard<F::Lent>,
+    (number, from): (u32, usize),
+    data: &DataFile<F>,
+    query: &[f32],
+    top: &mut TopK,
+) -> Result<usize> {
     let geometry = data.geometry();
     let slots = geometry.extent_slots();
     let mut scanned = 0;
-    for (e, extent) in shard.extents().iter().enumerate() {
+    for (e, extent) in shard.extents().iter().enumerate().skip(from / slots) {
         let bytes = extent.slots(data)?;
-        for i in 0..extent.used() {
+        for i in from.saturating_sub(e * slots)..extent.used() {
             let slot = e * slots + i;
             if !shard.is_live(slot) {
                 continue;

@@ -22,6 +22,7 @@ use crate::{
 
 const GROW: Purpose = Purpose("data: grow");
 const META: Purpose = Purpose("data: states and directory");
+const CELLS: Purpose = Purpose("data: cells");
 
 /// Why postings are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +174,14 @@ impl<F: StorageFile> DataFile<F> {
     /// `OutOfSpace`, `Io`.
     pub fn store_meta(&self, run: Run, bytes: &[u8]) -> Result<()> {
         self.write(self.offset(run), bytes, META)
+    }
+
+    /// Stores cells into a run.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`.
+    pub fn store_cells(&self, run: Run, bytes: &[u8]) -> Result<()> {
+        self.write(self.offset(run), bytes, CELLS)
     }
 
     fn write(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {

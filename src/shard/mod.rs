@@ -302,6 +302,13 @@ pub fn row<'a>(slots: &'a [u8], i: usize, geometry: &Geometry) -> &'a [f32] {
     bytemuck::cast_slice(&slots[at..at + geometry.vector_bytes()])
 }
 
+/// The bytes of slot `i` of an extent's.
+#[must_use]
+pub fn slot_bytes<'a>(slots: &'a [u8], i: usize, geometry: &Geometry) -> &'a [u8] {
+    let at = i * geometry.slot_bytes();
+    &slots[at..at + geometry.slot_bytes()]
+}
+
 /// The posting record in slot `i` of an extent's bytes.
 #[must_use]
 pub fn record(slots: &[u8], i: usize, geometry: &Geometry) -> StoredPosting {

@@ -48,6 +48,7 @@ enum Command {
     Flush(Reply<FlushStats>),
     Stats(Reply<IndexStats>),
     Check(CheckLevel, Reply<ConsistencyReport>),
+    Optimize(Reply<()>),
     Close(Reply<()>),
 }
 
@@ -234,6 +235,19 @@ impl<S: Storage> Shardex<S> {
         self.ask(Command::Flush).await
     }
 
+    /// Makes the cells anew, from everything accepted before: small groups of codes that let a search look at a few
+    /// thousand postings instead of all. An index makes them by itself while it grows, in the background; after a large
+    /// load this is the way to have them at their best at once. Writes and searches go on meanwhile.
+    ///
+    /// On `Ok` searches use them; they are durable with the next flush. Cost: reads every vector several times, about ten
+    /// microseconds a posting of 384 dimensions.
+    ///
+    /// # Errors
+    /// `Corruption` if a vector is damaged, `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`, `Closed`.
+    pub async fn optimize(&self) -> Result<()> {
+        self.ask(Command::Optimize).await
+    }
+
     /// Figures of the index as it is now. Cost: O(shards); no vector is read.
     ///
     /// # Errors
@@ -310,7 +324,8 @@ impl<S: Storage> Shardex<S> {
             return Err(ShardexError::Closed);
         }
         let (snapshot, data) = (shared.snapshot.load_full(), Arc::clone(&shared.data));
-        Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.executor), shared.options.default_slop_factor))
+        let defaults = (shared.options.default_slop_factor, shared.options.default_recall);
+        Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.executor), defaults))
     }
 
     /// Flushes (or commits, if so configured), marks the end of the WAL, and lets the index go. Every further call on any

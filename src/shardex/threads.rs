@@ -56,6 +56,51 @@ pub(super) fn spawn_writer(_: Panic, writer: impl Future<Output = ()> + Send + '
     Ok(WriterHandle {})
 }
 
+/// A job beside the writer: it is over before this is dropped.
+pub(super) struct Background {
+    #[cfg(not(madsim))]
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Runs a job on a thread of its own. The receiver hears of its end; if it hears nothing, the thread has died in it.
+    #[cfg(not(madsim))]
+    pub(super) fn run<T: Send + 'static>(
+        job: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<(Self, oneshot::Receiver<Result<T>>)> {
+        let (done, ended) = oneshot::channel();
+        let run = move || drop(done.send(job()));
+        let thread = std::thread::Builder::new()
+            .name("shardex-cells".into())
+            .spawn(run)
+            .map_err(|source| ShardexError::io("start", "the thread that makes cells", source))?;
+        Ok((Self { thread: Some(thread) }, ended))
+    }
+
+    /// Under simulation: a task that takes some virtual time, so that others come between.
+    #[cfg(madsim)]
+    pub(super) fn run<T: Send + 'static>(
+        job: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<(Self, oneshot::Receiver<Result<T>>)> {
+        let (done, ended) = oneshot::channel();
+        tokio::task::spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            drop(done.send(job()));
+        });
+        Ok((Self {}, ended))
+    }
+}
+
+#[cfg(not(madsim))]
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was told by the receiver that hears nothing.
+            drop(thread.join());
+        }
+    }
+}
+
 /// A sync, and who is to hear of its end.
 #[cfg(not(madsim))]
 type Request<F> = (SyncJob<F>, oneshot::Sender<Result<()>>);

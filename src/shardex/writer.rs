@@ -13,8 +13,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Command, Reply, Shared, threads::Syncer};
+use super::{
+    Command, Reply, Shared,
+    threads::{Background, Syncer},
+};
 use crate::{
+    cells::Built,
     config::Durability,
     engine::{B1, Engine, FlushStep, stats::FlushStats},
     error::{Result, ShardexError},
@@ -33,12 +37,23 @@ struct Flushing {
     automatic: bool,
 }
 
+/// Cells being made.
+struct Regrouping {
+    made: oneshot::Receiver<Result<Option<Built>>>,
+    /// Who is answered when they are.
+    waiters: Vec<Reply<()>>,
+    _thread: Background,
+}
+
 /// Drives the engine.
 pub(super) struct Writer<S: Storage> {
     engine: Engine<S>,
     shared: Arc<Shared<S>>,
     syncer: Syncer<S::File>,
     flushing: Option<Flushing>,
+    regrouping: Option<Regrouping>,
+    /// Who waits for cells that are not being made yet.
+    regroup_waiters: Vec<Reply<()>>,
     /// Who waits for a flush, and up to which write.
     flush_waiters: Vec<(Lsn, Reply<FlushStats>)>,
     /// When accepted writes are to be committed, at the latest.
@@ -65,6 +80,8 @@ impl<S: Storage> Writer<S> {
             shared,
             syncer: Syncer::start()?,
             flushing: None,
+            regrouping: None,
+            regroup_waiters: Vec::new(),
             flush_waiters: Vec::new(),
             commit_at: None,
             flush_at: None,
@@ -81,6 +98,11 @@ impl<S: Storage> Writer<S> {
                 biased;
                 synced = synced(&mut self.flushing) => {
                     self.go_on(synced);
+                    self.background();
+                    continue;
+                }
+                made = made(&mut self.regrouping) => {
+                    self.regrouped(made).await;
                     self.background();
                     continue;
                 }
@@ -104,6 +126,8 @@ impl<S: Storage> Writer<S> {
             self.settle();
             self.background();
         }
+        // What is being made is given up, but whoever makes it reads until it ends.
+        self.regrouping = None;
         if self.flushing.is_some() {
             // It is given up, but its sync must end before somebody else may open the index.
             drop(synced(&mut self.flushing).await);
@@ -148,6 +172,16 @@ impl<S: Storage> Writer<S> {
                         if self.flushing.is_none() {
                             self.begin_flush(false);
                         }
+                    }
+                    Err(error) => drop(reply.send(Err(error))),
+                }
+            }
+            Command::Optimize(reply) => {
+                self.settle();
+                match self.told() {
+                    Ok(()) => {
+                        self.regroup_waiters.push(reply);
+                        self.regroup();
                     }
                     Err(error) => drop(reply.send(Err(error))),
                 }
@@ -225,6 +259,9 @@ impl<S: Storage> Writer<S> {
                 self.begin_flush(true);
             }
         }
+        if self.regrouping.is_none() && self.engine.wants_regroup() && self.untold.is_none() {
+            self.regroup();
+        }
         self.publish();
         let interval = options.durability == Durability::Interval;
         match self.commit_at {
@@ -241,6 +278,36 @@ impl<S: Storage> Writer<S> {
             }
             Some(_) if !self.engine.has_unflushed() => self.flush_at = None,
             _ => {}
+        }
+    }
+
+    /// Begins to make cells, if nobody does.
+    fn regroup(&mut self) {
+        if self.regrouping.is_some() {
+            return;
+        }
+        let begun = self.engine.regroup_begin().and_then(|job| Background::run(move || job.run()));
+        let waiters = std::mem::take(&mut self.regroup_waiters);
+        match begun {
+            Ok((thread, made)) => self.regrouping = Some(Regrouping { made, waiters, _thread: thread }),
+            Err(error) => waiters.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
+        }
+    }
+
+    /// Takes in cells that were made.
+    async fn regrouped(&mut self, made: Result<Option<Built>>) {
+        let Some(Regrouping { waiters, .. }) = self.regrouping.take() else { return };
+        let done = match made {
+            Ok(built) => self.write(|engine| engine.regrouped(built.clone())).await,
+            Err(error) => Err(error),
+        };
+        self.publish();
+        if waiters.is_empty() {
+            self.note(done.clone());
+        }
+        waiters.into_iter().for_each(|reply| drop(reply.send(done.clone())));
+        if !self.regroup_waiters.is_empty() {
+            self.regroup();
         }
     }
 
@@ -327,6 +394,10 @@ impl<S: Storage> Writer<S> {
             let synced = synced(&mut self.flushing).await;
             self.go_on(synced);
         }
+        if self.regrouping.is_some() {
+            let made = made(&mut self.regrouping).await;
+            self.regrouped(made).await;
+        }
         let done = self.told().and_then(|()| self.engine.close());
         self.shared.closed.store(true, std::sync::atomic::Ordering::Release);
         requests.close();
@@ -334,6 +405,13 @@ impl<S: Storage> Writer<S> {
         drop(self.engine);
         drop(reply.send(done));
     }
+}
+
+/// The cells that are being made; never, if nobody makes any.
+async fn made(regrouping: &mut Option<Regrouping>) -> Result<Option<Built>> {
+    let Some(regrouping) = regrouping else { return pending().await };
+    let died = || ShardexError::io("make", "cells", std::io::Error::other("the thread has died"));
+    (&mut regrouping.made).await.unwrap_or_else(|_| Err(died()))
 }
 
 /// The end of the sync that a flush waits for; never, if there is none.

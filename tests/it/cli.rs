@@ -121,7 +121,8 @@ fn ingest_search_remove_flush_stats_check() {
         assert_eq!(ids(&out), (0..20).collect::<Vec<i64>>());
     }
     let (_, object) = desk.json(&[&"search", &dir, &queries, &"--slop", &"1"]);
-    assert!(object["scanned"].as_f64() <= Some(32.0) && object["qps"].as_f64() > Some(0.0), "{object}");
+    // Two codes for each posting of one shard, and the rest of the last cell.
+    assert!(object["scanned"].as_f64() <= Some(128.0) && object["qps"].as_f64() > Some(0.0), "{object}");
     let more = desk.vectors("more.npy", 500..520);
     let (code, object) = desk.json(&[&"ingest", &dir, &more, &"--first-id", &"1000", &"--flush-each", &"1"]);
     assert_eq!((code, &object["total_postings"]), (0, &520.into()));

@@ -263,7 +263,10 @@ fn a_snapshot_keeps_its_answers_over_flushes_and_splits() {
     let snapshot = engine.snapshot();
     let ask = || {
         let query = vector(42, DIMENSION);
-        index::search(&snapshot, engine.data(), &query, 100, None).expect("found").to_response().results
+        index::search(&snapshot, engine.data(), &query, 100, index::Breadth::exact())
+            .expect("found")
+            .to_response()
+            .results
     };
     let before = ask();
     let data = std::sync::Arc::clone(engine.data());
@@ -272,7 +275,8 @@ fn a_snapshot_keeps_its_answers_over_flushes_and_splits() {
         engine.add(&documents(n * 100..n * 100 + 60)).expect("accepted");
         engine.flush().expect("flushed");
         let query = vector(42, DIMENSION);
-        let now = index::search(&snapshot, &data, &query, 100, None).expect("found").to_response().results;
+        let now =
+            index::search(&snapshot, &data, &query, 100, index::Breadth::exact()).expect("found").to_response().results;
         assert!(now == before, "round {n}");
     }
     assert!(engine.stats().expect("stats").held_bytes > 0, "what the snapshot reads is held back");
@@ -473,7 +477,8 @@ fn damage_is_found_by_the_full_check_and_by_the_first_search_that_reads_it() {
     assert!(report.findings.iter().any(|finding| finding.place.is_some()), "{report}");
     assert!(engine.check(CheckLevel::Quick).expect("readable").is_clean(), "the quick check reads no vector");
     let query = vector(1, DIMENSION);
-    let error = index::search(&engine.snapshot(), engine.data(), &query, 5, None).expect_err("damaged");
+    let error =
+        index::search(&engine.snapshot(), engine.data(), &query, 5, index::Breadth::exact()).expect_err("damaged");
     assert!(matches!(&error, ShardexError::Corruption { file, .. } if file.ends_with("data")), "{error}");
 }
 

@@ -183,6 +183,10 @@ post_mortems! {
     /// The log file was cut where records had been. Its chain just ended early, which looks like a torn tail. Each root
     /// names the length that the log has at least.
     a_log_that_was_cut_is_refused: "cut-log.case";
+    /// A root of an earlier epoch came back into one slot. A state below it lay in a place that the newest root's tree uses by
+    /// now; the two were taken for one, so that the old tree passed for whole, and every full check, also the one inside
+    /// a flush, found its damage and refused. They are the same only if length and checksum are.
+    a_place_used_again_is_not_the_state_it_was: "stale-root-with-a-place-used-again.case";
     /// The sync of `create`'s rename failed. By R8 the entry is clean then and perhaps not durable; `create` was called again,
     /// synced the directory, which did nothing, and went on. The power cut took the root file. A root file that nobody
     /// has relied on yet is made anew.

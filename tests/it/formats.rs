@@ -53,6 +53,7 @@ fn root() -> Root {
         splits: 6,
         data_pages: 97,
         wal_segments: 11,
+        cells: Entry { page: 33, len: 24, crc: 0xCE11_CE11 },
     }
 }
 

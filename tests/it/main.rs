@@ -1,6 +1,7 @@
 //! The integration tests, in one binary.
 
 mod api;
+mod cells;
 #[cfg(feature = "cli")]
 mod cli;
 mod concurrent;

@@ -56,6 +56,7 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => (0..60u64, 1..30u64).prop_map(|(first, count)| Step::Remove { first, count }),
         3 => Just(Step::Commit),
         4 => Just(Step::Flush),
+        2 => Just(Step::Optimize),
         2 => (0..60u64, 1..12u64, 0..1_000u64).prop_map(|(first, count, salt)| Step::SlowFlush { first, count, salt }),
         1 => Just(Step::Reopen),
         1 => Just(Step::Close),

@@ -117,7 +117,10 @@ pub(crate) fn everything(engine: &Engine<MmapStorage>) -> Vec<SearchResult> {
 }
 
 pub(crate) fn search(engine: &Engine<MmapStorage>, query: &[f32], k: usize) -> Vec<SearchResult> {
-    index::search(&engine.snapshot(), engine.data(), query, k, None).expect("the search succeeds").to_response().results
+    index::search(&engine.snapshot(), engine.data(), query, k, index::Breadth::exact())
+        .expect("the search succeeds")
+        .to_response()
+        .results
 }
 
 /// The ids that are there, sorted.

@@ -39,7 +39,8 @@ impl Run<'_> {
             Err(error) => return Err(broken(format!("P1: {error}"))),
         };
         self.roots_are_whole()?;
-        let fell_back = engine.stats().is_ok_and(|stats| stats.recovery.root_fallback);
+        // Cells are derived: to say that they are lost, and go on without, is honest.
+        let fell_back = engine.stats().is_ok_and(|stats| stats.recovery.root_fallback || stats.recovery.cells_lost);
         if let Some(what) = self.must_be_found.take()
             && !fell_back
         {

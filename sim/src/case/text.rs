@@ -160,6 +160,7 @@ impl Case {
             }
             "commit" => Step::Commit,
             "flush" => Step::Flush,
+            "optimize" => Step::Optimize,
             "close" => Step::Close,
             "reopen" => Step::Reopen,
             "second-open" => Step::SecondOpen,

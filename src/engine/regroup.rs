@@ -1,0 +1,247 @@
+//! Making cells anew, and taking them in: [`cells`](crate::cells) are derived, so all of this is about when they are made
+//! and where they lie.
+//!
+//! Invariants:
+//! 1. Cells are made from a snapshot, by whoever runs the job, while writes go on; taking them in is a step of the writer.
+//! 2. They are stored in free places, and durable with the next root, which names their head. The cells before are held
+//!    as long as a root or a snapshot names them.
+//! 3. Cells that are damaged or cannot be read cost no posting: searches do without, and the next ones replace them.
+
+use std::sync::Arc;
+
+use super::{Engine, Lent, directory, working::Working};
+use crate::{
+    cells::{Aligned, Built, CellIndex, build},
+    codes::Rotation,
+    env::Executor,
+    error::{Result, ShardexError},
+    format::{
+        cells::{CellTable, decode_head, encode_head},
+        crc32c,
+        node::Entry,
+    },
+    id::Generation,
+    index::{Snapshot, calibrate},
+    limits,
+    shard::{DataFile, Place},
+    site::{self, Kind, Mark},
+    space::Run,
+    storage::{Storage, StorageFile},
+};
+
+/// Draws for cells are counted from here, by the last write that they see.
+const DRAWS: u64 = 1 << 62;
+
+/// What is to be done to make cells: it needs nothing of the engine any more, and changes nothing.
+pub struct RegroupJob<S: Storage> {
+    snapshot: Arc<Snapshot<Lent<S>>>,
+    data: Arc<DataFile<S::File>>,
+    rotation: Arc<Rotation>,
+    index_id: u128,
+    executor: Arc<dyn Executor>,
+}
+
+impl<S: Storage> RegroupJob<S> {
+    /// Makes cells of every posting in the snapshot; `None` if there is none. Reads all vectors.
+    ///
+    /// # Errors
+    /// `Corruption` if a vector is damaged.
+    pub fn run(&self) -> Result<Option<Built>> {
+        let Self { snapshot, data, rotation, index_id, executor } = self;
+        let shards: Vec<_> = snapshot.iter().map(|(number, shard)| (number, Arc::clone(shard))).collect();
+        let seed = (*index_id, DRAWS + snapshot.lsn.0);
+        let geometry = data.geometry();
+        let largest = geometry.chunk_pages() as usize * geometry.page_size;
+        let before = snapshot.cells.as_deref();
+        let built = build(&shards, data, (rotation, before), (seed, &**executor), largest)?;
+        let Some(mut built) = built else { return Ok(None) };
+        let trial: CellIndex<Aligned> =
+            CellIndex::new(built.table.clone(), Arc::clone(rotation), built.groups.clone(), Vec::new());
+        built.table.efforts = calibrate(snapshot, data, &trial, &**executor, seed)?;
+        Ok(Some(built))
+    }
+}
+
+/// Cells of which a root names the head, and that head.
+pub(super) type Named<L> = (Arc<CellIndex<L>>, Entry);
+
+impl<S: Storage> Engine<S> {
+    /// Postings that are in no cell, and removed ones that are, as far as the figures tell.
+    pub(super) fn unsettled(&self) -> u64 {
+        let fresh = self.published.chunks.iter().flat_map(|chunk| {
+            chunk.fresh.iter().filter_map(|&(i, from)| {
+                Some(chunk.shards[i as usize].as_ref()?.len().saturating_sub(from as usize) as u64)
+            })
+        });
+        match &self.published.cells {
+            Some(cells) if !cells.is_damaged() => fresh.sum(),
+            _ => self.published.live,
+        }
+    }
+
+    /// Whether cells should be made: there are none or damaged ones, or more postings are in none than in some.
+    #[must_use]
+    pub fn wants_regroup(&self) -> bool {
+        let live = self.published.live;
+        live >= limits::LEAST_FOR_CELLS
+            && self.poisoned.is_none()
+            && self.read_only.is_none()
+            // O(shards), so not after every write.
+            && self.counters.operations >= self.regroup_at
+            && self.unsettled() * 2 > live
+    }
+
+    /// What is to be done to make cells of everything accepted so far.
+    ///
+    /// # Errors
+    /// `Poisoned`, or why writes are refused.
+    pub fn regroup_begin(&mut self) -> Result<RegroupJob<S>> {
+        self.check_writable()?;
+        self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS / 4;
+        let rotation = match &self.published.cells {
+            Some(cells) => Arc::clone(cells.rotation()),
+            None => Arc::new(Rotation::new(self.geometry().dimension, self.index_id)),
+        };
+        Ok(RegroupJob {
+            snapshot: self.snapshot(),
+            data: Arc::clone(&self.data),
+            rotation,
+            index_id: self.index_id,
+            executor: Arc::clone(&self.executor),
+        })
+    }
+
+    /// Takes in what a [`RegroupJob`] made. Searches use it from here on; the next flush makes it durable.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`.
+    pub fn regrouped(&mut self, built: Option<Built>) -> Result<()> {
+        self.check_writable()?;
+        if built.is_none() && self.work.cells.is_none() {
+            return Ok(());
+        }
+        self.open_epoch()?;
+        let rotation = match &self.work.cells {
+            Some((cells, _)) => Arc::clone(cells.rotation()),
+            None => Arc::new(Rotation::new(self.geometry().dimension, self.index_id)),
+        };
+        let named = match built {
+            Some(built) => {
+                let mut taken = Vec::new();
+                match store(&mut self.work, &self.data, built, (rotation, self.begun), &mut taken) {
+                    Ok(named) => Some(named),
+                    Err(error) => {
+                        if site::applies(Kind::ErrorCheck, true) {
+                            taken.into_iter().for_each(|run| self.work.space.free(run));
+                        }
+                        return Err(error);
+                    }
+                }
+            }
+            None => None,
+        };
+        site::reach(Mark::Regrouped);
+        self.work.set_cells(named, self.begun);
+        self.publish(&[]);
+        Ok(())
+    }
+
+    /// Makes cells of everything accepted so far, here and now.
+    ///
+    /// # Errors
+    /// As [`RegroupJob::run`] and [`regrouped`](Self::regrouped).
+    pub fn optimize(&mut self) -> Result<()> {
+        let built = self.regroup_begin()?.run()?;
+        self.regrouped(built)
+    }
+}
+
+/// Stores cells in free places, which are noted in `taken` one by one.
+fn store<F: StorageFile>(
+    work: &mut Working<F>,
+    data: &DataFile<F>,
+    built: Built,
+    (rotation, born): (Arc<Rotation>, Generation),
+    taken: &mut Vec<Run>,
+) -> Result<Named<F::Lent>> {
+    let page_size = data.geometry().page_size;
+    let mut put = |work: &mut Working<F>, bytes: &[u8]| -> Result<Entry> {
+        let run = work.take_meta(data, data.geometry().pages(bytes.len()))?;
+        taken.push(run);
+        data.store_cells(run, bytes)?;
+        Ok(Entry { page: run.page, len: bytes.len() as u32, crc: crc32c(0, bytes) })
+    };
+    let Built { mut table, groups } = built;
+    for (entry, bytes) in table.groups.iter_mut().zip(&groups) {
+        entry.place = put(work, bytes)?;
+    }
+    let part_bytes = work.space.largest_run() as usize * page_size;
+    let mut parts = Vec::new();
+    for part in table.encode().chunks(part_bytes) {
+        parts.push(put(work, part)?);
+    }
+    let head = put(work, &encode_head(&parts))?;
+    let lent = lend(&table, data)?;
+    let places = taken.iter().map(|&run| Arc::new(Place { run, born })).collect();
+    Ok((Arc::new(CellIndex::new(table, rotation, lent, places)), head))
+}
+
+fn lend<F: StorageFile>(table: &CellTable, data: &DataFile<F>) -> Result<Vec<F::Lent>> {
+    let lend = |entry: &Entry| {
+        data.file().lend(entry.page.saturating_mul(data.geometry().page_size as u64), entry.len as usize)
+    };
+    table.groups.iter().map(|group| lend(&group.place)).collect()
+}
+
+/// Reads what a head names: the table, and all runs, the head's and the parts' too.
+///
+/// # Errors
+/// `Corruption`, `Io`.
+pub(super) fn read_table<F: StorageFile>(head: &Entry, data: &DataFile<F>) -> Result<(CellTable, Vec<Run>)> {
+    let geometry = data.geometry();
+    let damaged = |entry: &Entry, what: String| ShardexError::Corruption {
+        file: data.path(),
+        offset: entry.page.saturating_mul(geometry.page_size as u64),
+        what,
+    };
+    let bytes = directory::read(head, data, "the head of the cells")?;
+    let parts = decode_head(&bytes).map_err(|e| damaged(head, format!("the head of the cells: {e}")))?;
+    let mut bytes = Vec::new();
+    for part in &parts {
+        bytes.extend(directory::read(part, data, "a part of the cells' table")?);
+    }
+    let words = crate::codes::padded(geometry.dimension) / 64;
+    let table = CellTable::decode(&bytes, words).map_err(|e| damaged(head, format!("the cells' table: {e}")))?;
+    let groups = table.groups.iter().map(|group| &group.place);
+    let runs = groups.chain(&parts).chain([head]).map(|entry| directory::run_of(entry, geometry)).collect();
+    Ok((table, runs))
+}
+
+/// The cells that a root names, their places marked as used. No group is read.
+///
+/// # Errors
+/// `Corruption`: nothing is marked. `Io`.
+pub(super) fn load<F: StorageFile>(
+    head: Entry,
+    data: &DataFile<F>,
+    work: &mut Working<F>,
+    index_id: u128,
+) -> Result<Option<Named<F::Lent>>> {
+    if head.is_none() {
+        return Ok(None);
+    }
+    let (table, runs) = read_table(&head, data)?;
+    let mut space = work.space.clone();
+    for run in &runs {
+        space.mark_meta(*run).map_err(|what| ShardexError::Corruption {
+            file: data.path(),
+            offset: data.offset(*run),
+            what: format!("cells: {what}"),
+        })?;
+    }
+    let lent = lend(&table, data)?;
+    work.space = space;
+    let places = runs.into_iter().map(|run| Arc::new(Place { run, born: Generation(0) })).collect();
+    let rotation = Arc::new(Rotation::new(data.geometry().dimension, index_id));
+    Ok(Some((Arc::new(CellIndex::new(table, rotation, lent, places)), head)))
+}

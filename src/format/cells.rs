@@ -1,0 +1,324 @@
+//! The cells: groups of codes, and the table that says where the groups lie and whom they cover.
+//!
+//! All of it is derived from vectors. A group is one run of pages; the table is cut into parts that fit a run each, and
+//! a head names them. Checksums are held by whoever names the bytes.
+
+use std::ops::Range;
+
+use super::{
+    FormatError,
+    codec::{Put as _, Reader},
+    node::{ENTRY_BYTES, Entry},
+};
+use crate::id::ShardId;
+
+/// First bytes of a group.
+pub const GROUP_MAGIC: [u8; 4] = *b"SHCG";
+/// First bytes of the table.
+pub const TABLE_MAGIC: [u8; 4] = *b"SHCT";
+/// First bytes of the head.
+pub const HEAD_MAGIC: [u8; 4] = *b"SHCH";
+/// Recalls for which a table holds what it takes.
+pub const RECALLS: [f32; 8] = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995];
+
+const GROUP_HEADER: usize = 16;
+const CELL_BYTES: usize = 16;
+const ROWS: usize = 16;
+const BLOCK: usize = 8;
+
+/// Bytes of a block of eight codes: for each word the codes' words side by side, then eight factors and eight additive
+/// terms, the upper halves of f32s, then eight references.
+const fn block_bytes(words: usize) -> usize {
+    (words + 1) * BLOCK * 8
+}
+
+/// Where the parts of a group lie in its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupLayout {
+    /// Cells.
+    pub cells: usize,
+    /// Codes of all cells.
+    pub codes: usize,
+    /// Words of signs a code.
+    pub words: usize,
+}
+
+impl GroupLayout {
+    /// The centroids' bytes, row by row, each plus 128.
+    #[must_use]
+    pub fn centroids(&self) -> Range<usize> {
+        let start = (GROUP_HEADER + self.cells * CELL_BYTES).next_multiple_of(64);
+        start..start + self.cells * self.words * 64
+    }
+
+    /// The blocks of codes.
+    #[must_use]
+    pub fn blocks(&self) -> Range<usize> {
+        let start = self.centroids().end;
+        start..start + self.codes.div_ceil(BLOCK) * block_bytes(self.words)
+    }
+
+    /// All bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.blocks().end
+    }
+
+    /// Whether there is no cell.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cells == 0
+    }
+}
+
+/// A cell as its group names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CellEntry {
+    /// What one step of the centroid's bytes is worth.
+    pub step: f32,
+    /// Square of the centroid's norm.
+    pub square: f32,
+    /// Its first code among the group's.
+    pub first: u32,
+    /// Its codes.
+    pub count: u32,
+}
+
+/// A group's bytes: its cells, their centroids as blocks of bytes, their codes as blocks.
+///
+/// # Panics
+/// If the sizes do not fit each other.
+#[must_use]
+pub fn encode_group(layout: GroupLayout, cells: &[CellEntry], centroids: &[u8], blocks: &[u8]) -> Vec<u8> {
+    assert!(cells.len() == layout.cells && centroids.len() == layout.centroids().len(), "as many cells as it says");
+    assert_eq!(blocks.len(), layout.blocks().len(), "as many codes as it says");
+    let mut out = Vec::with_capacity(layout.len());
+    out.put(&GROUP_MAGIC);
+    out.put_u32(layout.cells as u32);
+    out.put_u32(layout.codes as u32);
+    out.put_u32(layout.words as u32);
+    for cell in cells {
+        out.put_u32(cell.step.to_bits());
+        out.put_u32(cell.square.to_bits());
+        out.put_u32(cell.first);
+        out.put_u32(cell.count);
+    }
+    out.resize(layout.centroids().start, 0);
+    out.put(centroids);
+    out.put(blocks);
+    out
+}
+
+/// The cell `i` of a group whose bytes [`check_group`] found good.
+#[must_use]
+pub fn cell(group: &[u8], i: usize) -> CellEntry {
+    let at = GROUP_HEADER + i * CELL_BYTES;
+    let [step, square, first, count]: [u32; 4] = bytemuck::pod_read_unaligned(&group[at..at + CELL_BYTES]);
+    CellEntry { step: f32::from_bits(step), square: f32::from_bits(square), first, count }
+}
+
+/// Checks that a group is what the table says it is, and that its codes are of postings below `postings`.
+///
+/// # Errors
+/// Names what cannot be.
+pub fn check_group(bytes: &[u8], layout: GroupLayout, postings: u32) -> Result<(), FormatError> {
+    let mut r = Reader::new(bytes);
+    r.expect(&GROUP_MAGIC)?;
+    for expected in [layout.cells, layout.codes, layout.words] {
+        r.expect(&(expected as u32).to_le_bytes())?;
+    }
+    if bytes.len() != layout.len() {
+        return Err(FormatError::new(0, format!("{} bytes expected, {} found", layout.len(), bytes.len())));
+    }
+    for i in 0..layout.cells {
+        let cell = cell(bytes, i);
+        let end = u64::from(cell.first) + u64::from(cell.count);
+        if end > layout.codes as u64 || !cell.step.is_finite() || !cell.square.is_finite() {
+            return Err(FormatError::new(GROUP_HEADER + i * CELL_BYTES, format!("no cell is {cell:?}")));
+        }
+    }
+    let blocks = layout.blocks();
+    for (block, block_bytes) in bytes[blocks.clone()].chunks_exact(block_bytes(layout.words)).enumerate() {
+        let references = block_bytes[block_bytes.len() - BLOCK * 4..].as_chunks::<4>().0;
+        if let Some(i) = references.iter().position(|raw| u32::from_le_bytes(*raw) >= postings) {
+            let what = format!("a code of posting {} of {postings}", u32::from_le_bytes(references[i]));
+            return Err(FormatError::new(blocks.start + block * block_bytes.len(), what));
+        }
+    }
+    Ok(())
+}
+
+/// A group as the table names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GroupEntry {
+    /// Its bytes.
+    pub place: Entry,
+    /// What one step of its pivot's bytes is worth.
+    pub step: f32,
+    /// Square of the pivot's norm.
+    pub square: f32,
+    /// Its cells.
+    pub cells: u32,
+    /// Its codes.
+    pub codes: u32,
+}
+
+/// A shard of which the first slots are in cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Covered {
+    /// Its number.
+    pub number: u32,
+    /// Slots that are covered.
+    pub slots: u32,
+    /// Its name: a number may be given again.
+    pub id: ShardId,
+}
+
+/// What it takes to find some share of the nearest.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Effort {
+    /// A cell is scanned if its centroid is at most so much farther than the farthest result.
+    pub margin: f32,
+    /// The same for a shard that is not in cells.
+    pub shard_margin: f32,
+    /// Groups that are looked into at first.
+    pub groups: u32,
+    /// Cells that are estimated to be near, at first.
+    pub cells: u32,
+}
+
+/// The table of all groups.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CellTable {
+    /// Words of signs a code.
+    pub words: usize,
+    /// What each of [`RECALLS`] takes.
+    pub efforts: [Effort; RECALLS.len()],
+    /// The groups.
+    pub groups: Vec<GroupEntry>,
+    /// The groups' pivots, as blocks of bytes.
+    pub pivots: Vec<u8>,
+    /// Codes of the cells' centroids against their pivots, group by group, each group in blocks of its own.
+    pub centroids: Vec<u8>,
+    /// The shards covered, by number. Postings are numbered through them in this order, each shard from a multiple of 64 on.
+    pub shards: Vec<Covered>,
+}
+
+impl CellTable {
+    /// The table's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.put(&TABLE_MAGIC);
+        out.put_u32(self.words as u32);
+        out.put_u32(self.groups.len() as u32);
+        out.put_u32(self.shards.len() as u32);
+        for effort in &self.efforts {
+            out.put_u32(effort.margin.to_bits());
+            out.put_u32(effort.shard_margin.to_bits());
+            out.put_u32(effort.groups);
+            out.put_u32(effort.cells);
+        }
+        for group in &self.groups {
+            group.place.encode(&mut out);
+            out.put_u32(group.step.to_bits());
+            out.put_u32(group.square.to_bits());
+            out.put_u32(group.cells);
+            out.put_u32(group.codes);
+        }
+        for shard in &self.shards {
+            out.put_u32(shard.number);
+            out.put_u32(shard.slots);
+            out.put_u128(shard.id.0);
+        }
+        out.put(&self.pivots);
+        out.put(&self.centroids);
+        out
+    }
+
+    /// Parses a table of codes of so many words.
+    ///
+    /// # Errors
+    /// Names what cannot be.
+    pub fn decode(bytes: &[u8], words: usize) -> Result<Self, FormatError> {
+        let mut r = Reader::new(bytes);
+        r.expect(&TABLE_MAGIC)?;
+        r.expect(&(words as u32).to_le_bytes())?;
+        let (groups, shards) = (r.u32()? as usize, r.u32()? as usize);
+        let number = |r: &mut Reader<'_>| -> Result<f32, FormatError> {
+            let at = r.at();
+            let x = f32::from_bits(r.u32()?);
+            if x.is_nan() { Err(FormatError::new(at, "a number is none")) } else { Ok(x) }
+        };
+        let mut table = Self { words, ..Self::default() };
+        for effort in &mut table.efforts {
+            let (margin, shard_margin) = (number(&mut r)?, number(&mut r)?);
+            *effort = Effort { margin, shard_margin, groups: r.u32()?, cells: r.u32()? };
+        }
+        // Nothing is reserved for a count that the bytes do not bear out.
+        for _ in 0..groups {
+            let place = Entry::decode(&mut r)?;
+            let (step, square) = (number(&mut r)?, number(&mut r)?);
+            let group = GroupEntry { place, step, square, cells: r.u32()?, codes: r.u32()? };
+            let layout = GroupLayout { cells: group.cells as usize, codes: group.codes as usize, words };
+            if place.is_none() || layout.is_empty() || layout.len() != place.len as usize {
+                return Err(FormatError::new(r.at(), format!("no group is {group:?}")));
+            }
+            table.groups.push(group);
+        }
+        let mut postings = 0u64;
+        for _ in 0..shards {
+            let at = r.at();
+            let shard = Covered { number: r.u32()?, slots: r.u32()?, id: ShardId(r.u128()?) };
+            postings += u64::from(shard.slots).next_multiple_of(64);
+            let ascending = table.shards.last().is_none_or(|last| last.number < shard.number);
+            if !ascending || postings > u64::from(u32::MAX) {
+                return Err(FormatError::new(at, format!("shard {} after another, {postings} postings", shard.number)));
+            }
+            table.shards.push(shard);
+        }
+        let pivots = groups.next_multiple_of(ROWS) * words * 64;
+        table.pivots = r.take(pivots)?.to_vec();
+        let blocks: usize = table.groups.iter().map(|group| (group.cells as usize).div_ceil(BLOCK)).sum();
+        table.centroids = r.take(blocks * block_bytes(words))?.to_vec();
+        let numbers = (blocks * BLOCK) as u32;
+        for (i, block) in table.centroids.chunks_exact(block_bytes(words)).enumerate() {
+            let references = block[block.len() - BLOCK * 4..].as_chunks::<4>().0;
+            if references.iter().any(|raw| u32::from_le_bytes(*raw) >= numbers) {
+                return Err(FormatError::new(r.at(), format!("block {i} of the centroids names a cell that is none")));
+            }
+        }
+        if r.at() != bytes.len() {
+            return Err(FormatError::new(r.at(), format!("{} bytes after the table", bytes.len() - r.at())));
+        }
+        Ok(table)
+    }
+}
+
+/// The head: the table's parts in order.
+#[must_use]
+pub fn encode_head(parts: &[Entry]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(8 + parts.len() * ENTRY_BYTES);
+    out.put(&HEAD_MAGIC);
+    out.put_u32(parts.len() as u32);
+    parts.iter().for_each(|part| part.encode(&mut out));
+    out
+}
+
+/// Parses a head.
+///
+/// # Errors
+/// If it is none.
+pub fn decode_head(bytes: &[u8]) -> Result<Vec<Entry>, FormatError> {
+    let mut r = Reader::new(bytes);
+    r.expect(&HEAD_MAGIC)?;
+    let count = r.u32()? as usize;
+    if bytes.len() != 8 + count.saturating_mul(ENTRY_BYTES) {
+        return Err(FormatError::new(4, format!("{count} parts in {} bytes", bytes.len())));
+    }
+    let parts = (0..count).map(|_| Entry::decode(&mut r)).collect::<Result<Vec<_>, _>>()?;
+    match parts.iter().position(Entry::is_none) {
+        Some(i) => Err(FormatError::new(8 + i * ENTRY_BYTES, "a part is nowhere")),
+        None => Ok(parts),
+    }
+}

@@ -1,0 +1,350 @@
+//! The cells: that a search by them finds what it should while little is looked at, stays right through everything that
+//! happens to an index, and costs nothing but time when they are damaged.
+
+use std::{collections::BTreeSet, fs, sync::Arc};
+
+use shardex::{
+    CheckLevel, Component, DocumentId, Engine, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexError,
+    env::{AllCores, Env, Executor, Inline},
+    index::{self, Breadth, Hits},
+    storage::{MmapFile, MmapStorage},
+};
+
+use crate::support::{TestIndex, block_on, check_clean, posting, vector};
+
+/// Vectors around some hundred centres, so that near ones lie together as those of texts do.
+fn clustered(n: u64, dimension: usize) -> Vec<f32> {
+    let (centre, own) = (vector(1_000_000 + n % 97, dimension), vector(n, dimension));
+    centre.iter().zip(own).map(|(c, x)| c + 0.7 * x).collect()
+}
+
+fn postings(range: std::ops::Range<u64>, dimension: usize) -> Vec<Posting> {
+    range.map(|n| posting(u128::from(n), 0, clustered(n, dimension))).collect()
+}
+
+fn recall_of(recall: f32) -> Breadth {
+    Breadth { recall: Some(recall), slop: None, ..Breadth::slop(4) }
+}
+
+fn find(engine: &Engine<MmapStorage>, query: &[f32], k: usize, breadth: Breadth) -> Hits<MmapFile> {
+    index::search(&engine.snapshot(), engine.data(), query, k, breadth).expect("the search succeeds")
+}
+
+fn found(hits: &Hits<MmapFile>) -> BTreeSet<u128> {
+    hits.iter().map(|hit| hit.document_id.0).collect()
+}
+
+/// The mean share of the ten nearest that searches for `queries` find, and of the postings that they look at.
+fn measure(engine: &Engine<MmapStorage>, queries: std::ops::Range<u64>, breadth: Breadth) -> (f64, f64) {
+    let (mut hit, mut looked) = (0, 0);
+    let (n, dimension) = (queries.end - queries.start, engine.geometry().dimension);
+    for query in queries {
+        let mut query = clustered(query, dimension);
+        if engine.geometry().metric == Metric::Cosine {
+            let norm = query.iter().map(|x| x * x).sum::<f32>().sqrt();
+            query.iter_mut().for_each(|x| *x /= norm);
+        }
+        let true_ones = found(&find(engine, &query, 10, Breadth::exact()));
+        let hits = find(engine, &query, 10, breadth);
+        hit += found(&hits).intersection(&true_ones).count();
+        looked += hits.scanned();
+    }
+    let live = engine.stats().expect("figures").total_postings;
+    (hit as f64 / (n * 10) as f64, looked as f64 / (n * live) as f64)
+}
+
+#[test]
+fn searches_by_cells_reach_the_recall_that_was_asked_for() {
+    for (dimension, metric) in [(100, Metric::L2), (64, Metric::Cosine), (31, Metric::Dot)] {
+        let test = TestIndex::with(|config| config.vector_size(dimension).metric(metric).shard_size(128));
+        let mut engine = test.create();
+        engine.add(&postings(0..6_000, dimension)).expect("added");
+        engine.optimize().expect("cells are made");
+        for recall in [0.7, 0.9, 0.98] {
+            let (reached, looked) = measure(&engine, 900_000..900_100, recall_of(recall));
+            assert!(reached >= f64::from(recall) - 0.05, "{dimension} {metric}: {reached} for {recall}");
+            assert!(looked < 0.7, "{dimension} {metric}: looked at {looked} for {recall}");
+        }
+        check_clean(&engine);
+    }
+}
+
+/// With a slop, so many codes; with both, no more than that; with all, every posting.
+#[test]
+fn a_slop_bounds_what_is_looked_at() {
+    let test = TestIndex::with(|config| config.vector_size(64).shard_size(128));
+    let mut engine = test.create();
+    engine.add(&postings(0..6_000, 64)).expect("added");
+    engine.optimize().expect("cells are made");
+    let stats = engine.stats().expect("figures");
+    let query = clustered(5, 64);
+    for slop in [1, 4, 12] {
+        let codes = stats.codes as usize * slop / stats.total_shards;
+        let hits = find(&engine, &query, 10, Breadth::slop(slop));
+        assert!((codes..codes + 600).contains(&hits.scanned()), "{} codes for slop {slop}", hits.scanned());
+        let both = Breadth { slop: Some(slop), ..recall_of(0.999) };
+        assert!(find(&engine, &query, 10, both).scanned() <= hits.scanned());
+    }
+    let all = find(&engine, &query, 10, Breadth::slop(stats.total_shards));
+    assert_eq!(all.scanned(), 6_000);
+    assert_eq!(found(&all), found(&find(&engine, &query, 10, Breadth::exact())));
+}
+
+#[test]
+fn what_is_removed_replaced_or_added_after_the_cells_is_answered_right() {
+    let dimension = 48;
+    let test = TestIndex::with(|config| config.vector_size(dimension).shard_size(64));
+    let mut engine = test.create();
+    engine.add(&postings(0..4_000, dimension)).expect("added");
+    engine.optimize().expect("cells are made");
+    // A tenth goes, a tenth moves, and enough comes to split shards that the cells know.
+    let gone: Vec<DocumentId> = (0..400).map(|n| DocumentId(n * 10)).collect();
+    engine.remove(&gone).expect("removed");
+    let moved: Vec<Posting> =
+        (0..400).map(|n| posting(n * 10 + 1, 0, clustered(50_000 + n as u64, dimension))).collect();
+    engine.add(&moved).expect("replaced");
+    engine.add(&postings(10_000..12_000, dimension)).expect("added");
+    let splits = engine.stats().expect("figures").splits;
+    assert!(splits > 80, "{splits} splits");
+    let right = |engine: &Engine<MmapStorage>| {
+        for (id, n) in [(11, 50_001), (3_991, 50_399), (10_007, 10_007), (17, 17), (3_999, 3_999)] {
+            let hits = find(engine, &clustered(n, dimension), 3, recall_of(0.99));
+            let first = hits.iter().next().expect("a hit");
+            assert_eq!((first.document_id.0, first.similarity_score), (id, 0.0));
+        }
+        for n in 0..40 {
+            let hits = find(engine, &clustered(n * 100, dimension), 50, recall_of(0.99));
+            assert!(hits.iter().all(|hit| hit.document_id.0 % 10 != 0 || hit.document_id.0 >= 10_000));
+            assert_eq!(found(&hits).len(), hits.len(), "each once");
+        }
+        let (reached, _) = measure(engine, 900_000..900_060, recall_of(0.95));
+        assert!(reached > 0.9, "{reached}");
+    };
+    right(&engine);
+    check_clean(&engine);
+    engine.flush().expect("flushed");
+    drop(engine);
+    let mut engine = test.open();
+    right(&engine);
+    assert!(engine.stats().expect("figures").fresh_postings > 2_000);
+    engine.optimize().expect("cells are made");
+    assert_eq!(engine.stats().expect("figures").fresh_postings, 0);
+    right(&engine);
+    check_clean(&engine);
+}
+
+/// They are durable with the flush, read as they were by the next open, and not there before it.
+#[test]
+fn cells_outlive_a_close_and_nothing_is_left_of_lost_ones() {
+    let test = TestIndex::with(|config| config.vector_size(48).shard_size(64));
+    let mut engine = test.create();
+    engine.add(&postings(0..2_000, 48)).expect("added");
+    engine.flush().expect("flushed");
+    engine.optimize().expect("cells are made");
+    drop(engine);
+    // Dropped without a flush: like a crash.
+    let mut engine = test.open();
+    assert_eq!(engine.stats().expect("figures").cells, 0);
+    check_clean(&engine);
+    engine.optimize().expect("cells are made");
+    let made = engine.stats().expect("figures").cells;
+    assert!(made >= 2_000 / 25);
+    engine.close().expect("closed");
+    drop(engine);
+    for _ in 0..2 {
+        let mut engine = test.open();
+        let stats = engine.stats().expect("figures");
+        assert_eq!((stats.cells, stats.fresh_postings, stats.recovery.cells_lost), (made, 0, false));
+        check_clean(&engine);
+        engine.close().expect("closed");
+    }
+}
+
+/// The first byte of each group of cells in the data file, and how many there are.
+fn groups(engine: &Engine<MmapStorage>) -> Vec<(usize, usize)> {
+    let snapshot = engine.snapshot();
+    let page = engine.geometry().page_size;
+    let groups = &snapshot.cells.as_ref().expect("there are cells").table().groups;
+    groups.iter().map(|group| (group.place.page as usize * page, group.place.len as usize)).collect()
+}
+
+#[test]
+fn damaged_cells_cost_time_and_no_answer() {
+    let test = TestIndex::with(|config| config.vector_size(48).shard_size(64));
+    let mut engine = test.create();
+    engine.add(&postings(0..2_000, 48)).expect("added");
+    engine.optimize().expect("cells are made");
+    let places = groups(&engine);
+    engine.close().expect("closed");
+    drop(engine);
+    for (at, len) in [places[0], places[places.len() - 1]] {
+        for byte in [at, at + len / 2, at + len - 1] {
+            let copy = test.copy();
+            copy.patch("data", |bytes| bytes[byte] ^= 0x10);
+            let mut engine = copy.open();
+            // Whichever group is damaged, some search reads it; all are answered.
+            for n in 0..60 {
+                let hits = find(&engine, &clustered(n * 30, 48), 1, recall_of(0.98));
+                assert_eq!(hits.iter().next().expect("a hit").similarity_score, 0.0);
+            }
+            let report = engine.check(CheckLevel::Full).expect("the disk can be read");
+            assert!(report.findings.iter().all(|finding| finding.component == Component::Cells), "{report}");
+            assert!(!report.is_clean(), "byte {byte} of {at}..{}", at + len);
+            // It holds nothing up, and is mended by new ones.
+            engine.add(&postings(5_000..5_010, 48)).expect("added");
+            engine.flush().expect("flushed");
+            engine.optimize().expect("cells are made");
+            engine.flush().expect("flushed");
+            check_clean(&engine);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_table_of_cells_is_told_and_done_without() {
+    let test = TestIndex::with(|config| config.vector_size(48).shard_size(64));
+    let mut engine = test.create();
+    engine.add(&postings(0..2_000, 48)).expect("added");
+    engine.optimize().expect("cells are made");
+    engine.close().expect("closed");
+    drop(engine);
+    let bytes = fs::read(test.path().join("data")).expect("the data");
+    for magic in [*b"SHCH", *b"SHCT"] {
+        let at = bytes.windows(4).position(|window| window == magic).expect("it is there");
+        let copy = test.copy();
+        copy.patch("data", |bytes| bytes[at + 5] ^= 1);
+        let mut engine = copy.open();
+        let stats = engine.stats().expect("figures");
+        assert_eq!((stats.cells, stats.recovery.cells_lost), (0, true));
+        let hits = find(&engine, &clustered(77, 48), 1, recall_of(0.98));
+        assert_eq!(hits.iter().next().expect("a hit").document_id.0, 77);
+        engine.optimize().expect("cells are made");
+        engine.close().expect("closed");
+        drop(engine);
+        let engine = copy.open();
+        assert!(engine.stats().expect("figures").cells > 0);
+        check_clean(&engine);
+    }
+}
+
+/// As many threads as there are make the same bytes as one (P7).
+#[test]
+fn cells_do_not_depend_on_the_threads_that_make_them() {
+    let made = |executor: Arc<dyn Executor>| {
+        let test = TestIndex::with(|config| config.vector_size(48).shard_size(64));
+        let env = Env { new_index_id: 9, executor, ..Env::system() };
+        let mut engine = Engine::create(test.storage(), &test.config, &env).expect("an index");
+        engine.add(&postings(0..3_000, 48)).expect("added");
+        engine.optimize().expect("cells are made");
+        engine.optimize().expect("cells are made again");
+        let places = groups(&engine);
+        let bytes = fs::read(test.path().join("data")).expect("the data");
+        places.into_iter().map(|(at, len)| bytes[at..at + len].to_vec()).collect::<Vec<_>>()
+    };
+    assert!(made(Arc::new(Inline)) == made(Arc::new(AllCores)), "other bytes");
+}
+
+/// Equal vectors, one posting, none, and a dimension of one: nothing to group.
+#[test]
+fn indexes_that_are_hard_to_group_are_searched_all_the_same() {
+    let same = |range: std::ops::Range<u64>| -> Vec<Posting> {
+        range.map(|n| posting(u128::from(n), 0, vec![0.5; 40])).collect()
+    };
+    let test = TestIndex::with(|config| config.vector_size(40).shard_size(64));
+    let mut engine = test.create();
+    engine.optimize().expect("nothing is nothing to do");
+    assert_eq!(engine.stats().expect("figures").cells, 0);
+    for range in [0..1, 1..1_500] {
+        engine.add(&same(range.clone())).expect("added");
+        engine.optimize().expect("cells are made");
+        let hits = find(&engine, &[0.5; 40], 7, recall_of(0.95));
+        assert_eq!(hits.len() as u64, range.end.min(7));
+        check_clean(&engine);
+    }
+    engine.remove(&(0..1_500).map(DocumentId).collect::<Vec<_>>()).expect("removed");
+    assert!(find(&engine, &[0.5; 40], 7, recall_of(0.95)).is_empty());
+    engine.optimize().expect("the cells go");
+    assert_eq!(engine.stats().expect("figures").cells, 0);
+    engine.flush().expect("flushed");
+    check_clean(&engine);
+    let line = TestIndex::with(|config| config.vector_size(1).shard_size(8));
+    let mut engine = line.create();
+    engine.add(&(0..300).map(|n| posting(n, 0, vec![n as f32])).collect::<Vec<_>>()).expect("added");
+    engine.optimize().expect("cells are made");
+    let hits = find(&engine, &[122.2], 3, recall_of(0.999));
+    assert_eq!(found(&hits), BTreeSet::from([121, 122, 123]));
+    check_clean(&engine);
+}
+
+/// Norms as large and as small as there may be: no figure overflows into an order that is none.
+#[test]
+fn huge_and_tiny_vectors_are_found() {
+    for metric in [Metric::L2, Metric::Dot] {
+        let test = TestIndex::with(|config| config.vector_size(64).metric(metric).shard_size(32));
+        let mut engine = test.create();
+        let scales = [1e17f32, 1.0, 1e-20, 0.0];
+        let scaled = |n: u64| -> Vec<f32> { vector(n, 64).iter().map(|x| x * scales[(n % 4) as usize]).collect() };
+        engine.add(&(0..400).map(|n| posting(n.into(), 0, scaled(n))).collect::<Vec<_>>()).expect("added");
+        engine.optimize().expect("cells are made");
+        for n in [0, 4, 8] {
+            let query = scaled(n);
+            let exact = find(&engine, &query, 5, Breadth::exact());
+            let hits = find(&engine, &query, 5, recall_of(0.999));
+            assert_eq!(hits.iter().next().map(|hit| hit.document_id), exact.iter().next().map(|hit| hit.document_id));
+        }
+        check_clean(&engine);
+    }
+}
+
+#[test]
+fn an_index_that_grows_makes_cells_by_itself() {
+    block_on(async {
+        let test = TestIndex::with(|config| config.vector_size(48).shard_size(128));
+        let index = Shardex::create(test.config.clone()).await.expect("an index");
+        for batch in 0..10 {
+            index.add_postings(postings(batch * 500..(batch + 1) * 500, 48)).await.expect("added");
+        }
+        // It waits for those that are being made, and for those of what came meanwhile.
+        index.optimize().await.expect("cells are made");
+        let stats = index.stats().await.expect("figures");
+        assert_eq!((stats.fresh_postings, stats.codes), (0, 2 * 5_000));
+        let options = SearchOptions::new(5).recall(0.95);
+        let answer = index.search_with(&clustered(4_321, 48), &options).await.expect("an answer");
+        assert_eq!(answer.results[0].document_id, DocumentId(4_321));
+        assert!(answer.cells_scanned > 0 && answer.shards_scanned == 0 && answer.computed < answer.scanned);
+        for recall in [0.0, -1.0, 1.5, f32::NAN] {
+            let refused = index.search_with(&clustered(1, 48), &SearchOptions::new(5).recall(recall)).await;
+            assert!(matches!(refused, Err(ShardexError::InvalidArgument { argument: "recall", .. })), "{recall}");
+        }
+        index.snapshot().await.expect("a snapshot").warm().expect("all of it can be read");
+        index.close().await.expect("closed");
+        for recall in [0.0, 1.01, f32::NAN] {
+            let options = OpenOptions::default().default_recall(recall);
+            let refused = Shardex::open_with(test.path(), options).await;
+            assert!(matches!(refused, Err(ShardexError::Config { field: "default_recall", .. })), "{recall}");
+        }
+    });
+}
+
+/// A disk without room for new cells keeps the old ones.
+#[test]
+fn without_room_the_cells_stay_as_they_were() {
+    use shardex_sim::{storage::SimStorage, workload};
+    let storage = SimStorage::new(4096, 512, 3);
+    let config = shardex::ShardexConfig::new("sim").vector_size(48).shard_size(64).metric(Metric::L2);
+    let mut engine = Engine::create(storage.clone(), &config, &workload::env()).expect("an index");
+    engine.add(&postings(0..1_500, 48)).expect("added");
+    engine.optimize().expect("cells are made");
+    engine.flush().expect("flushed");
+    let before = engine.stats().expect("figures");
+    storage.fail_stores(Some(std::io::ErrorKind::StorageFull));
+    let refused = engine.optimize().expect_err("no room");
+    assert!(refused.is_out_of_space(), "{refused}");
+    storage.fail_stores(None);
+    let after = engine.stats().expect("figures");
+    assert_eq!((after.cells, after.free_bytes), (before.cells, before.free_bytes));
+    assert!(engine.check(CheckLevel::Full).expect("readable").is_clean());
+    engine.optimize().expect("there is room");
+    engine.flush().expect("flushed");
+    assert!(engine.check(CheckLevel::Full).expect("readable").is_clean());
+}
