@@ -116,9 +116,9 @@ pub struct OpenOptions {
     /// Shards a search scans when it names neither slop nor recall and there are no cells yet, at least 1.
     pub default_slop_factor: usize,
     /// Share of the nearest that a search looks for when it names neither slop nor recall, above 0 and at most 1. Default
-    /// 0.96.
+    /// 0.95.
     pub default_recall: f32,
-    /// Entries by which the in-memory index grows at once, at least 1. Default 1,000.
+    /// Entries by which the in-memory index grows at once, at most; at least 1. Default 1,000.
     pub shardex_segment_size: usize,
     /// Check inside each flush. Default `Quick`; `Full` reads the whole index at every flush.
     pub flush_check: CheckLevel,
@@ -138,7 +138,7 @@ impl Default for OpenOptions {
             flush_wal_bytes: 32 << 20,
             wal_max_bytes: 1 << 30,
             default_slop_factor: 96,
-            default_recall: 0.96,
+            default_recall: 0.95,
             shardex_segment_size: 1_000,
             flush_check: CheckLevel::Quick,
             queue_size: 64,

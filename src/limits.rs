@@ -32,6 +32,12 @@ pub const MAX_BATCH_BYTES: u64 = 1 << 30;
 /// Most bytes the data file grows by at once.
 pub const MAX_GROWTH_BYTES: u64 = 64 << 20;
 
+/// A batch that fills so many shards, and is no smaller than the index, gets shards of its own.
+pub const BULK_SHARDS: usize = 4;
+
+/// How full these are at most, in eighths.
+pub const BULK_FILL: usize = 6;
+
 /// Shards to which a split may move postings: the nearest ones by centroid.
 pub const SPLIT_NEIGHBOURS: usize = 16;
 
@@ -39,7 +45,7 @@ pub const SPLIT_NEIGHBOURS: usize = 16;
 pub const SPLIT_ROUNDS: usize = 5;
 
 /// Postings per cell: the fewer, the fewer codes are scanned and the more centroids compared with.
-pub const CELL_POSTINGS: usize = 25;
+pub const CELL_POSTINGS: usize = 32;
 
 /// Cells per group.
 pub const GROUP_CELLS: usize = 32;

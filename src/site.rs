@@ -98,6 +98,8 @@ marks! {
     Rewritten,
     /// a posting went to a neighbour of the shard that was split
     Moved,
+    /// a shard was made of a part of a large batch
+    Loaded,
     /// a shard without a posting went
     ShardFreed,
     /// cells were made

@@ -213,7 +213,6 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
     ///
     /// # Errors
     /// Names what is wrong.
-    #[cfg_attr(feature = "mutants", track_caller)]
     pub fn check_bytes(&self, i: usize, bytes: &[u8]) -> std::result::Result<(), FormatError> {
         let group = &self.groups[i];
         let found = crc32c(0, bytes);

@@ -149,6 +149,18 @@ pub(crate) struct Bench {
     /// Rounds; the medians are printed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
     pub(crate) rounds: usize,
+    /// Vectors to measure with, a two-dimensional .npy file of f32 or f16, its first `--rows`; default: made-up ones.
+    #[arg(long, value_name = "FILE.npy")]
+    pub(crate) data: Option<PathBuf>,
+    /// Queries, another such file; default: some of the vectors.
+    #[arg(long, value_name = "FILE.npy", requires = "data")]
+    pub(crate) queries: Option<PathBuf>,
+    /// True nearest ids of the queries, an .npy file of i32; default: found by an exact search.
+    #[arg(long, value_name = "IDS.npy", requires = "queries")]
+    pub(crate) truth: Option<PathBuf>,
+    /// The metric for `--data`. Default: dot.
+    #[arg(long, requires = "data")]
+    pub(crate) metric: Option<shardex::Metric>,
 }
 
 #[derive(Debug, Args)]

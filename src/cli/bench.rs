@@ -22,6 +22,7 @@ use super::{
     args::{Bench, BenchChild},
     block_on,
     demo::{DIMENSION, postings, vector},
+    measure,
     output::{Output, ms},
     search::percentile,
 };
@@ -38,14 +39,21 @@ const BATCH: u64 = 100;
 const SMALL_BATCH: u64 = 10;
 /// How long each thing is looked at, per round.
 const WINDOW: Duration = Duration::from_secs(3);
-const SEED: u64 = 7;
+pub(super) const SEED: u64 = 7;
 
-/// Measures all three.
+/// Measures all of it, or with files what can be measured on them.
 pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
     let within = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let temporary = tempfile::TempDir::with_prefix_in("shardex-bench-", within)?;
     let dir = temporary.path();
     block_on(2, async {
+        let whole = measure::run(args, dir, output).await?;
+        if args.data.is_some() {
+            if output.is_json() {
+                output.result(&whole, "");
+            }
+            return Ok(Answer::Yes);
+        }
         let durable = durable(dir, args.rounds).await?;
         output.say(&durable.1);
         let index = filled(&dir.join("large"), args.rows as u64, OpenOptions::default().flush_interval_ms(0)).await?;
@@ -55,7 +63,7 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
         output.say(&tail.1);
         index.close().await?;
         if output.is_json() {
-            output.result(&json!({ "durable": durable.0, "tail": tail.0, "stall": stall.0 }), "");
+            output.result(&json!({ "whole": whole, "durable": durable.0, "tail": tail.0, "stall": stall.0 }), "");
         }
         Ok(Answer::Yes)
     })
@@ -72,7 +80,7 @@ async fn filled(dir: &Path, rows: u64, options: OpenOptions) -> Result<Shardex, 
     Ok(index)
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
+pub(super) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }

@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod demo;
 mod ingest;
+mod measure;
 mod npy;
 mod output;
 mod search;

@@ -72,8 +72,12 @@ pub fn add<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, rows: &[
             let key = (row.posting.start, row.posting.length);
             removed += apply.remove(row.posting.document_id, |found| (found.start, found.length) == key)?;
         }
-        for row in rows {
-            apply.place(row.posting, &row.vector)?;
+        if apply.is_bulk(rows.len()) {
+            apply.load(rows);
+        } else {
+            for row in rows {
+                apply.place(row.posting, &row.vector)?;
+            }
         }
         Ok(removed)
     })
@@ -172,6 +176,38 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         self.work.totals.live -= removed;
         self.work.totals.removed += removed;
         Ok(removed)
+    }
+
+    /// Whether so many postings are better given to shards of their own than to those there are: nearly all of these would
+    /// be split, some of them several times, and be written anew each time.
+    fn is_bulk(&self, rows: usize) -> bool {
+        let shard_size = self.context.data.geometry().shard_size;
+        rows >= limits::BULK_SHARDS * shard_size && rows as u64 >= self.work.totals.live
+    }
+
+    /// Makes shards for all postings of a batch: halves it until each part leaves a shard room to grow.
+    fn load(&mut self, rows: &[Row<'_>]) {
+        let shard_size = self.context.data.geometry().shard_size;
+        let full = (shard_size * limits::BULK_FILL / 8).max(1);
+        let mut rng = derived_rng(self.context.index_id, self.work.totals.draws);
+        self.work.totals.draws += 1;
+        let mut parts: Vec<Vec<usize>> = vec![(0..rows.len()).collect()];
+        while let Some(part) = parts.pop() {
+            let vectors: Vec<&[f32]> = part.iter().map(|&i| &*rows[i].vector).collect();
+            if part.len() > full && part.len() > 1 {
+                let halves = split::two_means(&vectors, &mut rng);
+                let (second, first): (Vec<_>, Vec<_>) =
+                    part.into_iter().zip(halves.second).partition(|&(_, in_second)| in_second);
+                parts.extend([second, first].map(|half| half.into_iter().map(|(i, _)| i).collect()));
+                continue;
+            }
+            site::reach(Mark::Loaded);
+            let number = self.create(split::mean(vectors.into_iter()).into());
+            for &i in &part {
+                self.append(number, rows[i].posting, &rows[i].vector);
+            }
+        }
+        self.work.totals.live += rows.len() as u64;
     }
 
     /// Appends a posting to the shard with the nearest centroid.

@@ -327,6 +327,7 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         let run = directory::run_of(entry, geometry);
         work.space.mark_meta(run).map_err(|why| in_data(data, run.page, why))?;
     }
+    work.blooms.reserve(directory.len());
     let mut live = 0;
     for number in 0..directory.len() as u32 {
         let entry = directory.state(number as usize);

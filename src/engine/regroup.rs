@@ -204,11 +204,12 @@ pub(super) fn read_table<F: StorageFile>(head: &Entry, data: &DataFile<F>) -> Re
         offset: entry.page.saturating_mul(geometry.page_size as u64),
         what,
     };
-    let bytes = directory::read(head, data, "the head of the cells")?;
+    let read = |entry: &Entry, what: &str| directory::read(entry, data, what);
+    let bytes = read(head, "the head of the cells")?;
     let parts = decode_head(&bytes).map_err(|e| damaged(head, format!("the head of the cells: {e}")))?;
     let mut bytes = Vec::new();
     for part in &parts {
-        bytes.extend(directory::read(part, data, "a part of the cells' table")?);
+        bytes.extend(read(part, "a part of the cells' table")?);
     }
     let words = crate::codes::padded(geometry.dimension) / 64;
     let table = CellTable::decode(&bytes, words).map_err(|e| damaged(head, format!("the cells' table: {e}")))?;

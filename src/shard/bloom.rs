@@ -75,7 +75,7 @@ pub struct SlicedBlooms {
 }
 
 impl SlicedBlooms {
-    /// No shards, filters of `bytes` bytes; columns come `step` at a time.
+    /// No shards, filters of `bytes` bytes; columns come `step` at a time at most.
     #[must_use]
     pub fn new(bytes: usize, step: usize) -> Self {
         Self { bits: bytes * 8, width: 0, step: step.max(1), rows: Vec::new(), used: Vec::new() }
@@ -91,7 +91,20 @@ impl SlicedBlooms {
         if column < self.width * 64 {
             return;
         }
-        let width = (column + 1).next_multiple_of(self.step).div_ceil(64);
+        // By half as much again, so that a small index stays small, and by `step` at most, so that a large one does not jump.
+        let more = self.width * 64 + (self.width * 32).min(self.step);
+        self.widen((column + 1).max(more).div_ceil(64));
+    }
+
+    /// Makes room for so many shards at once.
+    pub fn reserve(&mut self, columns: usize) {
+        let width = columns.div_ceil(64);
+        if width > self.width {
+            self.widen(width);
+        }
+    }
+
+    fn widen(&mut self, width: usize) {
         let mut rows = vec![0; self.bits * width];
         if self.width > 0 {
             for (new, old) in rows.chunks_exact_mut(width).zip(self.rows.chunks_exact(self.width)) {

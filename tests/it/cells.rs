@@ -23,7 +23,7 @@ fn postings(range: std::ops::Range<u64>, dimension: usize) -> Vec<Posting> {
 }
 
 fn recall_of(recall: f32) -> Breadth {
-    Breadth { recall: Some(recall), slop: None, ..Breadth::slop(4) }
+    Breadth { recall: Some(recall), slop: None, ..Breadth::slop(96) }
 }
 
 fn find(engine: &Engine<MmapStorage>, query: &[f32], k: usize, breadth: Breadth) -> Hits<MmapFile> {
@@ -105,7 +105,7 @@ fn what_is_removed_replaced_or_added_after_the_cells_is_answered_right() {
     engine.add(&moved).expect("replaced");
     engine.add(&postings(10_000..12_000, dimension)).expect("added");
     let splits = engine.stats().expect("figures").splits;
-    assert!(splits > 80, "{splits} splits");
+    assert!(splits > 10, "{splits} splits");
     let right = |engine: &Engine<MmapStorage>| {
         for (id, n) in [(11, 50_001), (3_991, 50_399), (10_007, 10_007), (17, 17), (3_999, 3_999)] {
             let hits = find(engine, &clustered(n, dimension), 3, recall_of(0.99));
@@ -148,7 +148,7 @@ fn cells_outlive_a_close_and_nothing_is_left_of_lost_ones() {
     check_clean(&engine);
     engine.optimize().expect("cells are made");
     let made = engine.stats().expect("figures").cells;
-    assert!(made >= 2_000 / 25);
+    assert!(made >= 2_000 / 32);
     engine.close().expect("closed");
     drop(engine);
     for _ in 0..2 {
