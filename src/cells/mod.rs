@@ -234,11 +234,11 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
         self.by_posting.len() as u32 * 64
     }
 
-    /// The shard and the slot of a posting.
+    /// The shard and the slot of a posting; `None` if no posting has that number.
     #[must_use]
-    pub fn posting(&self, reference: u32) -> (&Covered, u32) {
-        let shard = self.by_posting[reference as usize / 64] as usize;
-        (&self.table.shards[shard], reference - self.firsts[shard])
+    pub fn posting(&self, reference: u32) -> Option<(&Covered, u32)> {
+        let shard = *self.by_posting.get(reference as usize / 64)? as usize;
+        Some((&self.table.shards[shard], reference - self.firsts[shard]))
     }
 
     /// The number of a posting in a slot of the table's shard `i`.

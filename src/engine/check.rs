@@ -373,7 +373,7 @@ fn check_codes<S: Storage>(
             group.centroid(c).iter().map(|&byte| f32::from(i16::from(byte) - 128) * cell.step).collect();
         for i in cell.first..cell.first + cell.count {
             let (reference, stored, factors) = group.code(i as usize);
-            let (covered, slot) = cells.posting(reference);
+            let Some((covered, slot)) = cells.posting(reference) else { continue };
             let shard = engine.work.shards.get(covered.number as usize).and_then(Option::as_ref);
             let Some(shard) = shard.filter(|shard| shard.id == covered.id) else { continue };
             let slot = slot as usize;

@@ -81,14 +81,18 @@ impl<S: Storage> Engine<S> {
 
     /// Whether cells should be made: there are none or damaged ones, or more postings are in none than in some.
     #[must_use]
-    pub fn wants_regroup(&self) -> bool {
+    pub fn wants_regroup(&mut self) -> bool {
         let live = self.published.live;
-        live >= limits::LEAST_FOR_CELLS
-            && self.poisoned.is_none()
-            && self.read_only.is_none()
-            // O(shards), so not after every write.
-            && self.counters.operations >= self.regroup_at
-            && self.unsettled() * 2 > live
+        let may = live >= limits::LEAST_FOR_CELLS && self.poisoned.is_none() && self.read_only.is_none();
+        if !may || self.counters.operations < self.regroup_at {
+            return false;
+        }
+        let wants = self.unsettled() * 2 > live;
+        if !wants {
+            // It costs a look at every shard, so not after every write.
+            self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS / 4;
+        }
+        wants
     }
 
     /// What is to be done to make cells of everything accepted so far.

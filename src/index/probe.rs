@@ -146,7 +146,8 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
         }
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
-        let (covered, slot) = self.cells.posting(reference);
+        // Bytes that rot under the mapping after they were checked may name anything.
+        let Some((covered, slot)) = self.cells.posting(reference) else { return };
         // A shard that is gone, or was made anew under the same number, has its postings elsewhere.
         let Some(shard) = shard_of(self.snapshot, covered.number).filter(|shard| shard.id == covered.id) else {
             return;
@@ -396,7 +397,8 @@ impl<'a> Front<'a, '_> {
             let (first, count) = (cell.first as usize, cell.count as usize);
             let bytes = distance::block_bytes(query.planes.len());
             let blocks = first / BLOCK * bytes..(first + count).div_ceil(BLOCK) * bytes;
-            let codes = &view.blocks()[blocks];
+            // As above.
+            let Some(codes) = view.blocks().get(blocks) else { continue };
             self.measured.push(Measured { base, square, number: near.number(), codes, first: first % BLOCK, count });
         }
         self.at = end;

@@ -179,7 +179,7 @@ impl Breadth {
             (None, None) => Some(self.default_recall),
             (None, Some(_)) => None,
         };
-        if self.exact || (all && recall.is_none()) || recall.is_some_and(|recall| recall >= 1.0) {
+        if self.exact || ((all || self.slop.is_none()) && recall.is_none_or(|recall| recall >= 1.0)) {
             return None;
         }
         let codes = match self.slop {

@@ -82,8 +82,10 @@ fn a_slop_bounds_what_is_looked_at() {
         let codes = stats.codes as usize * slop / stats.total_shards;
         let hits = find(&engine, &query, 10, Breadth::slop(slop));
         assert!((codes..codes + 600).contains(&hits.scanned()), "{} codes for slop {slop}", hits.scanned());
-        let both = Breadth { slop: Some(slop), ..recall_of(0.999) };
-        assert!(find(&engine, &query, 10, both).scanned() <= hits.scanned());
+        for recall in [0.999, 1.0] {
+            let both = Breadth { slop: Some(slop), ..recall_of(recall) };
+            assert!(find(&engine, &query, 10, both).scanned() <= hits.scanned());
+        }
     }
     let all = find(&engine, &query, 10, Breadth::slop(stats.total_shards));
     assert_eq!(all.scanned(), 6_000);
