@@ -281,12 +281,20 @@ impl<F: StorageFile> Pass<'_, F> {
         Ok(())
     }
 
-    /// One result for each shard, on as many threads as there are.
-    fn shards<T: Send + Sync>(&self, work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-        let results: Vec<OnceLock<Result<T>>> = self.shards.iter().map(|_| OnceLock::new()).collect();
-        // Each number is given out once, so each place is set once.
-        self.executor.for_each(results.len(), &|i| drop(results[i].set(work(i))));
-        results.into_iter().filter_map(OnceLock::into_inner).collect()
+    /// One result for each shard, on as many threads as there are; `take` gets them in order, some at a time, so that no
+    /// more than these are held.
+    fn shards<T: Send + Sync>(&self, work: impl Fn(usize) -> Result<T> + Sync, mut take: impl FnMut(T)) -> Result<()> {
+        const AT_A_TIME: usize = 64;
+        for first in (0..self.shards.len()).step_by(AT_A_TIME) {
+            let count = AT_A_TIME.min(self.shards.len() - first);
+            let results: Vec<OnceLock<Result<T>>> = (0..count).map(|_| OnceLock::new()).collect();
+            // Each number is given out once, so each place is set once.
+            self.executor.for_each(count, &|i| drop(results[i].set(work(first + i))));
+            for result in results.into_iter().filter_map(OnceLock::into_inner) {
+                take(result?);
+            }
+        }
+        Ok(())
     }
 
     /// As many rotated postings as asked for, by chance.
@@ -317,7 +325,8 @@ impl<F: StorageFile> Pass<'_, F> {
             true => Vec::new(),
             false => grouped.neighbours(centroids, self.executor),
         };
-        let done = self.shards(|i| {
+        let (mut all, mut all_homes) = (Sums::default(), Vec::with_capacity(self.shards.len()));
+        let give = |i: usize| {
             let (mut sums, mut new_homes) = (Sums::default(), Vec::new());
             self.each(i, |reference, scratch| {
                 let home = match homes.get(i) {
@@ -336,13 +345,12 @@ impl<F: StorageFile> Pass<'_, F> {
                 new_homes.push(home);
             })?;
             Ok((sums, new_homes))
-        })?;
-        let mut all = Sums::default();
-        homes.clear();
-        for (sums, new_homes) in done {
+        };
+        self.shards(give, |(sums, new_homes)| {
             all.merge(sums);
-            homes.push(new_homes);
-        }
+            all_homes.push(new_homes);
+        })?;
+        *homes = all_homes;
         all.write_means(centroids);
         Ok(())
     }
@@ -350,7 +358,8 @@ impl<F: StorageFile> Pass<'_, F> {
     /// Codes every posting twice.
     fn encode(&self, centroids: &Centroids, grouped: &Grouped) -> Result<Vec<Coded>> {
         let metric = self.data.geometry().metric;
-        self.shards(|i| {
+        let mut all = Vec::with_capacity(self.shards.len());
+        let code = |i: usize| {
             let mut coded = Coded::default();
             self.each(i, |reference, scratch| {
                 grouped.nearest(&scratch.rotated, limits::SOAR_CELLS + 1, &mut scratch.asking);
@@ -365,7 +374,9 @@ impl<F: StorageFile> Pass<'_, F> {
                 }
             })?;
             Ok(coded)
-        })
+        };
+        self.shards(code, |coded| all.push(coded))?;
+        Ok(all)
     }
 }
 

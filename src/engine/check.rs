@@ -334,7 +334,13 @@ fn check_cells<S: Storage>(engine: &Engine<S>, report: &mut ConsistencyReport) -
     let mut codes = vec![0u8; cells.postings() as usize];
     for (g, group) in cells.table().groups.iter().enumerate() {
         let offset = group.place.page * data.geometry().page_size as u64;
-        let bytes = Aligned::new(&read(report, data, offset, group.place.len as usize)?);
+        let bytes = match read(report, data, offset, group.place.len as usize) {
+            Ok(bytes) => Aligned::new(&bytes),
+            Err(error) => {
+                report.add(at.clone().place(data.path(), offset), "a group of cells", "bytes", error.to_string());
+                continue;
+            }
+        };
         if let Err(what) = cells.check_bytes(g, &bytes) {
             report.add(at.clone().place(data.path(), offset), "a group of cells", "intact bytes", what.to_string());
             continue;

@@ -315,6 +315,8 @@ impl<S: Storage> Engine<S> {
     fn abort(&mut self, run: FlushRun<S>) {
         debug_assert!(run.stage == Stage::Data, "a stored root is never given up");
         site::reach(Mark::FlushAborted);
+        // The next flush has this generation again: its root names what is taken from now on.
+        self.begun = self.roots.newest().generation;
         run.taken.into_iter().for_each(|place| self.work.space.free(place));
         self.work.cells_changed |= run.cells_changed;
         self.work.dirty.extend(run.dirty.into_iter().map(|(number, _)| number));

@@ -203,7 +203,7 @@ impl<F: StorageFile> Found<F> {
         match regroup::load(newest.cells, &data, &mut work, newest.index_id) {
             Ok(cells) => work.cells = cells,
             // Derived, so nothing is lost with them; the next root names none.
-            Err(ShardexError::Corruption { .. }) => {
+            Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {
                 recovery.cells_lost = true;
                 work.cells_changed = true;
                 site::reach(Mark::CellsLost);
@@ -398,7 +398,7 @@ fn hold_older<F: StorageFile>(
         match regroup::read_table(&older.cells, data) {
             Ok((_, runs)) => only.extend(runs.into_iter().map(|run| (run, false))),
             // Without these the older root is as good as ever.
-            Err(ShardexError::Corruption { .. }) => {
+            Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {
                 site::reach(Mark::CellsLost);
                 with_cells = false;
             }

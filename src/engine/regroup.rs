@@ -55,6 +55,9 @@ impl<S: Storage> RegroupJob<S> {
         let before = snapshot.cells.as_deref();
         let built = build(&shards, data, (rotation, before), (seed, &**executor), largest)?;
         let Some(mut built) = built else { return Ok(None) };
+        if encode_head(&vec![Entry::default(); built.table.encode().len().div_ceil(largest)]).len() > largest {
+            return Ok(None);
+        }
         let trial: CellIndex<Aligned> =
             CellIndex::new(built.table.clone(), Arc::clone(rotation), built.groups.clone(), Vec::new());
         built.table.efforts = calibrate(snapshot, data, &trial, &**executor, seed)?;
@@ -83,7 +86,8 @@ impl<S: Storage> Engine<S> {
     #[must_use]
     pub fn wants_regroup(&mut self) -> bool {
         let live = self.published.live;
-        let may = live >= limits::LEAST_FOR_CELLS && self.poisoned.is_none() && self.read_only.is_none();
+        // Before the first write nothing is stored (see `recovery`).
+        let may = live >= limits::LEAST_FOR_CELLS && self.epoch_open && self.poisoned.is_none();
         if !may || self.counters.operations < self.regroup_at {
             return false;
         }
@@ -113,6 +117,12 @@ impl<S: Storage> Engine<S> {
             index_id: self.index_id,
             executor: Arc::clone(&self.executor),
         })
+    }
+
+    /// Notes that cells could not be made, so that the next try is not soon.
+    pub fn regroup_failed(&mut self) {
+        self.note_error();
+        self.regroup_at = self.counters.operations + 16 * limits::LEAST_FOR_CELLS;
     }
 
     /// Takes in what a [`RegroupJob`] made. Searches use it from here on; the next flush makes it durable.

@@ -170,7 +170,11 @@ impl<F: StorageFile> Working<F> {
     #[must_use]
     pub fn held_by_readers(&self, durable: Generation) -> u64 {
         let over = |last_named: Generation| last_named.0 + 2 <= durable.0;
-        let held = self.limbo.iter().filter(|(last_named, ..)| last_named.is_none_or(over));
+        // What nobody holds any more waits for the next flush only.
+        let held = self
+            .limbo
+            .iter()
+            .filter(|(last_named, place, _)| last_named.is_none_or(over) && Arc::strong_count(place) > 1);
         held.map(|(_, place, _)| u64::from(place.run.pages)).sum()
     }
 

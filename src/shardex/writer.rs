@@ -126,8 +126,6 @@ impl<S: Storage> Writer<S> {
             self.settle();
             self.background();
         }
-        // What is being made is given up, but whoever makes it reads until it ends.
-        self.regrouping = None;
         if self.flushing.is_some() {
             // It is given up, but its sync must end before somebody else may open the index.
             drop(synced(&mut self.flushing).await);
@@ -136,6 +134,8 @@ impl<S: Storage> Writer<S> {
             // Best effort: nobody is left to tell, and nothing of it was acknowledged.
             drop(self.engine.commit());
         }
+        // What is being made is given up, but whoever makes it reads until it ends.
+        self.regrouping = None;
     }
 
     /// Carries out one request; returns the reply of a request to close.
@@ -302,8 +302,9 @@ impl<S: Storage> Writer<S> {
             Err(error) => Err(error),
         };
         self.publish();
-        if waiters.is_empty() {
-            self.note(done.clone());
+        if done.is_err() {
+            // Nobody's write depends on it, so nobody is refused for it who did not ask.
+            self.engine.regroup_failed();
         }
         waiters.into_iter().for_each(|reply| drop(reply.send(done.clone())));
         if !self.regroup_waiters.is_empty() {
@@ -395,10 +396,16 @@ impl<S: Storage> Writer<S> {
             self.go_on(synced);
         }
         if self.regrouping.is_some() {
+            // It may take long, and no timer commits meanwhile. An error is one of the close, too.
+            drop(self.engine.commit());
+        }
+        while self.regrouping.is_some() {
             let made = made(&mut self.regrouping).await;
             self.regrouped(made).await;
         }
-        let done = self.told().and_then(|()| self.engine.close());
+        // Closed whatever there is to be told: accepted writes are not lost for it.
+        let closed = self.engine.close();
+        let done = self.told().and(closed);
         self.shared.closed.store(true, std::sync::atomic::Ordering::Release);
         requests.close();
         // The lock is released before the answer, so that an open right after it succeeds.

@@ -417,3 +417,34 @@ fn a_copy_with_holes_gets_its_space_back() {
     }
     model.current(&engine).expect("everything is there");
 }
+
+/// A flush that is given up has a generation that the next one gets again. What was taken between them is named by that
+/// one's root, so it is not free as soon as the working state lets it go: the older root of the two that are kept names it.
+#[test]
+fn a_place_taken_after_a_flush_was_given_up_is_held_for_the_next_root() {
+    use shardex_sim::{storage::SimStorage, workload};
+    let storage = SimStorage::new(256, 64, 3);
+    let config = shardex::ShardexConfig::new("sim")
+        .vector_size(3)
+        .shard_size(4)
+        .metric(shardex::Metric::L2)
+        .wal_segment_size(1024);
+    let mut engine = shardex::Engine::create(storage.clone(), &config, &workload::env()).expect("an index");
+    let postings = |ids: std::ops::Range<u64>| -> Vec<shardex::Posting> {
+        ids.map(|n| crate::support::posting(n.into(), 0, crate::support::vector(n, 3))).collect()
+    };
+    engine.add(&postings(0..2)).expect("added");
+    engine.flush().expect("flushed");
+    engine.add(&postings(2..3)).expect("added");
+    engine.commit().expect("durable");
+    storage.fail_stores(Some(std::io::ErrorKind::StorageFull));
+    engine.flush().expect_err("no room");
+    storage.fail_stores(None);
+    engine.add(&postings(3..12)).expect("added");
+    engine.flush().expect("flushed");
+    let removed: Vec<shardex::DocumentId> = (0..12).map(shardex::DocumentId).collect();
+    engine.remove(&removed).expect("removed");
+    engine.flush().expect("flushed");
+    let report = engine.check(shardex::CheckLevel::Full).expect("readable");
+    assert!(report.is_clean(), "{report}");
+}
