@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Seeds that a mutant is given to be found.
-pub const SEEDS: u64 = 20_000;
+pub const SEEDS: u64 = 60_000;
 
 /// Seeds whose runs pass every place there is.
 const PLACES: u64 = 2_000;
