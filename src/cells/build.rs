@@ -1,7 +1,7 @@
 //! Making cells: k-means over all vectors, on two levels, seeded by the cells before.
 //!
 //! Deterministic: the same shards and the same seed give the same bytes, however many threads work. Vectors are read where
-//! they lie, shard by shard; what is held besides is some bytes a posting.
+//! they lie, shard by shard; what is held besides is their codes, some hundred bytes a posting.
 
 use std::sync::{Arc, OnceLock};
 

@@ -1,4 +1,4 @@
-//! One search: choose shards by centroid, scan them, keep the best.
+//! One search: by cells where there are any, else choose shards by centroid and scan them; keep the best.
 
 use std::{
     ops::Deref,

@@ -68,7 +68,7 @@ struct Shared<S: Storage> {
 /// future is dropped before it is queued is not carried out; afterwards it is, once and whole, though nobody hears of it.
 ///
 /// Dropping the last handle without [`close`](Self::close) tries a last commit, unless durability is `Manual`, and
-/// releases the lock; it may block for one sync.
+/// releases the lock; it may block for one sync, and until cells that are being made are done.
 pub struct Shardex<S: Storage = MmapStorage> {
     inner: Arc<Inner<S>>,
 }
@@ -239,8 +239,8 @@ impl<S: Storage> Shardex<S> {
     /// thousand postings instead of all. An index makes them by itself while it grows, in the background; after a large
     /// load this is the way to have them at their best at once. Writes and searches go on meanwhile.
     ///
-    /// On `Ok` searches use them; they are durable with the next flush. Cost: reads every vector several times, about ten
-    /// microseconds a posting of 384 dimensions.
+    /// On `Ok` searches use them; they are durable with the next flush. Cost: reads every vector several times, some
+    /// fifty microseconds a posting of 384 dimensions.
     ///
     /// # Errors
     /// `Corruption` if a vector is damaged, `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`, `Closed`.
@@ -265,7 +265,7 @@ impl<S: Storage> Shardex<S> {
         self.ask(|reply| Command::Check(level, reply)).await
     }
 
-    /// Finds the `k` nearest postings in the `slop` nearest shards; `None` takes the configured default.
+    /// Finds the `k` nearest postings, as many looked at as `slop` shards hold; `None` looks for the configured recall.
     ///
     /// # Errors
     /// As [`search_with`](Self::search_with).
@@ -277,7 +277,8 @@ impl<S: Storage> Shardex<S> {
     /// Finds the nearest postings.
     ///
     /// Sees everything accepted before the call, flushed or not, and never waits for the writer. Runs on the calling
-    /// task; cost: one distance per shard, and one per posting in the shards scanned.
+    /// task; cost: some thousand codes and some ten distances where there are cells, else one distance per shard and per posting
+    /// of the shards scanned.
     ///
     /// # Errors
     /// `InvalidDimension`, `InvalidVector`, `InvalidArgument`; `Corruption` if a shard that is read for the first time

@@ -71,7 +71,7 @@ impl<S: Storage> IndexSnapshot<S> {
         self.len() == 0
     }
 
-    /// Finds the `k` nearest postings in the `slop` nearest shards; `None` takes the configured default.
+    /// Finds the `k` nearest postings, as many looked at as `slop` shards hold; `None` looks for the configured recall.
     ///
     /// # Errors
     /// As [`search_in_place`](Self::search_in_place).
