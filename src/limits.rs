@@ -76,16 +76,26 @@ pub const SOAR_LAMBDA: f32 = 1.5;
 pub const CODE_DEVIATION: f32 = 0.6;
 
 /// Stored vectors that are searched for to find what a recall takes.
-pub const CALIBRATION_QUERIES: usize = 512;
+pub const CALIBRATION_QUERIES: usize = 1_024;
+
+/// Standard errors by which what they find exceeds what was asked for.
+pub const CALIBRATION_ERRORS: f64 = 1.0;
 
 /// Neighbours of each that are looked for.
 pub const CALIBRATION_K: usize = 10;
+
+/// What is taken off a search's margin for each doubling of the cells without a result, in units of what the margins that
+/// are needed spread by: on sentence embeddings it saves a fifth of the codes at a recall of 0.95.
+pub const IMPATIENCE: f32 = 0.5;
+
+/// How often what a recall takes is corrected by asking with it.
+pub const CALIBRATION_ROUNDS: usize = 6;
 
 /// Cells of which such a search notes where they were found, at most.
 pub const CALIBRATION_CELLS: u64 = 1_024;
 
 /// Codes that such a search looks at, at least.
-pub const CALIBRATION_CODES: u64 = 4_096;
+pub const CALIBRATION_CODES: u64 = 400_000;
 
 /// Live postings from which on an index makes cells by itself.
 pub const LEAST_FOR_CELLS: u64 = 4_096;

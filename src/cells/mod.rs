@@ -271,7 +271,7 @@ fn effort(efforts: &[Effort; RECALLS.len()], recall: f32) -> Effort {
         let most = efforts[RECALLS.len() - 1];
         return match recall < 1.0 {
             true => most,
-            false => Effort { margin: f32::INFINITY, shard_margin: f32::INFINITY, groups: u32::MAX, cells: u32::MAX },
+            false => Effort::everything(),
         };
     };
     let Some(below) = at.checked_sub(1) else { return high };
@@ -280,6 +280,7 @@ fn effort(efforts: &[Effort; RECALLS.len()], recall: f32) -> Effort {
     let between = |a: f32, b: f32| if a.is_finite() && b.is_finite() { a + (b - a) * part } else { b };
     Effort {
         margin: between(low.margin, high.margin),
+        impatience: between(low.impatience, high.impatience),
         shard_margin: between(low.shard_margin, high.shard_margin),
         groups: between(low.groups as f32, high.groups as f32).ceil() as u32,
         cells: between(low.cells as f32, high.cells as f32).ceil() as u32,
@@ -367,11 +368,12 @@ mod tests {
     fn effort_grows_with_the_recall() {
         let mut efforts = [Effort::default(); RECALLS.len()];
         for (i, effort) in efforts.iter_mut().enumerate() {
-            *effort = Effort { margin: i as f32, shard_margin: i as f32 * 2.0, groups: i as u32 * 10, cells: 0 };
+            let i = i as f32;
+            *effort = Effort { margin: i, impatience: i * 0.5, shard_margin: i * 2.0, groups: i as u32 * 10, cells: 0 };
         }
         let at = |recall| effort(&efforts, recall);
         assert_eq!(at(0.0).margin, 0.0);
-        assert_eq!(at(0.95), Effort { margin: 4.0, shard_margin: 8.0, groups: 40, cells: 0 });
+        assert_eq!(at(0.95), Effort { margin: 4.0, impatience: 2.0, shard_margin: 8.0, groups: 40, cells: 0 });
         assert!((at(0.925).margin - 3.5).abs() < 1e-4);
         assert_eq!(at(0.999).margin, 7.0);
         assert_eq!(at(1.0).groups, u32::MAX);

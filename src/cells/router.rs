@@ -7,7 +7,7 @@
 use crate::{
     codes::{CentroidBytes, Query, encode},
     config::Metric,
-    distance::{self, BLOCK, ByteBlocks, Found, ROWS, Scan},
+    distance::{self, Ahead, BLOCK, ByteBlocks, Found, ROWS, Scan},
 };
 
 use super::{Aligned, Near};
@@ -159,20 +159,21 @@ impl Router {
         asked.near.clear();
         let mut bound = f32::INFINITY;
         let mut room = wanted * 2;
+        let range = |group: usize| self.firsts[group] as usize..(self.firsts[group] + self.counts[group]) as usize;
+        let mut ahead = Ahead::default();
         for (i, near) in asked.groups[..groups].iter().enumerate() {
             let group = near.number();
-            let first = self.firsts[group] as usize;
             asked.found.clear();
             let scan = Scan {
                 planes: &query.planes,
                 blocks: &self.codes,
-                range: first..first + self.counts[group] as usize,
+                range: range(group),
                 step: query.plane_step,
                 error: 0.0,
                 base: near.distance(),
                 bound,
             };
-            distance::scan(&scan, &mut asked.found);
+            distance::scan(&scan, &mut ahead, &mut asked.found);
             asked.near.extend(asked.found.iter().map(|found| Near::new(found.least, found.reference)));
             if i + 1 >= FIRST && asked.near.len() > room {
                 asked.near.select_nth_unstable(wanted - 1);

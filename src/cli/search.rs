@@ -118,11 +118,11 @@ pub(super) async fn ask_all(
 /// Asks all queries in one call. Each counts as taking its share of the time.
 async fn ask_at_once(index: &Shardex, queries: &[Vec<f32>], options: &SearchOptions) -> Result<Vec<Found>, Failure> {
     let began = Instant::now();
-    let answers = index.search_many(queries, options).await?;
+    let answers = index.search_many_in_place(queries, options).await?;
     let time = began.elapsed() / queries.len().max(1) as u32;
-    let found = answers.into_iter().enumerate().map(|(query, answer)| {
-        let ids = answer.results.iter().map(|result| result.document_id.0).collect();
-        Found { query, ids, scanned: answer.scanned, computed: answer.computed, time }
+    let found = answers.into_iter().enumerate().map(|(query, hits)| {
+        let ids = hits.iter().map(|hit| hit.document_id.0).collect();
+        Found { query, ids, scanned: hits.scanned(), computed: hits.computed(), time }
     });
     Ok(found.collect())
 }

@@ -11,7 +11,7 @@ use std::arch::x86_64::{
     _mm256_unpackhi_epi8, _mm256_unpacklo_epi8, _mm256_xor_si256,
 };
 
-use super::{BLOCK, Found, GROUPS, Kernels, LANES, ROWS, Scan, codes, filled, for_rows, pieces};
+use super::{Ahead, BLOCK, Found, GROUPS, Kernels, LANES, ROWS, Scan, codes, filled, for_rows, pieces};
 
 /// The kernels, if this CPU runs them.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -32,7 +32,7 @@ pub(super) fn kernels() -> Option<Kernels> {
         // SAFETY: as above.
         dot_byte_row: |query, row| unsafe { dot_byte_row(query, row) },
         // SAFETY: as above.
-        scan: |task, found| unsafe { scan(task, found) },
+        scan: |task, ahead, found| unsafe { scan(task, ahead, found) },
     })
 }
 
@@ -175,8 +175,11 @@ fn ones(bytes: __m256i) -> __m256i {
 }
 
 #[target_feature(enable = "avx2")]
-fn scan(scan: &Scan<'_>, found: &mut Vec<Found>) {
+fn scan(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
     for block in scan.block_range() {
+        if block % 2 == 0 {
+            ahead.step();
+        }
         let (words, tail) = scan.block(block);
         let mut sums = [_mm256_setzero_si256(); 2];
         for (words, planes) in words.as_chunks::<BLOCK>().0.iter().zip(scan.planes) {

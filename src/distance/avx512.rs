@@ -11,10 +11,10 @@ use std::arch::x86_64::{
     _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_sub_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permute_ps,
     _mm512_popcnt_epi64, _mm512_reduce_add_epi32, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps,
     _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_slli_epi64,
-    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512,
+    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512, _mm512_zextsi256_si512,
 };
 
-use super::{BLOCK, Found, GROUPS, Kernels, LANES, ROWS, Scan, codes, for_rows, pieces};
+use super::{Ahead, BLOCK, Found, GROUPS, Kernels, LANES, ROWS, Scan, codes, for_rows, pieces};
 
 /// The kernels, if this CPU runs them.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -42,7 +42,7 @@ pub(super) fn kernels() -> Option<Kernels> {
         // SAFETY: as above.
         dot_byte_row: |query, row| unsafe { dot_byte_row(query, row) },
         // SAFETY: as above.
-        scan: |task, found| unsafe { scan(task, found) },
+        scan: |task, ahead, found| unsafe { scan(task, ahead, found) },
     })
 }
 
@@ -235,54 +235,100 @@ fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
     _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1]))
 }
 
-/// The sums of differing bits of a block's eight codes, weighted by their planes.
+/// The sums of differing bits of sixteen codes, weighted by their planes. A plane's bits are loaded once for both blocks.
 #[target_feature(enable = "avx512f,avx512vpopcntdq")]
 #[inline]
-fn differing(words: &[u64], planes: &[[u64; 4]]) -> __m256i {
+fn differing(low: &[u64], high: &[u64], planes: &[[u64; 4]]) -> __m512i {
+    let (mut lows, mut highs) = ([_mm512_setzero_si512(); 4], [_mm512_setzero_si512(); 4]);
+    let words = low.as_chunks::<BLOCK>().0.iter().zip(high.as_chunks::<BLOCK>().0);
+    for ((low, high), bits) in words.zip(planes) {
+        let (low, high) = (load_bytes(bytemuck::cast_ref(low)), load_bytes(bytemuck::cast_ref(high)));
+        for i in 0..4 {
+            let bits = _mm512_set1_epi64(bits[i] as i64);
+            lows[i] = _mm512_add_epi64(lows[i], _mm512_popcnt_epi64(_mm512_xor_si512(low, bits)));
+            highs[i] = _mm512_add_epi64(highs[i], _mm512_popcnt_epi64(_mm512_xor_si512(high, bits)));
+        }
+    }
+    let low = _mm512_castsi256_si512(weighted(lows));
+    _mm512_inserti64x4::<1>(low, weighted(highs))
+}
+
+/// Those of eight codes; the second eight are zeros.
+#[target_feature(enable = "avx512f,avx512vpopcntdq")]
+#[inline]
+fn differing_alone(words: &[u64], planes: &[[u64; 4]]) -> __m512i {
     let mut sums = [_mm512_setzero_si512(); 4];
     for (words, bits) in words.as_chunks::<BLOCK>().0.iter().zip(planes) {
         let words = load_bytes(bytemuck::cast_ref(words));
-        for (sum, &bits) in sums.iter_mut().zip(bits) {
-            let different = _mm512_xor_si512(words, _mm512_set1_epi64(bits as i64));
-            *sum = _mm512_add_epi64(*sum, _mm512_popcnt_epi64(different));
+        for i in 0..4 {
+            let different = _mm512_xor_si512(words, _mm512_set1_epi64(bits[i] as i64));
+            sums[i] = _mm512_add_epi64(sums[i], _mm512_popcnt_epi64(different));
         }
     }
-    let [p0, p1, p2, p3] = sums;
+    _mm512_zextsi256_si512(weighted(sums))
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn weighted([p0, p1, p2, p3]: [__m512i; 4]) -> __m256i {
     let low = _mm512_add_epi64(p0, _mm512_slli_epi64::<1>(p1));
     let high = _mm512_add_epi64(p2, _mm512_slli_epi64::<1>(p3));
     _mm512_cvtepi64_epi32(_mm512_add_epi64(low, _mm512_slli_epi64::<2>(high)))
 }
 
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vpopcntdq")]
-fn scan(scan: &Scan<'_>, found: &mut Vec<Found>) {
+fn scan(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
+    // The compiler lays a loop out well whose length it knows.
+    match scan.planes.len() {
+        6 => scan_words::<6>(scan, ahead, found),
+        12 => scan_words::<12>(scan, ahead, found),
+        _ => scan_words::<0>(scan, ahead, found),
+    }
+}
+
+/// Codes of `WORDS` words, or of any number if that is 0.
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vpopcntdq")]
+fn scan_words<const WORDS: usize>(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
+    let planes = if WORDS == 0 { scan.planes } else { &scan.planes[..WORDS] };
     let (step, error) = (_mm512_set1_ps(scan.step), _mm512_set1_ps(scan.error));
     let (base, bound) = (_mm512_set1_ps(scan.base), _mm512_set1_ps(scan.bound));
     let most = _mm512_set1_epi32(scan.most());
-    let mut at = scan.block_range().start;
-    let end = scan.block_range().end;
-    while at < end {
-        // Two blocks at a time; the last one alone is taken twice, and its second half left out.
-        let next = (at + 1).min(end - 1);
-        let ((words, tail), (next_words, next_tail)) = (scan.block(at), scan.block(next));
-        let low = _mm512_castsi256_si512(differing(words, scan.planes));
-        let different = _mm512_inserti64x4::<1>(low, differing(next_words, scan.planes));
+    let blocks = scan.block_range();
+    let bytes = codes::block_bytes(planes.len());
+    let mut rest = &scan.blocks[blocks.start * bytes..blocks.end * bytes];
+    let mut at = blocks.start;
+    while !rest.is_empty() {
+        ahead.step();
+        // Two blocks at a time; with a last one alone its own tail fills the second half, which is left out.
+        let (low, after) = rest.split_at(bytes);
+        let (words, tail) = codes::parts(low);
+        let (different, next_tail);
+        if let Some((high, after)) = after.split_at_checked(bytes) {
+            let (next_words, high_tail) = codes::parts(high);
+            (different, next_tail) = (differing(words, next_words, planes), high_tail);
+            rest = after;
+        } else {
+            (different, next_tail) = (differing_alone(words, planes), tail);
+            rest = after;
+        }
         let sum = _mm512_sub_epi32(most, _mm512_slli_epi32::<1>(different));
         let product = _mm512_mul_ps(step, _mm512_cvtepi32_ps(sum));
         let factors = halves(&tail.factors, &next_tail.factors);
         let adds = halves(&tail.adds, &next_tail.adds);
         let taken = _mm512_mul_ps(factors, _mm512_add_ps(product, error));
         let least = _mm512_sub_ps(_mm512_add_ps(base, adds), taken);
-        let mut within = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(least, bound);
+        let within = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(least, bound);
         if within != 0 {
-            let second = if next > at { scan.lanes(next) } else { 0 };
-            within &= u16::from(scan.lanes(at)) | u16::from(second) << BLOCK;
-            let mut distances = [0.0f32; 2 * BLOCK];
-            // SAFETY: the store is the 16 floats of `distances`; it needs no alignment.
-            unsafe { _mm512_storeu_ps(distances.as_mut_ptr(), least) };
+            let second = if at + 1 < blocks.end { scan.lanes(at + 1) } else { 0 };
+            let mut within = within & (u16::from(scan.lanes(at)) | u16::from(second) << BLOCK);
+            let (mut distances, mut errors) = ([0.0f32; LANES], [0.0f32; LANES]);
+            store(&mut distances, least);
+            store(&mut errors, _mm512_mul_ps(factors, error));
             while within != 0 {
                 let lane = within.trailing_zeros() as usize;
                 let references = if lane < BLOCK { &tail.references } else { &next_tail.references };
-                found.push(Found { reference: references[lane % BLOCK], least: distances[lane] });
+                let reference = references[lane % BLOCK];
+                found.push(Found { reference, least: distances[lane], allowed: errors[lane] });
                 within &= within - 1;
             }
         }

@@ -23,6 +23,8 @@ pub struct Found {
     pub reference: u32,
     /// The estimated distance less the error that was allowed for.
     pub least: f32,
+    /// That error.
+    pub allowed: f32,
 }
 
 /// Codes to be scanned, and with what.
@@ -53,6 +55,13 @@ pub(super) struct Tail {
     pub(super) references: [u32; BLOCK],
 }
 
+/// The words of a block's bytes, and its tail.
+#[inline(always)]
+pub(super) fn parts(block: &[u8]) -> (&[u64], &Tail) {
+    let (words, tail) = block.split_at(block.len() - 64);
+    (bytemuck::cast_slice(words), bytemuck::from_bytes(tail))
+}
+
 impl Scan<'_> {
     /// Blocks that hold codes of the range.
     pub(super) fn block_range(&self) -> Range<usize> {
@@ -62,8 +71,7 @@ impl Scan<'_> {
     /// The words of a block, and its tail.
     pub(super) fn block(&self, block: usize) -> (&[u64], &Tail) {
         let bytes = block_bytes(self.planes.len());
-        let (words, tail) = self.blocks[block * bytes..(block + 1) * bytes].split_at(bytes - 64);
-        (bytemuck::cast_slice(words), bytemuck::from_bytes(tail))
+        parts(&self.blocks[block * bytes..(block + 1) * bytes])
     }
 
     /// Which codes of a block are of the range, as bits.
@@ -85,9 +93,10 @@ impl Scan<'_> {
         for (lane, &different) in different.iter().enumerate() {
             let half = |bits: u16| f32::from_bits(u32::from(bits) << BF16_SHIFT);
             let product = self.step * (self.most() - 2 * different as i32) as f32;
-            let least = (self.base + half(tail.adds[lane])) - half(tail.factors[lane]) * (product + self.error);
+            let factor = half(tail.factors[lane]);
+            let least = (self.base + half(tail.adds[lane])) - factor * (product + self.error);
             if lanes >> lane & 1 == 1 && least <= self.bound {
-                found.push(Found { reference: tail.references[lane], least });
+                found.push(Found { reference: tail.references[lane], least, allowed: factor * self.error });
             }
         }
     }
@@ -231,13 +240,81 @@ pub(super) fn rotate(flips: &[u32], values: &mut [f32], steps: &impl Steps) {
     }
 }
 
+/// Bytes that will be read soon: a kernel asks for some lines of them between what it computes, so that neither waits
+/// for the other. Asked for all at once they would fill the few places for lines that are on their way, and the core
+/// would stand still.
+#[derive(Clone, Debug, Default)]
+pub struct Ahead<'a> {
+    now: &'a [u8],
+    later: [&'a [u8]; 32],
+    /// Of `later`, how many.
+    count: usize,
+    /// Lines a step.
+    lines: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// Appends some.
+    pub fn push(&mut self, bytes: &'a [u8]) {
+        if self.count == self.later.len() {
+            return prefetch(bytes);
+        }
+        self.later[self.count] = bytes;
+        self.count += 1;
+    }
+
+    /// Shares what is waiting out to so many codes that are scanned, `first` before all else.
+    pub fn plan(&mut self, first: &'a [u8], codes: usize) {
+        self.now = first;
+        let waiting: usize = self.later[..self.count].iter().map(|bytes| bytes.len()).sum();
+        self.lines = (first.len() + waiting).div_ceil(LINE).div_ceil(codes.div_ceil(2 * BLOCK).max(1));
+    }
+
+    /// Asks for what one step's share is.
+    #[inline(always)]
+    pub fn step(&mut self) {
+        let mut lines = self.lines;
+        while lines > 0 {
+            if self.now.is_empty() {
+                let Some(next) = self.count.checked_sub(1) else { return };
+                self.count = next;
+                self.now = self.later[next];
+            }
+            let (some, rest) = self.now.split_at(self.now.len().min(lines.saturating_mul(LINE)));
+            prefetch(some);
+            lines -= some.len().div_ceil(LINE);
+            self.now = rest;
+        }
+    }
+
+    /// Asks for the rest.
+    pub fn finish(&mut self) {
+        self.lines = usize::MAX;
+        self.step();
+    }
+}
+
+/// Bytes that come from memory together.
+pub(super) const LINE: usize = 64;
+
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "the intrinsic takes a pointer")]
-#[inline]
-pub(super) fn prefetch(bytes: &[u8]) {
+#[inline(always)]
+fn prefetch_line(bytes: &[u8]) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    for line in bytes.chunks(64) {
-        // SAFETY: a prefetch reads nothing; the address lies in `bytes`.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    // SAFETY: a prefetch reads nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().cast()) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch_line(_: &[u8]) {}
+
+/// Asks for bytes that are to be read at once.
+#[inline(always)]
+pub fn prefetch(bytes: &[u8]) {
+    let (lines, rest) = bytes.as_chunks::<LINE>();
+    lines.iter().for_each(|line| prefetch_line(line));
+    if !rest.is_empty() {
+        prefetch_line(rest);
     }
 }

@@ -16,7 +16,7 @@ mod portable;
 
 use std::sync::LazyLock;
 
-pub use codes::{BF16_SHIFT, BLOCK, ByteBlocks, Found, ROWS, Scan, block_bytes};
+pub use codes::{Ahead, BF16_SHIFT, BLOCK, ByteBlocks, Found, ROWS, Scan, block_bytes, prefetch};
 
 /// One implementation of all distances.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,7 @@ pub struct Kernels {
     /// [`dot_byte_row`].
     pub dot_byte_row: fn(&[i8], &[u8]) -> i32,
     /// [`scan`].
-    pub scan: fn(&Scan<'_>, &mut Vec<Found>),
+    pub scan: fn(&Scan<'_>, &mut Ahead<'_>, &mut Vec<Found>),
 }
 
 /// Components that go into one lane each.
@@ -142,26 +142,18 @@ pub fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
     (BEST.dot_byte_row)(query, row)
 }
 
-/// Estimates the distances of a range of codes, and appends those whose least distance is within the bound.
+/// Estimates the distances of a range of codes, and appends those whose least distance is within the bound. What lies
+/// ahead is asked for meanwhile, a step for two blocks.
 ///
 /// # Panics
 /// If the range lies outside the blocks.
-pub fn scan(scan: &Scan<'_>, found: &mut Vec<Found>) {
+pub fn scan(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
     assert!(scan.blocks.len().is_multiple_of(block_bytes(scan.planes.len())), "whole blocks");
     assert!(
         scan.range.end.div_ceil(BLOCK) * block_bytes(scan.planes.len()) <= scan.blocks.len(),
         "codes that are there"
     );
-    (BEST.scan)(scan, found);
-}
-
-/// Asks the CPU to have some bytes at hand soon.
-#[inline]
-pub fn prefetch(bytes: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    codes::prefetch(bytes);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
+    (BEST.scan)(scan, ahead, found);
 }
 
 /// Calls a kernel for each row.
@@ -340,8 +332,11 @@ mod tests {
                 let task = Scan { planes: &planes, blocks, range, step: 0.01, error: 0.2, base: 0.1, bound };
                 let results = available().into_iter().map(|kernels| {
                     let mut found = Vec::new();
-                    (kernels.scan)(&task, &mut found);
-                    (kernels.name, found.iter().map(|f| (f.reference, f.least.to_bits())).collect::<Vec<_>>())
+                    (kernels.scan)(&task, &mut Ahead::default(), &mut found);
+                    (
+                        kernels.name,
+                        found.iter().map(|f| (f.reference, f.least.to_bits(), f.allowed.to_bits())).collect::<Vec<_>>(),
+                    )
                 });
                 let results: Vec<_> = results.collect();
                 for (name, found) in &results {

@@ -15,7 +15,7 @@ use crate::id::ShardId;
 /// First bytes of a group.
 pub const GROUP_MAGIC: [u8; 4] = *b"SHCG";
 /// First bytes of the table.
-pub const TABLE_MAGIC: [u8; 4] = *b"SHCT";
+pub const TABLE_MAGIC: [u8; 4] = *b"SHC2";
 /// First bytes of the head.
 pub const HEAD_MAGIC: [u8; 4] = *b"SHCH";
 /// Recalls for which a table holds what it takes.
@@ -179,12 +179,23 @@ pub struct Covered {
 pub struct Effort {
     /// A cell is scanned if its centroid is at most so much farther than the farthest result.
     pub margin: f32,
+    /// Taken off the margin for each doubling of the cells since the last one that had a result.
+    pub impatience: f32,
     /// The same for a shard that is not in cells.
     pub shard_margin: f32,
     /// Groups that are looked into at first.
     pub groups: u32,
     /// Cells that are estimated to be near, at first.
     pub cells: u32,
+}
+
+impl Effort {
+    /// Whatever it takes.
+    #[must_use]
+    pub fn everything() -> Self {
+        let far = f32::INFINITY;
+        Self { margin: far, impatience: 0.0, shard_margin: far, groups: u32::MAX, cells: u32::MAX }
+    }
 }
 
 /// The table of all groups.
@@ -215,6 +226,7 @@ impl CellTable {
         out.put_u32(self.shards.len() as u32);
         for effort in &self.efforts {
             out.put_u32(effort.margin.to_bits());
+            out.put_u32(effort.impatience.to_bits());
             out.put_u32(effort.shard_margin.to_bits());
             out.put_u32(effort.groups);
             out.put_u32(effort.cells);
@@ -252,8 +264,8 @@ impl CellTable {
         };
         let mut table = Self { words, ..Self::default() };
         for effort in &mut table.efforts {
-            let (margin, shard_margin) = (number(&mut r)?, number(&mut r)?);
-            *effort = Effort { margin, shard_margin, groups: r.u32()?, cells: r.u32()? };
+            let (margin, impatience, shard_margin) = (number(&mut r)?, number(&mut r)?, number(&mut r)?);
+            *effort = Effort { margin, impatience, shard_margin, groups: r.u32()?, cells: r.u32()? };
         }
         // Nothing is reserved for a count that the bytes do not bear out.
         for _ in 0..groups {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cells::{self, Asked, CellIndex, GroupView, Near},
     codes::{CentroidBytes, Query},
-    distance::{self, BLOCK, Found, Scan},
+    distance::{self, Ahead, BLOCK, Found, Scan},
     error::Result,
     format::cells::Effort,
     limits,
@@ -47,18 +47,19 @@ pub(super) struct Probed {
 
 /// Hears how a search goes on.
 pub(super) trait Trace {
-    /// The next cell is so near, and the farthest result so far.
-    fn cell(&mut self, base: f32, bound: f32);
-    /// A posting was offered.
-    fn offered(&mut self, candidate: &Candidate);
+    /// The next cell is so much farther than the farthest result so far, and so many after the last one that had a
+    /// result.
+    fn cell(&mut self, beyond: f32, quiet: u32);
+    /// A posting was offered whose code was found in the cell so many steps after the first.
+    fn offered(&mut self, candidate: &Candidate, step: u32);
 }
 
 /// Hears nothing.
 pub(super) struct Silent;
 
 impl Trace for Silent {
-    fn cell(&mut self, _: f32, _: f32) {}
-    fn offered(&mut self, _: &Candidate) {}
+    fn cell(&mut self, _: f32, _: u32) {}
+    fn offered(&mut self, _: &Candidate, _: u32) {}
 }
 
 /// Numbers that were met: a table of open addressing.
@@ -116,12 +117,18 @@ struct Probe<'a, F: StorageFile, B, T> {
     met: &'a mut Met,
     trace: &'a mut T,
     computed: usize,
+    /// Whether a result was found since this was last asked.
+    gained: bool,
+    /// What may be a result if the bound stays as it is.
+    held: &'a mut Vec<(Found, u32)>,
     pending: Vec<Pending<'a, F::Lent>>,
+    ahead: Ahead<'a>,
 }
 
 /// A posting whose distance is to be computed.
 struct Pending<'a, L> {
     least: f32,
+    step: u32,
     number: u32,
     slot: usize,
     extent: &'a Extent<L>,
@@ -135,12 +142,16 @@ impl<L> Clone for Pending<'_, L> {
 
 impl<L> Copy for Pending<'_, L> {}
 
-/// Vectors that are asked for before the first is used.
+/// Vectors that are asked for before the first is used, at least.
 const TOGETHER: usize = 8;
+
+fn nearest_first(a: &Found, b: &Found) -> std::cmp::Ordering {
+    a.least.total_cmp(&b.least).then(a.reference.cmp(&b.reference))
+}
 
 impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
     /// Finds the slot of a code's posting, if it was not met before and is there.
-    fn look_up(&mut self, reference: u32, least: f32) {
+    fn look_up(&mut self, &Found { reference, least, .. }: &Found, step: u32) {
         if !self.met.insert(reference) {
             return;
         }
@@ -155,28 +166,53 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
         let slot = slot as usize;
         if shard.is_live(slot) {
             let extent = &shard.extents()[slot / slots];
-            distance::prefetch(shard::slot_bytes(extent.lent(), slot % slots, geometry));
-            self.pending.push(Pending { least, number: covered.number, slot, extent });
+            self.ahead.push(shard::slot_bytes(extent.lent(), slot % slots, geometry));
+            self.pending.push(Pending { least, step, number: covered.number, slot, extent });
         }
     }
 
-    /// Takes what a scan found: once there is a bound few postings are, and they are asked for at once and used together
-    /// with others, for their bytes lie far apart. Before that the most promising of many make the first bound.
-    fn take(&mut self, found: &mut Vec<Found>) -> Result<()> {
-        if self.top.bound() < f32::INFINITY {
-            found.drain(..).for_each(|Found { reference, least }| self.look_up(reference, least));
-            return if self.pending.len() >= TOGETHER { self.settle() } else { Ok(()) };
-        }
-        found.sort_unstable_by(|a, b| a.least.total_cmp(&b.least).then(a.reference.cmp(&b.reference)));
-        for some in found.chunks(TOGETHER) {
-            let bound = self.top.bound();
-            if some[0].least > bound {
-                break;
+    /// Takes what a scan found. Before there is a bound, the most promising ones make it; from then on those that are
+    /// results by their estimates are asked for, while the next cell is scanned, and the others wait for what the bound
+    /// will be at the end.
+    fn take(&mut self, found: &mut Vec<Found>, step: u32) -> Result<()> {
+        if self.top.bound() == f32::INFINITY {
+            found.sort_unstable_by(nearest_first);
+            let mut first = 0;
+            while first < found.len() && self.top.bound() == f32::INFINITY {
+                let some = &found[first..found.len().min(first + self.top.room().max(TOGETHER))];
+                first += some.len();
+                some.iter().for_each(|one| self.look_up(one, step));
+                self.ahead.finish();
+                self.settle()?;
             }
-            some.iter().for_each(|&Found { reference, least }| self.look_up(reference, least));
+            found.drain(..first);
+        }
+        for one in found.drain(..) {
+            let bound = self.top.bound();
+            if one.least + one.allowed <= bound {
+                self.look_up(&one, step);
+            } else if one.least <= bound {
+                self.held.push((one, step));
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes all that is left and may be a result.
+    fn finish(&mut self) -> Result<()> {
+        self.ahead.finish();
+        self.settle()?;
+        let mut held = std::mem::take(self.held);
+        let bound = self.top.bound();
+        held.retain(|(one, _)| one.least <= bound);
+        held.sort_unstable_by(|(a, _), (b, _)| nearest_first(a, b));
+        for some in held.chunks(2 * TOGETHER) {
+            let bound = self.top.bound();
+            some.iter().filter(|(one, _)| one.least <= bound).for_each(|(one, step)| self.look_up(one, *step));
+            self.ahead.finish();
             self.settle()?;
         }
-        found.clear();
+        *self.held = held;
         Ok(())
     }
 
@@ -184,7 +220,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
     fn settle(&mut self) -> Result<()> {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
-        for &Pending { least, number, slot, extent } in &self.pending {
+        for &Pending { least, step, number, slot, extent } in &self.pending {
             if least > self.top.bound() {
                 continue;
             }
@@ -202,8 +238,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
                     shard: number,
                     slot: slot as u32,
                 };
-                self.trace.offered(&candidate);
+                self.trace.offered(&candidate, step);
                 self.top.offer(candidate);
+                self.gained = true;
             }
         }
         self.pending.clear();
@@ -233,6 +270,7 @@ struct Scratch {
     asked: Asked,
     met: Met,
     found: Vec<Found>,
+    held: Vec<(Found, u32)>,
     done: Vec<usize>,
 }
 
@@ -249,47 +287,62 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
     reach: Reach,
     trace: &mut impl Trace,
 ) -> Result<Probed> {
-    let Scratch { query, asked, met, found, done } = scratch;
+    let Scratch { query, asked, met, found, held, done } = scratch;
     query.set(vector, cells.rotation(), data.geometry().metric);
     met.clear();
     found.clear();
+    held.clear();
     done.clear();
     let top = TopK::new(k);
-    let mut probe = Probe { snapshot, data, cells, vector, top, met, trace, computed: 0, pending: Vec::new() };
+    let mut probe = Probe {
+        snapshot,
+        data,
+        cells,
+        vector,
+        top,
+        met,
+        trace,
+        computed: 0,
+        gained: false,
+        held,
+        pending: Vec::new(),
+        ahead: Ahead::default(),
+    };
     let router = cells.router();
     let (mut groups, mut wanted) = (reach.effort.groups.max(1) as usize, reach.effort.cells.max(1) as usize);
-    let (mut scanned, mut count, mut waiting) = (0, 0, 0);
+    let (mut scanned, mut count, mut waiting, mut quiet) = (0, 0, 0, 0);
     'rounds: loop {
         router.ask(query, groups, wanted, asked);
         if !done.is_empty() {
             done.sort_unstable();
             asked.near.retain(|near| done.binary_search(&near.number()).is_err());
         }
-        let mut front = Front { estimated: &mut asked.near, at: 0, sorted: 0, measured: Vec::new() };
-        while let Some((next, after)) = front.next(&probe, query)? {
-            if let Some(after) = after {
-                distance::prefetch(after.codes);
-            }
+        let mut front = Front::new(&mut probe, &mut asked.near)?;
+        while let Some((next, after)) = front.next(&mut probe, query)? {
+            probe.ahead.plan(after, next.count);
             let bound = probe.top.bound();
-            if next.base > bound + reach.effort.margin || scanned >= reach.codes {
+            let beyond = next.base - bound;
+            if beyond + reach.effort.impatience * doublings(quiet) > reach.effort.margin || scanned >= reach.codes {
                 break 'rounds;
             }
-            probe.trace.cell(next.base, bound);
+            probe.trace.cell(beyond, quiet);
             let (planes, step) = (&query.planes, query.plane_step);
             let error = reach.deviations * limits::CODE_DEVIATION * next.square.sqrt();
             let Measured { codes: blocks, base, .. } = next;
             let range = next.first..next.first + next.count;
-            distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, found);
+            distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut probe.ahead, found);
+            probe.settle()?;
             scanned += next.count;
             waiting += next.count;
             count += 1;
-            done.push(next.number);
             // As long as nothing bounds what is found, it is better to have more to choose from.
             if bound < f32::INFINITY || waiting >= k.saturating_mul(8) {
-                probe.take(found)?;
+                probe.take(found, count as u32)?;
                 waiting = 0;
             }
+            quiet = if std::mem::take(&mut probe.gained) { 0 } else { quiet + 1 };
         }
+        done.extend(asked.near.iter().map(|near| near.number()));
         if groups >= router.groups() && wanted >= router.numbers() {
             break;
         }
@@ -297,8 +350,8 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         groups = groups.saturating_mul(4).min(router.groups());
         wanted = if groups == router.groups() { router.numbers() } else { wanted.saturating_mul(4) };
     }
-    probe.take(found)?;
-    probe.settle()?;
+    probe.take(found, count as u32)?;
+    probe.finish()?;
     // What came after the cells were made.
     for (chunk, c) in snapshot.chunks.iter().zip(0u32..) {
         for &(i, from) in &chunk.fresh {
@@ -315,94 +368,119 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
     Ok(Probed { top: probe.top, scanned, computed: probe.computed, cells: count })
 }
 
+/// How often 1 is doubled to come to `cells + 1`: the logarithm, straight between powers of two, so that it is the same
+/// everywhere.
+pub(super) fn doublings(cells: u32) -> f32 {
+    let n = cells + 1;
+    let whole = n.ilog2();
+    whole as f32 + (n - (1 << whole)) as f32 / (1u32 << whole) as f32
+}
+
 /// A cell whose distance was computed.
 #[derive(Clone, Copy)]
 struct Measured<'a> {
     base: f32,
     square: f32,
-    number: usize,
     /// Blocks of its group from the one on that has its first code.
     codes: &'a [u8],
     first: usize,
     count: usize,
 }
 
-/// Cells on the way from an estimated to a computed distance: so far as the estimates tell, they come in order.
+/// Cells that are measured together.
+const STRIDE: usize = 16;
+
+/// Cells on the way from an estimated to a computed distance: so far as the estimates tell, they come in order. The bytes
+/// of those to be measured next are asked for while others are scanned.
 struct Front<'a, 'b> {
-    estimated: &'b mut Vec<Near>,
-    /// Of `estimated`, how many were measured, and how many are in order.
+    estimated: &'b mut [Near],
+    /// Of `estimated`, how many are on their way or measured.
     at: usize,
-    sorted: usize,
-    /// The nearest last.
+    /// The next ones of `estimated`, and the least estimate among them.
+    coming: [Option<Coming<'a>>; STRIDE],
+    least: f32,
     measured: Vec<Measured<'a>>,
+    /// The order of those of `measured` that were not taken yet, the nearest last.
+    order: Vec<(Near, u32)>,
 }
 
-impl<'a> Front<'a, '_> {
-    /// The nearest cell, and the one after it if it is known.
+/// A cell that is to be measured.
+#[derive(Clone, Copy)]
+struct Coming<'a> {
+    number: usize,
+    group: GroupView<'a>,
+    cell: usize,
+}
+
+impl<'a, 'b> Front<'a, 'b> {
+    fn new<F: StorageFile, B: Deref<Target = [u8]>, T>(
+        probe: &mut Probe<'a, F, B, T>,
+        estimated: &'b mut [Near],
+    ) -> Result<Self> {
+        let (measured, order) = (Vec::with_capacity(4 * STRIDE), Vec::with_capacity(2 * STRIDE));
+        let mut front = Self { estimated, at: 0, coming: [None; STRIDE], least: 0.0, measured, order };
+        front.advance(probe)?;
+        probe.ahead.finish();
+        Ok(front)
+    }
+
+    /// The nearest cell, and the codes of the one after it if it is known.
     fn next<F: StorageFile, B: Deref<Target = [u8]>, T>(
         &mut self,
-        probe: &Probe<'a, F, B, T>,
+        probe: &mut Probe<'a, F, B, T>,
         query: &Query,
-    ) -> Result<Option<(Measured<'a>, Option<Measured<'a>>)>> {
-        loop {
-            let estimate = self.estimate();
-            match (self.measured.last(), estimate) {
-                (None, None) => return Ok(None),
-                (Some(nearest), Some(estimate)) if estimate.distance() < nearest.base => self.measure(probe, query)?,
-                (None, Some(_)) => self.measure(probe, query)?,
-                (Some(_), _) => break,
+    ) -> Result<Option<(Measured<'a>, &'a [u8])>> {
+        while self.order.last().is_none_or(|nearest| self.least < nearest.0.distance()) {
+            if self.coming[0].is_none() {
+                break;
             }
+            self.measure(query);
+            self.advance(probe)?;
         }
-        let next = self.measured.pop();
-        Ok(next.map(|next| (next, self.measured.last().copied())))
+        let Some((_, i)) = self.order.pop() else { return Ok(None) };
+        let after = self.order.last().map_or(&[] as &[u8], |&(_, i)| self.measured[i as usize].codes);
+        Ok(Some((self.measured[i as usize], after)))
     }
 
-    /// The next estimate.
-    fn estimate(&mut self) -> Option<Near> {
-        if self.at >= self.sorted {
-            let rest = &mut self.estimated[self.sorted..];
-            let n = 64.min(rest.len());
-            if n < rest.len() {
-                rest.select_nth_unstable(n);
-            }
-            rest[..n].sort_unstable();
-            self.sorted += n;
-        }
-        self.estimated[..self.sorted].get(self.at).copied()
-    }
-
-    /// Measures some more cells.
-    fn measure<F: StorageFile, B: Deref<Target = [u8]>, T>(
-        &mut self,
-        probe: &Probe<'a, F, B, T>,
-        query: &Query,
-    ) -> Result<()> {
+    /// Finds out which cells come next, and asks for what they are measured by.
+    fn advance<F: StorageFile, B: Deref<Target = [u8]>, T>(&mut self, probe: &mut Probe<'a, F, B, T>) -> Result<()> {
         let cells = probe.cells;
-        let end = self.sorted.min(self.at + 32);
-        let mut views: [Option<(GroupView<'a>, usize)>; 32] = [None; 32];
-        for (near, view) in self.estimated[self.at..end].iter().zip(&mut views) {
-            let (group, cell) = cells.router().cell(near.number());
+        let rest = &mut self.estimated[self.at..];
+        let n = STRIDE.min(rest.len());
+        if n < rest.len() {
+            rest.select_nth_unstable(n);
+        }
+        self.at += n;
+        self.least = rest[..n].iter().min().map_or(f32::INFINITY, |near| near.distance());
+        self.coming = [None; STRIDE];
+        for (near, coming) in rest[..n].iter().zip(&mut self.coming) {
+            let number = near.number();
+            let (group, cell) = cells.router().cell(number);
             let opened = cells.group(group).map_err(|what| {
                 let offset = cells.table().groups[group].place.page * probe.data.geometry().page_size as u64;
                 cells::damaged(probe.data.path(), offset, &what)
             })?;
-            distance::prefetch(opened.centroid(cell));
-            *view = Some((opened, cell));
+            probe.ahead.push(opened.centroid(cell));
+            *coming = Some(Coming { number, group: opened, cell });
         }
-        for (near, (view, i)) in self.estimated[self.at..end].iter().zip(views.into_iter().flatten()) {
-            let cell = view.cell(i);
-            let product = distance::dot_byte_row(&query.bytes.bytes, view.centroid(i));
-            let stored = CentroidBytes { step: cell.step, square: cell.square };
+        Ok(())
+    }
+
+    /// Measures the cells that were next.
+    fn measure(&mut self, query: &Query) {
+        for &Coming { number, group, cell } in self.coming.iter().flatten() {
+            let entry = group.cell(cell);
+            let product = distance::dot_byte_row(&query.bytes.bytes, group.centroid(cell));
+            let stored = CentroidBytes { step: entry.step, square: entry.square };
             let (base, square) = query.bytes.base(stored, product);
-            let (first, count) = (cell.first as usize, cell.count as usize);
+            let (first, count) = (entry.first as usize, entry.count as usize);
             let bytes = distance::block_bytes(query.planes.len());
             let blocks = first / BLOCK * bytes..(first + count).div_ceil(BLOCK) * bytes;
-            // As above.
-            let Some(codes) = view.blocks().get(blocks) else { continue };
-            self.measured.push(Measured { base, square, number: near.number(), codes, first: first % BLOCK, count });
+            // Bytes that rot under the mapping after they were checked may name anything.
+            let Some(codes) = group.blocks().get(blocks) else { continue };
+            self.order.push((Near::new(base, number as u32), self.measured.len() as u32));
+            self.measured.push(Measured { base, square, codes, first: first % BLOCK, count });
         }
-        self.at = end;
-        self.measured.sort_unstable_by(|a, b| b.base.total_cmp(&a.base).then(b.number.cmp(&a.number)));
-        Ok(())
+        self.order.sort_unstable_by(|a, b| b.cmp(a));
     }
 }

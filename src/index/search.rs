@@ -192,13 +192,11 @@ impl Breadth {
         Some(match recall {
             Some(recall) => Reach { effort: cells.effort(recall), deviations: deviations(recall), codes },
             None => {
-                let margin = f32::INFINITY;
                 // A third of the groups' codes are within reach of what is to be scanned.
-                let groups = u32::MAX;
                 let cells_wanted = (codes as u64 * 2 * cells.cells() / cells.codes().max(1)).max(64) as u32;
                 let shard_margin = cells.effort(0.98).shard_margin;
                 Reach {
-                    effort: Effort { margin, shard_margin, groups, cells: cells_wanted },
+                    effort: Effort { shard_margin, cells: cells_wanted, ..Effort::everything() },
                     deviations: deviations(0.98),
                     codes,
                 }

@@ -72,6 +72,12 @@ impl TopK {
         }
     }
 
+    /// How many more make it full.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.k - self.heap.len()
+    }
+
     /// Offers a candidate.
     pub fn offer(&mut self, candidate: Candidate) {
         if self.heap.len() < self.k {

@@ -310,6 +310,18 @@ impl<S: Storage> Shardex<S> {
         self.view()?.search_many(queries, options)
     }
 
+    /// The same, the answers to be read where they lie: [`IndexSnapshot::search_many_in_place`].
+    ///
+    /// # Errors
+    /// As [`search_many`](Self::search_many).
+    pub async fn search_many_in_place<Q: AsRef<[f32]> + Sync>(
+        &self,
+        queries: &[Q],
+        options: &SearchOptions,
+    ) -> Result<Vec<Hits<S::File>>> {
+        self.view()?.search_many_in_place(queries, options)
+    }
+
     /// The index as it is now, for searches that must agree with each other: it holds everything accepted before the call,
     /// and stays as it is. Waits for nobody.
     ///

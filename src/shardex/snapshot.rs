@@ -110,17 +110,37 @@ impl<S: Storage> IndexSnapshot<S> {
         queries: &[Q],
         options: &SearchOptions,
     ) -> Result<Vec<SearchResponse>> {
+        self.answer_many(queries, options, |hits| hits.to_response())
+    }
+
+    /// The same, the answers to be read where they lie: to copy ten vectors of 384 components is about a tenth of what a
+    /// query takes.
+    ///
+    /// # Errors
+    /// As [`search_many`](Self::search_many).
+    pub fn search_many_in_place<Q: AsRef<[f32]> + Sync>(
+        &self,
+        queries: &[Q],
+        options: &SearchOptions,
+    ) -> Result<Vec<Hits<S::File>>> {
+        self.answer_many(queries, options, |hits| hits)
+    }
+
+    fn answer_many<Q: AsRef<[f32]> + Sync, T: Send + Sync>(
+        &self,
+        queries: &[Q],
+        options: &SearchOptions,
+        answer: impl Fn(Hits<S::File>) -> T + Sync,
+    ) -> Result<Vec<T>> {
         batch::search_options(options)?;
-        let answers: Vec<std::sync::OnceLock<Result<SearchResponse>>> =
-            queries.iter().map(|_| Default::default()).collect();
+        let answers: Vec<std::sync::OnceLock<Result<T>>> = queries.iter().map(|_| Default::default()).collect();
         // Queries that are near each other scan the same cells, and read the same vectors, while these are at hand.
         const TOGETHER: usize = 16;
         let order = index::in_order_of_place(&self.snapshot, self.data.geometry(), queries);
         self.executor.for_each(order.len().div_ceil(TOGETHER), &|chunk| {
             for &i in order.iter().skip(chunk * TOGETHER).take(TOGETHER) {
-                let answer = self.find(&Inline, (i, queries[i].as_ref()), options).map(|hits| hits.to_response());
                 // Each number is given out once.
-                drop(answers[i].set(answer));
+                drop(answers[i].set(self.find(&Inline, (i, queries[i].as_ref()), options).map(&answer)));
             }
         });
         let answered =
