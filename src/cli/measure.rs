@@ -21,29 +21,30 @@ use super::{
     args::Bench,
     bench::{SEED, median},
     demo::{DIMENSION, vector},
+    grown::changed,
     npy::Rows,
     output::{Output, ms},
     search::{Found, ask_all, recall},
 };
 
 /// Results per query.
-const K: usize = 10;
+pub(super) const K: usize = 10;
 /// Queries, where none are given.
 const QUERIES: u64 = 500;
 /// Recalls that are asked for.
-const RECALLS: [f32; 5] = [0.8, 0.9, 0.95, 0.98, 0.99];
+pub(super) const RECALLS: [f32; 5] = [0.8, 0.9, 0.95, 0.98, 0.99];
 /// Postings that a flush is measured with.
 const FLUSHED: usize = 100;
 /// Bytes per page, as far as the bare program goes.
 const PAGE: usize = 4_096;
 
 /// What is put in and asked for.
-struct Data {
+pub(super) struct Data {
     metric: Metric,
-    rows: Vec<Vec<f32>>,
+    pub(super) rows: Vec<Vec<f32>>,
     /// Rows that are not in the index when it is measured.
     more: Vec<Vec<f32>>,
-    queries: Vec<Vec<f32>>,
+    pub(super) queries: Vec<Vec<f32>>,
     truth: Option<Vec<Vec<i64>>>,
 }
 
@@ -80,7 +81,7 @@ impl Data {
         Ok(Self { metric: args.metric.unwrap_or(Metric::Dot), rows, more, queries, truth })
     }
 
-    fn config(&self, dir: &Path, options: OpenOptions) -> ShardexConfig {
+    pub(super) fn config(&self, dir: &Path, options: OpenOptions) -> ShardexConfig {
         let dimension = self.rows.first().map_or(DIMENSION, Vec::len);
         ShardexConfig::new(dir).vector_size(dimension).metric(self.metric).options(options)
     }
@@ -90,7 +91,7 @@ impl Data {
     }
 }
 
-fn batch(rows: &[Vec<f32>], first: u128) -> Vec<Posting> {
+pub(super) fn batch(rows: &[Vec<f32>], first: u128) -> Vec<Posting> {
     let ids = (first..).map(DocumentId);
     rows.iter()
         .zip(ids)
@@ -99,7 +100,7 @@ fn batch(rows: &[Vec<f32>], first: u128) -> Vec<Posting> {
 }
 
 /// One thread: what a search could use besides is left out.
-async fn open(dir: &Path, options: OpenOptions) -> Result<Shardex, Failure> {
+pub(super) async fn open(dir: &Path, options: OpenOptions) -> Result<Shardex, Failure> {
     let env = Env { executor: Arc::new(Inline), ..Env::system() };
     Ok(Shardex::open_on(MmapStorage::new(dir.to_path_buf()), options, env).await?)
 }
@@ -115,7 +116,8 @@ pub(super) async fn run(args: &Bench, dir: &Path, output: &Output) -> Result<Val
     section("ingest", ingest(&data, dir).await?);
     let index = dir.join("ingest-1000");
     section("search", search(&data, &index, args.rounds).await?);
-    section("flush", flush(&data, &index, dir, args.rounds).await?);
+    section("changed", changed(&data, dir, args.rounds).await?);
+    section("flush", flushes(&data, &index, dir, args.rounds).await?);
     section("open", opens(&data, &index, args.rounds).await?);
     section("recovery", recovery(&data, &dir.join("recovered")).await?);
     Ok(object)
@@ -159,18 +161,20 @@ async fn ingest(data: &Data, dir: &Path) -> Result<(Value, String), Failure> {
     Ok((values.into(), text))
 }
 
+/// The true nearest of each query.
+pub(super) async fn truth(data: &Data, index: &Shardex) -> Result<Vec<Vec<i64>>, Failure> {
+    if let Some(truth) = &data.truth {
+        return Ok(truth.clone());
+    }
+    let exact = ask_all(index, data.queries.clone(), &SearchOptions::new(K).exact(), 1).await?;
+    Ok(exact.iter().map(|found| found.ids.iter().filter_map(|&id| i64::try_from(id).ok()).collect()).collect())
+}
+
 /// Searches one at a time on one thread, at several recalls, all of them in turn in each round; and in one call.
 async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
     let index = open(dir, OpenOptions::default()).await?;
     index.snapshot().await?.warm()?;
-    let truth = match &data.truth {
-        Some(truth) => truth.clone(),
-        None => {
-            let exact = ask_all(&index, data.queries.clone(), &SearchOptions::new(K).exact(), 1).await?;
-            let ids = exact.iter().map(|found| found.ids.iter().filter_map(|&id| i64::try_from(id).ok()).collect());
-            ids.collect()
-        }
-    };
+    let truth = truth(data, &index).await?;
     let named = RECALLS.iter().map(|&recall| (format!("recall {recall}"), SearchOptions::new(K).recall(recall)));
     let settings: Vec<(String, SearchOptions)> = named.chain([("default".to_owned(), SearchOptions::new(K))]).collect();
     let mut rates = vec![Vec::new(); settings.len() + 1];
@@ -211,13 +215,39 @@ async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String
     Ok((json!({ "settings": values, "batched_qps": batched, "bytes_a_vector": memory }), text))
 }
 
+/// A flush after some new vectors, and what a byte of it costs beside one of an index of a tenth of the rows.
+async fn flushes(data: &Data, dir: &Path, bare: &Path, rounds: usize) -> Result<(Value, String), Failure> {
+    let (large, text) = flush(data, (data.rows.len(), dir), bare, rounds).await?;
+    let few = data.rows.len().div_ceil(10);
+    let tenth = bare.join("tenth");
+    let index = Shardex::create(data.config(&tenth, OpenOptions::default().durability(Durability::Manual))).await?;
+    for (i, rows) in data.rows[..few].chunks(1_000).enumerate() {
+        index.add_postings(batch(rows, i as u128 * 1_000)).await?;
+    }
+    index.optimize().await?;
+    index.close().await?;
+    let (small, more) = flush(data, (few, &tenth), bare, rounds).await?;
+    let [of_large, of_small] = [&large, &small].map(|flush| flush["ns_a_byte"].as_f64().unwrap_or(f64::NAN));
+    let ratio = of_large / of_small;
+    let text = format!(
+        "{text}\n{more}\n  a byte of the larger one {of_large:.2} ns, of the smaller one {of_small:.2} ns: {ratio:.2} times"
+    );
+    Ok((json!({ "large": large, "small": small, "a_byte_ratio": ratio }), text))
+}
+
 /// A flush after some new vectors, beside a bare program that stores as many bytes in scattered pages and syncs as often.
-async fn flush(data: &Data, dir: &Path, bare: &Path, rounds: usize) -> Result<(Value, String), Failure> {
+async fn flush(
+    data: &Data,
+    (rows, dir): (usize, &Path),
+    bare: &Path,
+    rounds: usize,
+) -> Result<(Value, String), Failure> {
     let options = OpenOptions::default().durability(Durability::Manual).flush_interval_ms(0);
     let index = open(dir, options).await?;
-    let (mut ours, mut bares, mut ratios, mut bytes, mut barriers) = (vec![], vec![], vec![], 0, 0);
-    for (round, rows) in data.more.chunks(FLUSHED).take(rounds).enumerate() {
-        index.add_postings(batch(rows, 5_000_000_000 + (round * FLUSHED) as u128)).await?;
+    let (mut ours, mut bares, mut ratios, mut a_byte) = (vec![], vec![], vec![], vec![]);
+    let (mut bytes, mut barriers) = (0, 0);
+    for (round, new) in data.more.chunks(FLUSHED).take(rounds).enumerate() {
+        index.add_postings(batch(new, 5_000_000_000 + (round * FLUSHED) as u128)).await?;
         let began = Instant::now();
         let stats = index.flush().await?;
         let took = began.elapsed().as_secs_f64();
@@ -226,6 +256,7 @@ async fn flush(data: &Data, dir: &Path, bare: &Path, rounds: usize) -> Result<(V
         ours.push(took);
         bares.push(beside);
         ratios.push(took / beside);
+        a_byte.push(took / bytes as f64 * 1e9);
     }
     index.close().await?;
     let (ours, bares, ratio) = (median(ours), median(bares), median(ratios));
@@ -234,12 +265,13 @@ async fn flush(data: &Data, dir: &Path, bare: &Path, rounds: usize) -> Result<(V
         "a flush after {FLUSHED} new vectors at {} rows: {bytes} bytes, {pages:.1} pages a posting, {barriers} barriers\n  \
          the flush                 {:>12}\n  \
          bare stores and syncs     {:>12}   {ratio:.2} times that",
-        data.rows.len(),
+        rows,
         ms(Duration::from_secs_f64(ours)),
         ms(Duration::from_secs_f64(bares)),
     );
     let object = json!({
         "flush_s": ours, "bare_s": bares, "ratio": ratio, "bytes": bytes, "pages_a_posting": pages, "barriers": barriers,
+        "ns_a_byte": median(a_byte),
     });
     Ok((object, text))
 }

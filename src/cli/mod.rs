@@ -7,6 +7,7 @@ mod admin;
 mod args;
 mod bench;
 mod demo;
+mod grown;
 mod ingest;
 mod measure;
 mod npy;

@@ -1,0 +1,132 @@
+//! The part of `shardex bench` that compares an index that was loaded at once with one that grew and changed.
+
+use std::{path::Path, time::Instant};
+
+use serde_json::{Value, json};
+use shardex::{DocumentId, Durability, OpenOptions, Posting, SearchOptions, Shardex};
+
+use super::{
+    Failure,
+    bench::{SEED, median},
+    measure::{Data, K, RECALLS, batch, open, truth},
+    search::{ask_all, recall},
+};
+
+/// Postings per batch of the one, and of the other.
+const AT_ONCE: usize = 25_000;
+const FEW: usize = 1_000;
+
+/// How a search goes on an index that was loaded at once, and on one that got the same rows one batch after another in
+/// random order, a tenth of which were then removed and put back: with the cells it has by itself, and with new ones.
+pub(super) async fn changed(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
+    let options = OpenOptions::default().durability(Durability::Manual);
+    let bulk = dir.join("bulk");
+    let index = Shardex::create(data.config(&bulk, options.clone())).await?;
+    for (i, rows) in data.rows.chunks(AT_ONCE).enumerate() {
+        index.add_postings(batch(rows, (i * AT_ONCE) as u128)).await?;
+    }
+    index.optimize().await?;
+    index.close().await?;
+
+    let grown = dir.join("grown");
+    let index = Shardex::create(data.config(&grown, options)).await?;
+    let mut order: Vec<usize> = (0..data.rows.len()).collect();
+    shuffle(&mut order);
+    for some in order.chunks(FEW) {
+        index.add_postings(some.iter().map(|&row| posting(data, row)).collect()).await?;
+    }
+    shuffle(&mut order);
+    for some in order[..order.len() / 10].chunks(FEW) {
+        index.remove_documents(some.iter().map(|&row| DocumentId(row as u128)).collect()).await?;
+        index.add_postings(some.iter().map(|&row| posting(data, row)).collect()).await?;
+    }
+    // What is made in the background is waited for.
+    index.close().await?;
+
+    let index = open(&bulk, OpenOptions::default()).await?;
+    let truth = truth(data, &index).await?;
+    index.close().await?;
+    let index = open(&grown, OpenOptions::default()).await?;
+    let stats = index.stats().await?;
+    index.close().await?;
+    let dirs = [bulk.as_path(), grown.as_path()];
+    let as_it_is = curves(data, &truth, dirs, rounds).await?;
+    let index = open(&grown, OpenOptions::default()).await?;
+    index.optimize().await?;
+    index.close().await?;
+    let with_new_cells = curves(data, &truth, dirs, rounds).await?;
+
+    let mut text = format!(
+        "{} rows in random order, a tenth of them removed and put back: {} shards, {} postings without a code",
+        data.rows.len(),
+        stats.total_shards,
+        stats.fresh_postings
+    );
+    let mut values = Vec::new();
+    for (name, [bulk, grown]) in [("as it is", as_it_is), ("after optimize", with_new_cells)] {
+        for ((asked, at_once), reached) in RECALLS.iter().zip(&bulk).zip(&grown) {
+            let same = at_rate(&grown, at_once.1);
+            text.push_str(&format!(
+                "\n  {name:<14} {asked:<4} asked: {:.4} at {:>6.0} /s; loaded at once {:.4} at {:>6.0} /s{}",
+                reached.0,
+                reached.1,
+                at_once.0,
+                at_once.1,
+                same.map_or(String::new(), |same| format!(", where this one has {same:.4}")),
+            ));
+            values.push(json!({
+                "cells": name, "asked": asked, "recall": reached.0, "qps": reached.1,
+                "bulk_recall": at_once.0, "bulk_qps": at_once.1, "recall_at_bulk_qps": same,
+            }));
+        }
+    }
+    let object = json!({ "shards": stats.total_shards, "fresh_postings": stats.fresh_postings, "settings": values });
+    Ok((object, text))
+}
+
+/// The recall that a curve of (recall, queries a second) has at such a rate, between its points on a logarithmic scale.
+fn at_rate(curve: &[(f64, f64)], qps: f64) -> Option<f64> {
+    curve.windows(2).find_map(|pair| {
+        let [(low, fast), (high, slow)] = [pair[0], pair[1]];
+        let part = (fast / qps).ln() / (fast / slow).ln();
+        (slow < fast && (0.0..=1.0).contains(&part)).then(|| low + (high - low) * part)
+    })
+}
+
+/// For each of two indexes the recall and the rate at each of the recalls asked for, the indexes in turn.
+async fn curves(
+    data: &Data,
+    truth: &[Vec<i64>],
+    dirs: [&Path; 2],
+    rounds: usize,
+) -> Result<[Vec<(f64, f64)>; 2], Failure> {
+    let mut points = [vec![(0.0, Vec::new()); RECALLS.len()], vec![(0.0, Vec::new()); RECALLS.len()]];
+    for _ in 0..rounds {
+        for (dir, points) in dirs.iter().zip(&mut points) {
+            let index = open(dir, OpenOptions::default()).await?;
+            index.snapshot().await?.warm()?;
+            for (asked, (reached, rates)) in RECALLS.iter().zip(points) {
+                let options = SearchOptions::new(K).recall(*asked);
+                let began = Instant::now();
+                let found = ask_all(&index, data.queries.clone(), &options, 1).await?;
+                rates.push(found.len() as f64 / began.elapsed().as_secs_f64());
+                *reached = recall(&found, truth, K);
+            }
+            index.close().await?;
+        }
+    }
+    Ok(points.map(|points| points.into_iter().map(|(reached, rates)| (reached, median(rates))).collect()))
+}
+
+fn posting(data: &Data, row: usize) -> Posting {
+    Posting { document_id: DocumentId(row as u128), start: 0, length: 1, vector: data.rows[row].clone() }
+}
+
+/// The same order every time, like none.
+fn shuffle(rows: &mut [usize]) {
+    let mut state = SEED | 1;
+    for i in (1..rows.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        rows.swap(i, (state >> 33) as usize % (i + 1));
+    }
+}
