@@ -94,6 +94,7 @@ pub struct CellIndex<B> {
     table: CellTable,
     rotation: Arc<Rotation>,
     router: Router,
+    /// Before `places`: bytes are given back before their place is.
     groups: Vec<Group<B>>,
     /// For each shard of the table, the number of its first posting.
     firsts: Vec<u32>,

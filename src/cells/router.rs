@@ -204,6 +204,12 @@ impl CodeBlocks {
         Self { words, len: 0, bytes: Vec::new() }
     }
 
+    /// Blocks that hold `len` codes already.
+    #[must_use]
+    pub fn of(words: usize, len: usize, bytes: Vec<u8>) -> Self {
+        Self { words, len, bytes }
+    }
+
     /// Codes that were pushed, and places that were left out.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -57,7 +57,7 @@ pub(super) async fn changed(data: &Data, dir: &Path, rounds: usize) -> Result<(V
     let with_new_cells = curves(data, &truth, dirs, rounds).await?;
 
     let mut text = format!(
-        "{} rows in random order, a tenth of them removed and put back: {} shards, {} postings without a code",
+        "{} rows in random order, a tenth of them removed and put back: {} shards, {} postings in no cell",
         data.rows.len(),
         stats.total_shards,
         stats.fresh_postings
@@ -89,7 +89,7 @@ fn at_rate(curve: &[(f64, f64)], qps: f64) -> Option<f64> {
     curve.windows(2).find_map(|pair| {
         let [(low, fast), (high, slow)] = [pair[0], pair[1]];
         let part = (fast / qps).ln() / (fast / slow).ln();
-        (slow < fast && (0.0..=1.0).contains(&part)).then(|| low + (high - low) * part)
+        (slow < fast && (0.0..=1.0).contains(&part)).then_some(low + (high - low) * part)
     })
 }
 

@@ -347,6 +347,10 @@ fn check_cells<S: Storage>(engine: &Engine<S>, report: &mut ConsistencyReport) -
         }
         check_codes(engine, report, cells, (g, &cells.view(g, &bytes)), &mut codes);
     }
+    for number in engine.published.wrong_codes(data.geometry()) {
+        let at = At { component: Component::Cells, ..At::shard(number) };
+        report.add(at, "the codes of what is in no cell", "those of the vectors", "others");
+    }
     for (i, covered) in cells.table().shards.iter().enumerate() {
         let shard = engine.work.shards.get(covered.number as usize).and_then(Option::as_ref);
         let Some(shard) = shard.filter(|shard| shard.id == covered.id) else { continue };

@@ -14,6 +14,7 @@ mod check;
 mod create;
 mod directory;
 mod flush;
+mod fresh;
 mod names;
 mod recovery;
 mod regroup;
@@ -46,6 +47,7 @@ use working::Working;
 
 pub use check::{Component, ConsistencyReport, Finding};
 pub use flush::{B1, B2, B3, FlushStep};
+pub use fresh::FreshJob;
 pub use regroup::RegroupJob;
 
 /// Syncing the WAL for a commit outside a flush: barrier B1 too, for it buys the same.
@@ -315,7 +317,8 @@ impl<S: Storage> Engine<S> {
         let state = (self.wal.last_lsn(), self.work.totals.live);
         let cells = self.work.cells.as_ref().map(|(cells, _)| cells);
         let changed = changed.iter().copied();
-        let next = self.published.with_changes(&self.work.shards, changed, cells, state, self.data.geometry());
+        let geometry = (true, self.data.geometry());
+        let next = self.published.with_changes(&self.work.shards, changed, cells, state, geometry);
         self.published = Arc::new(next);
     }
 
@@ -404,7 +407,7 @@ impl<S: Storage> Engine<S> {
             cells: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.cells()),
             codes: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.codes()),
             fresh_postings: self.unsettled(),
-            memory_usage: self.work.memory() as u64,
+            memory_usage: (self.work.memory() + self.published.fresh_memory()) as u64,
             disk_bytes: self.data.file().len()? + self.wal_file.len()? + self.roots.file().len()?,
             free_bytes: self.work.space.free_pages() * page,
             held_bytes: held * page,

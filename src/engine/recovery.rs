@@ -229,7 +229,7 @@ impl<F: StorageFile> Found<F> {
         let numbers = 0..work.shards.len() as u32;
         let cells = work.cells.as_ref().map(|(cells, _)| cells);
         let state = (newest.checkpoint, newest.live);
-        let durable = Arc::new(empty.with_changes(&work.shards, numbers, cells, state, &geometry));
+        let durable = Arc::new(empty.with_changes(&work.shards, numbers, cells, state, (false, &geometry)));
         let durable_segments = newest.wal_segments as usize;
         // Nothing behind a torn tail may ever continue a chain.
         let next_epoch = if site::applies(site::Kind::Ordering, !fresh) { epoch + 1 } else { newest_epoch };

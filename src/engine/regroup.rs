@@ -71,13 +71,8 @@ pub(super) type Named<L> = (Arc<CellIndex<L>>, Entry);
 impl<S: Storage> Engine<S> {
     /// Postings that are in no cell, and removed ones that are, as far as the figures tell.
     pub(super) fn unsettled(&self) -> u64 {
-        let fresh = self.published.chunks.iter().flat_map(|chunk| {
-            chunk.fresh.iter().filter_map(|&(i, from)| {
-                Some(chunk.shards[i as usize].as_ref()?.len().saturating_sub(from as usize) as u64)
-            })
-        });
         match &self.published.cells {
-            Some(cells) if !cells.is_damaged() => fresh.sum(),
+            Some(cells) if !cells.is_damaged() => self.published.fresh_slots(),
             _ => self.published.live,
         }
     }

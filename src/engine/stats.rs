@@ -141,7 +141,8 @@ pub struct IndexStats {
     pub cells: u64,
     /// Codes in them: two a posting, those of postings that are gone too.
     pub codes: u64,
-    /// Slots that are in no cell: searches look at the vectors of the near ones. All, while there are no cells.
+    /// Slots that are in no cell: searches look at the codes of those in near shards, or at the vectors where these have none.
+    /// All, while there are no cells.
     pub fresh_postings: u64,
     /// Bytes that searches and lookups need in memory: states, centroids, bloom filters, and the codes, which are mapped;
     /// not the vectors.

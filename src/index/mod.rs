@@ -6,6 +6,7 @@
 //! 3. A search reads only what its snapshot names.
 
 mod calibrate;
+mod fresh;
 mod probe;
 mod routing;
 mod search;
@@ -13,7 +14,8 @@ mod snapshot;
 mod topk;
 
 pub use calibrate::calibrate;
+pub use fresh::{Fresh, FreshCentroid, FreshCodes};
 pub use routing::RoutingTable;
 pub use search::{Breadth, Hit, Hits, in_order_of_place, search, search_on, warm};
-pub use snapshot::{CHUNK_SHARDS, Chunk, Snapshot};
+pub use snapshot::{CHUNK_SHARDS, Chunk, Coded, Snapshot};
 pub use topk::{Candidate, TopK};

@@ -15,11 +15,11 @@ use super::{
 use crate::{
     cells::{self, Asked, CellIndex, GroupView, Near},
     codes::{CentroidBytes, Query},
-    distance::{self, Ahead, BLOCK, Found, Scan},
+    distance::{self, Ahead, BLOCK, Found, ROWS, Scan},
     error::Result,
     format::cells::Effort,
     limits,
-    shard::{self, DataFile, Extent},
+    shard::{self, DataFile, Extent, Shard},
     storage::StorageFile,
 };
 
@@ -150,24 +150,28 @@ fn nearest_first(a: &Found, b: &Found) -> std::cmp::Ordering {
 }
 
 impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
-    /// Finds the slot of a code's posting, if it was not met before and is there.
-    fn look_up(&mut self, &Found { reference, least, .. }: &Found, step: u32) {
-        if !self.met.insert(reference) {
+    /// Finds the slot of a code's posting, if it was not met before, and asks for it.
+    fn look_up(&mut self, one: &Found, step: u32) {
+        if !self.met.insert(one.reference) {
             return;
         }
-        let geometry = self.data.geometry();
-        let slots = geometry.extent_slots();
         // Bytes that rot under the mapping after they were checked may name anything.
-        let Some((covered, slot)) = self.cells.posting(reference) else { return };
+        let Some((covered, slot)) = self.cells.posting(one.reference) else { return };
         // A shard that is gone, or was made anew under the same number, has its postings elsewhere.
         let Some(shard) = shard_of(self.snapshot, covered.number).filter(|shard| shard.id == covered.id) else {
             return;
         };
-        let slot = slot as usize;
-        if shard.is_live(slot) {
+        self.ask_for(one, step, (covered.number, slot as usize, shard));
+    }
+
+    /// Asks for a posting, if it is there and may be a result.
+    fn ask_for(&mut self, one: &Found, step: u32, (number, slot, shard): (u32, usize, &'a Shard<F::Lent>)) {
+        let geometry = self.data.geometry();
+        let slots = geometry.extent_slots();
+        if shard.is_live(slot) && one.least <= self.top.bound() {
             let extent = &shard.extents()[slot / slots];
             self.ahead.push(shard::slot_bytes(extent.lent(), slot % slots, geometry));
-            self.pending.push(Pending { least, step, number: covered.number, slot, extent });
+            self.pending.push(Pending { least: one.least, step, number, slot, extent });
         }
     }
 
@@ -352,20 +356,59 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
     }
     probe.take(found, count as u32)?;
     probe.finish()?;
-    // What came after the cells were made.
-    for (chunk, c) in snapshot.chunks.iter().zip(0u32..) {
-        for &(i, from) in &chunk.fresh {
-            let Some(shard) = &chunk.shards[i as usize] else { continue };
-            let base = distance_by(data.geometry().metric, vector, &shard.centroid);
-            if base <= probe.top.bound() + reach.effort.shard_margin {
-                let number = c * CHUNK_SHARDS as u32 + i;
-                let n = scan_slots(shard, (number, from as usize), data, vector, &mut probe.top)?;
-                scanned += n;
-                probe.computed += n;
+    scanned += probe.scan_fresh(query, reach, found)?;
+    Ok(Probed { top: probe.top, scanned, computed: probe.computed, cells: count })
+}
+
+impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
+    /// Looks at what came after the cells were made, near shards first: at the codes of the slots that have one, at the
+    /// vectors of the others. Returns how many it looked at.
+    fn scan_fresh(&mut self, query: &Query, reach: Reach, found: &mut Vec<Found>) -> Result<usize> {
+        let (snapshot, data, vector) = (self.snapshot, self.data, self.vector);
+        let (mut near, mut products) = (Vec::new(), [0; CHUNK_SHARDS.next_multiple_of(ROWS)]);
+        for (chunk, c) in snapshot.chunks.iter().zip(0u32..).filter(|(chunk, _)| !chunk.fresh.is_empty()) {
+            let products = &mut products[..chunk.fresh.len().next_multiple_of(ROWS)];
+            distance::dot_bytes(&query.bytes.bytes, &chunk.fresh_rows, products);
+            for (fresh, &product) in chunk.fresh.iter().zip(&*products) {
+                let Some(shard) = chunk.shards[fresh.shard as usize].as_deref() else { continue };
+                let (base, square) = query.bytes.base(fresh.centroid.stored, product);
+                near.push((Near::new(base, c * CHUNK_SHARDS as u32 + fresh.shard), square, shard, fresh));
             }
         }
+        near.sort_unstable_by_key(|&(near, ..)| near);
+        let mut scanned = 0;
+        for (near, square, shard, fresh) in near {
+            let (base, number) = (near.distance(), near.number() as u32);
+            if base > self.top.bound() + reach.effort.shard_margin {
+                break;
+            }
+            let codes = fresh.codes.as_deref();
+            let (from, len) = (fresh.from as usize, shard.len());
+            let coded = codes.map_or(len..len, |codes| codes.first.max(from)..codes.end());
+            for slots in [from..coded.start, coded.end..shard.len()] {
+                let n = scan_slots(shard, (number, slots), data, vector, &mut self.top)?;
+                scanned += n;
+                self.computed += n;
+            }
+            let Some(codes) = codes else { continue };
+            let (planes, step, bound) = (&query.planes, query.plane_step, self.top.bound());
+            let error = reach.deviations * limits::CODE_DEVIATION * square.sqrt();
+            for (blocks, range) in codes.parts(coded) {
+                scanned += range.len();
+                distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut self.ahead, found);
+            }
+            if bound == f32::INFINITY {
+                found.sort_unstable_by(nearest_first);
+            }
+            for some in found.chunks(TOGETHER) {
+                some.iter().for_each(|one| self.ask_for(one, 0, (number, one.reference as usize, shard)));
+                self.ahead.finish();
+                self.settle()?;
+            }
+            found.clear();
+        }
+        Ok(scanned)
     }
-    Ok(Probed { top: probe.top, scanned, computed: probe.computed, cells: count })
 }
 
 /// How often 1 is doubled to come to `cells + 1`: the logarithm, straight between powers of two, so that it is the same

@@ -1,7 +1,7 @@
 //! One search: by cells where there are any, else choose shards by centroid and scan them; keep the best.
 
 use std::{
-    ops::Deref,
+    ops::{Deref, Range},
     sync::{Arc, OnceLock},
 };
 
@@ -385,23 +385,27 @@ fn scan<F: StorageFile>(
     query: &[f32],
     top: &mut TopK,
 ) -> Result<usize> {
-    scan_slots(shard, (number, 0), data, query, top)
+    scan_slots(shard, (number, 0..shard.len()), data, query, top)
 }
 
-/// The same from slot `from` on.
+/// The same of some slots.
 pub(super) fn scan_slots<F: StorageFile>(
     shard: &Shard<F::Lent>,
-    (number, from): (u32, usize),
+    (number, wanted): (u32, Range<usize>),
     data: &DataFile<F>,
     query: &[f32],
     top: &mut TopK,
 ) -> Result<usize> {
+    if wanted.is_empty() {
+        return Ok(0);
+    }
     let geometry = data.geometry();
     let slots = geometry.extent_slots();
     let mut scanned = 0;
-    for (e, extent) in shard.extents().iter().enumerate().skip(from / slots) {
+    let extents = wanted.start / slots..wanted.end.div_ceil(slots);
+    for (e, extent) in shard.extents().iter().enumerate().take(extents.end).skip(extents.start) {
         let bytes = extent.slots(data)?;
-        for i in from.saturating_sub(e * slots)..extent.used() {
+        for i in wanted.start.saturating_sub(e * slots)..extent.used().min(wanted.end - e * slots) {
             let slot = e * slots + i;
             if !shard.is_live(slot) {
                 continue;

@@ -31,10 +31,11 @@ pub struct Place {
 /// An extent and the part of it that is used.
 #[derive(Clone, Debug)]
 pub struct Extent<L> {
+    /// Before `place`, as fields are dropped in order: the place may be stored to as soon as nobody holds it.
+    slots: L,
     place: Arc<Place>,
     used: u32,
     crc: u32,
-    slots: L,
     /// Whether the bytes that came from the disk have been checked.
     checked: Arc<AtomicBool>,
 }
@@ -147,5 +148,36 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
         self.used += postings.len() as u32;
         self.slots = data.lend(self.place.run, self.used)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lent bytes that want their place to be held as long as they are.
+    #[derive(Clone)]
+    struct Watched(Arc<Place>);
+
+    impl Deref for Watched {
+        type Target = [u8];
+
+        fn deref(&self) -> &[u8] {
+            &[]
+        }
+    }
+
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            // Its own, and the extent's.
+            assert_eq!(Arc::strong_count(&self.0), 2, "the place was given up before the bytes");
+        }
+    }
+
+    #[test]
+    fn bytes_are_given_back_before_their_place() {
+        let place = Arc::new(Place { run: Run { page: 0, pages: 1 }, born: Generation(0) });
+        let slots = Watched(Arc::clone(&place));
+        drop(Extent { slots, place, used: 0, crc: 0, checked: Arc::default() });
     }
 }

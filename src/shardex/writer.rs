@@ -23,6 +23,7 @@ use crate::{
     engine::{B1, Engine, FlushStep, stats::FlushStats},
     error::{Result, ShardexError},
     id::Lsn,
+    index::Coded,
     storage::Storage,
 };
 
@@ -45,6 +46,12 @@ struct Regrouping {
     _thread: Background,
 }
 
+/// Codes being made of what an open found in no cell.
+struct Coding {
+    made: oneshot::Receiver<Result<Coded>>,
+    _thread: Background,
+}
+
 /// Drives the engine.
 pub(super) struct Writer<S: Storage> {
     engine: Engine<S>,
@@ -52,6 +59,7 @@ pub(super) struct Writer<S: Storage> {
     syncer: Syncer<S::File>,
     flushing: Option<Flushing>,
     regrouping: Option<Regrouping>,
+    coding: Option<Coding>,
     /// Who waits for cells that are not being made yet.
     regroup_waiters: Vec<Reply<()>>,
     /// Who waits for a flush, and up to which write.
@@ -81,6 +89,7 @@ impl<S: Storage> Writer<S> {
             syncer: Syncer::start()?,
             flushing: None,
             regrouping: None,
+            coding: None,
             regroup_waiters: Vec::new(),
             flush_waiters: Vec::new(),
             commit_at: None,
@@ -92,6 +101,9 @@ impl<S: Storage> Writer<S> {
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Command>) {
+        let job = self.engine.fresh_begin().map(|job| Background::run(move || job.run()));
+        // Without it searches are slower, and right.
+        self.coding = job.and_then(Result::ok).map(|(thread, made)| Coding { made, _thread: thread });
         loop {
             let due = [self.commit_at, self.flush_at].into_iter().flatten().min();
             let command = tokio::select! {
@@ -104,6 +116,16 @@ impl<S: Storage> Writer<S> {
                 made = made(&mut self.regrouping) => {
                     self.regrouped(made).await;
                     self.background();
+                    continue;
+                }
+                coded = coded(&mut self.coding) => {
+                    self.coding = None;
+                    match coded {
+                        Ok(coded) => self.engine.coded(&coded),
+                        // Whoever reads what is damaged is told; until then its vectors are scanned.
+                        Err(_) => self.engine.note_error(),
+                    }
+                    self.publish();
                     continue;
                 }
                 command = requests.recv() => command,
@@ -419,6 +441,13 @@ async fn made(regrouping: &mut Option<Regrouping>) -> Result<Option<Built>> {
     let Some(regrouping) = regrouping else { return pending().await };
     let died = || ShardexError::io("make", "cells", std::io::Error::other("the thread has died"));
     (&mut regrouping.made).await.unwrap_or_else(|_| Err(died()))
+}
+
+/// The codes that are being made; never, if nobody makes any.
+async fn coded(coding: &mut Option<Coding>) -> Result<Coded> {
+    let Some(coding) = coding else { return pending().await };
+    let died = || ShardexError::io("make", "codes", std::io::Error::other("the thread has died"));
+    (&mut coding.made).await.unwrap_or_else(|_| Err(died()))
 }
 
 /// The end of the sync that a flush waits for; never, if there is none.

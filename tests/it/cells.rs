@@ -246,6 +246,92 @@ fn cells_do_not_depend_on_the_threads_that_make_them() {
     assert!(made(Arc::new(Inline)) == made(Arc::new(AllCores)), "other bytes");
 }
 
+/// What came after the cells has codes at once; after an open it gets the same ones, made beside the writer.
+#[test]
+fn what_is_in_no_cell_is_searched_by_codes() {
+    for metric in [Metric::L2, Metric::Cosine, Metric::Dot] {
+        let dimension = 100;
+        let test = TestIndex::with(|config| config.vector_size(dimension).shard_size(128).metric(metric));
+        let mut engine = test.create();
+        engine.add(&postings(0..5_000, dimension)).expect("added");
+        engine.optimize().expect("cells are made");
+        let settled = engine.stats().expect("figures");
+        for first in (10_000..14_000).step_by(130) {
+            engine.add(&postings(first..(first + 130).min(14_000), dimension)).expect("added");
+        }
+        let grown = engine.stats().expect("figures");
+        assert!(grown.fresh_postings > 4_000 && grown.splits > settled.splits, "{grown:?}");
+        let answers = |engine: &Engine<MmapStorage>| -> (Vec<Vec<u128>>, usize) {
+            let hits = (0..60).map(|n| {
+                let mut query = clustered(10_003 + 61 * n, dimension);
+                let norm = query.iter().map(|x| x * x).sum::<f32>().sqrt();
+                query.iter_mut().for_each(|x| *x /= norm);
+                find(engine, &query, 10, recall_of(0.95))
+            });
+            let hits: Vec<_> = hits.collect();
+            let computed = hits.iter().map(Hits::computed).sum::<usize>() / hits.len();
+            (hits.iter().map(|hits| hits.iter().map(|hit| hit.document_id.0).collect()).collect(), computed)
+        };
+        let (reached, _) = measure(&engine, 900_000..900_060, recall_of(0.95));
+        assert!(reached > 0.9, "{metric}: {reached}");
+        let (before, computed) = answers(&engine);
+        assert!(computed < 600, "{metric}: {computed} distances");
+        check_clean(&engine);
+        engine.close().expect("closed");
+        drop(engine);
+        // An open reads no vector: these have no codes yet.
+        let mut engine = test.open();
+        assert!(answers(&engine).1 > 2 * computed);
+        let coded = engine.fresh_begin().expect("there is something to do").run().expect("codes are made");
+        engine.coded(&coded);
+        assert_eq!(answers(&engine), (before, computed), "{metric}");
+        check_clean(&engine);
+        assert!(engine.fresh_begin().is_none(), "nothing is left to do");
+        // Cells that cover it all make the codes needless.
+        let memory = engine.stats().expect("figures").memory_usage;
+        engine.optimize().expect("cells are made");
+        let stats = engine.stats().expect("figures");
+        assert_eq!(stats.fresh_postings, 0);
+        assert!(stats.memory_usage < memory + stats.codes * 40, "{} and before {memory}", stats.memory_usage);
+        check_clean(&engine);
+    }
+}
+
+/// Codes of a state that is long gone harm nothing.
+#[test]
+fn codes_that_come_late_are_right_or_nothing() {
+    let dimension = 48;
+    let test = TestIndex::with(|config| config.vector_size(dimension).shard_size(64));
+    let mut engine = test.create();
+    engine.add(&postings(0..3_000, dimension)).expect("added");
+    engine.optimize().expect("cells are made");
+    engine.add(&postings(5_000..6_000, dimension)).expect("added");
+    engine.close().expect("closed");
+    drop(engine);
+    let mut engine = test.open();
+    let coded = engine.fresh_begin().expect("a job").run().expect("codes are made");
+    engine.remove(&(5_000..5_300).map(DocumentId).collect::<Vec<_>>()).expect("removed");
+    engine.add(&postings(7_000..9_000, dimension)).expect("added");
+    engine.coded(&coded);
+    let all = |engine: &Engine<MmapStorage>| {
+        let hits = find(engine, &clustered(1, dimension), 10_000, recall_of(0.999));
+        let ids = found(&hits);
+        assert_eq!((hits.len(), ids.len()), (5_700, 5_700), "each once");
+        assert_eq!(ids, found(&find(engine, &clustered(1, dimension), 10_000, Breadth::exact())));
+    };
+    all(&engine);
+    check_clean(&engine);
+    // Older codes than the cells.
+    engine.optimize().expect("cells are made");
+    engine.coded(&coded);
+    all(&engine);
+    engine.add(&postings(9_000..9_100, dimension)).expect("added");
+    engine.remove(&(9_000..9_100).map(DocumentId).collect::<Vec<_>>()).expect("removed");
+    engine.coded(&coded);
+    all(&engine);
+    check_clean(&engine);
+}
+
 /// Equal vectors, one posting, none, and a dimension of one: nothing to group.
 #[test]
 fn indexes_that_are_hard_to_group_are_searched_all_the_same() {
