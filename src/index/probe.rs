@@ -384,8 +384,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
             }
             let codes = fresh.codes.as_deref();
             let (from, len) = (fresh.from as usize, shard.len());
-            let coded = codes.map_or(len..len, |codes| codes.first.max(from)..codes.end());
-            for slots in [from..coded.start, coded.end..shard.len()] {
+            let first = codes.map_or(len, |codes| codes.first.max(from));
+            let coded = first..codes.map_or(len, |codes| codes.end().max(first));
+            for slots in [from..coded.start, coded.end..len] {
                 let n = scan_slots(shard, (number, slots), data, vector, &mut self.top)?;
                 scanned += n;
                 self.computed += n;

@@ -157,7 +157,7 @@ impl<S: Storage> Writer<S> {
             drop(self.engine.commit());
         }
         // What is being made is given up, but whoever makes it reads until it ends.
-        self.regrouping = None;
+        (self.regrouping, self.coding) = (None, None);
     }
 
     /// Carries out one request; returns the reply of a request to close.
@@ -425,6 +425,8 @@ impl<S: Storage> Writer<S> {
             let made = made(&mut self.regrouping).await;
             self.regrouped(made).await;
         }
+        // It reads until it ends, and nobody else may open the index before.
+        self.coding = None;
         // Closed whatever there is to be told: accepted writes are not lost for it.
         let closed = self.engine.close();
         let done = self.told().and(closed);

@@ -297,6 +297,38 @@ fn what_is_in_no_cell_is_searched_by_codes() {
     }
 }
 
+/// Whoever opens an index that grew has it searched by codes soon, without a word.
+#[test]
+fn an_open_makes_the_codes_that_are_missing_beside_the_writer() {
+    let dimension = 48;
+    let test = TestIndex::with(|config| config.vector_size(dimension).shard_size(64));
+    let mut engine = test.create();
+    engine.add(&postings(0..5_000, dimension)).expect("added");
+    engine.optimize().expect("cells are made");
+    engine.add(&postings(6_000..8_000, dimension)).expect("added");
+    engine.close().expect("closed");
+    drop(engine);
+    block_on(async {
+        let index = Shardex::open(test.path()).await.expect("it opens");
+        let (query, options) = (clustered(6_001, dimension), SearchOptions::new(5).recall(0.95));
+        let begun = std::time::Instant::now();
+        loop {
+            let answer = index.search_with(&query, &options).await.expect("an answer");
+            assert_eq!(answer.results[0].document_id.0, 6_001);
+            if answer.computed < 400 {
+                break;
+            }
+            assert!(begun.elapsed().as_secs() < 60, "{} distances, still", answer.computed);
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let many = index.search_many_in_place(&[query.clone(), query.clone()], &options).await.expect("answers");
+        let ids = |hits: &Hits<MmapFile>| hits.iter().map(|hit| hit.document_id.0).collect::<Vec<_>>();
+        assert_eq!(ids(&many[0]), ids(&many[1]));
+        assert_eq!(ids(&many[0])[0], 6_001);
+        index.close().await.expect("closed");
+    });
+}
+
 /// Codes of a state that is long gone harm nothing.
 #[test]
 fn codes_that_come_late_are_right_or_nothing() {
