@@ -79,7 +79,7 @@ pub const CODE_DEVIATION: f32 = 0.6;
 pub const CALIBRATION_QUERIES: usize = 1_024;
 
 /// Standard errors by which what they find exceeds what was asked for.
-pub const CALIBRATION_ERRORS: f64 = 1.0;
+pub const CALIBRATION_ERRORS: f64 = 4.0;
 
 /// Neighbours of each that are looked for.
 pub const CALIBRATION_K: usize = 10;
@@ -88,8 +88,11 @@ pub const CALIBRATION_K: usize = 10;
 /// are needed spread by: on sentence embeddings it saves a fifth of the codes at a recall of 0.95.
 pub const IMPATIENCE: f32 = 0.5;
 
-/// How often what a recall takes is corrected by asking with it.
-pub const CALIBRATION_ROUNDS: usize = 6;
+/// Of what a recall lets a search miss, the least and the largest share that its margin may.
+pub const CALIBRATION_SHARES: (f32, f32) = (0.3, 1.9);
+
+/// How often these are halved, by asking with the share between them.
+pub const CALIBRATION_ROUNDS: usize = 4;
 
 /// Cells of which such a search notes where they were found, at most.
 pub const CALIBRATION_CELLS: u64 = 1_024;

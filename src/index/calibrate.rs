@@ -158,14 +158,18 @@ pub fn calibrate<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync>(
     let table = Table::new(&took);
     let mut efforts = [Effort::everything(); RECALLS.len()];
     for (effort, recall) in efforts.iter_mut().zip(RECALLS) {
-        let mut missed = 1.0 - recall;
+        // A search that looks at far more has results sooner than others, so what it seems to need is too much; what the
+        // estimates of codes and cells miss comes on top. So the share is halved in on by asking with it.
+        let (mut enough, mut too_much) = limits::CALIBRATION_SHARES;
+        *effort = table.effort(&took, enough * (1.0 - recall));
         for _ in 0..limits::CALIBRATION_ROUNDS {
-            *effort = table.effort(&took, missed);
-            // The estimates of codes and cells miss something too.
-            if held_out.recall(*effort, recall, &took)? >= recall {
-                break;
+            let share = 0.5 * (enough + too_much);
+            let tried = table.effort(&took, share * (1.0 - recall));
+            if held_out.recall(tried, recall, &took)? >= recall {
+                (enough, *effort) = (share, tried);
+            } else {
+                too_much = share;
             }
-            missed *= 0.85;
         }
     }
     Ok(efforts)
