@@ -136,8 +136,8 @@ impl Table {
     }
 }
 
-/// Fills in what each recall takes, by a few hundred searches for stored vectors that look at far more than it should
-/// take, and by asking again with what it should. Deterministic.
+/// Fills in what each recall takes, by searches for some stored vectors that look at far more than it should take, and by
+/// asking for them again with what it should. Deterministic.
 ///
 /// # Errors
 /// `Corruption` if a vector is damaged.
