@@ -159,15 +159,16 @@ impl Router {
         asked.near.clear();
         let mut bound = f32::INFINITY;
         let mut room = wanted * 2;
-        let range = |group: usize| self.firsts[group] as usize..(self.firsts[group] + self.counts[group]) as usize;
+        // These codes are at hand: they are few, and every search scans many of them.
         let mut ahead = Ahead::default();
         for (i, near) in asked.groups[..groups].iter().enumerate() {
             let group = near.number();
+            let first = self.firsts[group] as usize;
             asked.found.clear();
             let scan = Scan {
                 planes: &query.planes,
                 blocks: &self.codes,
-                range: range(group),
+                range: first..first + self.counts[group] as usize,
                 step: query.plane_step,
                 error: 0.0,
                 base: near.distance(),

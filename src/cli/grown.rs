@@ -3,12 +3,12 @@
 use std::{path::Path, time::Instant};
 
 use serde_json::{Value, json};
-use shardex::{DocumentId, Durability, OpenOptions, Posting, SearchOptions, Shardex};
+use shardex::{DocumentId, Durability, OpenOptions, SearchOptions, Shardex};
 
 use super::{
     Failure,
     bench::{SEED, median},
-    measure::{Data, K, RECALLS, batch, open, truth},
+    measure::{Data, K, RECALLS, batch, open, posting, truth},
     search::{ask_all, recall},
 };
 
@@ -33,12 +33,12 @@ pub(super) async fn changed(data: &Data, dir: &Path, rounds: usize) -> Result<(V
     let mut order: Vec<usize> = (0..data.rows.len()).collect();
     shuffle(&mut order);
     for some in order.chunks(FEW) {
-        index.add_postings(some.iter().map(|&row| posting(data, row)).collect()).await?;
+        index.add_postings(some.iter().map(|&row| posting(&data.rows[row], row as u128)).collect()).await?;
     }
     shuffle(&mut order);
     for some in order[..order.len() / 10].chunks(FEW) {
         index.remove_documents(some.iter().map(|&row| DocumentId(row as u128)).collect()).await?;
-        index.add_postings(some.iter().map(|&row| posting(data, row)).collect()).await?;
+        index.add_postings(some.iter().map(|&row| posting(&data.rows[row], row as u128)).collect()).await?;
     }
     // What is made in the background is waited for.
     index.close().await?;
@@ -116,10 +116,6 @@ async fn curves(
         }
     }
     Ok(points.map(|points| points.into_iter().map(|(reached, rates)| (reached, median(rates))).collect()))
-}
-
-fn posting(data: &Data, row: usize) -> Posting {
-    Posting { document_id: DocumentId(row as u128), start: 0, length: 1, vector: data.rows[row].clone() }
 }
 
 /// The same order every time, like none.

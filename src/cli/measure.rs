@@ -92,11 +92,11 @@ impl Data {
 }
 
 pub(super) fn batch(rows: &[Vec<f32>], first: u128) -> Vec<Posting> {
-    let ids = (first..).map(DocumentId);
-    rows.iter()
-        .zip(ids)
-        .map(|(vector, document_id)| Posting { document_id, start: 0, length: 1, vector: vector.clone() })
-        .collect()
+    rows.iter().zip(first..).map(|(vector, id)| posting(vector, id)).collect()
+}
+
+pub(super) fn posting(vector: &[f32], id: u128) -> Posting {
+    Posting { document_id: DocumentId(id), start: 0, length: 1, vector: vector.to_vec() }
 }
 
 /// One thread: what a search could use besides is left out.

@@ -148,7 +148,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
     }
 
     /// The next snapshot: `changed` names every shard number that is not as it was here. With `coded` what is new in them
-    /// and in no cell gets codes: about a microsecond a posting.
+    /// and in no cell gets codes: some four microseconds a posting in batches of 1,000, what splits make anew counted in.
     #[must_use]
     pub fn with_changes(
         &self,

@@ -101,9 +101,12 @@ impl<S: Storage> Writer<S> {
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Command>) {
-        let job = self.engine.fresh_begin().map(|job| Background::run(move || job.run()));
-        // Without it searches are slower, and right.
-        self.coding = job.and_then(Result::ok).map(|(thread, made)| Coding { made, _thread: thread });
+        match self.engine.fresh_begin().map(|job| Background::run(move || job.run())) {
+            Some(Ok((thread, made))) => self.coding = Some(Coding { made, _thread: thread }),
+            // Without it searches are slower, and right.
+            Some(Err(_)) => self.engine.note_error(),
+            None => {}
+        }
         loop {
             let due = [self.commit_at, self.flush_at].into_iter().flatten().min();
             let command = tokio::select! {
