@@ -420,6 +420,43 @@ pub fn reference() -> Vec<Workload> {
             ],
         ),
         Workload::new(
+            "shrinking shards",
+            l2(3, 8),
+            vec![
+                add(0, 28),
+                Flush,
+                Remove { first: 0, count: 12 },
+                Commit,
+                Remove { first: 12, count: 10 },
+                add(30, 3),
+                Flush,
+                Step::Add { first: 22, count: 4, start: 0, salt: 7 },
+                SlowFlush { first: 40, count: 2, salt: 3 },
+                Remove { first: 24, count: 8 },
+                Step::Close,
+                Remove { first: 40, count: 3 },
+                Flush,
+            ],
+        ),
+        // Document 7 comes over to a half of a shard that splits, and then the shard that it was in goes.
+        Workload::new(
+            "a posting outlives its shard",
+            l2(3, 4),
+            vec![
+                add(2, 8),
+                Flush,
+                add(102, 1),
+                Commit,
+                add(103, 1),
+                Commit,
+                add(104, 1),
+                Remove { first: 3, count: 4 },
+                Flush,
+                add(110, 3),
+                Flush,
+            ],
+        ),
+        Workload::new(
             "flushes in a row",
             (17, 4, Metric::L2),
             vec![

@@ -197,14 +197,17 @@ impl Run<'_> {
 
     /// A broken promise; unless a bit has rotten under what was read before, and the check says so.
     fn honest(&mut self, result: Result<(), String>) -> Result<(), End> {
-        let Err(what) = result else { return Ok(()) };
-        let found = self.runner.engine.as_ref().map(|engine| engine.check(CheckLevel::Full));
-        match found {
-            Some(Ok(report)) if !report.is_clean() && self.live_rot() => Err(End::Detected(report.to_string())),
-            Some(Err(error)) if self.live_rot() => Err(End::Detected(error.to_string())),
+        result.map_err(|what| self.excused(self.runner.engine.as_ref(), what))
+    }
+
+    /// What a broken promise comes to on an engine.
+    pub(super) fn excused(&self, engine: Option<&Engine<Rig>>, what: String) -> End {
+        match engine.map(|engine| engine.check(CheckLevel::Full)) {
+            Some(Ok(report)) if !report.is_clean() && self.live_rot() => End::Detected(report.to_string()),
+            Some(Err(error)) if self.live_rot() => End::Detected(error.to_string()),
             // An error at the first read is what is asked for.
-            _ if self.doubt() && what.contains("P4:") => Err(End::Detected(what)),
-            _ => Err(broken(what)),
+            _ if self.doubt() && what.contains("P4:") => End::Detected(what),
+            _ => broken(what),
         }
     }
 

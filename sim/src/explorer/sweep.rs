@@ -24,6 +24,9 @@ const FAULTS: [Fault; 14] = [
     Fault::Stop(Stop::After),
 ];
 
+/// Bits that rot at each operation, one at a time.
+const ROTTEN_PLACES: u64 = 8;
+
 const IN_RECOVERY: [Fault; 5] = [
     Fault::FailSync { full: false },
     Fault::FailStore { full: true },
@@ -38,6 +41,10 @@ pub(super) fn sweep(workload: &Workload, operations: u64, stride: u64) -> Report
     for at in (1..=operations).step_by(stride.max(1) as usize) {
         for fault in FAULTS {
             run(workload, [first_event(at, fault)], at, &mut report);
+        }
+        // Where the bit is matters more than when.
+        for place in 1..ROTTEN_PLACES {
+            run(workload, [first_event(at, Fault::Rot)], at + place * operations, &mut report);
         }
         // The same few in the recovery from a crash there.
         for fault in IN_RECOVERY {

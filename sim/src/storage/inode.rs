@@ -96,9 +96,9 @@ impl Inode {
         true
     }
 
-    /// R13: a bit of a clean sector flips, on the device and in the cache.
-    pub(super) fn rot(&mut self, rng: &mut ChaCha8Rng) -> bool {
-        let at = rng.random_range(0..self.cache.len());
+    /// R13: a bit of a clean sector flips, on the device and in the cache, somewhere in a range that is not empty.
+    pub(super) fn rot(&mut self, range: Range<u64>, rng: &mut ChaCha8Rng) -> bool {
+        let at = rng.random_range(range) as usize;
         let sector = (at / self.geometry.sector) as u64;
         if self.dirty.contains_key(&sector) || self.stale.contains(&sector) {
             return false;

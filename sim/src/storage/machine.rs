@@ -245,7 +245,7 @@ impl Machine {
         fault
     }
 
-    /// A bit flips in some file that has bytes.
+    /// A bit flips in some file that has bytes: half of the time in what somebody has in view, where it matters.
     fn rot(&mut self) {
         let files: Vec<FileId> = self.disk.directory.entries().values().copied().collect();
         let files: Vec<FileId> = files.into_iter().filter(|file| !self.disk.inodes[file].cache().is_empty()).collect();
@@ -254,7 +254,18 @@ impl Machine {
         }
         let mut rng = self.chance.next();
         let file = files[rng.random_range(0..files.len())];
-        if self.disk.inode(file).rot(&mut rng) {
+        let lent: Vec<(FileId, Range<u64>)> = self
+            .loans
+            .iter()
+            .flat_map(|(&file, loans)| loans.values().map(move |lent| (file, lent.clone())))
+            .filter(|(_, lent)| !lent.is_empty())
+            .collect();
+        let (file, range) = if !lent.is_empty() && rng.random() {
+            lent[rng.random_range(0..lent.len())].clone()
+        } else {
+            (file, 0..self.disk.inodes[&file].cache().len() as u64)
+        };
+        if self.disk.inode(file).rot(range, &mut rng) {
             self.counters.rotten_bits += 1;
         }
     }
