@@ -41,6 +41,12 @@ pub const BULK_FILL: usize = 6;
 /// Shards to which a split may move postings: the nearest ones by centroid.
 pub const SPLIT_NEIGHBOURS: usize = 16;
 
+/// Of these, shards whose postings may come to the halves.
+pub const ADOPTION_NEIGHBOURS: usize = 4;
+
+/// A shard that has lost half of its postings, and has so small a share of what it may hold, is taken apart.
+pub const MERGE_SHARE: usize = 4;
+
 /// Most rounds of 2-means in a split.
 pub const SPLIT_ROUNDS: usize = 5;
 

@@ -98,6 +98,10 @@ marks! {
     Rewritten,
     /// a posting went to a neighbour of the shard that was split
     Moved,
+    /// a posting of a neighbour came to a half of a shard that was split
+    Adopted,
+    /// a shard that had shrunk was taken apart
+    Merged,
     /// a shard was made of a part of a large batch
     Loaded,
     /// a shard without a posting went

@@ -96,6 +96,7 @@ fn stats_object(stats: &IndexStats) -> serde_json::Value {
         "largest_shard": stats.largest_shard,
         "shard_size": stats.shard_size,
         "splits": stats.splits,
+        "merges": stats.merges,
         "dimension": stats.dimension,
         "metric": stats.metric.to_string(),
         "pending_operations": stats.pending_operations,

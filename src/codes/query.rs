@@ -66,14 +66,22 @@ impl Rounded {
     /// Rounds a vector; `bytes` get its components, filled up with zeros to a multiple of 64.
     #[must_use]
     pub fn new(vector: &[f32], bytes: &mut Vec<i8>) -> Self {
-        let most = vector.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let (lanes, rest) = vector.as_chunks::<LANES>();
+        let most = rest.iter().fold(largest(vector), |most, x| most.max(x.abs()));
         let step = to_bytes(vector, most, bytes);
-        let (mut square, mut moved) = (0.0f64, 0.0f64);
-        for (x, &byte) in vector.iter().zip(&*bytes) {
+        // In lanes, for a sum in one waits for each addition.
+        let (mut square, mut moved) = ([0.0f64; LANES], [0.0f64; LANES]);
+        let mut add = |lane: usize, x: f32, byte: i8| {
             let rounded = f64::from(f32::from(byte) * step);
-            square += rounded * rounded;
-            moved += (f64::from(*x) - rounded).powi(2);
+            square[lane] += rounded * rounded;
+            moved[lane] += (f64::from(x) - rounded).powi(2);
+        };
+        let (byte_lanes, byte_rest) = bytes.as_chunks::<LANES>();
+        for (xs, bytes) in lanes.iter().zip(byte_lanes) {
+            (0..LANES).for_each(|lane| add(lane, xs[lane], bytes[lane]));
         }
+        rest.iter().zip(byte_rest).enumerate().for_each(|(lane, (&x, &byte))| add(lane, x, byte));
+        let [square, moved] = [square, moved].map(|lanes| lanes.iter().sum::<f64>());
         bytes.resize(bytes.len().next_multiple_of(64), 0);
         Self { step, square: square as f32, moved: moved.sqrt() as f32 }
     }

@@ -16,8 +16,9 @@ use super::{
     working::{Totals, Touched, Working},
 };
 use crate::{
+    distance,
     env::{Clock, derived_rng},
-    error::Result,
+    error::{Result, ShardexError},
     id::{DocumentId, Generation, ShardId},
     limits,
     shard::{Cause, DataFile, Place, Shard, StoredPosting, split},
@@ -54,8 +55,10 @@ struct Apply<'a, F: StorageFile> {
     touched: Touched<F>,
     taken: Vec<Run>,
     dropped: Vec<Arc<Place>>,
-    /// Shards that a split of this batch made.
-    made_by_split: BTreeSet<u32>,
+    /// Why what is staged in a shard is stored, where it is not only for being added.
+    causes: BTreeMap<u32, Cause>,
+    /// Shards that lost postings.
+    shrunk: BTreeSet<u32>,
     before: Totals,
     candidates: Vec<usize>,
 }
@@ -114,11 +117,13 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             touched: BTreeMap::new(),
             taken: Vec::new(),
             dropped: Vec::new(),
-            made_by_split: BTreeSet::new(),
+            causes: BTreeMap::new(),
+            shrunk: BTreeSet::new(),
             before,
             candidates: Vec::new(),
         };
         let done = steps(&mut apply).and_then(|removed| {
+            apply.merge_all()?;
             apply.store_all()?;
             Ok(removed)
         });
@@ -168,8 +173,9 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             }
             let shard = self.touch(number as u32);
             for &(slot, _) in &found {
-                shard.remove(data, slot)?;
+                shard.remove(slot, data.geometry());
             }
+            self.shrunk.insert(number as u32);
             removed += found.len() as u64;
         }
         self.candidates = candidates;
@@ -265,15 +271,15 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     }
 
     /// Splits a full shard in two, and gives postings that are nearer to another shard to that one, if it has room: so one
-    /// split never leads to the next. A shard of which half is removed is written anew instead.
+    /// split never leads to the next. Of the nearest shards those postings come over that are nearer to one of the halves
+    /// (LIRE; Xu et al., SOSP 2023). A shard of which half is removed is written anew instead.
     fn split(&mut self, number: u32) -> Result<()> {
         self.store(number)?;
         let context = self.context;
         let geometry = context.data.geometry();
         let Some(shard) = self.shard(number) else { return Ok(()) };
         let parent = Arc::clone(&shard.centroid);
-        let live: Vec<(StoredPosting, Vec<f32>)> =
-            shard.live_rows(&context.data)?.into_iter().map(|(posting, vector)| (posting, vector.to_vec())).collect();
+        let live = owned_rows(shard, &context.data)?;
         let rows: Vec<&[f32]> = live.iter().map(|(_, vector)| vector.as_slice()).collect();
         self.dissolve(number);
         if rows.is_empty() {
@@ -281,7 +287,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         }
         if rows.len() < 2 || rows.len() <= geometry.shard_size / 2 {
             let number = self.create(split::mean(rows.iter().copied()).into());
-            self.made_by_split.insert(number);
+            self.causes.insert(number, Cause::Split);
             site::reach(Mark::Rewritten);
             live.iter().for_each(|(posting, vector)| self.append(number, *posting, vector));
             return Ok(());
@@ -293,28 +299,101 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         let halves = split::two_means(&rows, &mut rng);
         let neighbours = self.work.routing.nearest_few(&parent, limits::SPLIT_NEIGHBOURS, &[]);
         let [first, second] = halves.centroids.map(|centroid| self.create(centroid.into()));
-        self.made_by_split.extend([first, second]);
+        self.causes.extend([first, second].map(|half| (half, Cause::Split)));
         for ((posting, vector), in_second) in live.iter().zip(halves.second) {
             let home = if in_second { second } else { first };
-            let nearer = self.nearer_neighbour(home, &neighbours, vector);
+            let nearer = self.nearest_with_room(&neighbours, vector, self.distance(home, vector));
             if nearer.is_some() {
                 site::reach(Mark::Moved);
             }
             let number = nearer.unwrap_or(home);
             self.append(number, *posting, vector);
         }
+        for &neighbour in neighbours.iter().take(limits::ADOPTION_NEIGHBOURS) {
+            self.adopt(neighbour, [first, second]);
+        }
         Ok(())
     }
 
-    /// The nearest of some shards, if it is nearer than `home` and has room.
-    fn nearer_neighbour(&self, home: u32, neighbours: &[u32], vector: &[f32]) -> Option<u32> {
-        let shard_size = self.context.data.geometry().shard_size;
-        let distance = |number: u32| crate::distance::squared_l2(vector, self.work.routing.centroid(number));
-        let mut least = distance(home);
+    /// Lets postings of one shard come over to one of two new ones that is nearer and has room. Those that this batch brings
+    /// stay: they chose among all shards there were, one of which these two come from.
+    fn adopt(&mut self, from: u32, halves: [u32; 2]) {
+        let data = &self.context.data;
+        let Some(shard) = self.shard(from) else { return };
+        let nearer = |vector: &[f32]| {
+            let [first, second] = halves.map(|half| self.distance(half, vector));
+            let (half, least) = if second < first { (halves[1], second) } else { (halves[0], first) };
+            (least < self.distance(from, vector)).then(|| (half, vector.to_vec()))
+        };
+        for (slot, posting, (half, vector)) in shard.pick(data, nearer) {
+            if self.room(half) == 0 {
+                continue;
+            }
+            self.touch(from).remove(slot, data.geometry());
+            self.shrunk.insert(from);
+            self.append(half, posting, &vector);
+            self.work.totals.removed += 1;
+            site::reach(Mark::Adopted);
+        }
+    }
+
+    /// Takes apart the shards that lost so much that their postings are better off in others. A merge moves at most as many
+    /// postings as the shard has lost, so these have paid for it, and it never leads to a split.
+    fn merge_all(&mut self) -> Result<()> {
+        for number in std::mem::take(&mut self.shrunk) {
+            let shard_size = self.context.data.geometry().shard_size;
+            let is_small = |shard: &Shard<F::Lent>| {
+                shard.live() > 0 && shard.live() * limits::MERGE_SHARE <= shard_size && shard.live() * 2 <= shard.len()
+            };
+            if self.shard(number).is_some_and(is_small) {
+                self.merge(number)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives all postings of a shard to its nearest neighbours, if these have room for all.
+    fn merge(&mut self, number: u32) -> Result<()> {
+        self.store(number)?;
+        let Some(shard) = self.shard(number) else { return Ok(()) };
+        let (centroid, count) = (Arc::clone(&shard.centroid), shard.live());
+        let neighbours = self.work.routing.nearest_few(&centroid, limits::SPLIT_NEIGHBOURS, &[number]);
+        if neighbours.iter().map(|&neighbour| self.room(neighbour)).sum::<usize>() < count {
+            return Ok(());
+        }
+        let Some(shard) = self.shard(number) else { return Ok(()) };
+        let live = match owned_rows(shard, &self.context.data) {
+            // What cannot be read stays where it is, for those to find who look for it.
+            Err(ShardexError::Corruption { .. }) => return Ok(()),
+            live => live?,
+        };
+        site::reach(Mark::Merged);
+        self.work.totals.merges += 1;
+        self.dissolve(number);
+        for (posting, vector) in &live {
+            let home = self.nearest_with_room(&neighbours, vector, f32::INFINITY);
+            let Some(home) = home else { unreachable!("there is room for all") };
+            self.causes.entry(home).or_insert(Cause::Merge);
+            self.append(home, *posting, vector);
+        }
+        Ok(())
+    }
+
+    fn distance(&self, number: u32, vector: &[f32]) -> f32 {
+        distance::squared_l2(vector, self.work.routing.centroid(number))
+    }
+
+    /// Postings that a shard can take before it is full.
+    fn room(&self, number: u32) -> usize {
+        self.shard(number).map_or(0, |shard| self.context.data.geometry().shard_size - shard.len())
+    }
+
+    /// The nearest of some shards, if it is nearer than `least` and has room.
+    fn nearest_with_room(&self, numbers: &[u32], vector: &[f32], mut least: f32) -> Option<u32> {
         let mut best = None;
-        for &number in neighbours {
-            let candidate = distance(number);
-            if candidate < least && self.shard(number).is_some_and(|shard| shard.len() < shard_size) {
+        for &number in numbers {
+            let candidate = self.distance(number, vector);
+            if candidate < least && self.room(number) > 0 {
                 (best, least) = (Some(number), candidate);
             }
         }
@@ -330,7 +409,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             taken.push(run);
             Ok(run)
         };
-        let cause = if self.made_by_split.contains(&number) { Cause::Split } else { Cause::Add };
+        let cause = self.causes.get(&number).copied().unwrap_or(Cause::Add);
         shard.store(&context.data, &mut take, (context.begun, cause))
     }
 
@@ -372,4 +451,9 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         taken.into_iter().for_each(|run| work.space.free(run));
         work.totals = before;
     }
+}
+
+/// The live postings of a shard that is about to go, copied, with their vectors.
+fn owned_rows<F: StorageFile>(shard: &Shard<F::Lent>, data: &DataFile<F>) -> Result<Vec<(StoredPosting, Vec<f32>)>> {
+    Ok(shard.live_rows(data)?.into_iter().map(|(posting, vector)| (posting, vector.to_vec())).collect())
 }

@@ -404,6 +404,7 @@ impl<S: Storage> Engine<S> {
             shard_size: geometry.shard_size,
             largest_shard: self.work.shards.iter().flatten().map(|shard| shard.live()).max().unwrap_or(0),
             splits: totals.splits,
+            merges: totals.merges,
             cells: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.cells()),
             codes: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.codes()),
             fresh_postings: self.unsettled(),

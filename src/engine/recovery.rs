@@ -348,8 +348,8 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         let what = format!("root {} counts {} live postings, its shards {live}", root.generation, root.live);
         return Err(in_data(data, root.directory.page, what));
     }
-    work.totals =
-        super::working::Totals { live: root.live, removed: root.removed, draws: root.draws, splits: root.splits };
+    let &Root { live, removed, draws, splits, .. } = root;
+    work.totals = super::working::Totals { live, removed, draws, splits, merges: 0 };
     work.dirty.clear();
     Ok(work)
 }

@@ -31,6 +31,8 @@ pub enum Cause {
     Add,
     /// Their shard was split, or written anew without what was removed.
     Split,
+    /// Their shard had shrunk and was taken apart.
+    Merge,
 }
 
 impl Cause {
@@ -38,6 +40,7 @@ impl Cause {
         match self {
             Self::Add => Purpose("add: postings"),
             Self::Split => Purpose("split: postings"),
+            Self::Merge => Purpose("merge: postings"),
         }
     }
 }

@@ -125,27 +125,21 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
         (super::record(&self.slots, slot, geometry), super::row(&self.slots, slot, geometry))
     }
 
-    /// Stores postings into the next free slots.
+    /// Stores whole slots, as the file has them, into the next free ones.
     pub(super) fn append<F: StorageFile<Lent = L>>(
         &mut self,
         data: &DataFile<F>,
-        postings: &[StoredPosting],
-        rows: &[f32],
+        slots: &[u8],
         cause: Cause,
     ) -> Result<()> {
         // The checksum goes on from what is there, so that must be what it should be.
         self.slots(data)?;
         let geometry = data.geometry();
-        assert!(self.used() + postings.len() <= geometry.extent_slots(), "more postings than the extent has slots");
-        let mut bytes = Vec::with_capacity(postings.len() * geometry.slot_bytes());
-        for (posting, row) in postings.iter().zip(rows.chunks_exact(geometry.dimension)) {
-            bytes.extend_from_slice(bytemuck::cast_slice(row));
-            posting.encode(&mut bytes);
-            bytes.resize(bytes.len().next_multiple_of(geometry.slot_bytes()), 0);
-        }
-        data.store(self.place.run, self.used, &bytes, cause)?;
-        self.crc = crc32c(self.crc, &bytes);
-        self.used += postings.len() as u32;
+        let count = slots.len() / geometry.slot_bytes();
+        assert!(self.used() + count <= geometry.extent_slots(), "more postings than the extent has slots");
+        data.store(self.place.run, self.used, slots, cause)?;
+        self.crc = crc32c(self.crc, slots);
+        self.used += count as u32;
         self.slots = data.lend(self.place.run, self.used)?;
         Ok(())
     }

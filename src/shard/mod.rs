@@ -45,9 +45,8 @@ pub struct Shard<L> {
     tombstones: Vec<u64>,
     bloom: Bloom,
     sum: Vec<f64>,
-    /// Postings appended and not yet stored; empty whenever the shard is published.
-    staged: Vec<StoredPosting>,
-    staged_vectors: Vec<f32>,
+    /// Slots appended and not yet stored; none whenever the shard is published.
+    staged: Vec<u8>,
 }
 
 impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
@@ -64,7 +63,6 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             sum: vec![0.0; geometry.dimension],
             centroid,
             staged: Vec::new(),
-            staged_vectors: Vec::new(),
         }
     }
 
@@ -89,7 +87,6 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             bloom: Bloom::from_words(state.bloom),
             sum: state.sum,
             staged: Vec::new(),
-            staged_vectors: Vec::new(),
         })
     }
 
@@ -190,8 +187,10 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         for (sum, x) in self.sum.iter_mut().zip(vector) {
             *sum += f64::from(*x);
         }
-        self.staged.push(posting);
-        self.staged_vectors.extend_from_slice(vector);
+        self.staged.reserve(geometry.slot_bytes());
+        self.staged.extend_from_slice(bytemuck::cast_slice(vector));
+        posting.encode(&mut self.staged);
+        self.staged.resize(self.staged.len().next_multiple_of(geometry.slot_bytes()), 0);
     }
 
     /// Stores what was staged into the shard's extents, new ones from `take` where these are full.
@@ -209,19 +208,17 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         let geometry = data.geometry();
         let slots = geometry.extent_slots();
         let staged = mem::take(&mut self.staged);
-        let vectors = mem::take(&mut self.staged_vectors);
-        let mut at = self.len() - staged.len();
-        let mut done = 0;
-        while done < staged.len() {
+        let mut rest = staged.as_slice();
+        while !rest.is_empty() {
+            let at = self.len() - rest.len() / geometry.slot_bytes();
             if at == self.extents.len() * slots {
                 self.extents.push(Extent::new(data, take()?, born)?);
             }
             let Some(extent) = self.extents.last_mut() else { unreachable!("one was pushed") };
-            let n = (slots - at % slots).min(staged.len() - done);
-            let rows = &vectors[done * geometry.dimension..(done + n) * geometry.dimension];
-            extent.append(data, &staged[done..done + n], rows, cause)?;
-            done += n;
-            at += n;
+            let fit = (slots - at % slots) * geometry.slot_bytes();
+            let (now, later) = rest.split_at(fit.min(rest.len()));
+            extent.append(data, now, cause)?;
+            rest = later;
         }
         Ok(())
     }
@@ -252,25 +249,19 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         Ok(())
     }
 
-    /// Removes the posting in a live slot.
-    ///
-    /// # Errors
-    /// `Corruption` if its vector is damaged. Nothing has changed then.
+    /// Removes the posting in a live slot that was read, and so checked.
     ///
     /// # Panics
     /// If the slot holds no live posting: a mistake of the caller.
-    pub fn remove<F: StorageFile<Lent = L>>(&mut self, data: &DataFile<F>, slot: usize) -> Result<()> {
+    pub fn remove(&mut self, slot: usize, geometry: &Geometry) {
         assert!(self.is_live(slot), "slot {slot} holds no live posting");
-        let geometry = data.geometry();
         let slots = geometry.extent_slots();
-        let bytes = self.extents[slot / slots].slots(data)?;
-        let vector = row(bytes, slot % slots, geometry);
+        let vector = row(self.extents[slot / slots].lent(), slot % slots, geometry);
         for (sum, x) in self.sum.iter_mut().zip(vector) {
             *sum -= f64::from(*x);
         }
         self.tombstones[slot / 64] |= 1 << (slot % 64);
         self.live -= 1;
-        Ok(())
     }
 
     /// All live postings with their vectors, in the order of their slots.
@@ -292,6 +283,32 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             }
         }
         Ok(rows)
+    }
+
+    /// Those of the live postings stored so far of whose vectors `wanted` says something, each with its slot and that.
+    ///
+    /// Leaves out extents that are damaged: what is copied from here hides no damage under a new checksum.
+    pub fn pick<T, F: StorageFile<Lent = L>>(
+        &self,
+        data: &DataFile<F>,
+        wanted: impl Fn(&[f32]) -> Option<T>,
+    ) -> Vec<(usize, StoredPosting, T)> {
+        let geometry = data.geometry();
+        let slots = geometry.extent_slots();
+        let mut picked = Vec::new();
+        for (e, extent) in self.extents.iter().enumerate() {
+            // Looked at unchecked, which would cost as much as the looking: of wrong bytes a wrong posting is picked, if
+            // any, and that is found out.
+            let (bytes, before) = (extent.lent(), picked.len());
+            for i in (0..extent.used()).filter(|i| self.is_live(e * slots + i)) {
+                let told = wanted(row(bytes, i, geometry));
+                picked.extend(told.map(|told| (e * slots + i, record(bytes, i, geometry), told)));
+            }
+            if picked.len() > before && extent.verified_slots(data).is_err() {
+                picked.truncate(before);
+            }
+        }
+        picked
     }
 }
 

@@ -16,5 +16,6 @@ mod layering;
 mod model;
 mod reclaim;
 mod schedules;
+mod shards;
 mod support;
 mod traces;

@@ -1,0 +1,194 @@
+//! How shards come, change and go as postings do: splits, what moves behind them, and merges.
+
+use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _};
+
+use shardex::{CheckLevel, DocumentId, Engine, Posting, distance, storage::MmapStorage};
+
+use crate::support::{DIMENSION, TestIndex, check_clean, documents, ids, posting};
+
+/// Bytes of a slot: the vector and the posting's record.
+const SLOT: u64 = 4 * DIMENSION as u64 + 32;
+
+fn removed(documents: impl Iterator<Item = u64>) -> Vec<DocumentId> {
+    documents.map(|id| DocumentId(id.into())).collect()
+}
+
+/// A posting near `x` on the first axis.
+fn at(id: u64, x: f32) -> Posting {
+    let mut vector = vec![0.0; DIMENSION];
+    (vector[0], vector[1]) = (x, id as f32 * 1e-3);
+    posting(id.into(), 0, vector)
+}
+
+/// For each posting, whether the centroid of its own shard is the nearest of all.
+fn at_home(engine: &Engine<MmapStorage>) -> BTreeMap<u128, bool> {
+    let snapshot = engine.snapshot();
+    let mut homes = BTreeMap::new();
+    for (number, shard) in snapshot.iter() {
+        for (posting, vector) in shard.live_rows(engine.data()).expect("no damage") {
+            let distances =
+                snapshot.iter().map(|(other, shard)| (distance::squared_l2(vector, &shard.centroid), other));
+            let nearest = distances.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other);
+            homes.insert(posting.document_id.0, nearest == Some(number));
+        }
+    }
+    homes
+}
+
+#[test]
+fn shards_that_shrink_are_taken_apart_and_a_removal_pays_for_no_more_than_one_move() {
+    let test = TestIndex::small();
+    let mut engine = test.create();
+    for n in 0..100 {
+        engine.add(&documents(n * 20..n * 20 + 20)).expect("accepted");
+    }
+    engine.flush().expect("flushed");
+    let full = engine.stats().expect("figures");
+    assert!(full.total_shards > 150 && full.merges == 0, "{full:?}");
+    // Seven of eight, a few at a time; so little log that none of it is stored yet.
+    let gone: Vec<DocumentId> = removed((0..2_000).filter(|n| n % 8 != 0));
+    for batch in gone.chunks(50) {
+        engine.remove(batch).expect("accepted");
+    }
+    let thin = engine.stats().expect("figures");
+    let left: Vec<u128> = (0..2_000).step_by(8).collect();
+    assert_eq!(ids(&engine), left);
+    assert!(thin.merges > 80, "{thin:?}");
+    // A shard of 16 has five postings or more, or it lost fewer than it has, or nobody near had room.
+    assert!(thin.total_shards * 5 < full.total_shards * 2, "{} of {}", thin.total_shards, full.total_shards);
+    let moved = (thin.bytes_stored - full.bytes_stored) / SLOT;
+    assert!((100..=gone.len() as u64).contains(&moved), "{moved} moves for {} removals", gone.len());
+    check_clean(&engine);
+    // Replay merges the same shards, and so it is in the roots.
+    engine.commit().expect("durable");
+    drop(engine);
+    let mut engine = test.open();
+    let replayed = engine.stats().expect("figures");
+    assert_eq!((replayed.total_shards, replayed.merges), (thin.total_shards, thin.merges));
+    assert_eq!(ids(&engine), left);
+    // What they left is used again.
+    for n in 0..2 {
+        engine.add(&documents(2_900 + n..2_901 + n)).expect("accepted");
+        engine.flush().expect("flushed");
+    }
+    let before = engine.stats().expect("figures");
+    for n in 0..40 {
+        engine.add(&documents(3_000 + n * 20..3_020 + n * 20)).expect("accepted");
+    }
+    let again = engine.stats().expect("figures");
+    assert!(again.free_bytes < before.free_bytes && again.disk_bytes == before.disk_bytes, "{before:?} {again:?}");
+    check_clean(&engine);
+}
+
+#[test]
+fn a_shard_alone_or_among_full_ones_is_kept() {
+    let test = TestIndex::with(|config| config.shard_size(4));
+    let mut engine = test.create();
+    engine.add(&[at(0, 0.0), at(1, 0.0), at(2, 0.0), at(3, 0.0)]).expect("accepted");
+    engine.remove(&removed(1..4)).expect("accepted");
+    let alone = engine.stats().expect("figures");
+    assert_eq!((alone.merges, alone.total_shards, ids(&engine)), (0, 1, vec![0]));
+    engine.remove(&removed(0..1)).expect("accepted");
+    // Six clusters of three in one batch, each a shard, and a fourth for each: all are full.
+    let clusters: Vec<Posting> = (0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
+    engine.add(&clusters).expect("accepted");
+    let fourths: Vec<Posting> = (18..24).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
+    engine.add(&fourths).expect("accepted");
+    assert_eq!(engine.stats().expect("figures").total_shards, 6);
+    engine.remove(&[0, 6, 12].map(DocumentId)).expect("accepted");
+    let kept = engine.stats().expect("figures");
+    assert_eq!((kept.merges, kept.total_shards), (0, 6));
+    check_clean(&engine);
+    // A new posting has it written anew, without what was removed; now there is room, and its neighbour goes there.
+    engine.add(&[at(30, 0.0)]).expect("accepted");
+    engine.remove(&[1, 7, 13].map(DocumentId)).expect("accepted");
+    let merged = engine.stats().expect("figures");
+    assert_eq!((merged.merges, merged.total_shards), (1, 5));
+    assert_eq!(ids(&engine).len(), 24 - 6 + 1);
+    check_clean(&engine);
+}
+
+#[test]
+fn merges_behind_replacements_and_of_one_batch_after_another_end_where_there_is_room() {
+    let test = TestIndex::small();
+    let mut engine = test.create();
+    for n in 0..50 {
+        engine.add(&documents(n * 20..n * 20 + 20)).expect("accepted");
+    }
+    let before = engine.stats().expect("figures").total_shards;
+    // All but every tenth move to one far corner, in one batch.
+    let moved: Vec<Posting> = (0..1_000).filter(|n| n % 10 != 0).map(|n| at(n, 50.0 + n as f32)).collect();
+    engine.add(&moved).expect("accepted");
+    let after = engine.stats().expect("figures");
+    assert_eq!(after.total_postings, 1_000);
+    assert!(after.merges as usize > before / 2, "{} merges of {before} shards", after.merges);
+    assert_eq!(ids(&engine), (0..1_000).collect::<Vec<u128>>());
+    check_clean(&engine);
+    // And everything at once: nothing is moved that goes anyway.
+    engine.remove(&removed(0..1_000)).expect("accepted");
+    let empty = engine.stats().expect("figures");
+    assert_eq!((empty.total_shards, empty.merges, empty.removed_postings), (0, after.merges, 0));
+    check_clean(&engine);
+}
+
+/// A posting chose between two shards; when one of them splits, a half is nearer than the other shard is.
+#[test]
+fn postings_of_a_neighbour_come_to_the_half_of_a_split_that_is_nearer() {
+    let test = TestIndex::with(|config| config.shard_size(4));
+    let mut engine = test.create();
+    let clusters: Vec<Posting> = (0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
+    engine.add(&clusters).expect("accepted");
+    // The first goes to the shard at 10, the second to the one at 0, and the third splits that.
+    for (id, x) in [(20, 5.2), (21, 4.5)] {
+        engine.add(&[at(id, x)]).expect("accepted");
+    }
+    assert!(at_home(&engine).values().all(|home| *home));
+    engine.add(&[at(22, 4.6)]).expect("accepted");
+    assert_eq!(
+        at_home(&engine).iter().find(|(_, home)| !**home),
+        None,
+        "none is nearer to another shard than to its own"
+    );
+    let stats = engine.stats().expect("figures");
+    assert_eq!((stats.splits, stats.total_shards, stats.total_postings, stats.removed_postings), (1, 7, 21, 1));
+    let halves: Vec<usize> = engine.snapshot().iter().map(|(_, shard)| shard.live()).collect();
+    assert_eq!(halves, [3; 7]);
+    check_clean(&engine);
+    engine.commit().expect("durable");
+    drop(engine);
+    let engine = test.open();
+    assert_eq!(ids(&engine), (0..18).chain(20..23).collect::<Vec<u128>>());
+    assert!(at_home(&engine).values().all(|home| *home));
+    check_clean(&engine);
+}
+
+/// Damage that came after the first read of an extent is not copied, and stops no write that has nothing to do with it.
+#[test]
+fn a_shard_that_rotted_is_neither_moved_from_nor_merged() {
+    let test = TestIndex::with(|config| config.shard_size(4));
+    let mut engine = test.create();
+    let clusters: Vec<Posting> = (0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
+    engine.add(&clusters).expect("accepted");
+    let borderline = at(20, 5.2);
+    engine.add(&[borderline.clone(), at(21, 4.5)]).expect("accepted");
+    engine.flush().expect("flushed");
+    assert_eq!(ids(&engine).len(), 20);
+    // One bit of the vector of document 20, under the mapping.
+    let data = test.path().join("data");
+    let bytes = fs::read(&data).expect("the data file");
+    let mut wanted = bytemuck::cast_slice::<f32, u8>(&borderline.vector).to_vec();
+    wanted.extend(20u128.to_le_bytes());
+    let place = bytes.windows(wanted.len()).position(|window| window == wanted).expect("document 20 is stored");
+    let file = fs::OpenOptions::new().write(true).open(&data).expect("the data file");
+    file.write_all_at(&[bytes[place + 40] ^ 1], place as u64 + 40).expect("a bit");
+    // The shard beside it splits, as in the test above; the shard itself is left with one posting.
+    engine.add(&[at(22, 4.6)]).expect("accepted");
+    let split = engine.stats().expect("figures");
+    assert_eq!((split.splits, split.total_shards, split.removed_postings), (1, 7, 0));
+    engine.remove(&[1, 7, 13].map(DocumentId)).expect("accepted");
+    let left = engine.stats().expect("figures");
+    assert_eq!((left.merges, left.total_shards, left.removed_postings), (0, 7, 3));
+    let report = engine.check(CheckLevel::Full).expect("readable");
+    let found: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    assert!(found.iter().any(|finding| finding.contains("checksum of an extent")), "{found:?}");
+}
