@@ -434,12 +434,17 @@ struct Measured<'a> {
 /// Cells that are measured together.
 const STRIDE: usize = 16;
 
+/// Cells that are told from the rest together.
+const NEAR: usize = 6 * STRIDE;
+
 /// Cells on the way from an estimated to a computed distance: so far as the estimates tell, they come in order. The bytes
 /// of those to be measured next are asked for while others are scanned.
 struct Front<'a, 'b> {
     estimated: &'b mut [Near],
     /// Of `estimated`, how many are on their way or measured.
     at: usize,
+    /// Up to here `estimated` are nearer than the rest: so that it is not the whole rest that is looked through each time.
+    near: usize,
     /// The next ones of `estimated`, and the least estimate among them.
     coming: [Option<Coming<'a>>; STRIDE],
     least: f32,
@@ -462,7 +467,7 @@ impl<'a, 'b> Front<'a, 'b> {
         estimated: &'b mut [Near],
     ) -> Result<Self> {
         let (measured, order) = (Vec::with_capacity(4 * STRIDE), Vec::with_capacity(2 * STRIDE));
-        let mut front = Self { estimated, at: 0, coming: [None; STRIDE], least: 0.0, measured, order };
+        let mut front = Self { estimated, at: 0, near: 0, coming: [None; STRIDE], least: 0.0, measured, order };
         front.advance(probe)?;
         probe.ahead.finish();
         Ok(front)
@@ -489,7 +494,15 @@ impl<'a, 'b> Front<'a, 'b> {
     /// Finds out which cells come next, and asks for what they are measured by.
     fn advance<F: StorageFile, B: Deref<Target = [u8]>, T>(&mut self, probe: &mut Probe<'a, F, B, T>) -> Result<()> {
         let cells = probe.cells;
-        let rest = &mut self.estimated[self.at..];
+        if self.at == self.near {
+            let rest = &mut self.estimated[self.at..];
+            let n = NEAR.min(rest.len());
+            if n < rest.len() {
+                rest.select_nth_unstable(n);
+            }
+            self.near += n;
+        }
+        let rest = &mut self.estimated[self.at..self.near];
         let n = STRIDE.min(rest.len());
         if n < rest.len() {
             rest.select_nth_unstable(n);
