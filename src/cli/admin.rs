@@ -121,7 +121,7 @@ fn stats_object(stats: &IndexStats) -> serde_json::Value {
 fn stats_text(stats: &IndexStats) -> String {
     format!(
         "{} postings of {} numbers, {}; {} removed and not yet freed\n\
-         {} shards of at most {} (largest {}), {} splits so far, drift at most {:.2}\n\
+         {} shards of at most {} (largest {}), {} splits and {} merges so far, drift at most {:.2}\n\
          {} bytes on disk ({} free, {} held back), {} in memory\n\
          root {}, checkpoint LSN {}, durable LSN {}, {} bytes of WAL to replay",
         stats.total_postings,
@@ -132,6 +132,7 @@ fn stats_text(stats: &IndexStats) -> String {
         stats.shard_size,
         stats.largest_shard,
         stats.splits,
+        stats.merges,
         stats.max_drift,
         stats.disk_bytes,
         stats.free_bytes,

@@ -368,7 +368,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             live => live?,
         };
         site::reach(Mark::Merged);
-        self.work.totals.merges += 1;
+        self.work.totals.merges = self.work.totals.merges.saturating_add(1);
         self.dissolve(number);
         for (posting, vector) in &live {
             let home = self.nearest_with_room(&neighbours, vector, f32::INFINITY);

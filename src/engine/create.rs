@@ -97,6 +97,7 @@ fn make_files<S: Storage>(storage: &S, geometry: Geometry, index_id: u128) -> Re
         removed: 0,
         draws: 0,
         splits: 0,
+        merges: 0,
         data_pages,
         wal_segments: FIRST_SEGMENTS as u32,
         cells: Entry::default(),

@@ -153,6 +153,7 @@ impl<S: Storage> Engine<S> {
             removed: totals.removed,
             draws: totals.draws,
             splits: totals.splits,
+            merges: totals.merges,
             wal_segments: self.wal.durable_segments() as u32,
             cells: self.work.cells.as_ref().map(|&(_, head)| head).unwrap_or_default(),
             ..newest.clone()

@@ -348,8 +348,8 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         let what = format!("root {} counts {} live postings, its shards {live}", root.generation, root.live);
         return Err(in_data(data, root.directory.page, what));
     }
-    let &Root { live, removed, draws, splits, .. } = root;
-    work.totals = super::working::Totals { live, removed, draws, splits, merges: 0 };
+    let &Root { live, removed, draws, splits, merges, .. } = root;
+    work.totals = super::working::Totals { live, removed, draws, splits, merges };
     work.dirty.clear();
     Ok(work)
 }

@@ -137,8 +137,8 @@ pub struct IndexStats {
     pub largest_shard: usize,
     /// Shards split in two since the index was made.
     pub splits: u64,
-    /// Shards that had shrunk and were taken apart since the open, in replay too.
-    pub merges: u64,
+    /// Shards that had shrunk and were merged into their neighbours, since the index was made.
+    pub merges: u32,
     /// Cells that searches choose from; 0 while there are none.
     pub cells: u64,
     /// Codes in them: two a posting, those of postings that are gone too.

@@ -37,8 +37,8 @@ pub struct Totals {
     pub draws: u64,
     /// Splits made.
     pub splits: u64,
-    /// Merges made since the open, replay counted in.
-    pub merges: u64,
+    /// Merges made.
+    pub merges: u32,
 }
 
 /// See the [module](self).

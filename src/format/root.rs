@@ -64,6 +64,8 @@ pub struct Root {
     pub wal_segments: u32,
     /// The head of the cells; nothing if there are none.
     pub cells: Entry,
+    /// Merges so far.
+    pub merges: u32,
 }
 
 fn metric_code(metric: Metric) -> u32 {
@@ -106,8 +108,8 @@ impl Root {
         out.put_u64(self.data_pages);
         out.put_u32(self.wal_segments);
         self.cells.encode(&mut out);
-        assert!(out.len() <= ROOT_BYTES, "a root outgrew its slot");
-        out.resize(ROOT_BYTES, 0);
+        out.put_u32(self.merges);
+        assert_eq!(out.len(), ROOT_BYTES, "a root fills its slot");
         codec::seal(&mut out, CRC_AT, 0);
         out
     }
@@ -159,6 +161,7 @@ impl Root {
             data_pages: r.u64()?,
             wal_segments: r.u32()?,
             cells: Entry::decode(&mut r)?,
+            merges: r.u32()?,
         })
     }
 }

@@ -54,6 +54,7 @@ fn root() -> Root {
         data_pages: 97,
         wal_segments: 11,
         cells: Entry { page: 33, len: 24, crc: 0xCE11_CE11 },
+        merges: 12,
     }
 }
 

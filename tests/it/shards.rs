@@ -78,6 +78,9 @@ fn shards_that_shrink_are_taken_apart_and_a_removal_pays_for_no_more_than_one_mo
     let again = engine.stats().expect("figures");
     assert!(again.free_bytes < before.free_bytes && again.disk_bytes == before.disk_bytes, "{before:?} {again:?}");
     check_clean(&engine);
+    engine.close().expect("closed");
+    drop(engine);
+    assert_eq!(test.open().stats().expect("figures").merges, again.merges);
 }
 
 #[test]
