@@ -85,8 +85,8 @@ pub struct ShardexConfig {
     pub vector_size: usize,
     /// How near two vectors are. Default cosine.
     pub metric: Metric,
-    /// Most postings in a shard: 2 to [`MAX_SHARD_SIZE`](limits::MAX_SHARD_SIZE). A full one splits; of
-    /// one that has shrunk to a quarter the postings go to its neighbours. Default 512.
+    /// Most postings in a shard: 2 to [`MAX_SHARD_SIZE`](limits::MAX_SHARD_SIZE). A full one splits; one of
+    /// which a quarter is left is merged into its neighbours where these have room. Default 512.
     pub shard_size: usize,
     /// Bytes of bloom filter per shard; 0, the default, means 16 bits a posting.
     pub bloom_filter_size: usize,

@@ -44,7 +44,7 @@ pub const SPLIT_NEIGHBOURS: usize = 16;
 /// Of these, shards whose postings may come to the halves.
 pub const ADOPTION_NEIGHBOURS: usize = 4;
 
-/// A shard that has lost half of its postings, and has so small a share of what it may hold, is taken apart.
+/// A shard is taken apart that has so small a share of what it may hold, and has lost as many postings as it has.
 pub const MERGE_SHARE: usize = 4;
 
 /// Most rounds of 2-means in a split.

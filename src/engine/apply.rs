@@ -123,6 +123,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             candidates: Vec::new(),
         };
         let done = steps(&mut apply).and_then(|removed| {
+            apply.free_empty();
             apply.merge_all()?;
             apply.store_all()?;
             Ok(removed)
@@ -225,7 +226,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         };
         if self.shard(number).is_some_and(|shard| shard.len() == shard_size) {
             self.split(number)?;
-            // Each half has room (`split`), and so has every shard that took postings from it or did not.
+            // Each half has room (`split`). Now and then another shard is nearer than both, and full.
             let number = match self.work.routing.nearest(vector) {
                 Some(number) => number,
                 None => self.create(vector.into()),
@@ -315,8 +316,8 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         Ok(())
     }
 
-    /// Lets postings of one shard come over to one of two new ones that is nearer and has room. Those that this batch brings
-    /// stay: they chose among all shards there were, one of which these two come from.
+    /// Lets postings of one shard come over to one of two new ones that is nearer, as long as that has room for them and for
+    /// the posting that had the other split. What this batch has given the shard stays: it is not stored yet.
     fn adopt(&mut self, from: u32, halves: [u32; 2]) {
         let data = &self.context.data;
         let Some(shard) = self.shard(from) else { return };
@@ -325,25 +326,38 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             let (half, least) = if second < first { (halves[1], second) } else { (halves[0], first) };
             (least < self.distance(from, vector)).then(|| (half, vector.to_vec()))
         };
-        for (slot, posting, (half, vector)) in shard.pick(data, nearer) {
-            if self.room(half) == 0 {
+        if halves.iter().all(|&half| self.room(half) <= 1) {
+            return;
+        }
+        for (slot, posting, (half, vector)) in shard.picked_rows(data, nearer) {
+            if self.room(half) <= 1 {
                 continue;
             }
             self.touch(from).remove(slot, data.geometry());
-            self.shrunk.insert(from);
             self.append(half, posting, &vector);
             self.work.totals.removed += 1;
             site::reach(Mark::Adopted);
         }
     }
 
-    /// Takes apart the shards that lost so much that their postings are better off in others. A merge moves at most as many
-    /// postings as the shard has lost, so these have paid for it, and it never leads to a split.
+    /// Frees the shards that are left without a posting.
+    fn free_empty(&mut self) {
+        let numbers: Vec<u32> = self.touched.keys().copied().collect();
+        for number in numbers {
+            if self.shard(number).is_some_and(|shard| shard.live() == 0) {
+                site::reach(Mark::ShardFreed);
+                self.dissolve(number);
+            }
+        }
+    }
+
+    /// Takes apart the shards from which this batch removed so much that their postings are better off in others. A merge
+    /// moves at most as many postings as the shard has lost, so these have paid for it, and it never leads to a split.
     fn merge_all(&mut self) -> Result<()> {
         for number in std::mem::take(&mut self.shrunk) {
             let shard_size = self.context.data.geometry().shard_size;
             let is_small = |shard: &Shard<F::Lent>| {
-                shard.live() > 0 && shard.live() * limits::MERGE_SHARE <= shard_size && shard.live() * 2 <= shard.len()
+                shard.live() * limits::MERGE_SHARE <= shard_size && shard.live() * 2 <= shard.len()
             };
             if self.shard(number).is_some_and(is_small) {
                 self.merge(number)?;
@@ -352,27 +366,38 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         Ok(())
     }
 
-    /// Gives all postings of a shard to its nearest neighbours, if these have room for all.
+    /// Gives all postings of a shard to its nearest neighbours, if these have room for all in what they take up already: a
+    /// batch that removes does not fail for want of space, nor because of what is damaged elsewhere.
     fn merge(&mut self, number: u32) -> Result<()> {
         self.store(number)?;
+        let data = &self.context.data;
         let Some(shard) = self.shard(number) else { return Ok(()) };
         let (centroid, count) = (Arc::clone(&shard.centroid), shard.live());
         let neighbours = self.work.routing.nearest_few(&centroid, limits::SPLIT_NEIGHBOURS, &[number]);
-        if neighbours.iter().map(|&neighbour| self.room(neighbour)).sum::<usize>() < count {
+        let room = |&home: &u32| self.shard(home).map_or(0, |shard| shard.room_in_place(data));
+        let mut homes: Vec<(u32, usize)> =
+            neighbours.iter().map(|home| (*home, room(home))).filter(|&(_, room)| room > 0).collect();
+        if homes.iter().map(|&(_, room)| room).sum::<usize>() < count {
             return Ok(());
         }
-        let Some(shard) = self.shard(number) else { return Ok(()) };
-        let live = match owned_rows(shard, &self.context.data) {
+        let live = match self.shard(number).map(|shard| owned_rows(shard, data)) {
             // What cannot be read stays where it is, for those to find who look for it.
-            Err(ShardexError::Corruption { .. }) => return Ok(()),
-            live => live?,
+            Some(Err(ShardexError::Corruption { .. })) | None => return Ok(()),
+            Some(live) => live?,
         };
         site::reach(Mark::Merged);
         self.work.totals.merges = self.work.totals.merges.saturating_add(1);
         self.dissolve(number);
         for (posting, vector) in &live {
-            let home = self.nearest_with_room(&neighbours, vector, f32::INFINITY);
-            let Some(home) = home else { unreachable!("there is room for all") };
+            let distance = |&(home, _): &(u32, usize)| self.distance(home, vector);
+            let nearest = (0..homes.len()).min_by(|&a, &b| distance(&homes[a]).total_cmp(&distance(&homes[b])));
+            let Some(nearest) = nearest else { unreachable!("there is room for all") };
+            let (home, room) = &mut homes[nearest];
+            let home = *home;
+            *room -= 1;
+            if *room == 0 {
+                homes.remove(nearest);
+            }
             self.causes.entry(home).or_insert(Cause::Merge);
             self.append(home, *posting, vector);
         }
@@ -413,19 +438,10 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         shard.store(&context.data, &mut take, (context.begun, cause))
     }
 
-    /// Stores what was staged anywhere; a shard left without a posting goes.
+    /// Stores what was staged anywhere.
     fn store_all(&mut self) -> Result<()> {
         let numbers: Vec<u32> = self.touched.keys().copied().collect();
-        for number in numbers {
-            if self.shard(number).is_some_and(|shard| shard.live() == 0) {
-                self.store(number)?;
-                site::reach(Mark::ShardFreed);
-                self.dissolve(number);
-            } else {
-                self.store(number)?;
-            }
-        }
-        Ok(())
+        numbers.into_iter().try_for_each(|number| self.store(number))
     }
 
     /// Makes the copies the working state.

@@ -115,6 +115,12 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
         Ok(&self.slots)
     }
 
+    /// Whether its bytes were checked once, or are what they should be: then postings can be appended.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.checked.load(Ordering::Relaxed) || crc32c(0, &self.slots) == self.crc
+    }
+
     /// The posting in a used slot, whose bytes were checked.
     ///
     /// # Panics

@@ -285,10 +285,18 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         Ok(rows)
     }
 
+    /// Postings that it can take into extents that it has, and that nobody has found damaged.
+    pub fn room_in_place<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> usize {
+        let geometry = data.geometry();
+        let slots = (self.extents.len() * geometry.extent_slots()).min(geometry.shard_size);
+        let room = slots.saturating_sub(self.len());
+        if room > 0 && self.extents.last().is_some_and(Extent::is_whole) { room } else { 0 }
+    }
+
     /// Those of the live postings stored so far of whose vectors `wanted` says something, each with its slot and that.
     ///
     /// Leaves out extents that are damaged: what is copied from here hides no damage under a new checksum.
-    pub fn pick<T, F: StorageFile<Lent = L>>(
+    pub fn picked_rows<T, F: StorageFile<Lent = L>>(
         &self,
         data: &DataFile<F>,
         wanted: impl Fn(&[f32]) -> Option<T>,

@@ -44,6 +44,11 @@ fn shards_that_shrink_are_taken_apart_and_a_removal_pays_for_no_more_than_one_mo
     }
     engine.flush().expect("flushed");
     let full = engine.stats().expect("figures");
+    let taken = |engine: &Engine<MmapStorage>| {
+        let len = fs::metadata(test.path().join("data")).expect("the data file").len();
+        len - engine.stats().expect("figures").free_bytes
+    };
+    let taken_when_full = taken(&engine);
     assert!(full.total_shards > 150 && full.merges == 0, "{full:?}");
     // Seven of eight, a few at a time; so little log that none of it is stored yet.
     let gone: Vec<DocumentId> = removed((0..2_000).filter(|n| n % 8 != 0));
@@ -51,6 +56,7 @@ fn shards_that_shrink_are_taken_apart_and_a_removal_pays_for_no_more_than_one_mo
         engine.remove(batch).expect("accepted");
     }
     let thin = engine.stats().expect("figures");
+    assert!(taken(&engine) == taken_when_full, "a removal takes no space");
     let left: Vec<u128> = (0..2_000).step_by(8).collect();
     assert_eq!(ids(&engine), left);
     assert!(thin.merges > 80, "{thin:?}");
@@ -66,17 +72,13 @@ fn shards_that_shrink_are_taken_apart_and_a_removal_pays_for_no_more_than_one_mo
     let replayed = engine.stats().expect("figures");
     assert_eq!((replayed.total_shards, replayed.merges), (thin.total_shards, thin.merges));
     assert_eq!(ids(&engine), left);
-    // What they left is used again.
+    // Two flushes later what they took is free.
     for n in 0..2 {
         engine.add(&documents(2_900 + n..2_901 + n)).expect("accepted");
         engine.flush().expect("flushed");
     }
-    let before = engine.stats().expect("figures");
-    for n in 0..40 {
-        engine.add(&documents(3_000 + n * 20..3_020 + n * 20)).expect("accepted");
-    }
+    assert!(taken(&engine) * 2 < taken_when_full, "{} of {taken_when_full}", taken(&engine));
     let again = engine.stats().expect("figures");
-    assert!(again.free_bytes < before.free_bytes && again.disk_bytes == before.disk_bytes, "{before:?} {again:?}");
     check_clean(&engine);
     engine.close().expect("closed");
     drop(engine);
@@ -124,7 +126,7 @@ fn merges_behind_replacements_and_of_one_batch_after_another_end_where_there_is_
     engine.add(&moved).expect("accepted");
     let after = engine.stats().expect("figures");
     assert_eq!(after.total_postings, 1_000);
-    assert!(after.merges as usize > before / 2, "{} merges of {before} shards", after.merges);
+    assert!(after.merges as usize > before / 3, "{} merges of {before} shards", after.merges);
     assert_eq!(ids(&engine), (0..1_000).collect::<Vec<u128>>());
     check_clean(&engine);
     // And everything at once: nothing is moved that goes anyway.
@@ -165,6 +167,58 @@ fn postings_of_a_neighbour_come_to_the_half_of_a_split_that_is_nearer() {
     check_clean(&engine);
 }
 
+/// Changes a bit of the stored vector of a posting.
+fn rot(test: &TestIndex, posting: &Posting) {
+    let data = test.path().join("data");
+    let bytes = fs::read(&data).expect("the data file");
+    let mut wanted = bytemuck::cast_slice::<f32, u8>(&posting.vector).to_vec();
+    wanted.extend(posting.document_id.0.to_le_bytes());
+    let place = bytes.windows(wanted.len()).position(|window| window == wanted).expect("it is stored");
+    let file = fs::OpenOptions::new().write(true).open(&data).expect("the data file");
+    file.write_all_at(&[bytes[place + 40] ^ 1], place as u64 + 40).expect("a bit");
+}
+
+/// A removal has nothing to do with a damaged shard beside the one that shrinks, live or in replay.
+#[test]
+fn nothing_is_merged_into_a_shard_that_is_damaged() {
+    for replayed in [false, true] {
+        let test = TestIndex::with(|config| config.shard_size(4));
+        let mut engine = test.create();
+        let clusters: Vec<Posting> = (0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
+        engine.add(&clusters).expect("accepted");
+        engine.flush().expect("flushed");
+        if replayed {
+            engine.remove(&[7, 13].map(DocumentId)).expect("accepted");
+            engine.commit().expect("durable");
+        }
+        drop(engine);
+        // Of the shards beside the one at 10 the one at 0, which is the nearest with a lower number.
+        rot(&test, &clusters[6]);
+        let mut engine = test.open();
+        if !replayed {
+            engine.remove(&[7, 13].map(DocumentId)).expect("accepted");
+        }
+        let stats = engine.stats().expect("figures");
+        assert_eq!((stats.merges, stats.total_shards, stats.total_postings), (1, 5, 16), "replayed: {replayed}");
+        let snapshot = engine.snapshot();
+        let sizes: Vec<(f32, usize)> = snapshot.iter().map(|(_, shard)| (shard.centroid[0], shard.live())).collect();
+        assert!(sizes.contains(&(20.0, 4)) && sizes.contains(&(0.0, 3)), "{sizes:?}");
+    }
+}
+
+/// What a batch leaves empty goes first, and so takes nothing in.
+#[test]
+fn nothing_is_merged_into_a_shard_that_the_batch_emptied() {
+    let test = TestIndex::with(|config| config.shard_size(4));
+    let mut engine = test.create();
+    engine.add(&(0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect::<Vec<_>>()).expect("accepted");
+    engine.remove(&[0, 6, 12, 7, 13].map(DocumentId)).expect("accepted");
+    let stats = engine.stats().expect("figures");
+    assert_eq!((stats.merges, stats.total_shards, stats.removed_postings), (1, 4, 0));
+    assert_eq!(ids(&engine).len(), 13);
+    check_clean(&engine);
+}
+
 /// Damage that came after the first read of an extent is not copied, and stops no write that has nothing to do with it.
 #[test]
 fn a_shard_that_rotted_is_neither_moved_from_nor_merged() {
@@ -176,14 +230,8 @@ fn a_shard_that_rotted_is_neither_moved_from_nor_merged() {
     engine.add(&[borderline.clone(), at(21, 4.5)]).expect("accepted");
     engine.flush().expect("flushed");
     assert_eq!(ids(&engine).len(), 20);
-    // One bit of the vector of document 20, under the mapping.
-    let data = test.path().join("data");
-    let bytes = fs::read(&data).expect("the data file");
-    let mut wanted = bytemuck::cast_slice::<f32, u8>(&borderline.vector).to_vec();
-    wanted.extend(20u128.to_le_bytes());
-    let place = bytes.windows(wanted.len()).position(|window| window == wanted).expect("document 20 is stored");
-    let file = fs::OpenOptions::new().write(true).open(&data).expect("the data file");
-    file.write_all_at(&[bytes[place + 40] ^ 1], place as u64 + 40).expect("a bit");
+    // Under the mapping.
+    rot(&test, &borderline);
     // The shard beside it splits, as in the test above; the shard itself is left with one posting.
     engine.add(&[at(22, 4.6)]).expect("accepted");
     let split = engine.stats().expect("figures");

@@ -97,7 +97,7 @@ impl Run<'_> {
         match (floor..=accepted).find(fits) {
             Some(n) => {
                 let answered = model::answers_as_brute_force(engine, &self.runner.model.state(n));
-                answered.map(|()| n).map_err(|what| self.excused(Some(engine), what))
+                answered.map(|()| n).map_err(|what| self.mismatch(engine, what, clean))
             }
             None => {
                 let what = match (0..floor).rev().find(fits) {
@@ -106,10 +106,15 @@ impl Run<'_> {
                         format!("P2: {} postings, which no prefix of {floor} to {accepted} batches leaves", held.len())
                     }
                 };
-                // Bytes that the recovery has checked may have rotten since, and are not checked again before they are read.
-                Err(self.excused(Some(engine), what))
+                Err(self.mismatch(engine, what, clean))
             }
         }
+    }
+
+    /// What is there or is answered is wrong. Bytes that the recovery has checked may have rotten since, and are not
+    /// checked again before they are read; but a full check finds that, unless it was `clean` just now.
+    fn mismatch(&self, engine: &Engine<Rig>, what: String, clean: bool) -> End {
+        self.rot_found(engine).filter(|_| !clean).unwrap_or_else(|| broken(what))
     }
 
     /// The full check is clean, or there is reason for doubt.

@@ -6,7 +6,9 @@ use std::{
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
-use shardex::{CheckLevel, DocumentId, Engine, Posting, ShardexError, env::Env, site, storage::Storage as _};
+use shardex::{
+    CheckLevel, Component, DocumentId, Engine, Finding, Posting, ShardexError, env::Env, site, storage::Storage as _,
+};
 
 use super::{Case, Crash, Damage, Event, Survivors, Verdict};
 use crate::{
@@ -197,17 +199,26 @@ impl Run<'_> {
 
     /// A broken promise; unless a bit has rotten under what was read before, and the check says so.
     fn honest(&mut self, result: Result<(), String>) -> Result<(), End> {
-        result.map_err(|what| self.excused(self.runner.engine.as_ref(), what))
+        let Err(what) = result else { return Ok(()) };
+        if let Some(found) = self.runner.engine.as_ref().and_then(|engine| self.rot_found(engine)) {
+            return Err(found);
+        }
+        // An error at the first read is what is asked for.
+        Err(if self.doubt() && what.contains("P4:") { End::Detected(what) } else { broken(what) })
     }
 
-    /// What a broken promise comes to on an engine.
-    pub(super) fn excused(&self, engine: Option<&Engine<Rig>>, what: String) -> End {
-        match engine.map(|engine| engine.check(CheckLevel::Full)) {
-            Some(Ok(report)) if !report.is_clean() && self.live_rot() => End::Detected(report.to_string()),
-            Some(Err(error)) if self.live_rot() => End::Detected(error.to_string()),
-            // An error at the first read is what is asked for.
-            _ if self.doubt() && what.contains("P4:") => End::Detected(what),
-            _ => broken(what),
+    /// What a full check says of bits that have rotten since they were read: that shards or cells are damaged.
+    pub(super) fn rot_found(&self, engine: &Engine<Rig>) -> Option<End> {
+        // What a read of the check itself is told wrongly is no excuse.
+        if !self.live_rot() {
+            return None;
+        }
+        match engine.check(CheckLevel::Full) {
+            Ok(report) => {
+                let told = |finding: &Finding| matches!(finding.component, Component::Shard | Component::Cells);
+                report.findings.iter().any(told).then(|| End::Detected(report.to_string()))
+            }
+            Err(error) => Some(End::Detected(error.to_string())),
         }
     }
 

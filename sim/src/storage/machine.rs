@@ -245,7 +245,8 @@ impl Machine {
         fault
     }
 
-    /// A bit flips in some file that has bytes: half of the time in what somebody has in view, where it matters.
+    /// A bit flips in some file that has bytes: half of the time in bytes that are lent, which will be read again. They are
+    /// seen changed as soon as they are lent anew.
     fn rot(&mut self) {
         let files: Vec<FileId> = self.disk.directory.entries().values().copied().collect();
         let files: Vec<FileId> = files.into_iter().filter(|file| !self.disk.inodes[file].cache().is_empty()).collect();
