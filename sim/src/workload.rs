@@ -311,6 +311,11 @@ fn add(first: u64, count: u64) -> Step {
     Step::Add { first, count, start: 0, salt: first }
 }
 
+/// The same with the vectors of salt 0, whatever the documents.
+fn add_unsalted(first: u64, count: u64) -> Step {
+    Step::Add { first, count, start: 0, salt: 0 }
+}
+
 /// The named workloads: small enough to be explored whole, together everything the engine does to its files.
 #[must_use]
 pub fn reference() -> Vec<Workload> {
@@ -438,21 +443,29 @@ pub fn reference() -> Vec<Workload> {
                 Flush,
             ],
         ),
-        // Document 7 comes over to a half of a shard that splits, and then the shard that it was in goes.
+        // Document 161 goes to a shard of before, so that its bytes are lent anew; with 162 another splits, and one of that
+        // shard's postings goes to a half; then the shard itself goes. What has rotted by the first of these is not hidden.
         Workload::new(
             "a posting outlives its shard",
             l2(3, 4),
             vec![
-                add(2, 8),
+                add_unsalted(60, 5),
                 Flush,
-                add(102, 1),
+                Remove { first: 900, count: 1 },
                 Commit,
-                add(103, 1),
+                Remove { first: 901, count: 1 },
                 Commit,
-                add(104, 1),
-                Remove { first: 3, count: 4 },
+                Remove { first: 902, count: 1 },
+                Commit,
+                add_unsalted(160, 1),
+                Commit,
+                add_unsalted(161, 1),
+                Commit,
+                add_unsalted(162, 1),
+                Remove { first: 61, count: 1 },
+                Remove { first: 161, count: 1 },
                 Flush,
-                add(110, 3),
+                add_unsalted(110, 3),
                 Flush,
             ],
         ),
