@@ -57,7 +57,7 @@ struct Apply<'a, F: StorageFile> {
     dropped: Vec<Arc<Place>>,
     /// Why what is staged in a shard is stored, where it is not only for being added.
     causes: BTreeMap<u32, Cause>,
-    /// Shards that lost postings.
+    /// Shards from which this batch removed postings.
     shrunk: BTreeSet<u32>,
     before: Totals,
     candidates: Vec<usize>,

@@ -20,6 +20,11 @@ fn at(id: u64, x: f32) -> Posting {
     posting(id.into(), 0, vector)
 }
 
+/// Three postings at each of 0, 10, 20, 30, 40 and 50: added at once, where a shard holds four, each three get a shard.
+fn clusters() -> Vec<Posting> {
+    (0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect()
+}
+
 /// Bytes of the data file that are not free.
 fn taken(test: &TestIndex, engine: &Engine<MmapStorage>) -> u64 {
     let len = fs::metadata(test.path().join("data")).expect("the data file").len();
@@ -96,9 +101,8 @@ fn a_shard_alone_or_among_full_ones_is_kept() {
     let alone = engine.stats().expect("figures");
     assert_eq!((alone.merges, alone.total_shards, ids(&engine)), (0, 1, vec![0]));
     engine.remove(&removed(0..1)).expect("accepted");
-    // Six clusters of three in one batch, each a shard, and a fourth for each: all are full.
-    let clusters: Vec<Posting> = (0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
-    engine.add(&clusters).expect("accepted");
+    // With a fourth for each cluster all are full.
+    engine.add(&clusters()).expect("accepted");
     let fourths: Vec<Posting> = (18..24).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
     engine.add(&fourths).expect("accepted");
     assert_eq!(engine.stats().expect("figures").total_shards, 6);
@@ -143,8 +147,7 @@ fn merges_behind_replacements_and_of_one_batch_after_another_end_where_there_is_
 fn postings_of_a_neighbour_come_to_the_half_of_a_split_that_is_nearer() {
     let test = TestIndex::with(|config| config.shard_size(4));
     let mut engine = test.create();
-    let clusters: Vec<Posting> = (0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
-    engine.add(&clusters).expect("accepted");
+    engine.add(&clusters()).expect("accepted");
     // The first goes to the shard at 10, the second to the one at 0, and the third splits that.
     for (id, x) in [(20, 5.2), (21, 4.5)] {
         engine.add(&[at(id, x)]).expect("accepted");
@@ -186,7 +189,7 @@ fn nothing_is_merged_into_a_shard_that_is_damaged() {
     for replayed in [false, true] {
         let test = TestIndex::with(|config| config.shard_size(4));
         let mut engine = test.create();
-        let clusters: Vec<Posting> = (0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
+        let clusters = clusters();
         engine.add(&clusters).expect("accepted");
         engine.flush().expect("flushed");
         if replayed {
@@ -194,7 +197,7 @@ fn nothing_is_merged_into_a_shard_that_is_damaged() {
             engine.commit().expect("durable");
         }
         drop(engine);
-        // Of the shards beside the one at 10 the one at 0, which is the nearest with a lower number.
+        // Of the two shards beside the one that shrinks.
         rot(&test, &clusters[6]);
         let mut engine = test.open();
         if !replayed {
@@ -234,7 +237,7 @@ fn a_removal_takes_no_space_though_it_merges() {
 fn nothing_is_merged_into_a_shard_that_the_batch_emptied() {
     let test = TestIndex::with(|config| config.shard_size(4));
     let mut engine = test.create();
-    engine.add(&(0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect::<Vec<_>>()).expect("accepted");
+    engine.add(&clusters()).expect("accepted");
     engine.remove(&[0, 6, 12, 7, 13].map(DocumentId)).expect("accepted");
     let stats = engine.stats().expect("figures");
     assert_eq!((stats.merges, stats.total_shards, stats.removed_postings), (1, 4, 0));
@@ -247,8 +250,7 @@ fn nothing_is_merged_into_a_shard_that_the_batch_emptied() {
 fn a_shard_that_rotted_is_neither_moved_from_nor_merged() {
     let test = TestIndex::with(|config| config.shard_size(4));
     let mut engine = test.create();
-    let clusters: Vec<Posting> = (0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
-    engine.add(&clusters).expect("accepted");
+    engine.add(&clusters()).expect("accepted");
     let borderline = at(20, 5.2);
     engine.add(&[borderline.clone(), at(21, 4.5)]).expect("accepted");
     engine.flush().expect("flushed");
