@@ -72,6 +72,8 @@ marks! {
     OlderTreeDamaged,
     /// a root was stored again in the slot that could not be read
     RestoredInOtherSlot,
+    /// a root file of epoch 1 was replaced
+    RootFileReplaced,
     /// a record was replayed
     RecordReplayed,
     /// an open found no room and only reads

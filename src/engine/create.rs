@@ -2,7 +2,7 @@
 
 use super::{
     Engine, names,
-    recovery::{self, CLEAR, E1, Found},
+    recovery::{self, CLEAR, Found},
     roots::Roots,
     stats::RecoveryStats,
 };
@@ -23,13 +23,13 @@ use crate::{
     wal::{self, WalLayout},
 };
 
-const MAKE: Purpose = Purpose("create");
+pub(super) const MAKE: Purpose = Purpose("create");
 const HEADER: Purpose = Purpose("create: file header");
 
 /// Segments that a new WAL has.
 const FIRST_SEGMENTS: usize = 4;
 
-const COMMIT: Purpose = Purpose("create: commit");
+pub(super) const COMMIT: Purpose = Purpose("create: commit");
 
 /// Makes an index in an empty or new directory, or opens the one that is there.
 ///
@@ -109,17 +109,6 @@ fn make_files<S: Storage>(storage: &S, geometry: Geometry, index_id: u128) -> Re
     storage.sync_dir(Purpose("C3: sync the entries"))?;
     storage.rename(names::ROOT_NEW, names::ROOT, COMMIT)?;
     storage.sync_dir(Purpose("C4: sync the rename"))
-}
-
-/// Makes the root file of an index anew that nobody has written to, and its entry durable: the `create` that made it may
-/// have died, or failed, before its last sync, and then a sync now may do nothing (R8). What is written to exists only where
-/// `create` or this was done with.
-pub(super) fn commit_again<S: Storage>(storage: &S, root: &Root) -> Result<()> {
-    let file = storage.create(names::ROOT_NEW, MAKE)?;
-    Roots::store_first(&*file, root)?;
-    file.sync_all(Purpose("E2: sync the roots"))?;
-    storage.rename(names::ROOT_NEW, names::ROOT, COMMIT)?;
-    storage.sync_dir(E1)
 }
 
 /// A `create` that was interrupted has not written to the WAL yet. If somebody has, then there was an index, whose root file

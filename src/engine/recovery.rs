@@ -3,13 +3,11 @@
 //! After a crash, in this order (R10: what can be read may be in the page cache alone, so what recovery relies on is stored
 //! anew and synced before anything is accepted or freed):
 //!
-//! (a) If nobody has written to the index yet, the root file is made anew and its entry synced (**E2**, **E1**): the
-//!     `create` may have ended between its rename and the sync of it. (Where something was written, it has not; and
-//!     the directory's own entry is durable wherever there is a root, for `create` syncs it before it makes one.)
-//!     The newest root is stored again and synced: **B4**.
-//! (b) The WAL is replayed from its checkpoint, and a flush stores a root at the tail's end: its shards' new bytes are
-//!     synced (**B2**), then it (**B3**). It carries a new epoch of the WAL, so that nothing behind a torn tail can ever
-//!     continue a chain.
+//! (a) The newest root is stored again and synced: **B4**.
+//! (b) The WAL is replayed from its checkpoint. If the newest root is of epoch 1, the root file is made anew and its entry
+//!     synced (**E2**, **E1**, see invariant 1). A flush stores a root at the tail's end: its shards' new bytes are synced
+//!     (**B2**), then it (**B3**). It carries a new epoch of the WAL, so that nothing behind a torn tail can ever continue
+//!     a chain.
 //! (c) The same state is stored as one more root in the other slot and synced: **B5**. Now both roots know the new epoch,
 //!     whichever of them rots later, and neither needs the WAL from before the crash.
 //!
@@ -18,11 +16,19 @@
 //!
 //! After a clean close (a closing mark ends the WAL, the roots follow one another, and nothing is to be replayed) no byte is
 //! stored until the first write; then (b) and (c) come first.
+//!
+//! Invariant:
+//! 1. The entry of a root file that holds a root of epoch 2 or later is durable. `create` makes files of epoch 1, and may end
+//!    before its last sync of the directory, or have it fail; then a later sync may do nothing (R8). An open can't tell: the
+//!    page cache may have shown an earlier open an empty log, which replaced the file, and show this one a used log. So
+//!    whatever an open believes, it replaces a file of epoch 1, which gives the entry a change that a sync covers, before
+//!    it stores a root of epoch 2 there. The entries of `data` and `wal` are durable before a root file has its name (C3).
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Counters, Engine, apply, batch, create,
+    Counters, Engine, apply, batch,
+    create::COMMIT,
     directory::{self, Directory},
     flush::FlushStep,
     names, regroup,
@@ -51,6 +57,8 @@ use crate::{
     wal::{self, Record, Tail, WalLayout, WalWriter},
 };
 
+/// E2: the content of a root file made anew.
+pub const E2: Purpose = Purpose("E2: sync the roots");
 /// E1: the entry of the root file.
 pub const E1: Purpose = Purpose("E1: sync the entry");
 /// B4: the root that recovery starts from.
@@ -84,11 +92,7 @@ pub(super) fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> R
         storage.remove(names::ROOT_NEW, CLEAR)?;
         recovery.leftovers_removed += 1;
     }
-    let mut found = Found::read(&storage, recovery)?;
-    if found.newest.epoch == 1 && !wal::was_used(&*found.wal_file, storage.page_size())? {
-        create::commit_again(&storage, &found.newest)?;
-        found = Found::read(&storage, found.recovery)?;
-    }
+    let found = Found::read(&storage, recovery)?;
     found.engine(storage, lock, options, env, false)
 }
 
@@ -524,6 +528,7 @@ impl<S: Storage> Engine<S> {
         if site::holds(site::Kind::Ordering, self.epoch_open) {
             return Ok(());
         }
+        self.make_root_file_anew()?;
         self.flush_forced()?;
         let twin = Root { generation: self.roots.newest().generation.next(), ..self.roots.newest().clone() };
         self.begun = twin.generation;
@@ -536,6 +541,24 @@ impl<S: Storage> Engine<S> {
         self.work.release(self.roots.newest().generation);
         self.epoch_open = true;
         Ok(())
+    }
+
+    /// Replaces a root file of epoch 1, so that its entry is durable: invariant 1 of the [module](self).
+    fn make_root_file_anew(&mut self) -> Result<()> {
+        if self.roots.newest().epoch > 1 {
+            return Ok(());
+        }
+        let file = self.roots.copy_to_new_file(&self.storage)?;
+        self.counters.barriers += 1;
+        if let Err(error) = file.sync_all(E2) {
+            return Err(self.poison(error));
+        }
+        self.storage.rename(names::ROOT_NEW, names::ROOT, COMMIT)?;
+        // Opened anew, for it has another name now.
+        self.roots.use_file(self.storage.open(names::ROOT)?);
+        site::reach(Mark::RootFileReplaced);
+        self.counters.barriers += 1;
+        self.storage.sync_dir(E1).map_err(|error| self.poison(error))
     }
 
     /// A flush that stores a root even if nothing has changed.

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::{create::MAKE, names, recovery::CLEAR};
 use crate::{
     error::{Result, ShardexError},
     format::{
@@ -14,7 +15,7 @@ use crate::{
     },
     limits::FORMAT_VERSION,
     site::{self, Mark},
-    storage::{Purpose, StorageFile, SyncJob},
+    storage::{Purpose, Storage, StorageFile, SyncJob},
 };
 
 const STORE: Purpose = Purpose("root: store");
@@ -114,6 +115,32 @@ impl<F: StorageFile> Roots<F> {
             file.write_at((i * root.geometry.page_size) as u64, &root.encode(), STORE)?;
         }
         Ok(())
+    }
+
+    /// A file `root.new` that holds what the slots hold. It takes the place of the root file by a rename.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`: nothing has changed; to be called again.
+    pub fn copy_to_new_file<S: Storage<File = F>>(&self, storage: &S) -> Result<Arc<F>> {
+        if storage.list()?.iter().any(|name| name == names::ROOT_NEW) {
+            // Left by a try that failed.
+            storage.remove(names::ROOT_NEW, CLEAR)?;
+        }
+        let file = storage.create(names::ROOT_NEW, MAKE)?;
+        file.allocate((SLOTS * self.page_size) as u64, Purpose("root: allocate"))?;
+        for slot in 0..SLOTS {
+            let older = self.older.as_ref().filter(|_| slot != self.newest_slot);
+            file.write_at((slot * self.page_size) as u64, &older.unwrap_or(&self.newest).encode(), STORE)?;
+        }
+        Ok(file)
+    }
+
+    /// Goes on with the file of [`copy_to_new_file`](Self::copy_to_new_file), which has taken the place of the one before.
+    pub fn use_file(&mut self, file: Arc<F>) {
+        self.file = file;
+        if self.older.is_none() {
+            self.older = Some(self.newest.clone());
+        }
     }
 
     /// The newest durable root.

@@ -61,12 +61,12 @@ pub fn replay<F: StorageFile>(
     mut apply: impl FnMut(Record) -> Result<()>,
 ) -> Result<Tail> {
     let seed = frame::seed(index_id, epoch);
-    let Segments { slots, headless, newest_epoch } = segment_slots(file, layout, (index_id, epoch), seed)?;
+    let Segments { slots, others, newest_epoch } = segment_slots(file, layout, (index_id, epoch))?;
     let mut chain = Chain { last: checkpoint, partial: None };
     let mut tail = Tail { last: checkpoint, newest_epoch, ..Tail::default() };
     let mut at = start;
     let mut segment = Vec::new();
-    'chain: while let Some(&slot) = slots.get(&at.seq) {
+    'chain: while let Some(&(slot, _)) = slots.get(&at.seq) {
         read_segment(file, layout, slot, &mut segment)?;
         while at.offset < layout.segment_size() {
             let bytes = segment.get(at.offset as usize..).unwrap_or_default();
@@ -91,11 +91,23 @@ pub fn replay<F: StorageFile>(
         }
         at = layout.start_of(at.seq + 1);
     }
-    let mut later: Vec<_> = slots.range(at.seq..).map(|(&seq, &slot)| (slot, layout.start_of(seq))).collect();
+    let mut later: Vec<_> = slots.range(at.seq..).map(|(&seq, &(slot, _))| (slot, layout.start_of(seq))).collect();
     if let Some((_, first)) = later.first_mut()
         && first.seq == at.seq
     {
         *first = at;
+    }
+    // Nothing follows a closing mark in its epoch.
+    let mut headless = Vec::new();
+    if !tail.closed {
+        let before = slots.range(..start.seq).map(|(_, &(slot, first_lsn))| (slot, Some(first_lsn)));
+        for (slot, first_lsn) in before.chain(others.iter().map(|&slot| (slot, None))) {
+            let first = first_frame(file, layout, slot, seed)?;
+            if site::applies(Kind::ErrorCheck, first.is_some_and(|first| Some(first.lsn) != first_lsn)) {
+                site::reach(Mark::HeadlessSegment);
+                headless.push(slot);
+            }
+        }
     }
     later.extend(headless.iter().map(|&slot| (slot, layout.start_of(u64::MAX))));
     let behind = look_behind(file, layout, &later, seed, chain.last)?;
@@ -103,7 +115,9 @@ pub fn replay<F: StorageFile>(
         && site::applies(Kind::ErrorCheck, durable > chain.last.0)
     {
         site::reach(Mark::HoleFound);
-        let offset = slots.get(&at.seq).map_or(0, |&slot| layout.segment_start(slot) + at.offset);
+        // Where the record should be; if its segment is not known by its header, that header.
+        let known = slots.get(&at.seq).map(|&(slot, _)| layout.segment_start(slot) + at.offset);
+        let offset = known.or(headless.first().map(|&slot| layout.segment_start(slot))).unwrap_or(0);
         return Err(ShardexError::Corruption {
             file: file.path(),
             offset,
@@ -138,52 +152,40 @@ pub fn was_used<F: StorageFile>(file: &F, page_size: usize) -> Result<bool> {
 
 /// What the segments' headers say.
 struct Segments {
-    /// The slot of each segment of the epoch, by its number.
-    slots: BTreeMap<u64, usize>,
-    /// Slots that hold frames of the epoch under a header that does not parse.
-    headless: Vec<usize>,
+    /// The slot of each segment of the epoch and its first LSN, by its number.
+    slots: BTreeMap<u64, (usize, u64)>,
+    /// Slots under a header that is not of the epoch: never used, or torn at its first store, or of another epoch; or damaged,
+    /// or one that the device gave back from an earlier use. In the last two cases records in them may have been
+    /// acknowledged, and then a later one says so.
+    others: Vec<usize>,
     /// The newest epoch of the index's segments.
     newest_epoch: u64,
 }
 
-fn segment_slots<F: StorageFile>(
-    file: &F,
-    layout: WalLayout,
-    (index_id, epoch): (u128, u64),
-    seed: u32,
-) -> Result<Segments> {
-    let mut slots = BTreeMap::new();
-    let mut headless = Vec::new();
-    let mut newest_epoch = 0;
+fn segment_slots<F: StorageFile>(file: &F, layout: WalLayout, (index_id, epoch): (u128, u64)) -> Result<Segments> {
+    let mut segments = Segments { slots: BTreeMap::new(), others: Vec::new(), newest_epoch: 0 };
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     for slot in 0..layout.segments_in(file.len()?) {
         file.read_at(layout.segment_start(slot), &mut bytes)?;
-        let Ok(header) = SegmentHeader::decode(&bytes) else {
-            // Never used, or torn at its first store, or damaged. Only in the last case were its records acknowledged,
-            // and then a later one of them says so.
-            if site::applies(Kind::ErrorCheck, first_frame(file, layout, slot, seed)?.is_some()) {
-                site::reach(Mark::HeadlessSegment);
-                headless.push(slot);
+        let header = SegmentHeader::decode(&bytes).ok().filter(|header| header.index_id == index_id);
+        segments.newest_epoch = segments.newest_epoch.max(header.as_ref().map_or(0, |header| header.epoch));
+        match header.filter(|header| site::holds(Kind::ErrorCheck, header.epoch == epoch)) {
+            None => segments.others.push(slot),
+            Some(header) => {
+                if let Some((other, _)) = segments.slots.insert(header.seq, (slot, header.first_lsn)) {
+                    return Err(ShardexError::Corruption {
+                        file: file.path(),
+                        offset: layout.segment_start(slot),
+                        what: format!("segment {} is here and in slot {other}", header.seq),
+                    });
+                }
             }
-            continue;
-        };
-        if header.index_id == index_id {
-            newest_epoch = newest_epoch.max(header.epoch);
-        }
-        if site::holds(Kind::ErrorCheck, header.index_id == index_id && header.epoch == epoch)
-            && let Some(other) = slots.insert(header.seq, slot)
-        {
-            return Err(ShardexError::Corruption {
-                file: file.path(),
-                offset: layout.segment_start(slot),
-                what: format!("segment {} is here and in slot {other}", header.seq),
-            });
         }
     }
-    Ok(Segments { slots, headless, newest_epoch })
+    Ok(segments)
 }
 
-/// The first frame of a segment, whatever its header says.
+/// The first frame of a segment, whatever its header says; `None` if it is not of the epoch.
 fn first_frame<F: StorageFile>(file: &F, layout: WalLayout, slot: usize, seed: u32) -> Result<Option<Frame>> {
     let mut bytes = vec![0; FRAME_HEADER_BYTES];
     let at = layout.segment_start(slot) + layout.first_frame();

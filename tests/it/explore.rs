@@ -191,6 +191,14 @@ post_mortems! {
     /// synced the directory, which did nothing, and went on. The power cut took the root file. A root file that nobody
     /// has relied on yet is made anew.
     a_root_whose_entry_is_in_doubt_is_made_anew: "failed-sync-of-the-rename.case";
+    /// A commit's sync failed and the page cache fell back to an empty log. The next open took the index for one that nobody
+    /// had written to, renamed a new root file into place, and died before it synced the entry. The open after that saw the
+    /// used log, which the device had, and left the entry alone: a power cut brought the old root file back. An open now
+    /// replaces a root file of epoch 1 whatever it believes of the log.
+    an_open_makes_the_entry_durable_whatever_the_log_says: "root-file-replaced-and-not-synced.case";
+    /// The sector of a segment's header went back to the slot's use before. Its acknowledged frames were never looked at,
+    /// and the log ended early, like a torn tail. Frames under a header that is not theirs now prove that records are missing.
+    frames_under_a_header_of_before_are_not_a_torn_tail: "stale-segment-header.case";
 }
 
 #[test]
