@@ -170,13 +170,15 @@ pub enum ShardexError {
         supported: u32,
     },
 
-    /// Another handle, in this process or another, has the index open.
+    /// Another handle has the index open, or a reader of this process still holds bytes of it.
     ///
-    /// Recover by closing it; a crash of its process releases it too.
-    #[error("the index in {} is open elsewhere: close it there first", path.display())]
+    /// Recover as `holder` says; a crash of its process releases the lock too.
+    #[error("the index in {} {holder}", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
+        /// Who holds the lock.
+        holder: LockHolder,
     },
 
     /// A sync failed, so nothing more can be acknowledged on this handle (promise P5).
@@ -222,6 +224,30 @@ pub enum ShardexError {
     /// Recover by opening the index again.
     #[error("the index is closed")]
     Closed,
+}
+
+/// Who holds the lock of an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LockHolder {
+    /// Another process, as far as this one knows. Close the index there.
+    OtherProcess,
+    /// A handle of this process. Close it.
+    Handle,
+    /// A snapshot or a search result of this process whose handle is closed or gone. Drop it.
+    Reader,
+}
+
+impl std::fmt::Display for LockHolder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::OtherProcess => "is open in another process: close it there first",
+            Self::Handle => "is open in this process: close that handle first",
+            Self::Reader => {
+                "is still read in this process, by a snapshot or a search result whose handle is closed: drop that first"
+            }
+        })
+    }
 }
 
 impl ShardexError {

@@ -37,38 +37,49 @@
 //! wal      shard      (neither knows the other)
 //! space
 //! format              bytes ⇄ checked values          distance
+//! lease               who may touch which bytes, and for how long
 //! storage             the contract, the real backend
 //! config posting error id limits env site
 //! ```
 
+#![cfg_attr(
+    not(feature = "internals"),
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "what only the simulator, the tests and the fuzzers use is there without them"
+    )
+)]
+
 #[cfg(not(target_endian = "little"))]
 compile_error!("the files are mapped as they are, and they are little-endian");
 
-pub mod cells;
-pub mod codes;
+/// Declares modules that are public with the feature `internals` only: the simulator, the tests and the fuzzers reach through
+/// them. Through them a program could get at a file of an index, and break what the engine relies on.
+macro_rules! internal {
+    ($($module:ident)+) => {
+        $(#[cfg(feature = "internals")]
+        pub mod $module;
+        #[cfg(not(feature = "internals"))]
+        mod $module;)+
+    };
+}
+
+internal! { cells codes distance engine error format index lease limits shard site space storage wal }
 mod config;
-pub mod distance;
-pub mod engine;
 pub mod env;
-pub mod error;
-pub mod format;
 mod id;
-pub mod index;
-pub mod limits;
 mod posting;
-pub mod shard;
 mod shardex;
-pub mod site;
-pub mod space;
-pub mod storage;
-pub mod wal;
 
 pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};
 pub use engine::{
-    Component, ConsistencyReport, Engine, Finding, FlushStep,
+    Component, ConsistencyReport, Finding,
     stats::{FlushStats, IndexStats, RecoveryStats},
 };
-pub use error::{Result, ShardexError};
+#[cfg(feature = "internals")]
+pub use engine::{Engine, FlushStep};
+pub use error::{LockHolder, Result, ShardexError};
 pub use id::{DocumentId, Generation, Lsn, ShardId};
 pub use index::{Hit, Hits};
 pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult};

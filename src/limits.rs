@@ -110,3 +110,6 @@ pub const CALIBRATION_CODES: u64 = 400_000;
 pub const LEAST_FOR_CELLS: u64 = 4_096;
 
 const _: () = assert!(EXTENT_SLOTS.is_power_of_two() && EXTENT_SLOTS <= 64);
+
+/// Bytes that are read at once where a file is looked through.
+pub const SCAN_BYTES: usize = 256 << 10;

@@ -10,13 +10,30 @@ mod faults;
 use std::{io, sync::Arc};
 
 use shardex::{
-    error::{Result, ShardexError},
-    storage::{Purpose, Storage, StorageFile, SyncJob},
+    error::{LockHolder, Result, ShardexError},
+    storage::{Purpose, Storage, StorageFile, StorageLock as _},
 };
 
 pub use crash::{Crash, conformance_crash};
 
 const TEST: Purpose = Purpose("conformance");
+
+/// The two unsafe functions of a file, as the suite calls them.
+trait Raw: StorageFile {
+    #[expect(unsafe_code, reason = "the suite itself keeps the contract")]
+    fn store(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
+        // SAFETY: the suite stores to no byte that it has borrowed and not given back.
+        unsafe { self.write_at(offset, bytes, purpose) }
+    }
+
+    #[expect(unsafe_code, reason = "the suite itself keeps the contract")]
+    fn loan(&self, offset: u64, len: usize) -> Result<Self::Lent> {
+        // SAFETY: as in `store`.
+        unsafe { self.lend(offset, len) }
+    }
+}
+
+impl<F: StorageFile> Raw for F {}
 
 /// Runs the suite. Each call of `make` gives a storage of its own, whose directory does not exist but can be made.
 ///
@@ -26,6 +43,7 @@ pub fn conformance<S: Storage>(make: &dyn Fn() -> S) {
     directory_is_made_once(&make());
     entries(&fresh(make));
     lock_is_exclusive(&fresh(make));
+    lock_is_of_the_file(&fresh(make));
     allocation(&fresh(make));
     round_trips(&fresh(make));
     past_the_end(&fresh(make));
@@ -104,7 +122,7 @@ fn entries<S: Storage>(storage: &S) {
     for (name, salt) in [("a", 1), ("b", 2)] {
         let file = ok(storage.open(name));
         ok(file.allocate(100, TEST));
-        ok(file.write_at(0, &pattern(0, 100, salt), TEST));
+        ok(file.store(0, &pattern(0, 100, salt), TEST));
     }
     let open = ok(storage.open("a"));
     ok(storage.rename("a", "d", TEST));
@@ -122,16 +140,39 @@ fn entries<S: Storage>(storage: &S) {
 }
 
 fn lock_is_exclusive<S: Storage>(storage: &S) {
-    let guard = ok(storage.lock());
-    let locked = |result| matches!(result, Err(ShardexError::Locked { path }) if path == storage.path());
-    assert!(locked(storage.lock().map(drop)), "R12: a second lock gets Locked");
-    assert!(locked(storage.lock().map(drop)), "R12: and a third, for the refused one released nothing");
+    let guard = ok(storage.lock("LOCK"));
+    let locked = |result| matches!(result, Err(ShardexError::Locked { path, .. }) if path == storage.path());
+    assert!(locked(storage.lock("LOCK").map(drop)), "R12: a second lock gets Locked");
+    assert!(locked(storage.lock("LOCK").map(drop)), "R12: and a third, for the refused one released nothing");
     drop(guard);
-    drop(ok(storage.lock()));
-    let _held = ok(storage.lock());
-    assert!(locked(storage.lock().map(drop)), "R12: a lock taken again is exclusive again");
+    drop(ok(storage.lock("LOCK")));
+    let _held = ok(storage.lock("LOCK"));
+    assert!(locked(storage.lock("LOCK").map(drop)), "R12: a lock taken again is exclusive again");
     let files: Vec<_> = ok(storage.list()).into_iter().filter(|name| name != "LOCK").collect();
     assert!(files.is_empty(), "lock: leaves nothing but LOCK, found {files:?}");
+}
+
+fn lock_is_of_the_file<S: Storage>(storage: &S) {
+    let holder = |result: Result<S::Lock>| match result.map(drop) {
+        Err(ShardexError::Locked { holder, .. }) => Some(holder),
+        other => ok(other.map(|()| None)),
+    };
+    let guard = ok(storage.lock("LOCK"));
+    assert_eq!(holder(storage.lock("LOCK")), Some(LockHolder::Handle), "lock: says that this process holds it");
+    guard.owner_left();
+    assert_eq!(holder(storage.lock("LOCK")), Some(LockHolder::Reader), "lock: says that a reader holds it");
+    // Another file of the same name is another lock, and the one before is held still.
+    ok(storage.rename("LOCK", "aside", TEST));
+    let other = ok(storage.lock("LOCK"));
+    assert_eq!(holder(storage.lock("aside")), Some(LockHolder::Reader), "lock: goes with the file, not the name");
+    guard.withdraw();
+    assert_eq!(ok(storage.list()), ["LOCK", "aside"], "withdraw: not another's file of that name");
+    other.withdraw();
+    assert_eq!(ok(storage.list()), ["aside"], "withdraw: the file that the lock made");
+    drop((guard, other));
+    ok(storage.lock("aside")).withdraw();
+    assert_eq!(ok(storage.list()), ["aside"], "withdraw: not a file that was there");
+    ok(storage.remove("aside", TEST));
 }
 
 fn allocation<S: Storage>(storage: &S) {
@@ -146,7 +187,7 @@ fn allocation<S: Storage>(storage: &S) {
     }
     assert_eq!(read(&*file, 0, 3 * page as usize), vec![0; 3 * page as usize], "R6: new bytes are zeros");
     let bytes = pattern(0, 3 * page as usize, 1);
-    ok(file.write_at(0, &bytes, TEST));
+    ok(file.store(0, &bytes, TEST));
     for asked in [5, 5 * page] {
         ok(file.allocate(asked, TEST));
         assert_eq!(read(&*file, 0, bytes.len()), bytes, "allocate: to {asked} keeps what was stored");
@@ -172,14 +213,14 @@ fn round_trips<S: Storage>(storage: &S) {
     ];
     for (salt, (offset, len)) in ranges.into_iter().enumerate() {
         let bytes = pattern(offset, len as usize, salt as u64);
-        ok(file.write_at(offset, &bytes, TEST));
+        ok(file.store(offset, &bytes, TEST));
         expected[offset as usize..(offset + len) as usize].copy_from_slice(&bytes);
         assert_eq!(read(&*file, offset, len as usize), bytes, "R1: a store of {offset}+{len} is visible at once");
         assert_eq!(read(&*file, 0, expected.len()), expected, "a store of {offset}+{len} changes nothing else");
         ok(file.sync_range(offset, len, TEST));
     }
-    ok(SyncJob::range(&file, 0, page, TEST).run());
-    ok(SyncJob::all(&file, TEST).run());
+    ok(file.sync_range(0, page, TEST));
+    ok(file.sync_all(TEST));
     assert_eq!(read(&*ok(storage.open("a")), 0, expected.len()), expected, "another handle reads the same");
 }
 
@@ -187,13 +228,13 @@ fn past_the_end<S: Storage>(storage: &S) {
     let len = storage.page_size() as u64 + 100;
     let file = file_of(storage, "a", len);
     let bytes = pattern(0, len as usize, 1);
-    ok(file.write_at(0, &bytes, TEST));
+    ok(file.store(0, &bytes, TEST));
     for (offset, size) in [(len, 1), (len - 1, 2), (0, len + 1), (len + 1, 0), (u64::MAX, 1), (u64::MAX - 1, 2)] {
         let what = format!("{offset}+{size}, past the end of {len}");
-        io_kind(file.write_at(offset, &vec![7; size as usize], TEST), &format!("write of {what}"));
+        io_kind(file.store(offset, &vec![7; size as usize], TEST), &format!("write of {what}"));
         let mut buffer = vec![7; size as usize];
         io_kind(file.read_at(offset, &mut buffer), &format!("read of {what}"));
-        io_kind(file.lend(offset, size as usize), &format!("loan of {what}"));
+        io_kind(file.loan(offset, size as usize), &format!("loan of {what}"));
         assert_eq!(ok(file.len()), len, "a refused call changes no length");
     }
     assert_eq!(read(&*file, 0, bytes.len()), bytes, "a refused store changes no byte");
@@ -204,20 +245,20 @@ fn loans<S: Storage>(storage: &S) {
     let page = storage.page_size().max(256) as u64;
     let file = file_of(storage, "a", 4 * page);
     let bytes = pattern(0, 4 * page as usize, 1);
-    ok(file.write_at(0, &bytes, TEST));
-    let all = ok(file.lend(0, bytes.len()));
+    ok(file.store(0, &bytes, TEST));
+    let all = ok(file.loan(0, bytes.len()));
     assert_eq!(*all, *bytes, "lend: sees every store of before");
     for offset in (0..130).chain(page - 70..page + 70) {
         for len in [0, 1, 64, 200] {
-            let lent = ok(file.lend(offset, len));
+            let lent = ok(file.loan(offset, len));
             assert_eq!(*lent, bytes[offset as usize..][..len], "lend: {offset}+{len}");
             let address = lent.as_ptr() as usize;
             let align = 1 << offset.trailing_zeros().min(6);
             assert_eq!(address % align, 0, "lend: {address:#x} for offset {offset} is not aligned to {align}");
         }
     }
-    assert!(ok(file.lend(4 * page, 0)).is_empty(), "lend: nothing, at the end");
-    assert!(ok(ok(storage.create("empty", TEST)).lend(0, 0)).is_empty(), "lend: nothing, of an empty file");
+    assert!(ok(file.loan(4 * page, 0)).is_empty(), "lend: nothing, at the end");
+    assert!(ok(ok(storage.create("empty", TEST)).loan(0, 0)).is_empty(), "lend: nothing, of an empty file");
 
     let clones: Vec<_> = (0..3).map(|_| all.clone()).collect();
     drop(all);
@@ -228,11 +269,11 @@ fn loans<S: Storage>(storage: &S) {
 
     // A place whose loans are gone may be stored to, and a new loan sees it.
     let file = file_of(storage, "b", page);
-    drop(ok(file.lend(0, 100)));
-    let lent = ok(file.lend(100, 100));
-    ok(file.write_at(0, &pattern(0, 100, 2), TEST));
-    ok(file.write_at(200, &pattern(200, 56, 2), TEST));
-    assert_eq!(*ok(file.lend(0, 100)), *pattern(0, 100, 2), "lend: sees a store after an older loan ended");
+    drop(ok(file.loan(0, 100)));
+    let lent = ok(file.loan(100, 100));
+    ok(file.store(0, &pattern(0, 100, 2), TEST));
+    ok(file.store(200, &pattern(200, 56, 2), TEST));
+    assert_eq!(*ok(file.loan(0, 100)), *pattern(0, 100, 2), "lend: sees a store after an older loan ended");
     assert_eq!(*lent, [0; 100], "lend: a store beside a loan does not touch it");
 }
 
@@ -244,7 +285,7 @@ fn loans_across_growth<S: Storage>(storage: &S) {
     for (turn, step) in steps.into_iter().enumerate() {
         ok(file.allocate(len + step, TEST));
         let bytes = pattern(len, step as usize, 3);
-        ok(file.write_at(len, &bytes, TEST));
+        ok(file.store(len, &bytes, TEST));
         len += step;
         // The new part, the border with the old one, everything, and some across every border so far.
         let border = (len - step).saturating_sub(50);
@@ -253,7 +294,7 @@ fn loans_across_growth<S: Storage>(storage: &S) {
         ranges.rotate_left(turn % 3);
         ranges.extend((0..len).step_by(10_007).map(|from| (from, len.min(from + 30_011))));
         for (from, to) in ranges {
-            kept.push((from, ok(file.lend(from, (to - from) as usize))));
+            kept.push((from, ok(file.loan(from, (to - from) as usize))));
         }
         for (from, lent) in &kept {
             assert_eq!(**lent, *pattern(*from, lent.len(), 3), "lend: {from}+{} in a file of {len}", lent.len());
@@ -267,9 +308,9 @@ fn errors_name_the_file<S: Storage>(storage: &S) {
     assert_eq!(file.path(), storage.path().join("data"), "path of a file");
     let mut buffer = [0; 11];
     let results = [
-        ("write", file.write_at(5, &buffer, TEST)),
+        ("write", file.store(5, &buffer, TEST)),
         ("read", file.read_at(0, &mut buffer)),
-        ("lend", file.lend(0, 11).map(drop)),
+        ("lend", file.loan(0, 11).map(drop)),
         ("create", storage.create("data", TEST).map(drop)),
     ];
     for (expected, result) in results {

@@ -102,8 +102,8 @@ impl<S: Storage> Storage for HookStorage<S> {
         self.inner.sync_parent(purpose)
     }
 
-    fn lock(&self) -> Result<S::Lock> {
-        self.inner.lock()
+    fn lock(&self, name: &str) -> Result<S::Lock> {
+        self.inner.lock(name)
     }
 
     fn list(&self) -> Result<Vec<String>> {
@@ -154,6 +154,7 @@ impl<F: StorageFile> HookFile<F> {
     }
 }
 
+#[expect(unsafe_code, reason = "it hands the calls on")]
 impl<F: StorageFile> StorageFile for HookFile<F> {
     type Lent = F::Lent;
 
@@ -174,9 +175,10 @@ impl<F: StorageFile> StorageFile for HookFile<F> {
         self.inner.read_at(offset, buffer)
     }
 
-    fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
+    unsafe fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
         self.ask(Op::Store, offset, bytes.len() as u64, purpose)?;
-        self.inner.write_at(offset, bytes, purpose)
+        // SAFETY: what the caller has promised.
+        unsafe { self.inner.write_at(offset, bytes, purpose) }
     }
 
     fn sync_range(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
@@ -189,7 +191,8 @@ impl<F: StorageFile> StorageFile for HookFile<F> {
         self.inner.sync_all(purpose)
     }
 
-    fn lend(&self, offset: u64, len: usize) -> Result<F::Lent> {
-        self.inner.lend(offset, len)
+    unsafe fn lend(&self, offset: u64, len: usize) -> Result<F::Lent> {
+        // SAFETY: what the caller has promised.
+        unsafe { self.inner.lend(offset, len) }
     }
 }

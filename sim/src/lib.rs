@@ -28,12 +28,15 @@
 pub mod case;
 pub mod conformance;
 pub mod explorer;
+pub mod fsck;
 pub mod fuzz;
 pub mod hook;
 pub mod model;
 pub mod mutant;
 pub mod mutation;
+pub mod oracle;
 pub mod pool;
+pub mod readers;
 pub mod shrink;
 pub mod storage;
 pub mod workload;

@@ -282,8 +282,8 @@ impl<S: Storage + Clone> Storage for MutantStorage<S> {
         self.state.call(how, move || inner.sync_parent(purpose), || Ok(()))
     }
 
-    fn lock(&self) -> Result<S::Lock> {
-        self.inner.lock()
+    fn lock(&self, name: &str) -> Result<S::Lock> {
+        self.inner.lock(name)
     }
 
     fn list(&self) -> Result<Vec<String>> {
@@ -328,6 +328,7 @@ pub struct MutantFile<F> {
     page: u64,
 }
 
+#[expect(unsafe_code, reason = "it hands the calls on")]
 impl<F: StorageFile> StorageFile for MutantFile<F> {
     type Lent = F::Lent;
 
@@ -350,9 +351,10 @@ impl<F: StorageFile> StorageFile for MutantFile<F> {
         self.inner.read_at(offset, buffer)
     }
 
-    fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
+    unsafe fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
         let how = self.state.ask(Op::Store, purpose, self.name);
-        let done = self.inner.write_at(offset, bytes, purpose);
+        // SAFETY: what the caller has promised.
+        let done = unsafe { self.inner.write_at(offset, bytes, purpose) };
         if self.name == "root" || self.name == "root.new" {
             self.state.committed();
         }
@@ -377,7 +379,8 @@ impl<F: StorageFile> StorageFile for MutantFile<F> {
         )
     }
 
-    fn lend(&self, offset: u64, len: usize) -> Result<F::Lent> {
-        self.inner.lend(offset, len)
+    unsafe fn lend(&self, offset: u64, len: usize) -> Result<F::Lent> {
+        // SAFETY: what the caller has promised.
+        unsafe { self.inner.lend(offset, len) }
     }
 }

@@ -114,7 +114,7 @@ fn steps(step: &Step) -> Vec<Step> {
             .collect(),
         Step::Flush => vec![Step::Commit],
         Step::Reopen => vec![Step::Close],
-        Step::Commit | Step::Close | Step::SecondOpen | Step::Optimize => Vec::new(),
+        Step::Commit | Step::Close | Step::SecondOpen | Step::Optimize | Step::Read => Vec::new(),
     }
 }
 

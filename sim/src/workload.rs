@@ -12,6 +12,7 @@ use shardex::{
 use crate::{
     model::{Batch, Model},
     mutant::next_turn,
+    readers::Readers,
 };
 
 /// One thing to do.
@@ -56,6 +57,8 @@ pub enum Step {
     Reopen,
     /// Opens a second time, which must be refused (R12).
     SecondOpen,
+    /// Takes a snapshot and the hits of a search, which are kept until their engine is gone.
+    Read,
 }
 
 impl std::fmt::Display for Step {
@@ -72,6 +75,7 @@ impl std::fmt::Display for Step {
             Self::Close => f.write_str("close"),
             Self::Reopen => f.write_str("reopen"),
             Self::SecondOpen => f.write_str("second-open"),
+            Self::Read => f.write_str("read"),
         }
     }
 }
@@ -143,13 +147,16 @@ pub struct Runner<S: Storage> {
     pub model: Model,
     /// Batches that were accepted when the last flush that is done began: what searches see after a failed sync, at least.
     pub flushed: usize,
+    /// Who reads meanwhile.
+    pub readers: Readers<S>,
 }
 
 impl<S: Storage + Clone> Runner<S> {
     /// Nothing made yet.
     #[must_use]
     pub fn new(workload: &Workload, env: Env) -> Self {
-        Self { config: workload.config.clone(), env, engine: None, model: Model::default(), flushed: 0 }
+        let readers = Readers::default();
+        Self { config: workload.config.clone(), env, engine: None, model: Model::default(), flushed: 0, readers }
     }
 
     /// Makes or opens the index.
@@ -164,11 +171,25 @@ impl<S: Storage + Clone> Runner<S> {
         Ok(self.engine.insert(engine))
     }
 
+    /// Drops the engine, which its readers outlive.
+    ///
+    /// # Errors
+    /// `Inconsistent` if an open beside them is not refused, or they read something else.
+    pub fn drop_engine(&mut self, storage: &S) -> Result<()> {
+        self.engine = None;
+        self.readers.outlive_engine(storage, &self.config.options, &self.env)
+    }
+
     /// Does one step.
     ///
     /// # Errors
-    /// What the engine says.
+    /// What the engine says; `Inconsistent` if a reader sees another state than it did.
     pub fn step(&mut self, storage: &S, step: &Step) -> Result<()> {
+        self.step_alone(storage, step)?;
+        self.readers.check()
+    }
+
+    fn step_alone(&mut self, storage: &S, step: &Step) -> Result<()> {
         let dimension = self.config.vector_size;
         next_turn();
         self.open(storage)?;
@@ -227,11 +248,12 @@ impl<S: Storage + Clone> Runner<S> {
                 if self.config.options.flush_on_close {
                     self.flushed = self.model.accepted();
                 }
-                self.engine = None;
+                self.drop_engine(storage)?;
                 if *step == Step::Reopen {
                     self.open(storage)?;
                 }
             }
+            Step::Read => self.readers.take(engine)?,
             Step::SecondOpen => {
                 let second = Engine::open(storage.clone(), self.config.options.clone(), &self.env);
                 let locked = matches!(second.map(drop), Err(ShardexError::Locked { .. }));
@@ -466,6 +488,31 @@ pub fn reference() -> Vec<Workload> {
                 Remove { first: 161, count: 1 },
                 Flush,
                 add_unsalted(110, 3),
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "readers outlive their engine",
+            l2(3, 4),
+            vec![
+                add(0, 9),
+                Step::Read,
+                Step::Optimize,
+                Step::Read,
+                Remove { first: 0, count: 6 },
+                Flush,
+                add(10, 7),
+                Flush,
+                Step::Optimize,
+                add(20, 7),
+                Flush,
+                Step::Read,
+                Reopen,
+                Step::Read,
+                Remove { first: 10, count: 9 },
+                SlowFlush { first: 30, count: 3, salt: 2 },
+                Step::Close,
+                add(40, 3),
                 Flush,
             ],
         ),

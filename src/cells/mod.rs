@@ -35,7 +35,7 @@ use crate::{
         crc32c,
     },
     id::ShardId,
-    shard::Place,
+    lease::Place,
     site::{self, Kind},
 };
 

@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 use shardex::{
     DocumentId, Durability, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexConfig,
     env::{Env, Inline},
-    storage::MmapStorage,
 };
 
 use super::{
@@ -102,7 +101,7 @@ pub(super) fn posting(vector: &[f32], id: u128) -> Posting {
 /// One thread: what a search could use besides is left out.
 pub(super) async fn open(dir: &Path, options: OpenOptions) -> Result<Shardex, Failure> {
     let env = Env { executor: Arc::new(Inline), ..Env::system() };
-    Ok(Shardex::open_on(MmapStorage::new(dir.to_path_buf()), options, env).await?)
+    Ok(Shardex::open_in(dir, options, env).await?)
 }
 
 /// Measures all of it, in `dir`.

@@ -12,7 +12,6 @@ use serde_json::json;
 use shardex::{
     OpenOptions, SearchOptions, Shardex,
     env::{AllCores, Env, Executor, Inline},
-    storage::MmapStorage,
 };
 
 use super::{
@@ -46,8 +45,8 @@ pub(super) fn run(args: &Search, output: &Output) -> Outcome {
         false => Arc::new(Inline),
     };
     block_on(args.threads, async {
-        let storage = MmapStorage::new(args.dir.clone());
-        let index = Shardex::open_on(storage, OpenOptions::default(), Env { executor, ..Env::system() }).await?;
+        let env = Env { executor, ..Env::system() };
+        let index = Shardex::open_in(&args.dir, OpenOptions::default(), env).await?;
         // As peers load an index before they are measured: what is read for the first time is checked first.
         let began = Instant::now();
         index.snapshot().await?.warm()?;

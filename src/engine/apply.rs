@@ -19,11 +19,11 @@ use crate::{
     distance,
     env::{Clock, derived_rng},
     error::{Result, ShardexError},
-    id::{DocumentId, Generation, ShardId},
+    id::{DocumentId, ShardId},
+    lease::Place,
     limits,
-    shard::{Cause, DataFile, Place, Shard, StoredPosting, split},
+    shard::{Cause, DataFile, Shard, StoredPosting, split},
     site::{self, Kind, Mark},
-    space::Run,
     storage::StorageFile,
 };
 
@@ -44,8 +44,6 @@ pub struct Context<F> {
     pub clock: Arc<dyn Clock>,
     /// Seeds the generator.
     pub index_id: u128,
-    /// The newest root whose flush has begun.
-    pub begun: Generation,
 }
 
 /// A batch being applied.
@@ -53,7 +51,7 @@ struct Apply<'a, F: StorageFile> {
     context: &'a Context<F>,
     work: &'a mut Working<F>,
     touched: Touched<F>,
-    taken: Vec<Run>,
+    taken: Vec<Arc<Place>>,
     dropped: Vec<Arc<Place>>,
     /// Why what is staged in a shard is stored, where it is not only for being added.
     causes: BTreeMap<u32, Cause>,
@@ -430,12 +428,12 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         let Some(Some(shard)) = self.touched.get_mut(&number) else { return Ok(()) };
         let (work, taken, context) = (&mut *self.work, &mut self.taken, self.context);
         let mut take = || {
-            let run = work.take_extent(&context.data)?;
-            taken.push(run);
-            Ok(run)
+            let place = work.take_extent(&context.data)?;
+            taken.push(Arc::clone(&place));
+            Ok(place)
         };
         let cause = self.causes.get(&number).copied().unwrap_or(Cause::Add);
-        shard.store(&context.data, &mut take, (context.begun, cause))
+        shard.store(&context.data, &mut take, cause)
     }
 
     /// Stores what was staged anywhere.
@@ -446,12 +444,12 @@ impl<'a, F: StorageFile> Apply<'a, F> {
 
     /// Makes the copies the working state.
     fn switch_in(self, removed: u64) -> Applied {
-        let Self { work, touched, dropped, context, .. } = self;
+        let Self { work, touched, dropped, .. } = self;
         let changed = touched.keys().copied().collect();
         for (number, shard) in touched {
             work.put(number, shard.map(Arc::new));
         }
-        dropped.into_iter().for_each(|place| work.drop_extent(place, context.begun));
+        dropped.into_iter().for_each(|place| work.retire_extent(place));
         Applied { changed, removed }
     }
 
@@ -464,7 +462,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             let original = work.shards.get(number as usize).cloned().flatten();
             work.index(number, original.as_deref());
         }
-        taken.into_iter().for_each(|run| work.space.free(run));
+        taken.into_iter().for_each(|place| work.space.undo(place));
         work.totals = before;
     }
 }

@@ -23,9 +23,10 @@ use crate::{
         header::{DATA_MAGIC, FILE_HEADER_BYTES, WAL_MAGIC, decode_file},
         root::Root,
     },
+    lease::{Lease, Place, Run},
     shard::{DataFile, Shard, record, row},
     site::{self, Kind},
-    space::{Run, SpaceMap},
+    space::{SpaceMap, Use},
     storage::{Storage, StorageFile},
     wal,
 };
@@ -229,7 +230,11 @@ fn check_counts<L: std::ops::Deref<Target = [u8]> + Clone>(
 }
 
 /// The check of a whole index. `taken` are places that a flush uses which the engine is not told of yet.
-pub(super) fn check<S: Storage>(engine: &Engine<S>, level: CheckLevel, taken: &[Run]) -> Result<ConsistencyReport> {
+pub(super) fn check<S: Storage>(
+    engine: &Engine<S>,
+    level: CheckLevel,
+    taken: &[Arc<Place>],
+) -> Result<ConsistencyReport> {
     let mut report = ConsistencyReport::default();
     let (mut live, mut removed) = (0, 0);
     for (number, shard) in (0u32..).zip(&engine.work.shards) {
@@ -276,7 +281,7 @@ fn check_bytes<S: Storage>(
     let mut magnitude = vec![0.0f64; geometry.dimension];
     let mut intact = true;
     for (e, extent) in shard.extents().iter().enumerate() {
-        let offset = data.offset(extent.place().run);
+        let offset = data.offset(extent.place());
         let bytes = read(report, data, offset, extent.used() * geometry.slot_bytes())?;
         let (expected, found) = (extent.state().crc, crc32c(0, &bytes));
         if !site::holds(Kind::Checksum, found == expected) {
@@ -370,7 +375,7 @@ fn check_cells<S: Storage>(engine: &Engine<S>, report: &mut ConsistencyReport) -
 fn check_codes<S: Storage>(
     engine: &Engine<S>,
     report: &mut ConsistencyReport,
-    cells: &CellIndex<<S::File as StorageFile>::Lent>,
+    cells: &CellIndex<Lease<<S::File as StorageFile>::Lent>>,
     (g, group): (usize, &GroupView<'_>),
     codes: &mut [u8],
 ) {
@@ -410,7 +415,7 @@ fn read<F: StorageFile>(
     len: usize,
 ) -> Result<Vec<u8>> {
     let mut bytes = vec![0; len];
-    data.file().read_at(offset, &mut bytes)?;
+    data.raw().read_at(offset, &mut bytes)?;
     report.bytes_read += len as u64;
     Ok(bytes)
 }
@@ -428,9 +433,9 @@ fn note<T>(report: &mut ConsistencyReport, component: Component, result: Result<
 }
 
 /// Headers, roots, directories, states, WAL and free space, from the disk.
-fn check_files<S: Storage>(engine: &Engine<S>, taken: &[Run], report: &mut ConsistencyReport) -> Result<()> {
+fn check_files<S: Storage>(engine: &Engine<S>, taken: &[Arc<Place>], report: &mut ConsistencyReport) -> Result<()> {
     for (file, magic, component) in
-        [(engine.data.file(), DATA_MAGIC, Component::Directory), (&engine.wal_file, WAL_MAGIC, Component::Wal)]
+        [(engine.data.raw(), DATA_MAGIC, Component::Directory), (engine.wal_file.raw(), WAL_MAGIC, Component::Wal)]
     {
         let mut bytes = [0; FILE_HEADER_BYTES];
         file.read_at(0, &mut bytes)?;
@@ -442,32 +447,32 @@ fn check_files<S: Storage>(engine: &Engine<S>, taken: &[Run], report: &mut Consi
     if engine.poisoned.is_none() {
         check_roots(engine, report)?;
     }
-    let mut space = SpaceMap::new(engine.data.geometry(), engine.work.space.chunks());
+    let mut space = SpaceMap::new(engine.data.geometry(), engine.work.space.map().chunks());
     let mut seen: BTreeSet<Run> = BTreeSet::new();
     let newest = engine.roots.newest();
     for root in [Some(newest), engine.roots.older()].into_iter().flatten() {
         check_tree(engine, report, root, &mut space, &mut seen)?;
     }
     for place in engine.work.cells.iter().flat_map(|(cells, _)| cells.places()) {
-        mark(report, &mut space, &mut seen, place.run, false);
+        mark(report, &mut space, &mut seen, place.run(), Use::Meta);
     }
     for shard in engine.work.shards.iter().flatten() {
         for extent in shard.extents() {
-            mark(report, &mut space, &mut seen, extent.place().run, true);
+            mark(report, &mut space, &mut seen, extent.place().run(), Use::Extent);
         }
     }
     // The root of a flush under way is in memory alone, but its states and nodes have places.
-    for &run in engine.flush.iter().flat_map(FlushRun::taken).chain(taken) {
-        mark(report, &mut space, &mut seen, run, false);
+    for place in engine.flush.iter().flat_map(FlushRun::taken).chain(taken) {
+        mark(report, &mut space, &mut seen, place.run(), Use::Meta);
     }
-    for (run, extent) in engine.work.held() {
-        mark(report, &mut space, &mut seen, run, extent);
+    for (run, used_as) in engine.work.space.waiting() {
+        mark(report, &mut space, &mut seen, run, used_as);
     }
     report.expect(
         At::new(Component::Space),
         "pages in use are the pages that something names",
         space.used_pages(),
-        engine.work.space.used_pages(),
+        engine.work.space.map().used_pages(),
     );
     // The WAL after the older root's checkpoint, which a rotten newest root would need.
     let root = engine.roots.older().filter(|older| older.epoch == newest.epoch).unwrap_or(newest);
@@ -475,7 +480,7 @@ fn check_files<S: Storage>(engine: &Engine<S>, taken: &[Run], report: &mut Consi
         let layout = wal::WalLayout::new(engine.data.geometry());
         let epoch = (engine.index_id, root.epoch);
         let mut bytes = 0;
-        let tail = wal::replay(&*engine.wal_file, layout, epoch, root.wal_start, root.checkpoint, |record| {
+        let tail = wal::replay(engine.wal_file.raw(), layout, epoch, root.wal_start, root.checkpoint, |record| {
             bytes += record.payload.len() as u64;
             Ok(())
         });
@@ -493,7 +498,7 @@ fn check_files<S: Storage>(engine: &Engine<S>, taken: &[Run], report: &mut Consi
 /// Both slots against the roots in memory.
 fn check_roots<S: Storage>(engine: &Engine<S>, report: &mut ConsistencyReport) -> Result<()> {
     let file = engine.roots.file();
-    let Some(slots) = note(report, Component::Root, roots::read_slots(&**file, engine.data.geometry().page_size))?
+    let Some(slots) = note(report, Component::Root, roots::read_slots(file.raw(), engine.data.geometry().page_size))?
     else {
         return Ok(());
     };
@@ -528,12 +533,12 @@ fn check_tree<S: Storage>(
     for entry in directory.entries() {
         let run = directory::run_of(entry, engine.data.geometry());
         report.bytes_read += u64::from(entry.len);
-        mark(report, space, seen, run, false);
+        mark(report, space, seen, run, Use::Meta);
     }
     if !root.cells.is_none() {
         let table = regroup::read_table(&root.cells, &engine.data);
         if let Some((_, runs)) = note(report, Component::Cells, table)? {
-            runs.into_iter().for_each(|run| mark(report, space, seen, run, false));
+            runs.into_iter().for_each(|run| mark(report, space, seen, run, Use::Meta));
         }
     }
     let mut live = 0;
@@ -547,7 +552,7 @@ fn check_tree<S: Storage>(
         live += u64::from(state.live);
         for extent in &state.extents {
             let run = Run { page: extent.page, pages: engine.data.geometry().extent_pages() };
-            mark(report, space, seen, run, true);
+            mark(report, space, seen, run, Use::Extent);
         }
     }
     let what = format!("live postings below root {}", root.generation);
@@ -555,11 +560,14 @@ fn check_tree<S: Storage>(
     Ok(())
 }
 
-fn mark(report: &mut ConsistencyReport, space: &mut SpaceMap, seen: &mut BTreeSet<Run>, run: Run, extent: bool) {
+fn mark(report: &mut ConsistencyReport, space: &mut SpaceMap, seen: &mut BTreeSet<Run>, run: Run, used_as: Use) {
     if !seen.insert(run) {
         return;
     }
-    let marked = if extent { space.mark_extent(run.page) } else { space.mark_meta(run) };
+    let marked = match used_as {
+        Use::Extent => space.mark_extent(run.page),
+        Use::Meta => space.mark_meta(run),
+    };
     if let Err(why) = marked {
         report.add(At::new(Component::Space), "a place belongs to one owner", "one", why);
     }

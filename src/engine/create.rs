@@ -1,7 +1,9 @@
 //! Create: an index in an empty directory, whole or not at all.
 
 use super::{
-    Engine, names,
+    Engine,
+    lock::LockedDirectory,
+    names,
     recovery::{self, CLEAR, Found},
     roots::Roots,
     stats::RecoveryStats,
@@ -17,10 +19,12 @@ use crate::{
         root::Root,
     },
     id::{Generation, Lsn},
+    lease::{IndexLock, LendingFile, PlainFile},
+    limits,
     site::{self, Kind, Mark},
     space::SpaceMap,
     storage::{Purpose, Storage, StorageFile},
-    wal::{self, WalLayout},
+    wal::WalLayout,
 };
 
 pub(super) const MAKE: Purpose = Purpose("create");
@@ -38,51 +42,67 @@ pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) 
     config.validate(storage.page_size())?;
     let geometry = Geometry::of(config, storage.page_size(), storage.sector_size());
     if !storage.exists()? {
-        storage.make_dir(MAKE)?;
+        match storage.make_dir(MAKE) {
+            // Somebody else was faster. Who makes the index is decided by the lock.
+            Err(_) if storage.exists()? => {}
+            made => made?,
+        }
     }
     // Again if it existed: a crash may have come between the two.
     storage.sync_parent(Purpose("create: sync the parent"))?;
-    let found = storage.list()?;
-    if found.iter().any(|name| name == names::ROOT) {
-        let engine = recovery::open(storage, config.options.clone(), env)?;
+    let locked = LockedDirectory::take(&storage)?;
+    if locked.has(names::ROOT) {
+        let engine = recovery::open_locked(storage, locked, config.options.clone(), env)?;
         same_config(&engine, &geometry)?;
         return Ok(engine);
     }
-    let ours = [names::DATA, names::WAL, names::ROOT_NEW, names::LOCK];
-    if let Some(stranger) = found.iter().find(|name| !ours.contains(&name.as_str())) {
+    if let Err(error) = may_become_an_index(&storage, &locked) {
+        locked.withdraw();
+        return Err(error);
+    }
+    let mut recovery = RecoveryStats::default();
+    // What is cleared and made again has new entries: those that a failed sync left, clean and perhaps not durable (R8), are
+    // gone with the files.
+    for name in locked.found.iter().filter(|name| site::applies(Kind::ErrorCheck, *name != names::LOCK)) {
+        storage.remove(name, CLEAR)?;
+        recovery.leftovers_removed += 1;
+        site::reach(Mark::LeftoversCleared);
+    }
+    let lock = make_files(&storage, locked, geometry, env.new_index_id)?;
+    let found = Found::read(&storage, lock, recovery)?;
+    found.engine(storage, config.options.clone(), env, true)
+}
+
+/// Whether a directory without a root file holds nothing but what an interrupted `create` left.
+fn may_become_an_index<S: Storage>(storage: &S, locked: &LockedDirectory<S>) -> Result<()> {
+    if let Some(stranger) = locked.found.iter().find(|name| !names::ALL.contains(&name.as_str())) {
         return Err(ShardexError::AlreadyExists {
             path: storage.path(),
             reason: format!("it holds `{stranger}`, which is not Shardex's"),
         });
     }
-    let lock = storage.lock()?;
-    // What is cleared and made again has new entries: those that a failed sync left, clean and perhaps not durable (R8), are
-    // gone with the files.
-    refuse_a_lost_root(&storage, &found)?;
-    let mut recovery = RecoveryStats::default();
-    for name in found.iter().filter(|name| site::applies(Kind::ErrorCheck, *name != names::LOCK)) {
-        storage.remove(name, CLEAR)?;
-        recovery.leftovers_removed += 1;
-        site::reach(Mark::LeftoversCleared);
-    }
-    make_files(&storage, geometry, env.new_index_id)?;
-    let found = Found::read(&storage, recovery)?;
-    found.engine(storage, lock, config.options.clone(), env, true)
+    lost_root(storage, &locked.found)?.map_or(Ok(()), Err)
 }
 
-/// Makes all files, the root file last, and all of it durable.
-fn make_files<S: Storage>(storage: &S, geometry: Geometry, index_id: u128) -> Result<()> {
+/// Makes all files, the root file last, and all of it durable. Returns the lock with that of the new data file.
+fn make_files<S: Storage>(
+    storage: &S,
+    locked: LockedDirectory<S>,
+    geometry: Geometry,
+    index_id: u128,
+) -> Result<IndexLock> {
+    const ALLOCATE: Purpose = Purpose("create: allocate");
+    const SYNC: Purpose = Purpose("C1: sync data and WAL");
     let layout = WalLayout::new(&geometry);
     let data_pages = SpaceMap::new(&geometry, 1).pages_of(1);
-    for (name, magic, len) in [
-        (names::DATA, DATA_MAGIC, data_pages * geometry.page_size as u64),
-        (names::WAL, WAL_MAGIC, layout.file_len(FIRST_SEGMENTS)),
-    ] {
-        let file = storage.create(name, MAKE)?;
-        file.allocate(len, Purpose("create: allocate"))?;
-        file.write_at(0, &header::encode_file(&magic, index_id), HEADER)?;
-        file.sync_all(Purpose("C1: sync data and WAL"))?;
-    }
+    let header = header::encode_file(&DATA_MAGIC, index_id);
+    let len = data_pages * geometry.page_size as u64;
+    LendingFile::create(storage, (len, &header), [MAKE, ALLOCATE, HEADER, SYNC])?;
+    let lock = locked.into_lock_of_new(storage)?;
+    let file = PlainFile::create(storage, names::WAL, MAKE, &lock)?;
+    file.raw().allocate(layout.file_len(FIRST_SEGMENTS), ALLOCATE)?;
+    file.store(0, &header::encode_file(&WAL_MAGIC, index_id), HEADER)?;
+    file.sync_all(SYNC).run()?;
     let root = Root {
         index_id,
         generation: Generation(1),
@@ -102,26 +122,48 @@ fn make_files<S: Storage>(storage: &S, geometry: Geometry, index_id: u128) -> Re
         wal_segments: FIRST_SEGMENTS as u32,
         cells: Entry::default(),
     };
-    let file = storage.create(names::ROOT_NEW, MAKE)?;
-    Roots::store_first(&*file, &root)?;
-    file.sync_all(Purpose("C2: sync the roots"))?;
+    let file = PlainFile::create(storage, names::ROOT_NEW, MAKE, &lock)?;
+    Roots::store_first(&file, &root)?;
+    file.sync_all(Purpose("C2: sync the roots")).run()?;
     // Before the rename: a directory entry may survive without those made before it (R7).
     storage.sync_dir(Purpose("C3: sync the entries"))?;
     storage.rename(names::ROOT_NEW, names::ROOT, COMMIT)?;
-    storage.sync_dir(Purpose("C4: sync the rename"))
+    storage.sync_dir(Purpose("C4: sync the rename"))?;
+    Ok(lock)
 }
 
-/// A `create` that was interrupted has not written to the WAL yet. If somebody has, then there was an index, whose root file
-/// is gone: nothing of it may be cleared.
-fn refuse_a_lost_root<S: Storage>(storage: &S, found: &[String]) -> Result<()> {
-    if found.iter().any(|name| name == names::WAL) && wal::was_used(&*storage.open(names::WAL)?, storage.page_size())? {
-        return Err(ShardexError::Corruption {
-            file: storage.path().join(names::ROOT),
-            offset: 0,
-            what: "the file is missing, yet the WAL has been written to: put it back".into(),
-        });
+/// Why a directory without a root file is not what an interrupted `create` left, if it is not: one that was interrupted has
+/// stored headers alone. Where there is more, there was an index, whose root file is gone, and nothing of it may be cleared.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn lost_root<S: Storage>(storage: &S, found: &[String]) -> Result<Option<ShardexError>> {
+    for name in [names::DATA, names::WAL].into_iter().filter(|name| found.iter().any(|found| found == name)) {
+        if holds_more_than_a_header(&*storage.open(name)?, storage.page_size())? {
+            return Ok(Some(ShardexError::Corruption {
+                file: storage.path().join(names::ROOT),
+                offset: 0,
+                what: format!("the file is missing, yet `{name}` has been written to: put it back"),
+            }));
+        }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Whether a byte behind the file's first page is not zero.
+fn holds_more_than_a_header<F: StorageFile>(file: &F, page_size: usize) -> Result<bool> {
+    let len = file.len()?;
+    let mut at = page_size as u64;
+    let mut bytes = vec![0; limits::SCAN_BYTES];
+    while at < len {
+        let part = &mut bytes[..(len - at).min(limits::SCAN_BYTES as u64) as usize];
+        file.read_at(at, part)?;
+        if part.iter().any(|&byte| byte != 0) {
+            return Ok(true);
+        }
+        at += part.len() as u64;
+    }
+    Ok(false)
 }
 
 /// Compares what the format fixes.

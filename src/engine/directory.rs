@@ -11,9 +11,9 @@ use crate::{
         root::Root,
         state::ShardState,
     },
+    lease::Run,
     shard::DataFile,
     site::{self, Kind},
-    space::Run,
     storage::StorageFile,
 };
 
@@ -158,11 +158,11 @@ impl Directory {
 pub fn read<F: StorageFile>(entry: &Entry, data: &DataFile<F>, what: &str) -> Result<Vec<u8>> {
     let offset = entry.page.saturating_mul(data.geometry().page_size as u64);
     let chunk_bytes = data.geometry().chunk_pages() as usize * data.geometry().page_size;
-    if entry.len as usize > chunk_bytes || offset.saturating_add(u64::from(entry.len)) > data.file().len()? {
+    if entry.len as usize > chunk_bytes || offset.saturating_add(u64::from(entry.len)) > data.raw().len()? {
         return Err(damaged(entry, data, &format!("{what} of {} bytes does not fit there", entry.len)));
     }
     let mut bytes = vec![0; entry.len as usize];
-    data.file().read_at(offset, &mut bytes)?;
+    data.raw().read_at(offset, &mut bytes)?;
     let found = crc32c(0, &bytes);
     if !site::holds(Kind::Checksum, found == entry.crc) {
         return Err(damaged(entry, data, &format!("{what}: checksum {:08x} expected, {found:08x} found", entry.crc)));

@@ -28,9 +28,10 @@ use crate::{
     format::{crc32c, node::Entry, root::Root},
     id::Lsn,
     index::Snapshot,
+    lease::{Place, SyncJob},
     site::{self, Kind, Mark},
-    space::Run,
-    storage::{Purpose, Storage, SyncJob},
+    space::Use,
+    storage::{Purpose, Storage},
 };
 
 /// B1.
@@ -75,7 +76,7 @@ pub struct FlushRun<S: Storage> {
     /// Whether its root names other cells than the one before.
     cells_changed: bool,
     changes: Changes,
-    taken: Vec<Run>,
+    taken: Vec<Arc<Place>>,
     /// Operations accepted up to X since the open.
     operations: u64,
 }
@@ -87,7 +88,7 @@ impl<S: Storage> FlushRun<S> {
     }
 
     /// The places of its states and nodes.
-    pub(super) fn taken(&self) -> &[Run] {
+    pub(super) fn taken(&self) -> &[Arc<Place>] {
         &self.taken
     }
 }
@@ -158,7 +159,7 @@ impl<S: Storage> Engine<S> {
             cells: self.work.cells.as_ref().map(|&(_, head)| head).unwrap_or_default(),
             ..newest.clone()
         };
-        self.begun = root.generation;
+        self.work.space.begin(root.generation);
         let cells_changed = mem::take(&mut self.work.cells_changed);
         let dirty = mem::take(&mut self.work.dirty)
             .into_iter()
@@ -271,30 +272,34 @@ impl<S: Storage> Engine<S> {
             .collect();
         let sizes: Vec<u32> = states.iter().map(|(_, bytes)| geometry.pages(bytes.len())).collect();
         work.take_meta_together(data, &sizes, taken)?;
-        let mut blobs: Vec<(Run, Vec<u8>)> = Vec::with_capacity(states.len());
-        let entry =
-            |place: Run, bytes: &[u8]| Entry { page: place.page, len: bytes.len() as u32, crc: crc32c(0, bytes) };
+        let mut blobs: Vec<(Arc<Place>, Vec<u8>)> = Vec::with_capacity(states.len());
+        let entry = |place: &Place, bytes: &[u8]| Entry {
+            page: place.run().page,
+            len: bytes.len() as u32,
+            crc: crc32c(0, bytes),
+        };
         // A shard that is gone has an entry of nothing.
         let mut changes: Changes =
             run.dirty.iter().map(|(number, _)| ((0, *number as usize), Entry::default())).collect();
-        for ((number, bytes), &place) in states.into_iter().zip(taken.iter()) {
+        for ((number, bytes), place) in states.into_iter().zip(taken.iter()) {
             changes.insert((0, number), entry(place, &bytes));
-            blobs.push((place, bytes));
+            blobs.push((Arc::clone(place), bytes));
         }
         let mut store_node = |bytes: Vec<u8>| -> Result<Entry> {
             let place = work.take_meta(data, geometry.pages(bytes.len()))?;
-            taken.push(place);
-            let entry = entry(place, &bytes);
+            taken.push(Arc::clone(&place));
+            let entry = entry(&place, &bytes);
             blobs.push((place, bytes));
             Ok(entry)
         };
         run.changes =
             self.directory.nodes_above(changes, run.root.shard_numbers as usize, &geometry, &mut store_node)?;
-        for (place, bytes) in neighbours_together(blobs, geometry.page_size) {
-            data.store_meta(place, &bytes)?;
+        for (places, bytes) in neighbours_together(blobs, geometry.page_size) {
+            let places: Vec<&Place> = places.iter().map(|place| &**place).collect();
+            data.store_meta(&places, &bytes)?;
         }
         run.root.directory = self.directory.top_after(&run.changes);
-        run.root.data_pages = self.work.space.pages_of(self.work.space.chunks());
+        run.root.data_pages = self.work.space.map().pages_of(self.work.space.map().chunks());
         run.stats.shards_synced = run.dirty.len();
         Ok(())
     }
@@ -316,9 +321,8 @@ impl<S: Storage> Engine<S> {
     fn abort(&mut self, run: FlushRun<S>) {
         debug_assert!(run.stage == Stage::Data, "a stored root is never given up");
         site::reach(Mark::FlushAborted);
-        // The next flush has this generation again: its root names what is taken from now on.
-        self.begun = self.roots.newest().generation;
-        run.taken.into_iter().for_each(|place| self.work.space.free(place));
+        self.work.space.give_up();
+        run.taken.into_iter().for_each(|place| self.work.space.undo(place));
         self.work.cells_changed |= run.cells_changed;
         self.work.dirty.extend(run.dirty.into_iter().map(|(number, _)| number));
     }
@@ -365,14 +369,14 @@ impl<S: Storage> Engine<S> {
         let geometry = *self.data.geometry();
         let before = self.roots.newest().generation;
         for entry in self.directory.superseded(&changes) {
-            self.work.drop_named(directory::run_of(&entry, &geometry), false, before);
+            self.work.space.retire_named(directory::run_of(&entry, &geometry), Use::Meta, before);
         }
         self.directory.apply(changes);
         self.roots.stored(root);
         if site::applies(Kind::ErrorCheck, true) {
             self.durable = snapshot;
         }
-        stats.places_freed = self.work.release(self.roots.newest().generation);
+        stats.places_freed = self.work.space.made_durable(self.roots.newest().generation);
         let keep = match self.roots.older() {
             // The older root is retained, and so is the WAL after its checkpoint.
             Some(older) if site::applies(Kind::Ordering, older.epoch == self.wal.epoch()) => older.wal_start,
@@ -399,18 +403,19 @@ impl<S: Storage> Engine<S> {
 }
 
 /// Puts neighbouring places together, so that what lies together is stored by one call.
-fn neighbours_together(mut blobs: Vec<(Run, Vec<u8>)>, page_size: usize) -> Vec<(Run, Vec<u8>)> {
-    blobs.sort_by_key(|&(place, _)| place);
-    let mut together: Vec<(Run, Vec<u8>)> = Vec::new();
+fn neighbours_together(mut blobs: Vec<(Arc<Place>, Vec<u8>)>, page_size: usize) -> Vec<(Vec<Arc<Place>>, Vec<u8>)> {
+    blobs.sort_by_key(|(place, _)| place.run());
+    let mut together: Vec<(Vec<Arc<Place>>, Vec<u8>)> = Vec::new();
     for (place, bytes) in blobs {
         match together.last_mut() {
-            Some((last, buffer)) if last.page + u64::from(last.pages) == place.page => {
-                buffer.resize(last.pages as usize * page_size, 0);
+            Some((places, buffer)) if places.last().is_some_and(|last| last.run().end() == place.run().page) => {
+                let pages: u32 = places.iter().map(|place| place.run().pages).sum();
+                buffer.resize(pages as usize * page_size, 0);
                 site::reach(Mark::StatesTogether);
                 buffer.extend_from_slice(&bytes);
-                last.pages += place.pages;
+                places.push(place);
             }
-            _ => together.push((place, bytes)),
+            _ => together.push((vec![place], bytes)),
         }
     }
     together

@@ -15,6 +15,7 @@ mod create;
 mod directory;
 mod flush;
 mod fresh;
+mod lock;
 mod names;
 mod recovery;
 mod regroup;
@@ -29,8 +30,9 @@ use crate::{
     env::{Clock, Env, Executor},
     error::{Result, ShardexError},
     format::{frame::FrameKind, geometry::Geometry, record},
-    id::{DocumentId, Generation, Lsn},
+    id::{DocumentId, Lsn},
     index::Snapshot,
+    lease::{IndexLock, PlainFile, Run},
     limits,
     posting::Posting,
     shard::DataFile,
@@ -104,12 +106,12 @@ impl Counters {
 /// durable is lost.
 pub struct Engine<S: Storage> {
     storage: S,
-    _lock: S::Lock,
+    lock: IndexLock,
     clock: Arc<dyn Clock>,
     options: OpenOptions,
     index_id: u128,
     data: Arc<DataFile<S::File>>,
-    wal_file: Arc<S::File>,
+    wal_file: PlainFile<S::File>,
     wal: WalWriter<S::File>,
     /// Whether both roots know the WAL's epoch, so that records may be appended.
     epoch_open: bool,
@@ -117,8 +119,6 @@ pub struct Engine<S: Storage> {
     directory: Directory,
     work: Working<S::File>,
     flush: Option<FlushRun<S>>,
-    /// The newest root whose flush has begun.
-    begun: Generation,
     /// What searches see.
     published: Arc<Snapshot<Lent<S>>>,
     /// What they see once a sync has failed: the state of the newest durable root.
@@ -278,12 +278,7 @@ impl<S: Storage> Engine<S> {
     }
 
     fn context(&self) -> Context<S::File> {
-        Context {
-            data: Arc::clone(&self.data),
-            clock: Arc::clone(&self.clock),
-            index_id: self.index_id,
-            begun: self.begun,
-        }
+        Context { data: Arc::clone(&self.data), clock: Arc::clone(&self.clock), index_id: self.index_id }
     }
 
     /// Opens the epoch and makes room in the WAL for a record of `payload` bytes.
@@ -391,7 +386,7 @@ impl<S: Storage> Engine<S> {
         let geometry = self.geometry();
         let page = geometry.page_size as u64;
         let totals = self.work.totals;
-        let held: u64 = self.work.held().map(|(run, _)| u64::from(run.pages)).sum();
+        let held: u64 = self.work.space.waiting().map(|(run, _)| u64::from(run.pages)).sum();
         let counters = &self.counters;
         Ok(IndexStats {
             total_shards: self.work.shard_count(),
@@ -409,10 +404,10 @@ impl<S: Storage> Engine<S> {
             codes: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.codes()),
             fresh_postings: self.unsettled(),
             memory_usage: (self.work.memory() + self.published.fresh_memory()) as u64,
-            disk_bytes: self.data.file().len()? + self.wal_file.len()? + self.roots.file().len()?,
-            free_bytes: self.work.space.free_pages() * page,
+            disk_bytes: self.data.raw().len()? + self.wal_file.raw().len()? + self.roots.file().raw().len()?,
+            free_bytes: self.work.space.map().free_pages() * page,
             held_bytes: held * page,
-            held_by_readers_bytes: self.work.held_by_readers(self.roots.newest().generation) * page,
+            held_by_readers_bytes: self.work.space.pages_held_by_readers() * page,
             wal_bytes: self.wal_bytes(),
             wal_segments: self.wal.segments(),
             segments_recycled: self.wal.recycled(),
@@ -433,9 +428,30 @@ impl<S: Storage> Engine<S> {
         })
     }
 
+    /// What the engine takes for used in the data file, for checks from outside: extents and pages of metadata.
+    pub fn used_places(&self) -> impl Iterator<Item = Run> {
+        self.work.space.map().used()
+    }
+
+    /// The places that the working state uses, whether a root names them yet or not: the extents of shards, the cells, and what
+    /// a flush under way has taken.
+    pub fn working_places(&self) -> impl Iterator<Item = Run> {
+        let extents = self.work.shards.iter().flatten().flat_map(|shard| shard.extents()).map(|extent| extent.place());
+        let cells = self.work.cells.iter().flat_map(|(cells, _)| cells.places());
+        let flush = self.flush.iter().flat_map(FlushRun::taken);
+        extents.chain(cells).chain(flush).map(|place| place.run())
+    }
+
     /// The storage below.
     #[must_use]
     pub fn storage(&self) -> &S {
         &self.storage
+    }
+}
+
+impl<S: Storage> Drop for Engine<S> {
+    fn drop(&mut self) {
+        // Readers keep the lock. Who finds it taken is told so.
+        self.lock.owner_left();
     }
 }

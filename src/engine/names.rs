@@ -1,7 +1,7 @@
 //! Names of the files of an index.
 
 /// Extents, shard states and the directory.
-pub const DATA: &str = "data";
+pub const DATA: &str = crate::lease::LENDING;
 /// The write-ahead log.
 pub const WAL: &str = "wal";
 /// The two roots. That this file exists makes a directory an index.
@@ -10,3 +10,5 @@ pub const ROOT: &str = "root";
 pub const ROOT_NEW: &str = "root.new";
 /// The lock.
 pub const LOCK: &str = "LOCK";
+/// All of them.
+pub const ALL: [&str; 5] = [DATA, WAL, ROOT, ROOT_NEW, LOCK];

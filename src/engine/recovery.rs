@@ -28,9 +28,10 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     Counters, Engine, apply, batch,
-    create::COMMIT,
+    create::{self, COMMIT},
     directory::{self, Directory},
     flush::FlushStep,
+    lock::LockedDirectory,
     names, regroup,
     roots::{self, Roots, Slot},
     stats::RecoveryStats,
@@ -47,12 +48,13 @@ use crate::{
         record,
         root::{Root, WalPosition},
     },
-    id::{Generation, Lsn},
+    id::Lsn,
     index::Snapshot,
+    lease::{IndexLock, PlainFile, Run},
     limits::FORMAT_VERSION,
     shard::{DataFile, Shard},
     site::{self, Mark},
-    space::Run,
+    space::{Reclaimer, Use},
     storage::{Purpose, Storage, StorageFile},
     wal::{self, Record, Tail, WalLayout, WalWriter},
 };
@@ -72,34 +74,59 @@ const REFILL: Purpose = Purpose("open: allocate holes");
 /// Opens what is there.
 pub(super) fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> Result<Engine<S>> {
     options.validate()?;
-    let missing = |reason: &str| ShardexError::NotFound { path: storage.path(), reason: reason.to_owned() };
     if !storage.exists()? {
-        return Err(missing("there is no such directory"));
+        return Err(missing(&storage, "there is no such directory"));
     }
-    let found = storage.list()?;
-    let has = |name: &str| found.iter().any(|found| found == name);
-    if !has(names::ROOT) {
-        let interrupted = has(names::DATA) || has(names::WAL) || has(names::ROOT_NEW);
-        return Err(missing(if interrupted {
-            "a `create` was interrupted here; call `create` again"
-        } else {
-            "it holds no file `root`"
-        }));
+    // Where nothing of an index lies, no lock is needed, and none is left behind.
+    if !storage.list()?.iter().any(|name| names::ALL.contains(&name.as_str())) {
+        return Err(missing(&storage, NO_ROOT));
     }
-    let lock = storage.lock()?;
-    let mut recovery = RecoveryStats::default();
-    if has(names::ROOT_NEW) {
-        storage.remove(names::ROOT_NEW, CLEAR)?;
-        recovery.leftovers_removed += 1;
+    let locked = LockedDirectory::take(&storage)?;
+    open_locked(storage, locked, options, env)
+}
+
+const NO_ROOT: &str = "it holds no file `root`";
+
+fn missing<S: Storage>(storage: &S, reason: &str) -> ShardexError {
+    ShardexError::NotFound { path: storage.path(), reason: reason.to_owned() }
+}
+
+/// Opens what is there, under the lock. If that fails, no file is left behind that taking the lock made.
+pub(super) fn open_locked<S: Storage>(
+    storage: S,
+    locked: LockedDirectory<S>,
+    options: OpenOptions,
+    env: &Env,
+) -> Result<Engine<S>> {
+    if !locked.has(names::ROOT) {
+        let lost = create::lost_root(&storage, &locked.found);
+        locked.withdraw();
+        if let Some(error) = lost? {
+            return Err(error);
+        }
+        let interrupted = [names::DATA, names::WAL, names::ROOT_NEW].into_iter().any(|name| locked.has(name));
+        let reason = if interrupted { "a `create` was interrupted here; call `create` again" } else { NO_ROOT };
+        return Err(missing(&storage, reason));
     }
-    let found = Found::read(&storage, recovery)?;
-    found.engine(storage, lock, options, env, false)
+    let leftover = locked.has(names::ROOT_NEW);
+    let lock = locked.into_lock();
+    let kept = lock.clone();
+    let read = || {
+        let mut recovery = RecoveryStats::default();
+        if leftover {
+            storage.remove(names::ROOT_NEW, CLEAR)?;
+            recovery.leftovers_removed += 1;
+        }
+        Found::read(&storage, lock, recovery)
+    };
+    read().and_then(|found| found.engine(storage, options, env, false)).inspect_err(|_| kept.withdraw())
 }
 
 /// What the files of an index hold, before anything is decided.
 pub(super) struct Found<F: StorageFile> {
-    root_file: Arc<F>,
-    wal_file: Arc<F>,
+    lock: IndexLock,
+    root_file: PlainFile<F>,
+    wal_file: PlainFile<F>,
     data: DataFile<F>,
     newest: Root,
     newest_slot: usize,
@@ -111,10 +138,14 @@ pub(super) struct Found<F: StorageFile> {
 
 impl<F: StorageFile> Found<F> {
     /// Reads roots and headers.
-    pub(super) fn read<S: Storage<File = F>>(storage: &S, mut recovery: RecoveryStats) -> Result<Self> {
-        let root_file = storage.open(names::ROOT)?;
+    pub(super) fn read<S: Storage<File = F>>(
+        storage: &S,
+        lock: IndexLock,
+        mut recovery: RecoveryStats,
+    ) -> Result<Self> {
+        let root_file = PlainFile::open(storage, names::ROOT, &lock)?;
         let page_size = storage.page_size();
-        let slots = roots::read_slots(&*root_file, page_size)?;
+        let slots = roots::read_slots(root_file.raw(), page_size)?;
         let mut valid: Vec<(usize, Root)> = Vec::new();
         for (i, slot) in slots.iter().enumerate() {
             match slot {
@@ -155,44 +186,44 @@ impl<F: StorageFile> Found<F> {
                 what: format!("its roots {} and {} contradict each other", older.generation, newest.generation),
             });
         }
-        let data_file = open_part(storage, names::DATA, &DATA_MAGIC, newest.index_id)?;
-        let wal_file = open_part(storage, names::WAL, &WAL_MAGIC, newest.index_id)?;
+        let data = DataFile::open(storage, &lock, geometry)?;
+        check_part(data.raw(), &DATA_MAGIC, newest.index_id)?;
+        let wal_file = PlainFile::open(storage, names::WAL, &lock)?;
+        check_part(wal_file.raw(), &WAL_MAGIC, newest.index_id)?;
         let least = newest.data_pages.saturating_mul(page_size as u64);
-        if !site::holds(site::Kind::ErrorCheck, data_file.len()? >= least) {
+        if !site::holds(site::Kind::ErrorCheck, data.raw().len()? >= least) {
             return Err(ShardexError::Corruption {
-                file: data_file.path(),
-                offset: data_file.len()?,
+                file: data.path(),
+                offset: data.raw().len()?,
                 what: format!("the file ends here, {least} bytes expected"),
             });
         }
         let least = WalLayout::new(&geometry).file_len(newest.wal_segments as usize);
-        if newest.wal_segments > 0 && !site::holds(site::Kind::ErrorCheck, wal_file.len()? >= least) {
+        if newest.wal_segments > 0 && !site::holds(site::Kind::ErrorCheck, wal_file.raw().len()? >= least) {
             return Err(ShardexError::Corruption {
                 file: wal_file.path(),
-                offset: wal_file.len()?,
+                offset: wal_file.raw().len()?,
                 what: format!("the file ends here, {least} bytes expected"),
             });
         }
-        let data = DataFile::new(data_file, geometry);
-        Ok(Self { root_file, wal_file, data, newest, newest_slot, older, epoch, recovery })
+        Ok(Self { lock, root_file, wal_file, data, newest, newest_slot, older, epoch, recovery })
     }
 
     /// Puts the engine together, recovers if it must, and hands it over.
     pub(super) fn engine<S: Storage<File = F>>(
         self,
         storage: S,
-        lock: S::Lock,
         options: OpenOptions,
         env: &Env,
         fresh: bool,
     ) -> Result<Engine<S>> {
-        let Self { root_file, wal_file, data, newest, newest_slot, mut older, epoch, mut recovery } = self;
+        let Self { lock, root_file, wal_file, data, newest, newest_slot, mut older, epoch, mut recovery } = self;
         let clock = Arc::clone(&env.clock);
         let began = clock.elapsed();
         let geometry = *data.geometry();
         let layout = WalLayout::new(&geometry);
         let mut read_only = None;
-        for file in [data.file(), &wal_file, &root_file].into_iter().filter(|_| !fresh) {
+        for file in [data.raw(), wal_file.raw(), root_file.raw()].into_iter().filter(|_| !fresh) {
             // A copied index may have holes, and a store into one must not fail later for want of space.
             let allocated = file.len().and_then(|len| file.allocate(len, REFILL));
             if let Err(error) = allocated {
@@ -246,7 +277,7 @@ impl<F: StorageFile> Found<F> {
             durable_segments,
             options.wal_max_bytes,
         )?;
-        let (index_id, begun) = (newest.index_id, newest.generation);
+        let index_id = newest.index_id;
         let (start, checkpoint) = (newest.wal_start, newest.checkpoint);
         // An epoch is written to only when two roots of it follow one another: else a slot holds something older than it
         // should, and that is mended now, for the other one may rot later.
@@ -255,7 +286,7 @@ impl<F: StorageFile> Found<F> {
             .is_some_and(|older| older.epoch == newest.epoch && older.generation.next() == newest.generation);
         let mut engine = Engine {
             storage,
-            _lock: lock,
+            lock,
             clock,
             options,
             index_id,
@@ -267,7 +298,6 @@ impl<F: StorageFile> Found<F> {
             directory,
             work,
             flush: None,
-            begun,
             published: Arc::clone(&durable),
             durable,
             poisoned: None,
@@ -285,9 +315,8 @@ impl<F: StorageFile> Found<F> {
     }
 }
 
-/// Opens `data` or `wal` and checks that it belongs to the index.
-fn open_part<S: Storage>(storage: &S, name: &str, magic: &[u8; 8], index_id: u128) -> Result<Arc<S::File>> {
-    let file = storage.open(name)?;
+/// Checks that `data` or `wal` belongs to the index.
+fn check_part<F: StorageFile>(file: &F, magic: &[u8; 8], index_id: u128) -> Result<()> {
     let mut bytes = [0; FILE_HEADER_BYTES];
     if file.len()? < FILE_HEADER_BYTES as u64 {
         return Err(ShardexError::Corruption {
@@ -312,7 +341,7 @@ fn open_part<S: Storage>(storage: &S, name: &str, magic: &[u8; 8], index_id: u12
     if !site::holds(site::Kind::ErrorCheck, found == index_id) {
         return Err(damaged(format!("it belongs to index {found:032x}, not to {index_id:032x}")));
     }
-    Ok(file)
+    Ok(())
 }
 
 fn in_data<F: StorageFile>(data: &DataFile<F>, page: u64, what: String) -> ShardexError {
@@ -326,11 +355,11 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
     // As long as the root says, not as the file is: what lies beyond may be in the page cache alone (R10). It is grown into
     // again, and then a sync covers the length.
     let chunks = (root.data_pages.saturating_sub(1) / u64::from(geometry.chunk_pages())) as usize;
-    let mut work = Working::new(geometry, chunks, step);
-    for entry in directory.entries() {
-        let run = directory::run_of(entry, geometry);
-        work.space.mark_meta(run).map_err(|why| in_data(data, run.page, why))?;
-    }
+    let space = Reclaimer::new(geometry, chunks, root.generation, data.lock().clone());
+    let mut work = Working::new(geometry, space, step);
+    let meta: Vec<_> = directory.entries().map(|entry| (directory::run_of(entry, geometry), Use::Meta)).collect();
+    // Named by the directory from here on.
+    drop(work.space.adopt(&meta).map_err(|(run, why)| in_data(data, run.page, why))?);
     work.blooms.reserve(directory.len());
     let mut live = 0;
     for number in 0..directory.len() as u32 {
@@ -341,10 +370,10 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         }
         let state = directory::read_state(&entry, number, data)?;
         live += u64::from(state.live);
-        for extent in &state.extents {
-            work.space.mark_extent(extent.page).map_err(|why| in_data(data, extent.page, why))?;
-        }
-        let shard = Shard::load(state, data, Generation(0))?;
+        let pages = geometry.extent_pages();
+        let runs: Vec<_> = state.extents.iter().map(|extent| (Run { page: extent.page, pages }, Use::Extent)).collect();
+        let places = work.space.adopt(&runs).map_err(|(run, why)| in_data(data, run.page, why))?;
+        let shard = Shard::load(state, data, &places)?;
         work.index(number, Some(&shard));
         work.put(number, Some(Arc::new(shard)));
     }
@@ -379,12 +408,12 @@ fn hold_older<F: StorageFile>(
         .shards
         .iter()
         .flatten()
-        .flat_map(|shard| shard.extents().iter().map(|extent| extent.place().run.page))
+        .flat_map(|shard| shard.extents().iter().map(|extent| extent.place().run().page))
         .collect();
-    let mut only: Vec<(Run, bool)> = directory
+    let mut only: Vec<(Run, Use)> = directory
         .entries()
         .filter(|entry| !known.contains(&identity(entry)))
-        .map(|entry| (directory::run_of(entry, geometry), false))
+        .map(|entry| (directory::run_of(entry, geometry), Use::Meta))
         .collect();
     for number in 0..directory.len() as u32 {
         let entry = directory.state(number as usize);
@@ -395,12 +424,12 @@ fn hold_older<F: StorageFile>(
         }
         let state = directory::read_state(&entry, number, data)?;
         for extent in state.extents.iter().filter(|extent| !extents.contains(&extent.page)) {
-            only.push((Run { page: extent.page, pages: geometry.extent_pages() }, true));
+            only.push((Run { page: extent.page, pages: geometry.extent_pages() }, Use::Extent));
         }
     }
     if !older.cells.is_none() && work.cells.as_ref().is_none_or(|&(_, head)| head != older.cells) {
         match regroup::read_table(&older.cells, data) {
-            Ok((_, runs)) => only.extend(runs.into_iter().map(|run| (run, false))),
+            Ok((_, runs)) => only.extend(runs.into_iter().map(|run| (run, Use::Meta))),
             // Without these the older root is as good as ever.
             Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {
                 site::reach(Mark::CellsLost);
@@ -411,13 +440,7 @@ fn hold_older<F: StorageFile>(
     }
     only.sort_unstable();
     only.dedup();
-    let mut space = work.space.clone();
-    for &(run, extent) in &only {
-        let marked = if extent { space.mark_extent(run.page) } else { space.mark_meta(run) };
-        marked.map_err(|why| in_data(data, run.page, why))?;
-    }
-    work.space = space;
-    only.into_iter().for_each(|(run, extent)| work.drop_named(run, extent, older.generation));
+    work.space.adopt_for(older.generation, &only).map_err(|(run, why)| in_data(data, run.page, why))?;
     Ok(with_cells)
 }
 
@@ -425,9 +448,9 @@ impl<S: Storage> Engine<S> {
     /// See the [module](self).
     fn recover(&mut self, start: WalPosition, checkpoint: Lsn, (epoch, paired): (u64, bool)) -> Result<()> {
         let layout = WalLayout::new(self.data.geometry());
-        let source = Arc::clone(&self.wal_file);
+        let source = self.wal_file.clone();
         let replay = |apply: &mut dyn FnMut(Record) -> Result<()>| {
-            wal::replay(&*source, layout, (self.index_id, epoch), start, checkpoint, apply)
+            wal::replay(source.raw(), layout, (self.index_id, epoch), start, checkpoint, apply)
         };
         // Once without applying: whether this was a clean close decides whether (a) comes first.
         let tail = replay(&mut |_| Ok(()))?;
@@ -445,9 +468,8 @@ impl<S: Storage> Engine<S> {
         }
         self.counters.barriers += 1;
         self.roots.restore(B4)?;
-        self.begun = self.roots.newest().generation;
         let mut replayed = Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() };
-        let applied = wal::replay(&*source, layout, (self.index_id, epoch), start, checkpoint, |record| {
+        let applied = wal::replay(source.raw(), layout, (self.index_id, epoch), start, checkpoint, |record| {
             self.replay_record(&record)?;
             replayed.last = record.lsn;
             Ok(())
@@ -531,31 +553,31 @@ impl<S: Storage> Engine<S> {
         self.make_root_file_anew()?;
         self.flush_forced()?;
         let twin = Root { generation: self.roots.newest().generation.next(), ..self.roots.newest().clone() };
-        self.begun = twin.generation;
+        self.work.space.begin(twin.generation);
         let job = self.roots.store_next(&twin, B5)?;
         self.counters.barriers += 1;
         if let Err(error) = job.run() {
             return Err(self.poison(error));
         }
         self.roots.stored(twin);
-        self.work.release(self.roots.newest().generation);
+        self.work.space.made_durable(self.roots.newest().generation);
         self.epoch_open = true;
         Ok(())
     }
 
     /// Replaces a root file of epoch 1, so that its entry is durable: invariant 1 of the [module](self).
     fn make_root_file_anew(&mut self) -> Result<()> {
-        if self.roots.newest().epoch > 1 {
+        if site::holds(site::Kind::Ordering, self.roots.newest().epoch > 1) {
             return Ok(());
         }
-        let file = self.roots.copy_to_new_file(&self.storage)?;
+        let file = self.roots.copy_to_new_file(&self.storage, &self.lock)?;
         self.counters.barriers += 1;
-        if let Err(error) = file.sync_all(E2) {
+        if let Err(error) = file.sync_all(E2).run() {
             return Err(self.poison(error));
         }
         self.storage.rename(names::ROOT_NEW, names::ROOT, COMMIT)?;
         // Opened anew, for it has another name now.
-        self.roots.use_file(self.storage.open(names::ROOT)?);
+        self.roots.use_file(PlainFile::open(&self.storage, names::ROOT, &self.lock)?);
         site::reach(Mark::RootFileReplaced);
         self.counters.barriers += 1;
         self.storage.sync_dir(E1).map_err(|error| self.poison(error))

@@ -20,12 +20,12 @@ use crate::{
         crc32c,
         node::Entry,
     },
-    id::Generation,
     index::{Snapshot, calibrate},
+    lease::{Lease, Place, Run},
     limits,
-    shard::{DataFile, Place},
+    shard::DataFile,
     site::{self, Kind, Mark},
-    space::Run,
+    space::Use,
     storage::{Storage, StorageFile},
 };
 
@@ -66,7 +66,7 @@ impl<S: Storage> RegroupJob<S> {
 }
 
 /// Cells of which a root names the head, and that head.
-pub(super) type Named<L> = (Arc<CellIndex<L>>, Entry);
+pub(super) type Named<L> = (Arc<CellIndex<Lease<L>>>, Entry);
 
 impl<S: Storage> Engine<S> {
     /// Postings that are in no cell, and removed ones that are, as far as the figures tell.
@@ -137,11 +137,11 @@ impl<S: Storage> Engine<S> {
         let named = match built {
             Some(built) => {
                 let mut taken = Vec::new();
-                match store(&mut self.work, &self.data, built, (rotation, self.begun), &mut taken) {
+                match store(&mut self.work, &self.data, built, rotation, &mut taken) {
                     Ok(named) => Some(named),
                     Err(error) => {
                         if site::applies(Kind::ErrorCheck, true) {
-                            taken.into_iter().for_each(|run| self.work.space.free(run));
+                            taken.into_iter().for_each(|place| self.work.space.undo(place));
                         }
                         return Err(error);
                     }
@@ -150,7 +150,7 @@ impl<S: Storage> Engine<S> {
             None => None,
         };
         site::reach(Mark::Regrouped);
-        self.work.set_cells(named, self.begun);
+        self.work.set_cells(named);
         self.publish(&[]);
         Ok(())
     }
@@ -170,36 +170,35 @@ fn store<F: StorageFile>(
     work: &mut Working<F>,
     data: &DataFile<F>,
     built: Built,
-    (rotation, born): (Arc<Rotation>, Generation),
-    taken: &mut Vec<Run>,
+    rotation: Arc<Rotation>,
+    taken: &mut Vec<Arc<Place>>,
 ) -> Result<Named<F::Lent>> {
     let page_size = data.geometry().page_size;
     let mut put = |work: &mut Working<F>, bytes: &[u8]| -> Result<Entry> {
-        let run = work.take_meta(data, data.geometry().pages(bytes.len()))?;
-        taken.push(run);
-        data.store_cells(run, bytes)?;
-        Ok(Entry { page: run.page, len: bytes.len() as u32, crc: crc32c(0, bytes) })
+        let place = work.take_meta(data, data.geometry().pages(bytes.len()))?;
+        taken.push(Arc::clone(&place));
+        data.store_cells(&place, bytes)?;
+        Ok(Entry { page: place.run().page, len: bytes.len() as u32, crc: crc32c(0, bytes) })
     };
     let Built { mut table, groups } = built;
     for (entry, bytes) in table.groups.iter_mut().zip(&groups) {
         entry.place = put(work, bytes)?;
     }
-    let part_bytes = work.space.largest_run() as usize * page_size;
+    let part_bytes = work.space.map().largest_run() as usize * page_size;
     let mut parts = Vec::new();
     for part in table.encode().chunks(part_bytes) {
         parts.push(put(work, part)?);
     }
     let head = put(work, &encode_head(&parts))?;
-    let lent = lend(&table, data)?;
-    let places = taken.iter().map(|&run| Arc::new(Place { run, born })).collect();
-    Ok((Arc::new(CellIndex::new(table, rotation, lent, places)), head))
+    // The groups' places were taken first, in the table's order.
+    let leases = lease(&table, data, taken)?;
+    Ok((Arc::new(CellIndex::new(table, rotation, leases, taken.clone())), head))
 }
 
-fn lend<F: StorageFile>(table: &CellTable, data: &DataFile<F>) -> Result<Vec<F::Lent>> {
-    let lend = |entry: &Entry| {
-        data.file().lend(entry.page.saturating_mul(data.geometry().page_size as u64), entry.len as usize)
-    };
-    table.groups.iter().map(|group| lend(&group.place)).collect()
+/// Leases of the table's groups; `places` begins with theirs.
+fn lease<F: StorageFile>(table: &CellTable, data: &DataFile<F>, places: &[Arc<Place>]) -> Result<Vec<Lease<F::Lent>>> {
+    let groups = table.groups.iter().zip(places);
+    groups.map(|(group, place)| data.lease(place, group.place.len as usize)).collect()
 }
 
 /// Reads what a head names: the table, and all runs, the head's and the parts' too.
@@ -241,17 +240,19 @@ pub(super) fn load<F: StorageFile>(
         return Ok(None);
     }
     let (table, runs) = read_table(&head, data)?;
-    let mut space = work.space.clone();
-    for run in &runs {
-        space.mark_meta(*run).map_err(|what| ShardexError::Corruption {
-            file: data.path(),
-            offset: data.offset(*run),
-            what: format!("cells: {what}"),
-        })?;
-    }
-    let lent = lend(&table, data)?;
-    work.space = space;
-    let places = runs.into_iter().map(|run| Arc::new(Place { run, born: Generation(0) })).collect();
+    let runs: Vec<_> = runs.into_iter().map(|run| (run, Use::Meta)).collect();
+    let places = work.space.adopt(&runs).map_err(|(run, what)| ShardexError::Corruption {
+        file: data.path(),
+        offset: run.page.saturating_mul(data.geometry().page_size as u64),
+        what: format!("cells: {what}"),
+    })?;
+    let leases = match lease(&table, data, &places) {
+        Ok(leases) => leases,
+        Err(error) => {
+            places.into_iter().for_each(|place| work.space.undo(place));
+            return Err(error);
+        }
+    };
     let rotation = Arc::new(Rotation::new(data.geometry().dimension, index_id));
-    Ok(Some((Arc::new(CellIndex::new(table, rotation, lent, places)), head)))
+    Ok(Some((Arc::new(CellIndex::new(table, rotation, leases, places)), head)))
 }

@@ -4,8 +4,6 @@
 //! 1. A store goes into the slot that does not hold the last durable root.
 //! 2. `newest` and `older` are durable; nothing that either names is free.
 
-use std::sync::Arc;
-
 use super::{create::MAKE, names, recovery::CLEAR};
 use crate::{
     error::{Result, ShardexError},
@@ -13,9 +11,10 @@ use crate::{
         header::{self, Kind, ROOT_MAGIC},
         root::{ROOT_BYTES, Root},
     },
+    lease::{IndexLock, PlainFile, SyncJob},
     limits::FORMAT_VERSION,
     site::{self, Mark},
-    storage::{Purpose, Storage, StorageFile, SyncJob},
+    storage::{Purpose, Storage, StorageFile},
 };
 
 const STORE: Purpose = Purpose("root: store");
@@ -35,7 +34,7 @@ pub enum Slot {
 /// The root file.
 #[derive(Debug)]
 pub struct Roots<F> {
-    file: Arc<F>,
+    file: PlainFile<F>,
     page_size: usize,
     newest: Root,
     newest_slot: usize,
@@ -99,7 +98,7 @@ pub fn read_slots<F: StorageFile>(file: &F, page_size: usize) -> Result<[Slot; S
 impl<F: StorageFile> Roots<F> {
     /// Roots as they were read: `newest` from slot `newest_slot`, `older` from the other one if it is valid.
     #[must_use]
-    pub fn new(file: Arc<F>, newest: Root, newest_slot: usize, older: Option<Root>) -> Self {
+    pub fn new(file: PlainFile<F>, newest: Root, newest_slot: usize, older: Option<Root>) -> Self {
         let page_size = newest.geometry.page_size;
         Self { file, page_size, newest, newest_slot, older, storing: false, bytes_stored: 0 }
     }
@@ -108,11 +107,11 @@ impl<F: StorageFile> Roots<F> {
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`.
-    pub fn store_first(file: &F, root: &Root) -> Result<()> {
-        file.allocate((SLOTS * root.geometry.page_size) as u64, Purpose("root: allocate"))?;
+    pub fn store_first(file: &PlainFile<F>, root: &Root) -> Result<()> {
+        file.raw().allocate((SLOTS * root.geometry.page_size) as u64, Purpose("root: allocate"))?;
         for i in 0..SLOTS {
             let root = Root { generation: crate::id::Generation(1 + i as u64), ..root.clone() };
-            file.write_at((i * root.geometry.page_size) as u64, &root.encode(), STORE)?;
+            file.store((i * root.geometry.page_size) as u64, &root.encode(), STORE)?;
         }
         Ok(())
     }
@@ -121,22 +120,22 @@ impl<F: StorageFile> Roots<F> {
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`: nothing has changed; to be called again.
-    pub fn copy_to_new_file<S: Storage<File = F>>(&self, storage: &S) -> Result<Arc<F>> {
+    pub fn copy_to_new_file<S: Storage<File = F>>(&self, storage: &S, lock: &IndexLock) -> Result<PlainFile<F>> {
         if storage.list()?.iter().any(|name| name == names::ROOT_NEW) {
             // Left by a try that failed.
             storage.remove(names::ROOT_NEW, CLEAR)?;
         }
-        let file = storage.create(names::ROOT_NEW, MAKE)?;
-        file.allocate((SLOTS * self.page_size) as u64, Purpose("root: allocate"))?;
+        let file = PlainFile::create(storage, names::ROOT_NEW, MAKE, lock)?;
+        file.raw().allocate((SLOTS * self.page_size) as u64, Purpose("root: allocate"))?;
         for slot in 0..SLOTS {
             let older = self.older.as_ref().filter(|_| slot != self.newest_slot);
-            file.write_at((slot * self.page_size) as u64, &older.unwrap_or(&self.newest).encode(), STORE)?;
+            file.store((slot * self.page_size) as u64, &older.unwrap_or(&self.newest).encode(), STORE)?;
         }
         Ok(file)
     }
 
     /// Goes on with the file of [`copy_to_new_file`](Self::copy_to_new_file), which has taken the place of the one before.
-    pub fn use_file(&mut self, file: Arc<F>) {
+    pub fn use_file(&mut self, file: PlainFile<F>) {
         self.file = file;
         if self.older.is_none() {
             self.older = Some(self.newest.clone());
@@ -163,16 +162,16 @@ impl<F: StorageFile> Roots<F> {
 
     /// The file.
     #[must_use]
-    pub fn file(&self) -> &Arc<F> {
+    pub fn file(&self) -> &PlainFile<F> {
         &self.file
     }
 
     fn store(&mut self, slot: usize, root: &Root, purpose: Purpose) -> Result<SyncJob<F>> {
         let offset = (slot * self.page_size) as u64;
         let bytes = root.encode();
-        self.file.write_at(offset, &bytes, STORE)?;
+        self.file.store(offset, &bytes, STORE)?;
         self.bytes_stored += bytes.len() as u64;
-        Ok(SyncJob::range(&self.file, offset, offset + ROOT_BYTES as u64, purpose))
+        Ok(self.file.sync_range(offset, offset + ROOT_BYTES as u64, purpose))
     }
 
     /// Stores a new root in the other slot, and returns the sync that makes it durable. From here on it may be on the

@@ -1,9 +1,6 @@
 //! The writer's state: the shards as they are after the last accepted batch, and the places they lie in.
 //!
-//! Invariants:
-//! 1. A place is free only when no retained root, no root whose store has begun, no snapshot and no working shard names it.
-//!    Places that lost their shard wait in `limbo` until that is so.
-//! 2. What root G names is set free when root G+2 is durable: then both slots hold newer roots.
+//! When a place is free is the reclaimer's to say: [`space`](crate::space).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,12 +11,12 @@ use super::regroup::Named;
 use crate::{
     error::Result,
     format::geometry::Geometry,
-    id::Generation,
     index::RoutingTable,
+    lease::Place,
     limits,
-    shard::{DataFile, Place, Shard, bloom::SlicedBlooms},
-    site::{self, Kind, Mark},
-    space::{Run, SpaceMap},
+    shard::{DataFile, Shard, bloom::SlicedBlooms},
+    site::{self, Mark},
+    space::{Reclaimer, Use},
     storage::StorageFile,
 };
 
@@ -50,7 +47,7 @@ pub struct Working<F: StorageFile> {
     /// Their bloom filters.
     pub blooms: SlicedBlooms,
     /// Used and free places.
-    pub space: SpaceMap,
+    pub space: Reclaimer,
     /// Figures.
     pub totals: Totals,
     /// The cells, and where their head is.
@@ -59,28 +56,21 @@ pub struct Working<F: StorageFile> {
     pub cells_changed: bool,
     /// Shards that changed since the last flush began.
     pub dirty: BTreeSet<u32>,
-    /// Extents without a shard and cells that were replaced: the last root that may name each, the place, and whether it
-    /// is an extent.
-    limbo: Vec<(Option<Generation>, Arc<Place>, bool)>,
-    /// The same for places that no snapshot holds: metadata, and extents that only the older root names at open.
-    meta_limbo: Vec<(Generation, Run, bool)>,
 }
 
 impl<F: StorageFile> Working<F> {
-    /// No shard, in a file of `chunks` chunks.
+    /// No shard, in a file of which nothing is used.
     #[must_use]
-    pub fn new(geometry: &Geometry, chunks: usize, step: usize) -> Self {
+    pub fn new(geometry: &Geometry, space: Reclaimer, step: usize) -> Self {
         Self {
             shards: Vec::new(),
             routing: RoutingTable::new(geometry.dimension),
             blooms: SlicedBlooms::new(geometry.bloom_bytes, step),
-            space: SpaceMap::new(geometry, chunks),
+            space,
             totals: Totals::default(),
             cells: None,
             cells_changed: false,
             dirty: BTreeSet::new(),
-            limbo: Vec::new(),
-            meta_limbo: Vec::new(),
         }
     }
 
@@ -106,119 +96,60 @@ impl<F: StorageFile> Working<F> {
         self.blooms.set_column(number as usize, shard.map(Shard::bloom));
     }
 
-    /// Gives up an extent. `begun` is the newest root whose flush has begun.
-    pub fn drop_extent(&mut self, place: Arc<Place>, begun: Generation) {
-        self.drop_place(place, true, begun);
+    /// Gives up an extent.
+    pub fn retire_extent(&mut self, place: Arc<Place>) {
+        self.space.retire(place, Use::Extent);
     }
 
     /// Puts other cells in the place of those there are.
-    pub fn set_cells(&mut self, cells: Option<Named<F::Lent>>, begun: Generation) {
+    pub fn set_cells(&mut self, cells: Option<Named<F::Lent>>) {
         let before = std::mem::replace(&mut self.cells, cells);
         self.cells_changed = true;
         let places = before.into_iter().flat_map(|(cells, _)| cells.places().to_vec());
-        places.for_each(|place| self.drop_place(place, false, begun));
-    }
-
-    fn drop_place(&mut self, place: Arc<Place>, extent: bool, begun: Generation) {
-        // Taken after that flush began: no root names it.
-        let last_named = site::applies(Kind::Ordering, place.born < begun).then_some(begun);
-        self.limbo.push((last_named, place, extent));
-    }
-
-    /// Gives up a place that root `last_named` was the last to name, and that no snapshot holds.
-    pub fn drop_named(&mut self, run: Run, extent: bool, last_named: Generation) {
-        self.meta_limbo.push((last_named, run, extent));
-    }
-
-    /// Sets free what may be free now that root `durable` is. Returns how many places.
-    pub fn release(&mut self, durable: Generation) -> usize {
-        let over =
-            |last_named: Generation| last_named < durable && site::holds(Kind::Ordering, last_named.0 + 2 <= durable.0);
-        let before = self.limbo.len() + self.meta_limbo.len();
-        let space = &mut self.space;
-        let mut waiting = Vec::new();
-        for (last_named, place, extent) in std::mem::take(&mut self.limbo) {
-            if last_named.is_some_and(|generation| !over(generation)) {
-                waiting.push((last_named, place, extent));
-                continue;
-            }
-            // No snapshot holds it and none ever will: only holders make new holders.
-            match Arc::try_unwrap(place) {
-                Ok(place) => space.free(place.run),
-                Err(place) => waiting.push((last_named, place, extent)),
-            }
-        }
-        self.limbo = waiting;
-        self.meta_limbo.retain(|&(last_named, run, _)| {
-            if over(last_named) {
-                space.free(run);
-            }
-            !over(last_named)
-        });
-        let left = self.limbo.len() + self.meta_limbo.len();
-        for mark in [(left < before).then_some(Mark::PlaceFreed), (left > 0).then_some(Mark::PlaceHeld)] {
-            mark.into_iter().for_each(site::reach);
-        }
-        before - left
-    }
-
-    /// Places that wait, and whether each is an extent.
-    pub fn held(&self) -> impl Iterator<Item = (Run, bool)> {
-        let meta = self.meta_limbo.iter().map(|&(_, run, extent)| (run, extent));
-        self.limbo.iter().map(|(_, place, extent)| (place.run, *extent)).chain(meta)
-    }
-
-    /// Pages that no root needs any more, now that root `durable` is, but a snapshot does.
-    #[must_use]
-    pub fn held_by_readers(&self, durable: Generation) -> u64 {
-        let over = |last_named: Generation| last_named.0 + 2 <= durable.0;
-        // What nobody holds any more waits for the next flush only.
-        let held = self
-            .limbo
-            .iter()
-            .filter(|(last_named, place, _)| last_named.is_none_or(over) && Arc::strong_count(place) > 1);
-        held.map(|(_, place, _)| u64::from(place.run.pages)).sum()
+        places.for_each(|place| self.space.retire(place, Use::Meta));
     }
 
     /// A free extent, the file growing if it must.
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`.
-    pub fn take_extent(&mut self, data: &DataFile<F>) -> Result<Run> {
-        take(&mut self.space, data, SpaceMap::take_extent)
+    pub fn take_extent(&mut self, data: &DataFile<F>) -> Result<Arc<Place>> {
+        take(&mut self.space, data, Reclaimer::take_extent)
     }
 
     /// A free run of `pages` pages, the file growing if it must.
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`.
-    pub fn take_meta(&mut self, data: &DataFile<F>, pages: u32) -> Result<Run> {
+    pub fn take_meta(&mut self, data: &DataFile<F>, pages: u32) -> Result<Arc<Place>> {
         take(&mut self.space, data, |space| space.take_meta(pages))
     }
 
     /// Free runs of these sizes, side by side where that can be; noted in `taken` one by one.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`; what is noted in `taken` by then is to be freed.
-    pub fn take_meta_together(&mut self, data: &DataFile<F>, sizes: &[u32], taken: &mut Vec<Run>) -> Result<()> {
+    /// `OutOfSpace`, `Io`; what is noted in `taken` by then is to be undone.
+    pub fn take_meta_together(&mut self, data: &DataFile<F>, sizes: &[u32], taken: &mut Vec<Arc<Place>>) -> Result<()> {
         let pages = sizes.iter().sum();
-        let run = match pages <= self.space.largest_run() {
+        let map = self.space.map();
+        let places = match pages <= map.largest_run() {
             _ if sizes.is_empty() => return Ok(()),
-            true => match self.space.take_hole(pages) {
-                None if sizes.len() == 1 || !self.space.prefers_holes(pages) => Some(self.take_meta(data, pages)?),
-                hole => hole,
-            },
+            true => {
+                let must_fit = sizes.len() == 1 || !map.prefers_holes(pages);
+                match self.space.take_hole(sizes) {
+                    None if must_fit => Some(take(&mut self.space, data, |space| space.take_together(sizes))?),
+                    hole => hole,
+                }
+            }
             false => None,
         };
-        let Some(run) = run else {
-            let (half, rest) = sizes.split_at(sizes.len() / 2);
-            self.take_meta_together(data, half, taken)?;
-            return self.take_meta_together(data, rest, taken);
-        };
-        let mut page = run.page;
-        for &pages in sizes {
-            taken.push(Run { page, pages });
-            page += u64::from(pages);
+        match places {
+            Some(places) => taken.extend(places),
+            None => {
+                let (half, rest) = sizes.split_at(sizes.len() / 2);
+                self.take_meta_together(data, half, taken)?;
+                self.take_meta_together(data, rest, taken)?;
+            }
         }
         Ok(())
     }
@@ -232,22 +163,22 @@ impl<F: StorageFile> Working<F> {
     }
 }
 
-fn take<F: StorageFile>(
-    space: &mut SpaceMap,
+fn take<F: StorageFile, T>(
+    space: &mut Reclaimer,
     data: &DataFile<F>,
-    take: impl Fn(&mut SpaceMap) -> Option<Run>,
-) -> Result<Run> {
+    take: impl Fn(&mut Reclaimer) -> Option<T>,
+) -> Result<T> {
     loop {
-        if let Some(run) = take(space) {
-            return Ok(run);
+        if let Some(taken) = take(space) {
+            return Ok(taken);
         }
-        let chunks = space.chunks();
+        let chunks = space.map().chunks();
         let chunk_bytes = u64::from(data.geometry().chunk_pages()) * data.geometry().page_size as u64;
         let step = (chunks / 8).clamp(1, (limits::MAX_GROWTH_BYTES / chunk_bytes).max(1) as usize);
-        let mut grown = data.grow(space.pages_of(chunks + step)).map(|()| step);
+        let mut grown = data.grow(space.map().pages_of(chunks + step)).map(|()| step);
         if step > 1 && grown.as_ref().is_err_and(crate::ShardexError::is_out_of_space) {
             // A nearly full disk may still have room for the one chunk that is needed.
-            grown = data.grow(space.pages_of(chunks + 1)).map(|()| 1);
+            grown = data.grow(space.map().pages_of(chunks + 1)).map(|()| 1);
             if grown.is_ok() {
                 site::reach(Mark::GrewByOne);
             }

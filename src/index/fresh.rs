@@ -14,6 +14,7 @@ use crate::{
     codes::{CentroidBytes, Rotation, encode},
     distance::{self, BLOCK, ByteBlocks},
     format::geometry::Geometry,
+    lease::Lease,
     shard::{self, Shard},
 };
 
@@ -154,7 +155,7 @@ type Before<'a, L> = (&'a [Option<Arc<Shard<L>>>], &'a [Fresh]);
 pub(super) fn fresh<L: Deref<Target = [u8]> + Clone>(
     (members, first): (&[Option<Arc<Shard<L>>>], u32),
     before: Option<Before<'_, L>>,
-    cells: &CellIndex<L>,
+    cells: &CellIndex<Lease<L>>,
     (coded, geometry): (bool, &Geometry),
 ) -> Vec<Fresh> {
     let members = members.iter().zip(0u32..).filter_map(|(shard, i)| Some((shard.as_ref()?, i)));

@@ -19,6 +19,7 @@ use crate::{
     error::Result,
     format::{cells::Effort, geometry::Geometry},
     id::DocumentId,
+    lease::Lease,
     posting::{SearchResponse, SearchResult},
     shard::{self, DataFile, Shard},
     storage::StorageFile,
@@ -169,7 +170,7 @@ impl Breadth {
     }
 
     /// What it comes to with cells; `None` if everything is to be scanned.
-    fn reach<L>(&self, cells: &CellIndex<L>, snapshot: &Snapshot<L>) -> Option<Reach>
+    fn reach<L>(&self, cells: &CellIndex<Lease<L>>, snapshot: &Snapshot<L>) -> Option<Reach>
     where
         L: Deref<Target = [u8]> + Clone,
     {

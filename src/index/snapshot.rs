@@ -9,6 +9,7 @@ use crate::{
     error::Result,
     format::geometry::Geometry,
     id::{Lsn, ShardId},
+    lease::Lease,
     shard::{DataFile, Shard},
     storage::StorageFile,
 };
@@ -39,7 +40,7 @@ pub struct Snapshot<L> {
     /// Chunks by number.
     pub chunks: Vec<Arc<Chunk<L>>>,
     /// The cells, if there are any.
-    pub cells: Option<Arc<CellIndex<L>>>,
+    pub cells: Option<Arc<CellIndex<Lease<L>>>>,
     /// The last write it holds.
     pub lsn: Lsn,
     /// Live postings.
@@ -154,7 +155,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
         &self,
         shards: &[Option<Arc<Shard<L>>>],
         changed: impl IntoIterator<Item = u32>,
-        cells: Option<&Arc<CellIndex<L>>>,
+        cells: Option<&Arc<CellIndex<Lease<L>>>>,
         (lsn, live): (Lsn, u64),
         (coded, geometry): (bool, &Geometry),
     ) -> Self {

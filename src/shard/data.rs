@@ -15,9 +15,9 @@ use crate::{
         geometry::{Geometry, POSTING_BYTES},
     },
     id::DocumentId,
+    lease::{IndexLock, Lease, LendingFile, Place, SyncJob},
     site::{self, Kind},
-    space::Run,
-    storage::{Purpose, StorageFile, SyncJob},
+    storage::{Purpose, Storage, StorageFile},
 };
 
 const GROW: Purpose = Purpose("data: grow");
@@ -101,23 +101,32 @@ struct Unsynced {
 /// The data file and what was stored in it since its last sync.
 #[derive(Debug)]
 pub struct DataFile<F> {
-    file: Arc<F>,
+    file: LendingFile<F>,
     geometry: Geometry,
     unsynced: Mutex<Unsynced>,
     bytes_stored: AtomicU64,
 }
 
 impl<F: StorageFile> DataFile<F> {
-    /// Wraps an open file.
-    #[must_use]
-    pub fn new(file: Arc<F>, geometry: Geometry) -> Self {
-        Self { file, geometry, unsynced: Mutex::default(), bytes_stored: AtomicU64::new(0) }
+    /// Opens the file, under the index lock: see [`LendingFile::open`].
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn open<S: Storage<File = F>>(storage: &S, lock: &IndexLock, geometry: Geometry) -> Result<Self> {
+        let file = LendingFile::open(storage, lock, geometry.page_size)?;
+        Ok(Self { file, geometry, unsynced: Mutex::default(), bytes_stored: AtomicU64::new(0) })
     }
 
-    /// The file itself.
+    /// The file itself, for reading by copying.
     #[must_use]
-    pub fn file(&self) -> &Arc<F> {
-        &self.file
+    pub fn raw(&self) -> &F {
+        self.file.raw()
+    }
+
+    /// The index lock.
+    #[must_use]
+    pub fn lock(&self) -> &IndexLock {
+        self.file.lock()
     }
 
     /// The index's geometry.
@@ -129,7 +138,7 @@ impl<F: StorageFile> DataFile<F> {
     /// The file's path.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        self.file.path()
+        self.raw().path()
     }
 
     /// Bytes stored so far.
@@ -138,10 +147,10 @@ impl<F: StorageFile> DataFile<F> {
         self.bytes_stored.load(Ordering::Relaxed)
     }
 
-    /// The first byte of a run.
+    /// The first byte of a place.
     #[must_use]
-    pub fn offset(&self, run: Run) -> u64 {
-        run.page * self.geometry.page_size as u64
+    pub fn offset(&self, place: &Place) -> u64 {
+        self.file.offset(place)
     }
 
     /// Makes the file `pages` pages long.
@@ -149,7 +158,7 @@ impl<F: StorageFile> DataFile<F> {
     /// # Errors
     /// `OutOfSpace`, `Io`.
     pub fn grow(&self, pages: u64) -> Result<()> {
-        self.file.allocate(pages * self.geometry.page_size as u64, GROW)?;
+        self.raw().allocate(pages * self.geometry.page_size as u64, GROW)?;
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).grown |= site::applies(Kind::Ordering, true);
         Ok(())
     }
@@ -158,36 +167,44 @@ impl<F: StorageFile> DataFile<F> {
     ///
     /// # Errors
     /// `Io`.
-    pub fn lend(&self, run: Run, used: u32) -> Result<F::Lent> {
-        self.file.lend(self.offset(run), used as usize * self.geometry.slot_bytes())
+    pub fn lease_slots(&self, place: &Arc<Place>, used: u32) -> Result<Lease<F::Lent>> {
+        self.file.lease(place, used as usize * self.geometry.slot_bytes())
+    }
+
+    /// Lends the first bytes of a place.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn lease(&self, place: &Arc<Place>, len: usize) -> Result<Lease<F::Lent>> {
+        self.file.lease(place, len)
     }
 
     /// Stores whole slots into an extent from slot `slot` on.
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`.
-    pub fn store(&self, run: Run, slot: u32, slots: &[u8], cause: Cause) -> Result<()> {
-        let at = slot as usize * self.geometry.slot_bytes();
-        self.write(self.offset(run) + at as u64, slots, cause.purpose())
+    pub fn store(&self, place: &Place, slot: u32, slots: &[u8], cause: Cause) -> Result<()> {
+        self.write(&[place], slot as usize * self.geometry.slot_bytes(), slots, cause.purpose())
     }
 
-    /// Stores metadata into a run.
+    /// Stores metadata over places that follow one another.
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`.
-    pub fn store_meta(&self, run: Run, bytes: &[u8]) -> Result<()> {
-        self.write(self.offset(run), bytes, META)
+    pub fn store_meta(&self, places: &[&Place], bytes: &[u8]) -> Result<()> {
+        self.write(places, 0, bytes, META)
     }
 
-    /// Stores cells into a run.
+    /// Stores cells into a place.
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`.
-    pub fn store_cells(&self, run: Run, bytes: &[u8]) -> Result<()> {
-        self.write(self.offset(run), bytes, CELLS)
+    pub fn store_cells(&self, place: &Place, bytes: &[u8]) -> Result<()> {
+        self.write(&[place], 0, bytes, CELLS)
     }
 
-    fn write(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
+    fn write(&self, places: &[&Place], at: usize, bytes: &[u8], purpose: Purpose) -> Result<()> {
+        let offset = places.first().map_or(0, |place| self.offset(place)) + at as u64;
         // Noted before the store: one that fails may have stored a part.
         {
             let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
@@ -197,7 +214,7 @@ impl<F: StorageFile> DataFile<F> {
                 None => (offset, end),
             });
         }
-        self.file.write_at(offset, bytes, purpose)?;
+        self.file.store_over(places, at, bytes, purpose)?;
         self.bytes_stored.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -208,8 +225,8 @@ impl<F: StorageFile> DataFile<F> {
         let Unsynced { range, grown } = std::mem::take(&mut *unsynced);
         match (range, grown) {
             // R4: a sync of a range makes no length durable, and what lies past the durable length is lost.
-            (_, true) => Some(SyncJob::all(&self.file, purpose)),
-            (Some((from, to)), false) => Some(SyncJob::range(&self.file, from, to, purpose)),
+            (_, true) => Some(self.file.sync_all(purpose)),
+            (Some((from, to)), false) => Some(self.file.sync_range(from, to, purpose)),
             (None, false) => None,
         }
     }

@@ -12,28 +12,16 @@ use super::data::{Cause, DataFile, StoredPosting};
 use crate::{
     error::{Result, ShardexError},
     format::{crc32c, geometry::Geometry, state::ExtentState},
-    id::Generation,
+    lease::{Lease, Place},
     site::{self, Kind},
-    space::Run,
     storage::StorageFile,
 };
-
-/// A place in the data file, for as long as anybody needs it: shards, snapshots, and the list of places that wait to be
-/// free all hold it by the same `Arc`, and it is free when only that list is left.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Where.
-    pub run: Run,
-    /// The newest root begun when it was taken: a later one may name it, this one does not.
-    pub born: Generation,
-}
 
 /// An extent and the part of it that is used.
 #[derive(Clone, Debug)]
 pub struct Extent<L> {
-    /// Before `place`, as fields are dropped in order: the place may be stored to as soon as nobody holds it.
-    slots: L,
-    place: Arc<Place>,
+    /// The bytes of the used slots.
+    slots: Lease<L>,
     used: u32,
     crc: u32,
     /// Whether the bytes that came from the disk have been checked.
@@ -42,9 +30,8 @@ pub struct Extent<L> {
 
 impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
     /// An extent in a free place.
-    pub(super) fn new<F: StorageFile<Lent = L>>(data: &DataFile<F>, run: Run, born: Generation) -> Result<Self> {
-        let place = Arc::new(Place { run, born });
-        Ok(Self { place, used: 0, crc: 0, slots: data.lend(run, 0)?, checked: Arc::new(AtomicBool::new(true)) })
+    pub(super) fn new<F: StorageFile<Lent = L>>(data: &DataFile<F>, place: &Arc<Place>) -> Result<Self> {
+        Ok(Self { used: 0, crc: 0, slots: data.lease_slots(place, 0)?, checked: Arc::new(AtomicBool::new(true)) })
     }
 
     /// An extent that a state names. Its bytes are checked when they are first used.
@@ -52,17 +39,15 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
         data: &DataFile<F>,
         state: ExtentState,
         used: u32,
-        born: Generation,
+        place: &Arc<Place>,
     ) -> Result<Self> {
-        let run = Run { page: state.page, pages: data.geometry().extent_pages() };
-        let place = Arc::new(Place { run, born });
-        Ok(Self { place, used, crc: state.crc, slots: data.lend(run, used)?, checked: Arc::default() })
+        Ok(Self { used, crc: state.crc, slots: data.lease_slots(place, used)?, checked: Arc::default() })
     }
 
     /// Where it lies.
     #[must_use]
     pub fn place(&self) -> &Arc<Place> {
-        &self.place
+        self.slots.place()
     }
 
     /// Slots used.
@@ -74,7 +59,7 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
     /// What a shard's state says of it.
     #[must_use]
     pub fn state(&self) -> ExtentState {
-        ExtentState { page: self.place.run.page, crc: self.crc }
+        ExtentState { page: self.place().run().page, crc: self.crc }
     }
 
     /// The bytes of the used slots as they are lent, checked by nobody.
@@ -108,7 +93,7 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
         if !site::holds(Kind::Checksum, found == self.crc) {
             return Err(ShardexError::Corruption {
                 file: data.path(),
-                offset: data.offset(self.place.run),
+                offset: data.offset(self.place()),
                 what: format!("an extent: checksum {:08x} expected, {found:08x} found", self.crc),
             });
         }
@@ -143,41 +128,10 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
         let geometry = data.geometry();
         let count = slots.len() / geometry.slot_bytes();
         assert!(self.used() + count <= geometry.extent_slots(), "more postings than the extent has slots");
-        data.store(self.place.run, self.used, slots, cause)?;
+        data.store(self.place(), self.used, slots, cause)?;
         self.crc = crc32c(self.crc, slots);
         self.used += count as u32;
-        self.slots = data.lend(self.place.run, self.used)?;
+        self.slots = data.lease_slots(self.place(), self.used)?;
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Lent bytes that want their place to be held as long as they are.
-    #[derive(Clone)]
-    struct Watched(Arc<Place>);
-
-    impl Deref for Watched {
-        type Target = [u8];
-
-        fn deref(&self) -> &[u8] {
-            &[]
-        }
-    }
-
-    impl Drop for Watched {
-        fn drop(&mut self) {
-            // Its own, and the extent's.
-            assert_eq!(Arc::strong_count(&self.0), 2, "the place was given up before the bytes");
-        }
-    }
-
-    #[test]
-    fn bytes_are_given_back_before_their_place() {
-        let place = Arc::new(Place { run: Run { page: 0, pages: 1 }, born: Generation(0) });
-        let slots = Watched(Arc::clone(&place));
-        drop(Extent { slots, place, used: 0, crc: 0, checked: Arc::default() });
     }
 }

@@ -17,7 +17,7 @@ pub mod split;
 use std::{mem, sync::Arc};
 
 pub use data::{Cause, DataFile, StoredPosting};
-pub use extent::{Extent, Place};
+pub use extent::Extent;
 
 use crate::{
     error::Result,
@@ -25,8 +25,8 @@ use crate::{
         geometry::{Geometry, POSTING_BYTES},
         state::ShardState,
     },
-    id::{DocumentId, Generation, ShardId},
-    space::Run,
+    id::{DocumentId, ShardId},
+    lease::Place,
     storage::StorageFile,
 };
 use bloom::Bloom;
@@ -66,16 +66,20 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         }
     }
 
-    /// The shard of a state read from disk. Reads no vector and no posting.
+    /// The shard of a state read from disk, whose extents lie in `places`. Reads no vector and no posting.
     ///
     /// # Errors
     /// `Io`, also when an extent lies past the file's end.
-    pub fn load<F: StorageFile<Lent = L>>(state: ShardState, data: &DataFile<F>, born: Generation) -> Result<Self> {
+    pub fn load<F: StorageFile<Lent = L>>(
+        state: ShardState,
+        data: &DataFile<F>,
+        places: &[Arc<Place>],
+    ) -> Result<Self> {
         let slots = data.geometry().extent_slots();
         let mut extents = Vec::with_capacity(state.extents.len());
-        for (i, extent) in state.extents.iter().enumerate() {
+        for (i, (extent, place)) in state.extents.iter().zip(places).enumerate() {
             let used = (state.len as usize - i * slots).min(slots);
-            extents.push(Extent::load(data, *extent, used as u32, born)?);
+            extents.push(Extent::load(data, *extent, used as u32, place)?);
         }
         Ok(Self {
             id: state.id,
@@ -202,8 +206,8 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     pub fn store<F: StorageFile<Lent = L>>(
         &mut self,
         data: &DataFile<F>,
-        take: &mut dyn FnMut() -> Result<Run>,
-        (born, cause): (Generation, Cause),
+        take: &mut dyn FnMut() -> Result<Arc<Place>>,
+        cause: Cause,
     ) -> Result<()> {
         let geometry = data.geometry();
         let slots = geometry.extent_slots();
@@ -212,7 +216,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         while !rest.is_empty() {
             let at = self.len() - rest.len() / geometry.slot_bytes();
             if at == self.extents.len() * slots {
-                self.extents.push(Extent::new(data, take()?, born)?);
+                self.extents.push(Extent::new(data, &take()?)?);
             }
             let Some(extent) = self.extents.last_mut() else { unreachable!("one was pushed") };
             let fit = (slots - at % slots) * geometry.slot_bytes();

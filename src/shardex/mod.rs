@@ -10,14 +10,14 @@ mod threads;
 mod writer;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -54,12 +54,33 @@ enum Command {
 
 /// What searches need of the engine.
 struct Shared<S: Storage> {
-    snapshot: ArcSwap<Snapshot<Lent<S>>>,
-    data: Arc<DataFile<S::File>>,
+    /// `None` from the close on: a closed handle holds no byte of the index, and so not its lock.
+    view: ArcSwapOption<View<S>>,
+    path: PathBuf,
     options: OpenOptions,
     closed: AtomicBool,
     panic: Panic,
     executor: Arc<dyn Executor>,
+}
+
+impl<S: Storage> Shared<S> {
+    /// Why nobody answers any more.
+    fn gone(&self) -> ShardexError {
+        if self.closed.load(Ordering::Acquire) { ShardexError::Closed } else { stopped(&self.panic) }
+    }
+}
+
+/// What a search reads: a state of the index, and the file that its bytes are in.
+struct View<S: Storage> {
+    snapshot: Arc<Snapshot<Lent<S>>>,
+    data: Arc<DataFile<S::File>>,
+}
+
+impl<S: Storage> View<S> {
+    /// The state that the engine has published.
+    fn of(engine: &Engine<S>) -> Arc<Self> {
+        Arc::new(Self { snapshot: engine.snapshot(), data: Arc::clone(engine.data()) })
+    }
 }
 
 /// A handle on an open index. Clones share it; the last one to be dropped lets the index go.
@@ -69,6 +90,10 @@ struct Shared<S: Storage> {
 ///
 /// Dropping the last handle without [`close`](Self::close) tries a last commit, unless durability is `Manual`, and
 /// releases the lock; it may block for one sync, and until cells that are being made are done.
+///
+/// A [snapshot](IndexSnapshot) or [`Hits`] that outlives the handle stays readable, whatever became of the handle, and keeps
+/// the index locked: an open meanwhile gets [`Locked`](ShardexError::Locked), which says that a reader holds it. A child that
+/// the process forks shares the lock, and holds it until it has ended or become another program; it must not use the handle.
 pub struct Shardex<S: Storage = MmapStorage> {
     inner: Arc<Inner<S>>,
 }
@@ -88,7 +113,7 @@ impl<S: Storage> Clone for Shardex<S> {
 
 impl<S: Storage> std::fmt::Debug for Shardex<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shardex").field("path", &self.inner.shared.data.path()).finish_non_exhaustive()
+        f.debug_struct("Shardex").field("path", &self.inner.shared.path).finish_non_exhaustive()
     }
 }
 
@@ -120,8 +145,15 @@ impl Shardex {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
-        let storage = MmapStorage::new(path.as_ref().to_path_buf());
-        Self::open_on(storage, options, Env::system()).await
+        Self::open_in(path, options, Env::system()).await
+    }
+
+    /// [`open_with`](Self::open_with), with the clock and the threads of searches handed in.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_in(path: impl AsRef<Path>, options: OpenOptions, env: Env) -> Result<Self> {
+        Self::open_on(MmapStorage::new(path.as_ref().to_path_buf()), options, env).await
     }
 }
 
@@ -158,8 +190,8 @@ impl<S: Storage> Shardex<S> {
         let make = move || {
             let engine = make()?;
             let shared = Arc::new(Shared {
-                snapshot: ArcSwap::new(engine.snapshot()),
-                data: Arc::clone(engine.data()),
+                view: ArcSwapOption::new(Some(View::of(&engine))),
+                path: engine.storage().path(),
                 options: engine.options().clone(),
                 closed: AtomicBool::new(false),
                 panic: told,
@@ -185,10 +217,9 @@ impl<S: Storage> Shardex<S> {
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         let shared = &self.inner.shared;
-        let gone = || if shared.closed.load(Ordering::Acquire) { ShardexError::Closed } else { stopped(&shared.panic) };
-        let Some(queue) = &self.inner.queue else { return Err(gone()) };
-        queue.send(command(reply)).await.map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        let Some(queue) = &self.inner.queue else { return Err(shared.gone()) };
+        queue.send(command(reply)).await.map_err(|_| shared.gone())?;
+        answer.await.unwrap_or_else(|_| Err(shared.gone()))
     }
 
     /// Adds postings, all or none. One whose key (document id, start, length) is stored already replaces that one; of
@@ -333,16 +364,14 @@ impl<S: Storage> Shardex<S> {
 
     fn view(&self) -> Result<IndexSnapshot<S>> {
         let shared = &self.inner.shared;
-        if shared.closed.load(Ordering::Acquire) {
-            return Err(ShardexError::Closed);
-        }
-        let (snapshot, data) = (shared.snapshot.load_full(), Arc::clone(&shared.data));
+        let view = shared.view.load_full().ok_or_else(|| shared.gone())?;
+        let (snapshot, data) = (Arc::clone(&view.snapshot), Arc::clone(&view.data));
         let defaults = (shared.options.default_slop_factor, shared.options.default_recall);
         Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.executor), defaults))
     }
 
     /// Flushes (or commits, if so configured), marks the end of the WAL, and lets the index go. Every further call on any
-    /// clone gets `Closed`.
+    /// clone gets `Closed`. The index is locked until the last snapshot and the last [`Hits`] are dropped, too.
     ///
     /// # Errors
     /// As [`flush`](Self::flush): the index is let go all the same, and the next open recovers.
@@ -352,6 +381,8 @@ impl<S: Storage> Shardex<S> {
         if let Some(writer) = writer {
             writer.wait();
         }
+        // The writer has done so, unless it has panicked.
+        self.inner.shared.view.store(None);
         closed
     }
 }

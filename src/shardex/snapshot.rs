@@ -17,7 +17,8 @@ use crate::{
 ///
 /// Taking one waits for nobody and copies nothing. As long as it lives the places it reads from are not used again, so
 /// one that is kept for long makes the data file grow: `IndexStats::held_by_readers_bytes` says by how much. It stays
-/// readable after the index is closed.
+/// readable after the index is closed, and keeps it locked: an open before the snapshot is dropped gets
+/// [`Locked`](crate::ShardexError::Locked).
 pub struct IndexSnapshot<S: Storage = MmapStorage> {
     snapshot: Arc<Snapshot<Lent<S>>>,
     data: Arc<DataFile<S::File>>,

@@ -8,10 +8,7 @@ use tokio::sync::oneshot;
 
 #[cfg(not(madsim))]
 use crate::error::ShardexError;
-use crate::{
-    error::Result,
-    storage::{StorageFile, SyncJob},
-};
+use crate::{error::Result, lease::SyncJob, storage::StorageFile};
 
 /// What a panic of the writer said, once there was one.
 pub(super) type Panic = Arc<OnceLock<String>>;

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Command, Reply, Shared,
+    Command, Reply, Shared, View,
     threads::{Background, Syncer},
 };
 use crate::{
@@ -266,7 +266,7 @@ impl<S: Storage> Writer<S> {
     }
 
     fn publish(&self) {
-        self.shared.snapshot.store(self.engine.snapshot());
+        self.shared.view.store(Some(View::of(&self.engine)));
     }
 
     /// Commits and flushes that are due by the clock, and the times of the next ones.
@@ -434,6 +434,7 @@ impl<S: Storage> Writer<S> {
         let closed = self.engine.close();
         let done = self.told().and(closed);
         self.shared.closed.store(true, std::sync::atomic::Ordering::Release);
+        self.shared.view.store(None);
         requests.close();
         // The lock is released before the answer, so that an open right after it succeeds.
         drop(self.engine);

@@ -18,7 +18,7 @@
 //! * An I/O error of the medium under a lent page is a signal that nobody can prevent.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io,
     ops::Deref,
     os::unix::fs::FileExt,
@@ -36,7 +36,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Purpose, Storage, StorageFile};
+use super::{Purpose, Storage, StorageFile, mmap_lock::MmapLock};
 use crate::error::{Result, ShardexError};
 
 const PAGE_SIZE: usize = 4096;
@@ -48,28 +48,10 @@ const MAP_ALIGN: u64 = 64 << 10;
 /// Bytes of zeros written at once where the file system cannot allocate.
 const ZEROS: usize = 256 << 10;
 
-/// Name of the file that carries the directory's lock.
-const LOCK_FILE: &str = "LOCK";
-
 /// A directory on a file system of the machine.
 #[derive(Clone, Debug)]
 pub struct MmapStorage {
     path: PathBuf,
-}
-
-/// Holds the lock of a directory until it is dropped.
-#[derive(Debug)]
-pub struct MmapLock {
-    // The lock belongs to the open file: the system releases it when its last descriptor closes (R12).
-    file: File,
-}
-
-impl Drop for MmapLock {
-    fn drop(&mut self) {
-        // Not left to the closing: a process being started by another thread holds a copy of the descriptor until it
-        // has become another program. An error leaves it to the closing after all.
-        drop(self.file.unlock());
-    }
 }
 
 impl MmapStorage {
@@ -126,16 +108,8 @@ impl Storage for MmapStorage {
         sync_directory(&parent)
     }
 
-    fn lock(&self) -> Result<MmapLock> {
-        let path = self.path.join(LOCK_FILE);
-        // Opened anew each time, so that two locks conflict within one process too (flock(2)).
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|e| ShardexError::io("lock", &path, e))?;
-        match file.try_lock() {
-            Ok(()) => Ok(MmapLock { file }),
-            Err(TryLockError::WouldBlock) => Err(ShardexError::Locked { path: self.path.clone() }),
-            Err(TryLockError::Error(e)) => Err(ShardexError::io("lock", path, e)),
-        }
+    fn lock(&self, name: &str) -> Result<MmapLock> {
+        MmapLock::take(&self.path, name)
     }
 
     fn list(&self) -> Result<Vec<String>> {
@@ -267,6 +241,7 @@ impl MmapFile {
     }
 }
 
+#[expect(unsafe_code, reason = "the trait's two unsafe functions")]
 impl StorageFile for MmapFile {
     type Lent = MmapLent;
 
@@ -293,7 +268,7 @@ impl StorageFile for MmapFile {
         self.file.read_exact_at(buffer, offset).map_err(|e| ShardexError::io("read", &self.path, e))
     }
 
-    fn write_at(&self, offset: u64, bytes: &[u8], _purpose: Purpose) -> Result<()> {
+    unsafe fn write_at(&self, offset: u64, bytes: &[u8], _purpose: Purpose) -> Result<()> {
         self.end_of("write", offset, bytes.len())?;
         self.file.write_all_at(bytes, offset).map_err(|e| ShardexError::io("write", &self.path, e))
     }
@@ -307,7 +282,7 @@ impl StorageFile for MmapFile {
         self.file.sync_all().map_err(|e| ShardexError::io("sync", &self.path, e))
     }
 
-    fn lend(&self, offset: u64, len: usize) -> Result<MmapLent> {
+    unsafe fn lend(&self, offset: u64, len: usize) -> Result<MmapLent> {
         let end = self.end_of("lend", offset, len)?;
         if len == 0 {
             return Ok(MmapLent { map: None, from: 0, len: 0 });
@@ -350,7 +325,7 @@ impl Deref for MmapLent {
             // SAFETY: `Region::lend` asserted that `from + len` is within this mapping, which `self` keeps alive, and
             // `end_of` that it was within the file when lent; the file never gets shorter (invariant 2), so its pages
             // stay readable. No reference to bytes beyond the loan is made. The loaned bytes do not change: nobody
-            // stores to them while they are lent, which `StorageFile::lend` demands and the simulator enforces.
+            // stores to them while they are lent, which whoever called `StorageFile::lend` has promised.
             Some(map) => unsafe { slice::from_raw_parts(map.as_ptr().add(self.from), self.len) },
         }
     }

@@ -38,10 +38,12 @@
 //! lent: the engine keeps that by only ever appending, and frees a place when nobody holds it any more.
 
 mod mmap;
+mod mmap_lock;
 
 use std::{fmt, ops::Deref, path::PathBuf, sync::Arc};
 
 pub use mmap::{MmapFile, MmapStorage};
+pub use mmap_lock::MmapLock;
 
 use crate::error::Result;
 
@@ -69,8 +71,8 @@ impl fmt::Debug for Purpose {
 pub trait Storage: Send + Sync + 'static {
     /// An open file.
     type File: StorageFile;
-    /// Holds the directory's lock until it is dropped.
-    type Lock: Send + Sync + 'static;
+    /// Holds the lock of a file until it is dropped.
+    type Lock: StorageLock;
 
     /// Bytes per page, a power of two: the unit of write-back.
     fn page_size(&self) -> usize;
@@ -99,12 +101,16 @@ pub trait Storage: Send + Sync + 'static {
     /// `Io`.
     fn sync_parent(&self, purpose: Purpose) -> Result<()>;
 
-    /// Takes the exclusive lock of the directory, without waiting. It is released when the guard drops, and
-    /// by a crash.
+    /// Takes the exclusive lock of a file, without waiting; makes an empty file if there is none. It is released when the
+    /// guard drops, and by a crash. It is the lock of the file that has this name now, whatever becomes of the name.
+    ///
+    /// On a real disk it is a lock of the open file (`flock`): a child that the process forks shares it, and keeps it from
+    /// being free for others until the child has ended, or has become another program, or the guard is dropped in the
+    /// parent. The child must not use what it has inherited.
     ///
     /// # Errors
-    /// `Locked` while another guard lives, in this process or another; `Io`.
-    fn lock(&self) -> Result<Self::Lock>;
+    /// `Locked` while another guard of this file lives, in this process or another; `Io`.
+    fn lock(&self, name: &str) -> Result<Self::Lock>;
 
     /// Names of all files in the directory, sorted; sub-directories too.
     ///
@@ -141,6 +147,16 @@ pub trait Storage: Send + Sync + 'static {
     /// # Errors
     /// `Io`; nothing may be assumed durable afterwards (R8).
     fn sync_dir(&self, purpose: Purpose) -> Result<()>;
+}
+
+/// The lock of a file, until it is dropped.
+pub trait StorageLock: Send + Sync + 'static {
+    /// Notes that whoever took the lock is gone, and what holds it now only reads: an error
+    /// [`Locked`](crate::ShardexError::Locked) says so.
+    fn owner_left(&self);
+
+    /// Removes the file, if taking this lock made it. An error is of no consequence: an empty file stays.
+    fn withdraw(&self);
 }
 
 /// An open file of a [`Storage`].
@@ -184,7 +200,11 @@ pub trait StorageFile: Send + Sync + 'static {
     /// # Errors
     /// `OutOfSpace`, `Io`, also when the range ends past the file's end (then nothing is stored). A store that
     /// failed in any other way may have stored any of its sectors (R9).
-    fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()>;
+    ///
+    /// # Safety
+    /// No byte of the range is [lent](Self::lend), by this handle of the file or another, in this process or another.
+    #[expect(unsafe_code, reason = "its declaration")]
+    unsafe fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()>;
 
     /// Makes durable what the pages of the range hold now (R4).
     ///
@@ -206,52 +226,10 @@ pub trait StorageFile: Send + Sync + 'static {
     ///
     /// # Errors
     /// `Io`, also when the range ends past the file's end.
-    fn lend(&self, offset: u64, len: usize) -> Result<Self::Lent>;
-}
-
-/// One sync that is due: what a protocol hands out between two of its steps, so that whoever runs it may wait
-/// elsewhere meanwhile.
-#[derive(Debug)]
-pub struct SyncJob<F> {
-    file: Arc<F>,
-    /// `None`: the whole file with its length.
-    range: Option<(u64, u64)>,
-    purpose: Purpose,
-}
-
-impl<F> Clone for SyncJob<F> {
-    fn clone(&self) -> Self {
-        Self { file: Arc::clone(&self.file), range: self.range, purpose: self.purpose }
-    }
-}
-
-impl<F: StorageFile> SyncJob<F> {
-    /// A sync of the bytes `from..to`.
-    #[must_use]
-    pub fn range(file: &Arc<F>, from: u64, to: u64, purpose: Purpose) -> Self {
-        Self { file: Arc::clone(file), range: Some((from, to - from)), purpose }
-    }
-
-    /// A sync of everything, the length too.
-    #[must_use]
-    pub fn all(file: &Arc<F>, purpose: Purpose) -> Self {
-        Self { file: Arc::clone(file), range: None, purpose }
-    }
-
-    /// Why it is done.
-    #[must_use]
-    pub fn purpose(&self) -> Purpose {
-        self.purpose
-    }
-
-    /// Syncs. Blocks.
     ///
-    /// # Errors
-    /// As [`StorageFile::sync_range`] and [`StorageFile::sync_all`].
-    pub fn run(&self) -> Result<()> {
-        match self.range {
-            Some((offset, len)) => self.file.sync_range(offset, len, self.purpose),
-            None => self.file.sync_all(self.purpose),
-        }
-    }
+    /// # Safety
+    /// Nobody stores to a byte of the range as long as the loan lives, by this handle of the file or another, in this
+    /// process or another.
+    #[expect(unsafe_code, reason = "its declaration")]
+    unsafe fn lend(&self, offset: u64, len: usize) -> Result<Self::Lent>;
 }

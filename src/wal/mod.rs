@@ -15,5 +15,5 @@ mod reader;
 mod writer;
 
 pub use layout::WalLayout;
-pub use reader::{Record, Tail, replay, was_used};
+pub use reader::{Record, Tail, replay};
 pub use writer::WalWriter;

@@ -134,22 +134,6 @@ pub fn replay<F: StorageFile>(
     Ok(tail)
 }
 
-/// Whether a WAL file of whatever configuration holds a segment: they start on pages, behind the first.
-///
-/// # Errors
-/// `Io`.
-pub fn was_used<F: StorageFile>(file: &F, page_size: usize) -> Result<bool> {
-    let mut bytes = [0; SEGMENT_HEADER_BYTES];
-    let len = file.len()?;
-    for at in (page_size as u64..len).step_by(page_size).filter(|at| at + SEGMENT_HEADER_BYTES as u64 <= len) {
-        file.read_at(at, &mut bytes)?;
-        if SegmentHeader::decode(&bytes).is_ok() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// What the segments' headers say.
 struct Segments {
     /// The slot of each segment of the epoch and its first LSN, by its number.

@@ -1,6 +1,6 @@
 //! Appending: records into frames, frames into runs of bytes, runs into the file, the file onto the device.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
 use super::layout::WalLayout;
 use crate::{
@@ -11,8 +11,9 @@ use crate::{
         root::WalPosition,
     },
     id::Lsn,
+    lease::{PlainFile, SyncJob},
     site::{self, Kind, Mark},
-    storage::{Purpose, StorageFile, SyncJob},
+    storage::{Purpose, StorageFile},
 };
 
 const GROW: Purpose = Purpose("wal: grow");
@@ -36,7 +37,7 @@ enum Slot {
 /// The end of the WAL at which records are appended.
 #[derive(Debug)]
 pub struct WalWriter<F> {
-    file: Arc<F>,
+    file: PlainFile<F>,
     layout: WalLayout,
     index_id: u128,
     epoch: u64,
@@ -73,7 +74,7 @@ impl<F: StorageFile> WalWriter<F> {
     /// # Errors
     /// `Io` if the file's length cannot be told.
     pub fn start_epoch(
-        file: &Arc<F>,
+        file: &PlainFile<F>,
         layout: WalLayout,
         index_id: u128,
         epoch: u64,
@@ -84,11 +85,11 @@ impl<F: StorageFile> WalWriter<F> {
         // As long as it is known to be, not as it seems: what lies beyond may be in the page cache alone (R10). It is grown
         // into again, and then a sync covers the length.
         let segments = match durable_segments {
-            0 => layout.segments_in(file.len()?),
+            0 => layout.segments_in(file.raw().len()?),
             known => known,
         };
         Ok(Self {
-            file: Arc::clone(file),
+            file: file.clone(),
             layout,
             index_id,
             epoch,
@@ -186,7 +187,7 @@ impl<F: StorageFile> WalWriter<F> {
             return Err(ShardexError::BatchTooLarge { bytes: payload, limit: self.max_payload() });
         }
         let segments = grow.min(most);
-        self.file.allocate(self.layout.file_len(segments), GROW)?;
+        self.file.raw().allocate(self.layout.file_len(segments), GROW)?;
         self.grown |= site::applies(Kind::Ordering, true);
         self.slots.resize(segments, Slot::Free);
         site::reach(Mark::WalGrew);
@@ -309,7 +310,7 @@ impl<F: StorageFile> WalWriter<F> {
             self.open = false;
         }
         while let Some(run) = self.pending.front() {
-            self.file.write_at(run.offset, &run.bytes, APPEND)?;
+            self.file.store(run.offset, &run.bytes, APPEND)?;
             let end = run.offset + run.bytes.len() as u64;
             self.bytes_stored += run.bytes.len() as u64;
             self.unsynced = Some(match self.unsynced {
@@ -329,9 +330,9 @@ impl<F: StorageFile> WalWriter<F> {
         let (from, to) = self.unsynced.take()?;
         let job = if std::mem::take(&mut self.grown) {
             self.syncing_segments = self.slots.len();
-            SyncJob::all(&self.file, purpose)
+            self.file.sync_all(purpose)
         } else {
-            SyncJob::range(&self.file, from, to, purpose)
+            self.file.sync_range(from, to, purpose)
         };
         Some((job, self.last))
     }

@@ -3,8 +3,8 @@
 use std::fs;
 
 use shardex::{
-    CheckLevel, DocumentId, Durability, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexConfig,
-    ShardexError, limits,
+    CheckLevel, DocumentId, Durability, LockHolder, Metric, OpenOptions, Posting, SearchOptions, Shardex,
+    ShardexConfig, ShardexError, limits,
 };
 use tempfile::TempDir;
 
@@ -57,6 +57,7 @@ fn add_search_remove_flush_close_open() {
         assert!(hits.iter().all(|hit| hit.norm == 1.0 && hit.vector.len() == DIMENSION));
         let one = index.search_with(&vector(1, DIMENSION), &SearchOptions::new(5).slop(1)).await?;
         assert!(one.shards_scanned == 1 && one.scanned <= 16);
+        drop(hits);
         index.close().await?;
         let index = Shardex::open(&config.directory_path).await?;
         assert_eq!(index.stats().await?.total_postings, 99);
@@ -376,4 +377,133 @@ fn a_dropped_call_is_carried_out_or_not_but_never_by_halves() {
         assert_eq!(index.stats().await?.total_postings, total);
         Ok(())
     });
+}
+
+/// The lock lived in the engine and the bytes in the snapshot: the next engine freed and stored over what an old reader still
+/// read. Now whatever holds bytes holds the lock.
+#[test]
+fn what_outlives_its_handle_keeps_its_bytes_and_the_index_locked() {
+    with_index(async |index, config| {
+        index.add_postings(documents(0..100)).await?;
+        index.flush().await?;
+        let query = vector(1, DIMENSION);
+        let snapshot = index.snapshot().await?;
+        let hits = index.search_in_place(&query, &SearchOptions::new(5).exact()).await?;
+        let (in_snapshot, in_hits) = (snapshot.search(&query, 100, None)?, hits.to_response());
+        let clone = index.clone();
+        index.close().await?;
+        let open = || async { Shardex::open(&config.directory_path).await.map(drop) };
+        let reader = |opened| matches!(opened, Err(ShardexError::Locked { holder: LockHolder::Reader, .. }));
+        assert!(reader(open().await), "a snapshot and hits hold it");
+        assert_eq!(snapshot.search(&query, 100, None)?, in_snapshot);
+        drop(snapshot);
+        assert!(reader(open().await), "hits hold it");
+        assert_eq!(hits.to_response(), in_hits);
+        drop(hits);
+        // A clone of a closed handle holds nothing.
+        assert!(matches!(clone.snapshot().await, Err(ShardexError::Closed)));
+        let index = Shardex::open(&config.directory_path).await?;
+        assert!(matches!(open().await, Err(ShardexError::Locked { holder: LockHolder::Handle, .. })));
+        // The same when the handle is dropped.
+        let hits = index.search_in_place(&query, &SearchOptions::new(5).exact()).await?;
+        drop(index);
+        assert!(reader(open().await), "hits hold it after a drop");
+        let message = Shardex::open(&config.directory_path).await.map(drop).expect_err("locked").to_string();
+        assert!(message.contains("a snapshot or a search result"), "{message}");
+        assert_eq!(hits.to_response(), in_hits);
+        drop(hits);
+        open().await
+    });
+}
+
+/// Whoever removed the file `LOCK` of an open index let a second writer in, and what was acknowledged was lost.
+#[test]
+fn an_open_index_whose_lock_file_was_removed_is_locked_still() {
+    with_index(async |index, config| {
+        index.add_postings(documents(0..10)).await?;
+        index.commit().await?;
+        std::fs::remove_file(config.directory_path.join("LOCK")).expect("it is there");
+        for opened in [Shardex::open(&config.directory_path).await, Shardex::create(config.clone()).await] {
+            assert!(matches!(opened.map(drop), Err(ShardexError::Locked { holder: LockHolder::Handle, .. })));
+        }
+        index.add_postings(documents(10..20)).await?;
+        index.close().await?;
+        let index = Shardex::open(&config.directory_path).await?;
+        assert_eq!(index.stats().await?.total_postings, 20);
+        Ok(())
+    });
+}
+
+#[test]
+fn an_open_that_fails_leaves_no_file_behind() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let names = || {
+        let mut names: Vec<_> = std::fs::read_dir(dir.path())
+            .expect("a directory")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+            .collect();
+        names.sort();
+        names
+    };
+    let opened = || block_on(Shardex::open(dir.path())).map(drop);
+    assert!(matches!(opened(), Err(ShardexError::NotFound { .. })));
+    assert_eq!(names(), [""; 0]);
+    std::fs::write(dir.path().join("notes.txt"), "mine").expect("written");
+    assert!(matches!(opened(), Err(ShardexError::NotFound { .. })));
+    let config = ShardexConfig::new(dir.path()).vector_size(3);
+    assert!(matches!(block_on(Shardex::create(config)).map(drop), Err(ShardexError::AlreadyExists { .. })));
+    assert_eq!(names(), ["notes.txt"]);
+    std::fs::write(dir.path().join("root"), vec![b'x'; 20_000]).expect("written");
+    assert!(matches!(opened(), Err(ShardexError::NotAnIndex { .. })));
+    assert_eq!(names(), ["notes.txt", "root"]);
+    // Nor does one that finds only a leftover of an interrupted create.
+    std::fs::remove_file(dir.path().join("root")).expect("it is there");
+    std::fs::write(dir.path().join("wal"), vec![0; 4096]).expect("written");
+    assert!(matches!(opened(), Err(ShardexError::NotFound { .. })));
+    assert_eq!(names(), ["notes.txt", "wal"]);
+}
+
+/// Each looked at the directory before it held the lock: of two at once, one could clear what the other was making.
+#[test]
+fn creates_and_opens_that_race_end_well() {
+    for _ in 0..20 {
+        let dir = TempDir::new().expect("a temporary directory");
+        let config = ShardexConfig::new(dir.path().join("index")).vector_size(3);
+        let start = std::sync::Barrier::new(6);
+        std::thread::scope(|scope| {
+            for i in 0..6 {
+                let (config, start) = (config.clone(), &start);
+                scope.spawn(move || {
+                    start.wait();
+                    for _ in 0..5 {
+                        let made = match i % 3 {
+                            0 => block_on(Shardex::open(&config.directory_path)),
+                            _ => block_on(Shardex::create(config.clone())),
+                        };
+                        match made {
+                            Ok(index) => {
+                                let add = async {
+                                    let posting = Posting {
+                                        document_id: DocumentId(i),
+                                        start: 0,
+                                        length: 1,
+                                        vector: vec![1.0, 2.0, i as f32],
+                                    };
+                                    index.add_postings(vec![posting]).await?;
+                                    index.close().await
+                                };
+                                block_on(add).expect("who has it open has it alone");
+                            }
+                            Err(ShardexError::Locked { .. }) => {}
+                            Err(ShardexError::NotFound { .. }) if i % 3 == 0 => {}
+                            Err(error) => panic!("a race ends with: {error}"),
+                        }
+                    }
+                });
+            }
+        });
+        let index = block_on(Shardex::create(config)).expect("nobody has it open any more");
+        let report = block_on(index.check(CheckLevel::Full)).expect("readable");
+        assert!(report.is_clean(), "{report}");
+    }
 }

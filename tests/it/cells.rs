@@ -220,6 +220,7 @@ fn a_damaged_table_of_cells_is_told_and_done_without() {
         assert_eq!((stats.cells, stats.recovery.cells_lost), (0, true));
         let hits = find(&engine, &clustered(77, 48), 1, recall_of(0.98));
         assert_eq!(hits.iter().next().expect("a hit").document_id.0, 77);
+        drop(hits);
         engine.optimize().expect("cells are made");
         engine.close().expect("closed");
         drop(engine);

@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use shardex::{
-    CheckLevel, DocumentId, Durability, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexConfig,
-    ShardexError,
+    CheckLevel, DocumentId, Durability, LockHolder, Metric, OpenOptions, Posting, SearchOptions, Shardex,
+    ShardexConfig, ShardexError,
     env::Env,
     storage::{MmapStorage, Storage},
 };
@@ -217,15 +217,23 @@ fn a_panic_in_the_writer_is_told_to_everybody_and_hangs_nobody() {
         index.add_postings(batch(0, 1)).await.expect("durable");
         broken.store(true, Ordering::Release);
         assert!(matches!(index.add_postings(batch(0, 2)).await, Err(ShardexError::Poisoned { .. })));
+        // Searches go on, until the handle is closed.
+        let snapshot = index.snapshot().await.expect("taken");
+        let search = || snapshot.search(&vector(1, DIMENSION), 9, None).expect("searched");
+        let found = search();
+        assert_eq!(found.len(), BATCH as usize);
         // The text is there once the thread has ended, which close waits for.
         assert!(matches!(index.close().await, Err(ShardexError::Poisoned { .. })));
         match index.commit().await {
             Err(ShardexError::Poisoned { cause }) => assert!(cause.contains("a mistake in the storage"), "{cause}"),
             other => panic!("{other:?}"),
         }
-        // Searches go on.
-        assert_eq!(index.search(&vector(1, DIMENSION), 9, None).await.expect("searched").len(), BATCH as usize);
-        drop(index);
+        assert!(matches!(index.snapshot().await.map(drop), Err(ShardexError::Poisoned { .. })));
+        // What was read before the panic is there to be read, and keeps the lock.
+        let opened = Shardex::open_on(sim.clone(), OpenOptions::default(), Env::system()).await.map(drop);
+        assert!(matches!(opened, Err(ShardexError::Locked { holder: LockHolder::Reader, .. })));
+        assert_eq!(search(), found);
+        drop(snapshot);
         // The lock is released, and what was acknowledged is there.
         let index = Shardex::open_on(sim, OpenOptions::default(), Env::system()).await.expect("opened");
         assert_eq!(index.stats().await.expect("stats").total_postings, BATCH);

@@ -199,6 +199,9 @@ post_mortems! {
     /// The sector of a segment's header went back to the slot's use before. Its acknowledged frames were never looked at,
     /// and the log ended early, like a torn tail. Frames under a header that is not theirs now prove that records are missing.
     frames_under_a_header_of_before_are_not_a_torn_tail: "stale-segment-header.case";
+    /// The only segment header had rotten, and later the root file was gone. `create` asked the headers whether the log was
+    /// written to, and cleared everything. An interrupted `create` has stored file headers alone: what holds more is kept.
+    create_clears_nothing_but_headers: "index-without-root-and-log-header.case";
 }
 
 #[test]

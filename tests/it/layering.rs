@@ -8,8 +8,8 @@ use std::{
 
 /// The layers from the top, modules of one layer not knowing each other unless listed in order.
 const ORDER: &[&str] = &[
-    "shardex", "engine", "index", "cells", "wal", "shard", "space", "format", "codes", "distance", "storage", "config",
-    "posting", "env", "error", "limits", "id", "site",
+    "shardex", "engine", "index", "cells", "wal", "shard", "space", "format", "codes", "distance", "lease", "storage",
+    "config", "posting", "env", "error", "limits", "id", "site",
 ];
 
 /// Pairs that must not know each other although the order would allow it.

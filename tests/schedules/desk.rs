@@ -297,7 +297,7 @@ impl Desk {
 
     /// The lock is free as soon as `close` has returned.
     pub(crate) fn assert_released(&self) {
-        drop(self.storage.lock().expect("close releases the lock before it returns"));
+        drop(self.storage.lock("LOCK").expect("close releases the lock before it returns"));
     }
 
     /// Whether there is an index to open.

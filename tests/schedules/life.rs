@@ -87,7 +87,7 @@ async fn process(desk: &Desk, plan: &Plan, life: &LifePlan) -> Option<CrashKind>
 /// Waits until the writer has let the index go: it serves what is queued, which may have to wait for flushes.
 async fn released(storage: &SimStorage) {
     for _ in 0..100 {
-        if storage.lock().map(drop).is_ok() {
+        if storage.lock("LOCK").map(drop).is_ok() {
             return;
         }
         sleep(Duration::from_millis(1)).await;

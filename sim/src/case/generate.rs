@@ -66,6 +66,9 @@ impl Case {
             if rng.random_bool(0.03) {
                 events.push(Event::Do(Step::SecondOpen));
             }
+            if rng.random_bool(0.15) {
+                events.push(Event::Do(Step::Read));
+            }
         }
         workload.name = format!("seed {seed}");
         Self { workload, seed, garbage, events }

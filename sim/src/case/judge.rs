@@ -49,10 +49,8 @@ impl Run<'_> {
         let n = match self.rng.random_range(0..4) {
             0 if self.may_trust(&engine, floor) => self.runner.model.up_to(engine.last_lsn()),
             order => {
-                if order == 1 {
-                    self.checked(&engine)?;
-                }
-                let n = self.found(&engine, floor, order == 1)?;
+                let clean = order == 1 && self.checked(&engine)?;
+                let n = self.found(&engine, floor, clean)?;
                 if order != 1 {
                     self.checked(&engine)?;
                 }
@@ -117,14 +115,14 @@ impl Run<'_> {
         self.rot_found(engine).filter(|_| !clean).unwrap_or_else(|| broken(what))
     }
 
-    /// The full check is clean, or there is reason for doubt.
-    fn checked(&self, engine: &Engine<Rig>) -> Result<(), End> {
+    /// Whether the full check is clean; if not, there is reason for doubt, or it could not be done.
+    fn checked(&self, engine: &Engine<Rig>) -> Result<bool, End> {
         match engine.check(CheckLevel::Full) {
-            Ok(report) if report.is_clean() => Ok(()),
+            Ok(report) if report.is_clean() => Ok(true),
             Ok(report) if self.doubt() => Err(End::Detected(report.to_string())),
             Ok(report) => Err(broken(format!("P6: {report}"))),
             // A read that fails by order is an error, and the next one works.
-            Err(ShardexError::Io { .. }) => Ok(()),
+            Err(ShardexError::Io { .. }) => Ok(false),
             Err(error) if self.doubt() => Err(End::Detected(error.to_string())),
             Err(error) => Err(broken(format!("P4: {error}"))),
         }

@@ -308,7 +308,7 @@ impl Run<'_> {
         let short = now.refused_allocations > before.refused_allocations;
         let failed = now.failed_stores + now.refused_creations + now.failed_entries
             > before.failed_stores + before.refused_creations + before.failed_entries;
-        self.closed = matches!(step, Step::Close | Step::Reopen);
+        self.closed = matches!(step, Step::Close | Step::Reopen) || (self.closed && *step == Step::Read);
         self.read_only = short || failed;
         // An open without room reads; growth may make do with less.
         if failed && !matches!(step, Step::Reopen | Step::SecondOpen) {
@@ -416,8 +416,8 @@ impl Run<'_> {
                 Err(what) => return self.honest(Err(what)),
             }
         }
-        self.runner.engine = None;
         if in_process {
+            self.runner.drop_engine(&self.rig).map_err(|error| broken(error.to_string()))?;
             self.mark("an index was opened again after a failed sync");
             return self.recover(None);
         }
@@ -445,6 +445,7 @@ impl Run<'_> {
     fn crash(&mut self, crash: &Crash) {
         self.note_roots();
         self.runner.engine = None;
+        self.runner.readers.forget();
         let choices = self.sim.choices(crash.kind);
         let at_rest = root_at_rest(&self.sim, crash.kind);
         let garbage = self.sim.counters().garbage_sectors;

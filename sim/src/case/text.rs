@@ -164,6 +164,7 @@ impl Case {
             "close" => Step::Close,
             "reopen" => Step::Reopen,
             "second-open" => Step::SecondOpen,
+            "read" => Step::Read,
             other => return Err(format!("`{other}` is no step")),
         };
         self.events.push(Event::Do(step));

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt::Debug, io};
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 use shardex::storage::{Storage, StorageFile};
 
-use super::{TEST, file_of, fresh, ok, read};
+use super::{Raw as _, TEST, file_of, fresh, ok, read};
 use crate::storage::{CrashKind, SimStorage};
 
 /// Crashes per question.
@@ -131,8 +131,8 @@ impl<S: Crash> Suite<'_, S> {
                 |storage| {
                     let page = storage.page_size();
                     let file = Self::durable(storage, "a", 3 * page as u64);
-                    ok(file.write_at(0, &vec![1; page], TEST));
-                    ok(file.write_at(page as u64, &vec![2; 2 * page], TEST));
+                    ok(file.store(0, &vec![1; page], TEST));
+                    ok(file.store(page as u64, &vec![2; 2 * page], TEST));
                     if whole {
                         ok(file.sync_all(TEST));
                     } else {
@@ -151,7 +151,7 @@ impl<S: Crash> Suite<'_, S> {
             |storage| {
                 let sector = storage.sector_size();
                 let file = Self::durable(storage, "a", 3 * sector as u64);
-                ok(file.write_at(0, &vec![1; 2 * sector], TEST));
+                ok(file.store(0, &vec![1; 2 * sector], TEST));
             },
             |storage| Self::firsts(storage, 3, storage.sector_size()),
         );
@@ -167,7 +167,7 @@ impl<S: Crash> Suite<'_, S> {
                 let sector = storage.sector_size();
                 let file = Self::durable(storage, "a", sector as u64);
                 for version in 1..=3 {
-                    ok(file.write_at(0, &vec![version; sector], TEST));
+                    ok(file.store(0, &vec![version; sector], TEST));
                 }
             },
             |storage| Self::firsts(storage, 1, storage.sector_size()),
@@ -179,10 +179,10 @@ impl<S: Crash> Suite<'_, S> {
             |storage| {
                 let sector = storage.sector_size();
                 let file = Self::durable(storage, "a", sector as u64);
-                ok(file.write_at(0, &vec![1; sector], TEST));
-                ok(file.write_at(0, &vec![2; sector], TEST));
+                ok(file.store(0, &vec![1; sector], TEST));
+                ok(file.store(0, &vec![2; sector], TEST));
                 ok(file.sync_range(0, 1, TEST));
-                ok(file.write_at(0, &vec![3; sector], TEST));
+                ok(file.store(0, &vec![3; sector], TEST));
             },
             |storage| Self::firsts(storage, 1, storage.sector_size()),
         );
@@ -195,7 +195,7 @@ impl<S: Crash> Suite<'_, S> {
             |storage| {
                 let page = storage.page_size();
                 let file = Self::durable(storage, "a", 4 * page as u64);
-                ok(file.write_at(0, &vec![1; 4 * page], TEST));
+                ok(file.store(0, &vec![1; 4 * page], TEST));
                 // From the last byte of page 1 to the first of page 2.
                 ok(file.sync_range(2 * page as u64 - 1, 2, TEST));
             },
@@ -216,7 +216,7 @@ impl<S: Crash> Suite<'_, S> {
                 let file = Self::durable(storage, "a", 100);
                 ok(file.allocate(200, TEST));
                 ok(file.allocate(300, TEST));
-                ok(file.write_at(0, &[1; 300], TEST));
+                ok(file.store(0, &[1; 300], TEST));
                 sync(&file);
             }
         };
@@ -234,7 +234,7 @@ impl<S: Crash> Suite<'_, S> {
                 let sector = storage.sector_size();
                 let file = Self::durable(storage, "a", sector as u64);
                 ok(file.allocate(2 * sector as u64, TEST));
-                ok(file.write_at(0, &vec![1; 2 * sector], TEST));
+                ok(file.store(0, &vec![1; 2 * sector], TEST));
             },
             |storage| {
                 let sector = storage.sector_size();
@@ -253,7 +253,7 @@ impl<S: Crash> Suite<'_, S> {
             let mut storage = fresh(&|| (self.make)(seed));
             let file = Self::durable(&storage, "a", 100);
             ok(file.allocate(5000, TEST));
-            ok(file.write_at(0, &[1; 5000], TEST));
+            ok(file.store(0, &[1; 5000], TEST));
             ok(file.sync_range(0, 5000, TEST));
             storage.crash(CrashKind::Power, &mut rng);
             let file = ok(storage.open("a"));
@@ -298,7 +298,7 @@ impl<S: Crash> Suite<'_, S> {
             CrashKind::Power,
             |storage| {
                 let file = file_of(storage, "a", 10);
-                ok(file.write_at(0, &[1; 10], TEST));
+                ok(file.store(0, &[1; 10], TEST));
                 ok(storage.sync_dir(TEST));
             },
             |storage| {
@@ -316,7 +316,7 @@ impl<S: Crash> Suite<'_, S> {
             |storage| {
                 for (name, version) in [("a", 0), ("b", 1), ("c", 2)] {
                     let file = Self::durable(storage, name, 1);
-                    ok(file.write_at(0, &[version], TEST));
+                    ok(file.store(0, &[version], TEST));
                     ok(file.sync_all(TEST));
                 }
                 ok(storage.rename("b", "a", TEST));
@@ -344,10 +344,10 @@ impl<S: Crash> Suite<'_, S> {
             CrashKind::Power,
             |storage| {
                 let old = Self::durable(storage, "a", 1);
-                ok(old.write_at(0, &[1], TEST));
+                ok(old.store(0, &[1], TEST));
                 ok(old.sync_all(TEST));
                 let new = file_of(storage, "b", 1);
-                ok(new.write_at(0, &[2], TEST));
+                ok(new.store(0, &[2], TEST));
                 ok(new.sync_all(TEST));
                 ok(storage.rename("b", "a", TEST));
             },

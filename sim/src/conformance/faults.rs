@@ -6,7 +6,7 @@ use rand::{SeedableRng, rngs::ChaCha8Rng};
 use shardex::{error::ShardexError, storage::StorageFile};
 
 use super::{
-    TEST,
+    Raw as _, TEST,
     crash::{Crash, SEEDS, Suite},
     fresh, io_kind, ok, read,
 };
@@ -20,7 +20,7 @@ impl<S: Crash> Suite<'_, S> {
                 |storage| {
                     let sector = storage.sector_size();
                     let file = Self::durable(storage, "a", 2 * sector as u64);
-                    ok(file.write_at(0, &vec![1; 2 * sector], TEST));
+                    ok(file.store(0, &vec![1; 2 * sector], TEST));
                     let sync = || if whole { file.sync_all(TEST) } else { file.sync_range(0, 2 * sector as u64, TEST) };
                     storage.fail_next_sync(io::ErrorKind::StorageFull);
                     // Even for want of space it is an Io error, for making room would mend nothing.
@@ -38,10 +38,10 @@ impl<S: Crash> Suite<'_, S> {
             |storage| {
                 let sector = storage.sector_size();
                 let file = Self::durable(storage, "a", sector as u64);
-                ok(file.write_at(0, &vec![1; sector], TEST));
+                ok(file.store(0, &vec![1; sector], TEST));
                 storage.fail_next_sync(io::ErrorKind::Other);
                 io_kind(file.sync_all(TEST), "R8: a failed sync");
-                ok(file.write_at(0, &vec![1; sector], TEST));
+                ok(file.store(0, &vec![1; sector], TEST));
                 ok(file.sync_range(0, 1, TEST));
             },
             |storage| Self::firsts(storage, 1, storage.sector_size()),
@@ -83,10 +83,10 @@ impl<S: Crash> Suite<'_, S> {
             let sector = storage.sector_size();
             let file = Self::durable(&storage, "a", 2 * sector as u64);
             storage.fail_stores(Some(io::ErrorKind::Other));
-            io_kind(file.write_at(0, &vec![1; 2 * sector], TEST), "R9: a failed store");
+            io_kind(file.store(0, &vec![1; 2 * sector], TEST), "R9: a failed store");
             storage.fail_stores(None);
             *seen.entry(Self::firsts(&storage, 2, sector)).or_insert(0) += 1;
-            ok(file.write_at(0, &vec![2; 2 * sector], TEST));
+            ok(file.store(0, &vec![2; 2 * sector], TEST));
             assert_eq!(Self::firsts(&storage, 2, sector), [2, 2], "R9: the next store is done");
         }
         let expected = [[0, 0], [0, 1], [1, 0], [1, 1]].map(Vec::from);
@@ -94,7 +94,7 @@ impl<S: Crash> Suite<'_, S> {
         let storage = fresh(&|| (self.make)(0));
         let file = Self::durable(&storage, "a", 100);
         storage.fail_stores(Some(io::ErrorKind::StorageFull));
-        let full = file.write_at(0, &[1], TEST);
+        let full = file.store(0, &[1], TEST);
         assert!(full.is_err_and(|e| e.is_out_of_space()), "R9: a store on a full disk is OutOfSpace");
     }
 
@@ -103,7 +103,7 @@ impl<S: Crash> Suite<'_, S> {
         for seed in 0..SEEDS {
             let storage = fresh(&|| (self.make)(seed));
             let file = Self::durable(&storage, "a", 100);
-            ok(file.write_at(0, &[1; 100], TEST));
+            ok(file.store(0, &[1; 100], TEST));
             storage.set_capacity(Some(150));
             let short = file.allocate(151, TEST);
             assert!(short.is_err_and(|e| e.is_out_of_space()), "R9: an allocation beyond the space is OutOfSpace");
@@ -113,7 +113,7 @@ impl<S: Crash> Suite<'_, S> {
             assert_eq!(read(&*file, 0, 100), vec![1; 100], "R9: a refused allocation changes no byte");
             storage.set_capacity(None);
             ok(file.allocate(151, TEST));
-            ok(file.write_at(150, &[1], TEST));
+            ok(file.store(150, &[1], TEST));
         }
         assert!(partly > 0, "R9: a refused allocation may be done in part");
     }
@@ -123,7 +123,7 @@ impl<S: Crash> Suite<'_, S> {
             let sector = storage.sector_size();
             let file = Self::durable(storage, "a", sector as u64);
             ok(file.allocate(2 * sector as u64, TEST));
-            ok(file.write_at(0, &vec![1; 2 * sector], TEST));
+            ok(file.store(0, &vec![1; 2 * sector], TEST));
             ok(storage.create("b", TEST));
         };
         let look = |storage: &S| {
@@ -164,7 +164,7 @@ impl<S: Crash> Suite<'_, S> {
             let storage = fresh(&|| (self.make)(seed));
             let sector = storage.sector_size();
             let file = Self::durable(&storage, "a", sector as u64);
-            ok(file.write_at(0, &vec![1; sector], TEST));
+            ok(file.store(0, &vec![1; sector], TEST));
             storage.fail_next_sync(io::ErrorKind::Other);
             io_kind(file.sync_range(0, 1, TEST), "R8: a failed sync");
             *seen.entry(Self::firsts(&storage, 1, sector)).or_insert(0) += 1;
@@ -175,7 +175,7 @@ impl<S: Crash> Suite<'_, S> {
             |storage| {
                 let sector = storage.sector_size();
                 let file = Self::durable(storage, "a", sector as u64);
-                ok(file.write_at(0, &vec![1; sector], TEST));
+                ok(file.store(0, &vec![1; sector], TEST));
                 storage.fail_next_sync(io::ErrorKind::Other);
                 io_kind(file.sync_all(TEST), "R8: a failed sync");
             },
@@ -188,7 +188,7 @@ impl<S: Crash> Suite<'_, S> {
             let mut storage = fresh(&|| (self.make)(seed));
             let sector = storage.sector_size();
             let file = Self::durable(&storage, "a", sector as u64);
-            ok(file.write_at(0, &vec![1; sector], TEST));
+            ok(file.store(0, &vec![1; sector], TEST));
             storage.fail_next_sync(io::ErrorKind::Other);
             io_kind(file.sync_all(TEST), "R8: a failed sync");
             storage.crash(CrashKind::Process, &mut rng);
@@ -204,20 +204,20 @@ impl<S: Crash> Suite<'_, S> {
         for kind in [CrashKind::Process, CrashKind::Power] {
             let mut storage = fresh(&|| (self.make)(0));
             let file = Self::durable(&storage, "a", 100);
-            let (guard, lent) = (ok(storage.lock()), ok(file.lend(0, 100)));
-            assert!(matches!(storage.lock().map(drop), Err(ShardexError::Locked { .. })), "R12: locked");
+            let (guard, lent) = (ok(storage.lock("LOCK")), ok(file.loan(0, 100)));
+            assert!(matches!(storage.lock("LOCK").map(drop), Err(ShardexError::Locked { .. })), "R12: locked");
             storage.crash(kind, &mut ChaCha8Rng::seed_from_u64(0));
-            let again = ok(storage.lock());
+            let again = ok(storage.lock("LOCK"));
             drop(guard);
-            assert!(storage.lock().is_err(), "R12: a guard of before the crash releases no lock of after");
+            assert!(storage.lock("LOCK").is_err(), "R12: a guard of before the crash releases no lock of after");
             drop(again);
-            io_kind(file.write_at(0, &[1], TEST), "R12: a store through a handle of before the crash");
+            io_kind(file.store(0, &[1], TEST), "R12: a store through a handle of before the crash");
             io_kind(file.sync_all(TEST), "R12: a sync through a handle of before the crash");
             io_kind(file.read_at(0, &mut [0]), "R12: a read through a handle of before the crash");
             // The loans of before bind nobody any more.
             let file = ok(storage.open("a"));
             ok(file.allocate(100, TEST));
-            ok(file.write_at(0, &[1; 100], TEST));
+            ok(file.store(0, &[1; 100], TEST));
             drop(lent);
         }
     }
@@ -233,7 +233,7 @@ impl<S: Crash> Suite<'_, S> {
                 }
                 let file = ok(storage.open("a"));
                 ok(file.allocate(4000 * u64::from(round), TEST));
-                ok(file.write_at(0, &vec![round; 4000 * usize::from(round)], TEST));
+                ok(file.store(0, &vec![round; 4000 * usize::from(round)], TEST));
                 storage.fail_next_sync(io::ErrorKind::Other);
                 let _ = file.sync_range(0, 2000, TEST);
                 storage.crash(CrashKind::Power, &mut rng);

@@ -33,7 +33,7 @@ use crate::{
     model::{self, State},
     mutant::{MutantStorage, next_turn},
     mutation::panic_text,
-    pool,
+    oracle, pool,
     storage::{CrashKind, Image, Place, SimStorage, Stop},
     workload::{Workload, env, vector},
 };
@@ -223,7 +223,7 @@ impl Explorer<'_> {
         let (outcome, engine) = self.recover(storage);
         self.report.checking += began.elapsed();
         self.report.distinct_states += 1;
-        let outcome = self.goes_on(outcome, engine);
+        let outcome = self.goes_on(storage, outcome, engine);
         self.known.insert(hash, outcome.clone());
         outcome
     }
@@ -278,6 +278,7 @@ impl Explorer<'_> {
     }
 
     fn try_recover(&mut self, storage: &SimStorage) -> Result<(Arc<[usize]>, Engine<Rig>), String> {
+        let left = oracle::Image::of(storage);
         let rig = watched(storage, |_| {});
         let engine = Engine::create(rig, &self.workload.config, &env()).map_err(|e| format!("P1: {e}"))?;
         let report = engine.check(CheckLevel::Full).map_err(|e| format!("P4: {e}"))?;
@@ -299,17 +300,43 @@ impl Explorer<'_> {
             return Err(format!("P2: {} postings are there, which no prefix leaves", held.len()));
         };
         model::answers_as_brute_force(&engine, &self.states[n])?;
+        self.files_agree(&left, storage, (&engine, n))?;
         Ok((prefixes, engine))
     }
 
+    /// The files say the same, those that the crash left and those that the recovery made; whoever reads them has not asked the
+    /// engine.
+    fn files_agree(
+        &self,
+        left: &oracle::Image,
+        storage: &SimStorage,
+        (engine, n): (&Engine<Rig>, usize),
+    ) -> Result<(), String> {
+        let metric = engine.geometry().metric;
+        let now = oracle::Image::of(storage);
+        let report = now.check();
+        oracle::agrees(&now, &report, engine)?;
+        let before = left.check();
+        // Before the root file has its name there is no index.
+        let images = [(&now, &report)].into_iter().chain(before.newest.map(|_| (left, &before)));
+        for (image, report) in images {
+            if !oracle::same(&image.contents(report)?, &self.states[n], metric) {
+                return Err(format!("P2: the files do not hold what {n} batches leave, and the engine says they do"));
+            }
+        }
+        Ok(())
+    }
+
     /// A recovered index takes more, flushes it, and is whole.
-    fn goes_on(&mut self, outcome: Outcome, engine: Option<Engine<Rig>>) -> Outcome {
+    fn goes_on(&mut self, storage: &SimStorage, outcome: Outcome, engine: Option<Engine<Rig>>) -> Outcome {
         let Some(mut engine) = engine else { return outcome };
         let went = catch_unwind(AssertUnwindSafe(|| {
             let before = engine.snapshot().live;
             engine.add(&more(engine.geometry().dimension)).map_err(|e| e.to_string())?;
             engine.flush().map_err(|e| e.to_string())?;
             let report = engine.check(CheckLevel::Full).map_err(|e| e.to_string())?;
+            let image = oracle::Image::of(storage);
+            oracle::agrees(&image, &image.check(), &engine)?;
             match report.is_clean() && engine.snapshot().live == before + MORE as u64 {
                 true => Ok(()),
                 false => Err(report.to_string()),

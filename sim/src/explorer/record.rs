@@ -120,14 +120,18 @@ pub(super) fn hash_state(state: &State) -> u128 {
     hasher.digest128()
 }
 
-/// All files by name, with all their bytes but for the zeros at the end, which are padding.
+/// All files by name: their lengths, the space they have, and all their bytes but for the zeros at the end.
 pub(super) fn hash_image(storage: &SimStorage) -> u128 {
     let mut hasher = Xxh3::new();
     hasher.update(&[u8::from(storage.exists().unwrap_or(false))]);
+    storage.space().iter().for_each(|space| hasher.update(&space.to_le_bytes()));
     storage.read_files(|name, bytes| {
         let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1);
         hasher.update(name.as_bytes());
         hasher.update(&(used as u64).to_le_bytes());
+        // A shorter file whose tail is zeros is another one: what lies beyond its end is no part of it.
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+
         hasher.update(&bytes[..used]);
     });
     hasher.digest128()

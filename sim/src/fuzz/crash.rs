@@ -58,7 +58,7 @@ fn event(bytes: &mut Bytes<'_>) -> Event {
         10 => {
             Event::Do(Step::SlowFlush { first: bytes.below(64), count: 1 + bytes.below(10), salt: bytes.byte().into() })
         }
-        11 => Event::Do([Step::Close, Step::Reopen, Step::SecondOpen][bytes.below(3) as usize].clone()),
+        11 => Event::Do([Step::Close, Step::Reopen, Step::SecondOpen, Step::Read][bytes.below(4) as usize].clone()),
         12 | 13 => Event::Fault { after: 1 + bytes.below(40), fault: fault(bytes) },
         _ => Event::Crash(a_crash(bytes)),
     }

@@ -77,6 +77,7 @@ impl SimFile {
     }
 }
 
+#[expect(unsafe_code, reason = "the trait's two unsafe functions")]
 impl StorageFile for SimFile {
     type Lent = SimLent;
 
@@ -151,30 +152,8 @@ impl StorageFile for SimFile {
         }
     }
 
-    fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
-        let info = self.info(Op::Store, offset, bytes.len() as u64, purpose);
-        locked(&self.machine).run(self.boot, info, |machine, info, torn| {
-            machine.end_of(self.file, offset, info.len)?;
-            machine.assert_may_store(self.file, info);
-            let once = match machine.once.take() {
-                Some(OnceFault::FailStore(kind)) => Some(kind),
-                _ => None,
-            };
-            let Machine { disk: Disk { inodes, .. }, chance, counters, store_fault, .. } = machine;
-            let Some(inode) = inodes.get_mut(&self.file) else { unreachable!("its length was just read") };
-            if let Some(kind) = once.or(*store_fault) {
-                counters.failed_stores += 1;
-                let mut rng = chance.next();
-                inode.store(offset, bytes, |_| rng.random() && !wrong(SimMutant::FailedStoreStoresNothing));
-                return Err(kind.into());
-            }
-            let sectors = inode.sectors(offset, info.len);
-            let end = if torn { chance.next().random_range(sectors.start..=sectors.end) } else { sectors.end };
-            inode.store(offset, bytes, |sector| sector < end);
-            counters.stores += 1;
-            counters.bytes_stored += info.len;
-            Ok(())
-        })
+    unsafe fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
+        self.write_at(offset, bytes, purpose)
     }
 
     fn sync_range(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
@@ -200,7 +179,51 @@ impl StorageFile for SimFile {
         )
     }
 
-    fn lend(&self, offset: u64, len: usize) -> Result<SimLent> {
+    unsafe fn lend(&self, offset: u64, len: usize) -> Result<SimLent> {
+        self.lend(offset, len)
+    }
+}
+
+impl SimFile {
+    /// [`StorageFile::write_at`]; safe here, for what is lent is a copy. A store to lent bytes is the end all the same: on a
+    /// real disk it would be undefined behaviour.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// If bytes of the range are lent, or in a hole.
+    pub fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
+        let info = self.info(Op::Store, offset, bytes.len() as u64, purpose);
+        locked(&self.machine).run(self.boot, info, |machine, info, torn| {
+            machine.end_of(self.file, offset, info.len)?;
+            machine.assert_may_store(self.file, info);
+            let once = match machine.once.take() {
+                Some(OnceFault::FailStore(kind)) => Some(kind),
+                _ => None,
+            };
+            let Machine { disk: Disk { inodes, .. }, chance, counters, store_fault, .. } = machine;
+            let Some(inode) = inodes.get_mut(&self.file) else { unreachable!("its length was just read") };
+            if let Some(kind) = once.or(*store_fault) {
+                counters.failed_stores += 1;
+                let mut rng = chance.next();
+                inode.store(offset, bytes, |_| rng.random() && !wrong(SimMutant::FailedStoreStoresNothing));
+                return Err(kind.into());
+            }
+            let sectors = inode.sectors(offset, info.len);
+            let end = if torn { chance.next().random_range(sectors.start..=sectors.end) } else { sectors.end };
+            inode.store(offset, bytes, |sector| sector < end);
+            counters.stores += 1;
+            counters.bytes_stored += info.len;
+            Ok(())
+        })
+    }
+
+    /// [`StorageFile::lend`]; safe here, for what is lent is a copy.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lend(&self, offset: u64, len: usize) -> Result<SimLent> {
         let mut machine = locked(&self.machine);
         machine.counters.loans += 1;
         let range = machine.look(self.boot).and_then(|()| machine.end_of(self.file, offset, len as u64));

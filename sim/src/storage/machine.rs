@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, io, ops::Range};
 
 use rand::{RngExt as _, SeedableRng, rngs::ChaCha8Rng};
-use shardex::error::{Result, ShardexError};
+use shardex::error::{LockHolder, Result, ShardexError};
 
 use super::{
     directory::FileId,
@@ -74,8 +74,8 @@ pub(super) struct Machine {
     pub(super) disk: Disk,
     pub(super) chance: Chance,
     pub(super) boot: u64,
-    /// Who holds the directory's lock.
-    pub(super) lock: Option<u64>,
+    /// The files that are locked: the token of each lock, and who holds it.
+    pub(super) locks: BTreeMap<FileId, (u64, LockHolder)>,
     /// Lent ranges by file.
     pub(super) loans: BTreeMap<FileId, BTreeMap<u64, Range<u64>>>,
     /// The last number given to a lock or a loan.
@@ -112,7 +112,7 @@ impl Machine {
             disk,
             chance,
             boot: 0,
-            lock: None,
+            locks: BTreeMap::new(),
             loans: BTreeMap::new(),
             last_token: 0,
             capacity: None,

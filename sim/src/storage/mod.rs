@@ -29,8 +29,8 @@ use std::{
 use rand::{RngExt, rngs::ChaCha8Rng};
 use shardex::{
     env::Clock,
-    error::{Result, ShardexError},
-    storage::{Purpose, Storage},
+    error::{LockHolder, Result, ShardexError},
+    storage::{Purpose, Storage, StorageLock},
 };
 
 pub use disk::{Choice, CrashKind, Place};
@@ -48,9 +48,6 @@ use mutant::wrong;
 
 /// Where the simulated directory is.
 const PATH: &str = "/sim/index";
-
-/// As the real backend has it.
-const LOCK_FILE: &str = "LOCK";
 
 fn path_of(name: &str) -> PathBuf {
     if name.is_empty() { PathBuf::from(PATH) } else { PathBuf::from(PATH).join(name) }
@@ -84,19 +81,47 @@ impl Image {
     }
 }
 
-/// Holds the lock of a [`SimStorage`] until it is dropped.
+/// Holds the lock of a file of a [`SimStorage`] until it is dropped. It follows the inode, not the name.
 #[derive(Debug)]
 pub struct SimLock {
     machine: Arc<Mutex<Machine>>,
+    boot: u64,
+    file: FileId,
+    name: String,
     token: u64,
+    /// Taking it made the file.
+    made: bool,
+}
+
+impl SimLock {
+    /// Whether it is held still: a crash has released it (R12).
+    fn is_held(&self, machine: &Machine) -> bool {
+        machine.locks.get(&self.file).is_some_and(|&(token, _)| token == self.token)
+    }
+}
+
+impl StorageLock for SimLock {
+    fn owner_left(&self) {
+        let mut machine = locked(&self.machine);
+        if self.is_held(&machine) {
+            machine.locks.insert(self.file, (self.token, LockHolder::Reader));
+        }
+    }
+
+    fn withdraw(&self) {
+        let mut machine = locked(&self.machine);
+        let found = machine.enter(self.boot).and_then(|()| machine.find(&self.name));
+        if self.made && !machine.stopped && found.is_ok_and(|file| file == self.file) {
+            machine.disk.directory.change(Change::Remove { name: self.name.clone() });
+        }
+    }
 }
 
 impl Drop for SimLock {
     fn drop(&mut self) {
         let mut machine = locked(&self.machine);
-        // Not one that was taken after a crash (R12).
-        if machine.lock == Some(self.token) {
-            machine.lock = None;
+        if self.is_held(&machine) {
+            machine.locks.remove(&self.file);
         }
     }
 }
@@ -181,7 +206,7 @@ impl SimStorage {
         machine.disk.crash(kind, picks, &mut machine.chance.next());
         machine.boot += 1;
         if !wrong(SimMutant::LockOutlivesCrash) {
-            machine.lock = None;
+            machine.locks.clear();
         }
         machine.loans.clear();
         machine.sync_fault = None;
@@ -337,6 +362,13 @@ impl SimStorage {
         }
     }
 
+    /// The bytes of every file, in the order of [`files`](Self::files), that a store finds space for.
+    #[must_use]
+    pub fn space(&self) -> Vec<u64> {
+        let machine = self.machine();
+        machine.disk.directory.entries().values().map(|file| machine.disk.inodes[file].allocated()).collect()
+    }
+
     /// What the device holds of a file, without the zeros behind the last byte it ever got; nothing if there is no such
     /// file.
     #[must_use]
@@ -482,24 +514,26 @@ impl Storage for SimStorage {
         })
     }
 
-    fn lock(&self) -> Result<SimLock> {
-        let fail = |e| ShardexError::io("lock", path_of(LOCK_FILE), e);
+    fn lock(&self, name: &str) -> Result<SimLock> {
+        let fail = |e| ShardexError::io("lock", path_of(name), e);
         let mut machine = self.machine();
         machine.enter(self.boot).map_err(fail)?;
         if machine.stopped {
             return Err(fail(io::Error::other("power lost")));
         }
-        if machine.lock.is_some() && !wrong(SimMutant::LockShared) {
-            machine.counters.refused_locks += 1;
-            return Err(ShardexError::Locked { path: path_of("") });
-        }
         // The real backend locks a file, which others then see. It is no crash point of its own.
-        if machine.find(LOCK_FILE).is_err() {
-            machine.disk.create(LOCK_FILE);
+        let made = machine.find(name).is_err();
+        let file = if made { machine.disk.create(name) } else { machine.find(name).map_err(fail)? };
+        if let Some(&(_, holder)) = machine.locks.get(&file)
+            && !wrong(SimMutant::LockShared)
+        {
+            machine.counters.refused_locks += 1;
+            return Err(ShardexError::Locked { path: path_of(""), holder });
         }
         let token = machine.token();
-        machine.lock = Some(token);
-        Ok(SimLock { machine: Arc::clone(&self.machine), token })
+        machine.locks.insert(file, (token, LockHolder::Handle));
+        let (machine, name) = (Arc::clone(&self.machine), name.to_owned());
+        Ok(SimLock { machine, boot: self.boot, file, name, token, made })
     }
 
     fn list(&self) -> Result<Vec<String>> {

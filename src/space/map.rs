@@ -1,4 +1,4 @@
-//! Which pages of the data file are free.
+//! The free-space map: which pages of the data file are in use.
 //!
 //! Nothing of this is on disk: at open it is derived from what the retained roots name, so it can neither leak nor
 //! disagree (promise P6). Invariants:
@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::format::geometry::Geometry;
+use crate::{format::geometry::Geometry, lease::Run};
 
 /// The page before the first chunk: the file's header.
 const HEADER_PAGES: u64 = 1;
@@ -21,15 +21,6 @@ enum Chunk {
     Extents(Vec<bool>),
     /// One flag per page.
     Meta(Vec<bool>),
-}
-
-/// A range of pages in the data file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Run {
-    /// First page.
-    pub page: u64,
-    /// Pages.
-    pub pages: u32,
 }
 
 /// The map of used and free places.
@@ -64,6 +55,19 @@ impl SpaceMap {
         };
         map.grow(chunks);
         map
+    }
+
+    /// What is in use: each extent, and each page of metadata.
+    pub fn used(&self) -> impl Iterator<Item = Run> {
+        self.chunks.iter().enumerate().flat_map(move |(i, chunk)| {
+            let (flags, pages) = match chunk {
+                Chunk::Free => (&[][..], 1),
+                Chunk::Extents(used) => (used.as_slice(), self.extent_pages),
+                Chunk::Meta(used) => (used.as_slice(), 1),
+            };
+            let used = flags.iter().enumerate().filter(|&(_, &used)| used);
+            used.map(move |(at, _)| Run { page: self.address(i, at * pages as usize), pages })
+        })
     }
 
     /// Adds chunks at the end.

@@ -1,0 +1,197 @@
+//! Walks the cells: head, table, groups.
+
+use super::bytes::{f32_at, part, u32_at, u128_at, zeros};
+use super::tree::Walk;
+use super::{Entry, Kind, Level, Part, What};
+
+/// Bytes of the table before the groups.
+const FIXED: u64 = 176;
+const PER_GROUP: u64 = 32;
+const PER_SHARD: u64 = 24;
+
+/// The table's numbers, and what follows from them.
+struct Table {
+    bytes: Vec<u8>,
+    words: u64,
+    groups: u64,
+    shards: u64,
+    /// Of each covered shard, the first reference and the number of slots.
+    slots: Vec<(u64, u64)>,
+}
+
+/// A group, as the table has it.
+struct Group {
+    entry: Entry,
+    cells: u64,
+    codes: u64,
+}
+
+/// Bytes of a block of eight codes.
+fn block_bytes(words: u64) -> u64 {
+    64 * (words + 1)
+}
+
+impl Group {
+    fn read(table: &[u8], index: u64) -> Option<Self> {
+        let at = FIXED + PER_GROUP * index;
+        let count = |at| u32_at(table, at).map(u64::from);
+        Some(Self { entry: Entry::read(table, at)?, cells: count(at + 24)?, codes: count(at + 28)? })
+    }
+
+    /// Where its centroids start, where its codes do, and where it ends.
+    fn places(&self, words: u64) -> (u64, u64, u64) {
+        let centroids = (16 + 16 * self.cells).next_multiple_of(64);
+        let codes = centroids + 64 * words * self.cells;
+        (centroids, codes, codes + self.codes.div_ceil(8) * block_bytes(words))
+    }
+}
+
+impl Walk<'_> {
+    /// The cells that the root names.
+    pub(super) fn cells(&mut self) {
+        let head = self.root.cells;
+        if head.is_empty() {
+            return;
+        }
+        let Some(bytes) = self.follow(head, What::CellsHead) else { return };
+        if !bytes.starts_with(b"SHCH") {
+            return self.find_in(Kind::BadMagic, Part::Cells, head.page, 0, "no head of cells");
+        }
+        let parts = u64::from(u32_at(bytes, 4).unwrap_or(0));
+        if parts == 0 || 8 + 16 * parts != bytes.len() as u64 {
+            let what = format!("a head of {} bytes for {parts} parts", bytes.len());
+            return self.find_in(Kind::WrongLength, Part::Cells, head.page, 4, what);
+        }
+        let mut whole = Vec::new();
+        for index in 0..parts {
+            let Some(part) = Entry::read(bytes, 8 + 16 * index) else { return };
+            let Some(bytes) = self.follow(part, What::CellsPart) else { return };
+            whole.extend_from_slice(bytes);
+        }
+        if let Some(table) = self.table(head.page, whole) {
+            for index in 0..table.groups {
+                let Some(group) = Group::read(&table.bytes, index) else { return };
+                self.group(&table, index, &group);
+            }
+        }
+    }
+
+    fn table(&mut self, page: u64, bytes: Vec<u8>) -> Option<Table> {
+        if !bytes.starts_with(b"SHC2") {
+            self.find_in(Kind::BadMagic, Part::Cells, page, 0, "the parts are no table of cells");
+            return None;
+        }
+        let count = |at| u32_at(&bytes, at).map_or(0, u64::from);
+        let (words, groups, shards) = (count(4), count(8), count(12));
+        if words != u64::from(self.root.dimension).div_ceil(64) {
+            let what = format!("{words} words a code, for {} numbers a vector", self.root.dimension);
+            self.find_in(Kind::CountMismatch, Part::Cells, page, 0, what);
+            return None;
+        }
+        let pivots = 64 * words * groups.next_multiple_of(16);
+        let fixed = FIXED + PER_GROUP * groups + PER_SHARD * shards + pivots;
+        // Of a table that is too short, the groups missing add nothing; the length is wrong all the same.
+        let cells = (0..groups).map_while(|index| Group::read(&bytes, index)).map(|group| group.cells.div_ceil(8));
+        let wanted = fixed + cells.sum::<u64>() * block_bytes(words);
+        if wanted != bytes.len() as u64 {
+            let what = format!("a table of {} bytes instead of {wanted}", bytes.len());
+            self.find_in(Kind::WrongLength, Part::Cells, page, 0, what);
+            return None;
+        }
+        let mut table = Table { bytes, words, groups, shards, slots: Vec::new() };
+        self.covered(page, &mut table);
+        Some(table)
+    }
+
+    /// The shards that the table covers.
+    fn covered(&mut self, page: u64, table: &mut Table) {
+        let (mut last, mut first) = (None, 0u64);
+        for index in 0..table.shards {
+            let at = FIXED + PER_GROUP * table.groups + PER_SHARD * index;
+            let Some((number, slots)) = u32_at(&table.bytes, at).zip(u32_at(&table.bytes, at + 4)) else { return };
+            if last.is_some_and(|last| last >= number) {
+                let what = format!("covered shard {number} follows {last:?}");
+                self.find_in(Kind::NotAscending, Part::Cells, page, 0, what);
+            }
+            last = Some(number);
+            // A shard that has another id by now is another shard: its slots say nothing.
+            let shard = self.tree.shards.binary_search_by_key(&number, |shard| shard.number);
+            let shard = shard.ok().and_then(|found| self.tree.shards.get(found));
+            let used = shard.filter(|shard| u128_at(&table.bytes, at + 8) == Some(shard.id)).map(|shard| shard.slots);
+            if slots > self.root.shard_size || used.is_some_and(|used| slots > used) {
+                let what = format!("{slots} slots of shard {number} are covered, {used:?} are used");
+                self.find_in(Kind::OutOfBounds, Part::Cells, page, 0, what);
+            }
+            table.slots.push((first, u64::from(slots)));
+            first = first.saturating_add(u64::from(slots).next_multiple_of(64));
+        }
+    }
+
+    fn group(&mut self, table: &Table, index: u64, group: &Group) {
+        let (.., end) = group.places(table.words);
+        if end != u64::from(group.entry.len) {
+            let what = format!("group {index} of {} bytes instead of {end}", group.entry.len);
+            self.find_in(Kind::WrongLength, Part::Cells, group.entry.page, 0, what);
+        }
+        if self.level == Level::Metadata {
+            let (pages, len) = (self.root.pages_of(group.entry.len.into()), group.entry.len.into());
+            self.take(group.entry.page, pages, len, What::CellsGroup);
+        } else if let Some(bytes) = self.follow(group.entry, What::CellsGroup)
+            && end == bytes.len() as u64
+        {
+            self.inside_group(table, group, bytes);
+        }
+    }
+
+    /// What a group of the right length holds.
+    fn inside_group(&mut self, table: &Table, group: &Group, bytes: &[u8]) {
+        let page = group.entry.page;
+        let header = [group.cells, group.codes, table.words];
+        let said = [4, 8, 12].map(|at| u32_at(bytes, at).map_or(0, u64::from));
+        if !bytes.starts_with(b"SHCG") {
+            return self.find_in(Kind::BadMagic, Part::Cells, page, 0, "no group's magic");
+        }
+        if header != said {
+            let what = format!("cells, codes, words: the table says {header:?}, the group {said:?}");
+            return self.find_in(Kind::WrongParent, Part::Cells, page, 4, what);
+        }
+        let mut codes = 0;
+        for at in (0..group.cells).map(|cell| 16 + 16 * cell) {
+            let numbers = u32_at(bytes, at + 8).zip(u32_at(bytes, at + 12));
+            let Some((first, count)) = numbers.map(|(first, count)| (u64::from(first), u64::from(count))) else {
+                return;
+            };
+            if first != codes || !f32_at(bytes, at).is_some_and(f32::is_finite) {
+                let what = format!("a cell's codes start at {first}, those before it end at {codes}");
+                return self.find_in(Kind::CountMismatch, Part::Cells, page, at, what);
+            }
+            codes += count;
+        }
+        if codes != group.codes {
+            let what = format!("the cells have {codes} codes, the group {}", group.codes);
+            self.find_in(Kind::CountMismatch, Part::Cells, page, 8, what);
+        }
+        let (centroids, ..) = group.places(table.words);
+        let end = 16 + 16 * group.cells;
+        if !part(bytes, end, centroids - end).is_some_and(zeros) {
+            self.find_in(Kind::NonZeroReserved, Part::Cells, page, end, "zeros of a group");
+        }
+        self.references(table, group, bytes);
+    }
+
+    /// The references of a group's codes count slots that are covered.
+    fn references(&mut self, table: &Table, group: &Group, bytes: &[u8]) {
+        let (_, codes, _) = group.places(table.words);
+        for code in 0..group.codes {
+            let block = codes + code / 8 * block_bytes(table.words);
+            let at = block + 64 * table.words + 32 + 4 * (code % 8);
+            let Some(reference) = u32_at(bytes, at).map(u64::from) else { return };
+            let shard = table.slots.partition_point(|(first, _)| *first <= reference);
+            let shard = shard.checked_sub(1).and_then(|index| table.slots.get(index));
+            if shard.is_none_or(|(first, slots)| reference - first >= *slots) {
+                let what = format!("code {code} is of slot {reference}, which no shard has");
+                return self.find_in(Kind::OutOfBounds, Part::Cells, group.entry.page, at, what);
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Faults planted in the log.
+
+use super::build::*;
+use super::faults::{found, named};
+use super::*;
+
+const FIRST: usize = LOG_START + 256;
+
+#[test]
+fn a_torn_end_is_no_fault() {
+    let mut image = image();
+    // The second half of the last record.
+    image.wal[PAGE + 2 * SEGMENT + SECTOR + 40] ^= 1;
+    let report = image.check();
+    assert_eq!(report.findings, []);
+    let at = (PAGE + 2 * SEGMENT + SECTOR) as u64;
+    assert_eq!((report.log.end, report.log.unfinished), (End::Torn { at, missing: 9 }, Some(8)));
+    assert_eq!(report.log.last_lsn, 7);
+    let held = report.contents(&image.files()).expect("nothing is wrong");
+    assert!(!held.contains_key(&(50, 7, 9)));
+}
+
+#[test]
+fn a_hole_before_a_record_that_says_it_was_durable() {
+    let mut image = image();
+    image.wal[FIRST + 40] ^= 1;
+    named(&image, Kind::LogHole, None, "wal", FIRST as u64);
+    assert!(matches!(image.check().log.end, End::Hole { missing: 6, .. }));
+    assert!(image.check().contents(&image.files()).is_err());
+    // The header of the segment in which the chain goes on, too.
+    let mut image = self::image();
+    image.wal[PAGE + 2 * SEGMENT] ^= 1;
+    assert_eq!(found(&image), [], "nothing says that 8 was durable");
+    let next = frame(2, (1, 3), 10, 9, &add_payload(&[60]));
+    let at = LOG_END;
+    image.wal[at..at + next.len()].copy_from_slice(&next);
+    named(&image, Kind::LogHole, None, "wal", image.wal.len() as u64);
+}
+
+#[test]
+fn a_segment_of_another_index() {
+    let mut image = image();
+    let at = PAGE + 3 * SEGMENT;
+    image.wal[at..at + 64].copy_from_slice(&segment_header(ID + 1, 2, 3, 10));
+    named(&image, Kind::ForeignIndexId, None, "wal", at as u64);
+}
+
+#[test]
+fn segments_of_other_epochs_are_passed_over() {
+    let mut image = image();
+    let whole = image.check();
+    let at = PAGE + 3 * SEGMENT;
+    for epoch in [1, 3] {
+        image.wal[at..at + 64].copy_from_slice(&segment_header(ID, epoch, 3, 10));
+        let next = frame(epoch, (1, 3), 10, 9, &add_payload(&[60]));
+        image.wal[at + SECTOR..at + SECTOR + next.len()].copy_from_slice(&next);
+        assert_eq!(image.check(), whole);
+    }
+}
+
+#[test]
+fn two_segments_of_one_number() {
+    let mut image = image();
+    let at = PAGE + 3 * SEGMENT;
+    image.wal[at..at + 64].copy_from_slice(&segment_header(ID, 2, 2, 9));
+    named(&image, Kind::BadSegment, None, "wal", at as u64);
+}
+
+#[test]
+fn a_segment_that_starts_with_another_lsn() {
+    let mut image = image();
+    let at = PAGE + 2 * SEGMENT;
+    image.wal[at..at + 64].copy_from_slice(&segment_header(ID, 2, 2, 8));
+    named(&image, Kind::BadSegment, None, "wal", at as u64);
+}
+
+#[test]
+fn a_record_that_counts_wrong() {
+    let mut image = image();
+    let mut payload = add_payload(&[40, 41]);
+    payload[0] = 3;
+    let bytes = frame(2, (1, 3), 6, 5, &payload);
+    image.wal[FIRST..FIRST + bytes.len()].copy_from_slice(&bytes);
+    named(&image, Kind::BadRecord, None, "wal", FIRST as u64);
+}
+
+#[test]
+fn a_record_that_begins_in_another_one() {
+    let mut image = image();
+    let bytes = frame(2, (1, 1), 6, 5, &add_payload(&[40, 41]));
+    image.wal[FIRST..FIRST + bytes.len()].copy_from_slice(&bytes);
+    let at = (FIRST + bytes.len()).next_multiple_of(SECTOR);
+    assert!(found(&image).contains(&(Kind::BadRecord, None, "wal", at as u64)), "{:?}", found(&image));
+}
+
+#[test]
+fn a_closing_mark_ends_it() {
+    let mut image = image();
+    let at = LOG_END;
+    let bytes = [frame(2, (4, 3), 10, 9, &[]), padding(2, 10, 9, 32)].concat();
+    image.wal[at..at + bytes.len()].copy_from_slice(&bytes);
+    let report = image.check();
+    assert_eq!(report.findings, []);
+    assert_eq!((report.log.end, report.log.last_lsn), (End::Closed { at: at as u64 }, 10));
+}
+
+#[test]
+fn headers_of_segments_that_are_whole_and_wrong() {
+    let at = PAGE + 3 * SEGMENT;
+    for (field, kind) in [(8, Kind::BadVersion), (56, Kind::NonZeroReserved)] {
+        let mut image = image();
+        let mut bytes = segment_header(ID, 2, 3, 10);
+        bytes[field] = 2;
+        bytes[12..16].fill(0);
+        image.wal[at..at + 64].copy_from_slice(&sealed(bytes, 12));
+        named(&image, kind, None, "wal", at as u64);
+    }
+}
+
+#[test]
+fn a_closing_mark_that_says_something() {
+    let mut image = image();
+    let bytes = frame(2, (4, 3), 10, 9, &[0; 8]);
+    image.wal[LOG_END..LOG_END + bytes.len()].copy_from_slice(&bytes);
+    named(&image, Kind::BadRecord, None, "wal", LOG_END as u64);
+}

@@ -1,0 +1,390 @@
+//! Reads the log: the chain of frames after a checkpoint, and the records that they make.
+
+use std::collections::BTreeMap;
+
+use super::bytes::{crc, crc_on, crc_without, f32_at, part, u16_at, u32_at, u64_at, u128_at};
+use super::root::RootInfo;
+use super::{Finding, Kind, Part};
+
+/// Bytes of a frame before its payload.
+pub const FRAME_BYTES: u64 = 32;
+/// Bytes of a segment's header that mean something; it takes a sector.
+pub const SEGMENT_HEADER_BYTES: u64 = 64;
+const STARTS: u8 = 1;
+const ENDS: u8 = 2;
+
+/// What a frame is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RecordKind {
+    /// Postings are added; each replaces the one of its key.
+    Add,
+    /// All postings of documents are removed.
+    Remove,
+    /// Nothing: it fills a sector.
+    Padding,
+    /// The index was closed.
+    Close,
+}
+
+/// A frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What it is of.
+    pub kind: RecordKind,
+    /// Its LSN.
+    pub lsn: u64,
+    /// The last LSN that was known to be durable when it was made.
+    pub durable: u64,
+    /// Where it starts in `wal`.
+    pub offset: u64,
+    /// Bytes of it all.
+    pub bytes: u64,
+    /// Bytes of its payload.
+    pub payload: u64,
+    /// Its checksum, which covers all other bytes of it.
+    pub crc: u32,
+    /// Whether a record starts here, and whether one ends here.
+    pub edges: (bool, bool),
+}
+
+impl Frame {
+    /// Where the next one starts.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset + self.bytes
+    }
+}
+
+/// The header of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of FORMAT.md")]
+pub struct Header {
+    pub index_id: u128,
+    pub epoch: u64,
+    pub number: u64,
+    pub first_lsn: u64,
+}
+
+/// A `wal`, and what is needed to read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wal<'a> {
+    bytes: &'a [u8],
+    page: u64,
+    sector: u64,
+    segment: u64,
+    epoch: u64,
+    index_id: u128,
+    seed: u32,
+}
+
+impl<'a> Wal<'a> {
+    /// The log of `root`'s epoch in `bytes`.
+    #[must_use]
+    pub fn new(root: &RootInfo, bytes: &'a [u8]) -> Self {
+        Self::of(root, root.epoch, bytes)
+    }
+
+    /// The log of another epoch of `root`'s index.
+    #[must_use]
+    pub fn of(root: &RootInfo, epoch: u64, bytes: &'a [u8]) -> Self {
+        let RootInfo { page, sector, segment_bytes: segment, index_id, .. } = *root;
+        let seed = crc_on(crc(&index_id.to_le_bytes()), &epoch.to_le_bytes());
+        Self { bytes, page, sector, segment, epoch, index_id, seed }
+    }
+
+    /// Whole segments that the file holds.
+    #[must_use]
+    pub fn segments(&self) -> u64 {
+        (self.bytes.len() as u64).saturating_sub(self.page) / self.segment
+    }
+
+    /// Where the `place`-th segment of the file starts.
+    #[must_use]
+    pub fn start(&self, place: u64) -> u64 {
+        self.page + place * self.segment
+    }
+
+    /// The header at the `place`-th segment, if it is one; `Err` says what an intact one should not be.
+    #[expect(clippy::missing_errors_doc, reason = "the line above")]
+    pub fn header(&self, place: u64) -> Result<Option<Header>, (Kind, String)> {
+        let Some(bytes) = part(self.bytes, self.start(place), SEGMENT_HEADER_BYTES) else { return Ok(None) };
+        if !bytes.starts_with(b"SHXSEGM\0") || u32_at(bytes, 12) != Some(crc_without(0, bytes, 12)) {
+            return Ok(None);
+        }
+        if u32_at(bytes, 8) != Some(1) {
+            return Err((Kind::BadVersion, format!("a segment of version {:?}", u32_at(bytes, 8))));
+        }
+        let number = |at| u64_at(bytes, at).unwrap_or_default();
+        let index_id = u128_at(bytes, 16).unwrap_or_default();
+        if index_id != self.index_id {
+            return Err((Kind::ForeignIndexId, format!("a segment of index {index_id:032x}")));
+        }
+        let header = Header { index_id, epoch: number(32), number: number(40), first_lsn: number(48) };
+        if number(56) != 0 && header.epoch == self.epoch {
+            return Err((Kind::NonZeroReserved, "a segment header's zeros".into()));
+        }
+        Ok(Some(header))
+    }
+
+    /// The whole frame at `offset` that ends at `end` at the latest, if it is one of this epoch.
+    #[must_use]
+    pub fn frame(&self, offset: u64, end: u64) -> Option<Frame> {
+        self.frame_if(offset, end, |_| true)
+    }
+
+    /// The same, of those that `wanted` wants, which is asked before any sum is made.
+    fn frame_if(&self, offset: u64, end: u64, wanted: impl Fn(&Frame) -> bool) -> Option<Frame> {
+        let head = part(self.bytes, offset, FRAME_BYTES)?;
+        let kind = match head.get(24)? {
+            1 => RecordKind::Add,
+            2 => RecordKind::Remove,
+            3 => RecordKind::Padding,
+            4 => RecordKind::Close,
+            _ => return None,
+        };
+        let bits = *head.get(25)?;
+        let payload = u64::from(u32_at(head, 4)?);
+        let bytes = FRAME_BYTES + payload + u64::from(u16_at(head, 26)?);
+        if bits > (STARTS | ENDS) || !bytes.is_multiple_of(8) || offset.checked_add(bytes)? > end {
+            return None;
+        }
+        let crc = u32_at(head, 0)?;
+        let edges = (bits & STARTS != 0, bits & ENDS != 0);
+        let frame =
+            Frame { kind, lsn: u64_at(head, 8)?, durable: u64_at(head, 16)?, offset, bytes, payload, crc, edges };
+        let intact = |bytes: &[u8]| u32_at(head, 28) == Some(0) && crc_without(self.seed, bytes, 0) == crc;
+        (wanted(&frame) && part(self.bytes, offset, bytes).is_some_and(intact)).then_some(frame)
+    }
+
+    /// A frame anywhere that says that `missing` was durable.
+    fn proof(&self, missing: u64) -> Option<u64> {
+        (0..self.segments()).find_map(|place| {
+            let (start, end) = (self.start(place), self.start(place + 1));
+            let mut at = (start + self.sector..end).step_by(8);
+            at.find(|at| self.frame_if(*at, end, |frame| frame.durable >= missing && frame.lsn >= missing).is_some())
+        })
+    }
+}
+
+/// How the log ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum End {
+    /// There is no log to read.
+    #[default]
+    Unread,
+    /// The index was closed: the closing mark is at `at`.
+    Closed {
+        /// Offset in `wal`.
+        at: u64,
+    },
+    /// Nothing valid follows at `at`.
+    Torn {
+        /// Offset in `wal`; the file's end if the next segment is not there.
+        at: u64,
+        /// The LSN that should be there.
+        missing: u64,
+    },
+    /// As torn, but a frame elsewhere says that what is missing was durable.
+    Hole {
+        /// Offset in `wal`.
+        at: u64,
+        /// The LSN that should be there.
+        missing: u64,
+        /// Where the frame is that says so.
+        proof: u64,
+    },
+}
+
+/// A whole record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Add or remove.
+    pub kind: RecordKind,
+    /// That of its last frame.
+    pub lsn: u64,
+    /// Where its first frame is.
+    pub offset: u64,
+    /// Its payload: offset and bytes, in `wal`, in order.
+    pub parts: Vec<(u64, u64)>,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RecordBody {
+    /// Document, start, length and vector, in order.
+    Add(Vec<(u128, u32, u32, Vec<f32>)>),
+    /// Documents.
+    Remove(Vec<u128>),
+}
+
+/// The chain of frames after a root's checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// Its epoch.
+    pub epoch: u64,
+    /// Segments of the epoch: number, and which of the file's it is.
+    pub segments: BTreeMap<u64, u64>,
+    /// The frames, padding too.
+    pub frames: Vec<Frame>,
+    /// The whole records.
+    pub records: Vec<Record>,
+    /// The LSN of the last whole record or closing mark; the checkpoint if there is none.
+    pub last_lsn: u64,
+    /// First LSN of a record whose end is missing.
+    pub unfinished: Option<u64>,
+    /// How it ends.
+    pub end: End,
+}
+
+/// Reads the log of `root`, and adds to the findings what is wrong with it.
+pub(super) fn read(root: &RootInfo, bytes: &[u8], findings: &mut Vec<Finding>) -> Log {
+    let wal = Wal::new(root, bytes);
+    let mut find = |kind, offset, what: String| {
+        findings.push(Finding { kind, part: Part::Log, slot: None, file: "wal", offset, what });
+    };
+    if u64::from(root.wal_segments) > wal.segments() {
+        let what = format!("the root says {} segments, the file holds {}", root.wal_segments, wal.segments());
+        find(Kind::TruncatedFile, bytes.len() as u64, what);
+    }
+    let mut headers = BTreeMap::new();
+    for place in 0..wal.segments() {
+        match wal.header(place) {
+            Ok(Some(header)) if header.epoch == root.epoch => {
+                if headers.insert(header.number, (place, header.first_lsn)).is_some() {
+                    find(Kind::BadSegment, wal.start(place), format!("another segment {} of its epoch", header.number));
+                }
+            }
+            Ok(_) => {}
+            Err((kind, what)) => find(kind, wal.start(place), what),
+        }
+    }
+    let mut log = chain(root, &wal, &headers, &mut find);
+    records(&mut log, root, &mut find);
+    for record in &log.records {
+        if let Err(what) = record.body(bytes, root.dimension) {
+            find(Kind::BadRecord, record.offset, what);
+        }
+    }
+    if let End::Torn { at, missing } = log.end
+        && let Some(proof) = wal.proof(missing)
+    {
+        log.end = End::Hole { at, missing, proof };
+        find(Kind::LogHole, at, format!("LSN {missing} is missing, and the frame at {proof} says that it was durable"));
+    }
+    log
+}
+
+/// Follows the frames.
+fn chain(
+    root: &RootInfo,
+    wal: &Wal<'_>,
+    headers: &BTreeMap<u64, (u64, u64)>,
+    find: &mut impl FnMut(Kind, u64, String),
+) -> Log {
+    let segments = headers.iter().map(|(number, (place, _))| (*number, *place)).collect();
+    let mut log = Log { epoch: root.epoch, segments, last_lsn: root.checkpoint, ..Log::default() };
+    let (mut number, mut within) = (root.segment, root.offset);
+    let mut lsn = root.checkpoint;
+    log.end = loop {
+        let Some(missing) = lsn.checked_add(1) else { break End::Torn { at: wal.bytes.len() as u64, missing: lsn } };
+        let Some((place, first_lsn)) = headers.get(&number) else {
+            break End::Torn { at: wal.bytes.len() as u64, missing };
+        };
+        let (start, end) = (wal.start(*place), wal.start(place + 1));
+        if within == wal.segment {
+            let Some(next) = number.checked_add(1) else { break End::Torn { at: end, missing } };
+            (number, within) = (next, wal.sector);
+            continue;
+        }
+        // The first LSN of a segment that the chain enters at its start is the next one; elsewhere it is passed.
+        if *first_lsn > missing || (within == wal.sector && *first_lsn != missing) {
+            find(Kind::BadSegment, start, format!("segment {number} starts with LSN {first_lsn}, not {missing}"));
+        }
+        let frame = wal.frame(start + within, end);
+        let fits = |frame: &Frame| frame.lsn == if frame.kind == RecordKind::Padding { lsn } else { missing };
+        let Some(frame) = frame.filter(fits) else { break End::Torn { at: start + within, missing } };
+        log.frames.push(frame);
+        within += frame.bytes;
+        lsn = frame.lsn;
+        if frame.kind == RecordKind::Close {
+            break End::Closed { at: frame.offset };
+        }
+    };
+    log
+}
+
+/// Puts the frames together.
+fn records(log: &mut Log, root: &RootInfo, find: &mut impl FnMut(Kind, u64, String)) {
+    let mut open: Option<Record> = None;
+    let mut last = root.checkpoint;
+    for frame in &log.frames {
+        let Frame { kind, lsn, offset, payload, edges: (starts, ends), .. } = *frame;
+        if kind == RecordKind::Padding {
+            continue;
+        }
+        if starts == open.is_some() || open.as_ref().is_some_and(|record| record.kind != kind) {
+            find(Kind::BadRecord, offset, format!("frame {lsn} does not go on what is before it"));
+        }
+        let mut record = open.take().filter(|_| !starts).unwrap_or(Record { kind, lsn, offset, parts: Vec::new() });
+        record.lsn = lsn;
+        record.parts.push((offset + FRAME_BYTES, payload));
+        if !ends {
+            open = Some(record);
+            continue;
+        }
+        last = lsn;
+        if kind != RecordKind::Close {
+            log.records.push(record);
+        } else if payload > 0 {
+            find(Kind::BadRecord, offset, format!("a closing mark of {payload} bytes"));
+        }
+    }
+    log.last_lsn = last;
+    log.unfinished = open.map(|record| record.lsn);
+}
+
+impl Record {
+    /// The payload.
+    #[must_use]
+    pub fn payload(&self, wal: &[u8]) -> Vec<u8> {
+        self.parts.iter().filter_map(|(at, len)| part(wal, *at, *len)).flatten().copied().collect()
+    }
+
+    /// What it says.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn body(&self, wal: &[u8], dimension: u32) -> Result<RecordBody, String> {
+        let bytes = self.payload(wal);
+        let body = match self.kind {
+            RecordKind::Add => add(&bytes, dimension),
+            RecordKind::Remove => remove(&bytes),
+            RecordKind::Padding | RecordKind::Close => None,
+        };
+        body.ok_or_else(|| format!("record {} of {} bytes is no {:?}", self.lsn, bytes.len(), self.kind))
+    }
+}
+
+fn add(bytes: &[u8], dimension: u32) -> Option<RecordBody> {
+    let count = u64::from(u32_at(bytes, 0)?);
+    let v = 4 * u64::from(dimension);
+    // 2^32 × 2^34 at most.
+    let wanted = u128::from(count) * u128::from(24 + v) + 8;
+    if u32_at(bytes, 4)? != dimension || wanted != bytes.len() as u128 {
+        return None;
+    }
+    let posting = |index: u64| {
+        let (key, first) = (8 + 24 * index, 8 + 24 * count + v * index);
+        let vector = (0..v).step_by(4).map(|at| f32_at(bytes, first + at)).collect::<Option<Vec<f32>>>()?;
+        Some((u128_at(bytes, key)?, u32_at(bytes, key + 16)?, u32_at(bytes, key + 20)?, vector))
+    };
+    (0..count).map(posting).collect::<Option<Vec<_>>>().map(RecordBody::Add)
+}
+
+fn remove(bytes: &[u8]) -> Option<RecordBody> {
+    let count = u64_at(bytes, 0)?;
+    if count.checked_mul(16)?.checked_add(8)? != bytes.len() as u64 {
+        return None;
+    }
+    (0..count).map(|index| u128_at(bytes, 8 + 16 * index)).collect::<Option<Vec<_>>>().map(RecordBody::Remove)
+}

@@ -1,0 +1,246 @@
+//! Parses root slots and file headers, and derives the sizes that follow from them.
+
+use super::bytes::{crc_without, part, u32_at, u64_at, u128_at};
+use super::{Entry, Kind};
+
+/// Bytes of a root.
+pub const ROOT_BYTES: u64 = 192;
+/// Bytes of the header of `data` and `wal`.
+pub const HEADER_BYTES: u64 = 32;
+const VERSION: u32 = 1;
+/// Larger pages are no index's.
+const MAX_PAGE: u64 = 1 << 30;
+/// Nor are longer vectors. With this bound no size overflows 64 bits.
+const MAX_DIMENSION: u32 = 1 << 24;
+
+/// How vectors are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// By angle; vectors are stored normalised.
+    Cosine,
+    /// By Euclidean distance.
+    L2,
+    /// By inner product.
+    Dot,
+}
+
+/// A root, as its slot holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of FORMAT.md, by their names there")]
+pub struct RootInfo {
+    pub index_id: u128,
+    pub generation: u64,
+    pub dimension: u32,
+    pub metric: Metric,
+    pub shard_size: u32,
+    pub bloom_bytes: u32,
+    pub page: u64,
+    pub sector: u64,
+    pub segment_bytes: u64,
+    pub checkpoint: u64,
+    pub epoch: u64,
+    pub segment: u64,
+    pub offset: u64,
+    pub directory: Entry,
+    pub shard_numbers: u32,
+    pub shards: u32,
+    pub live: u64,
+    pub removed: u64,
+    pub draws: u64,
+    pub splits: u64,
+    pub pages: u64,
+    pub wal_segments: u32,
+    pub cells: Entry,
+    pub merges: u32,
+}
+
+/// Why a slot holds no root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// The kind of the first check that failed.
+    pub kind: Kind,
+    /// What it found.
+    pub what: String,
+}
+
+fn invalid<T>(kind: Kind, what: impl Into<String>) -> Result<T, Invalid> {
+    Err(Invalid { kind, what: what.into() })
+}
+
+/// Sizes that follow from a root's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of a posting's slot.
+    pub slot_bytes: u64,
+    /// Slots of an extent.
+    pub extent_slots: u64,
+    /// Pages of an extent.
+    pub extent_pages: u64,
+    /// Pages of the largest state.
+    pub state_pages: u64,
+    /// Pages of a chunk.
+    pub chunk_pages: u64,
+    /// Entries of a node.
+    pub fanout: u64,
+    /// Levels of the directory; 0 without shards.
+    pub levels: u32,
+}
+
+impl RootInfo {
+    /// By which of two roots the newer one is told.
+    #[must_use]
+    pub fn order(&self) -> (u64, u64) {
+        (self.epoch, self.generation)
+    }
+
+    /// Bytes of the state of a shard with `slots` used.
+    #[must_use]
+    pub fn state_bytes(&self, slots: u64) -> u64 {
+        let extents = slots.div_ceil(self.extent_slots());
+        40 + 16 * extents + 8 * slots.div_ceil(64) + u64::from(self.bloom_bytes) + 12 * u64::from(self.dimension)
+    }
+
+    fn extent_slots(&self) -> u64 {
+        u64::from(self.shard_size).next_power_of_two().min(64)
+    }
+
+    /// Pages that `bytes` take.
+    #[must_use]
+    pub fn pages_of(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.page)
+    }
+
+    /// Sizes that follow from the configuration.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        let slot_bytes = (4 * u64::from(self.dimension) + 32).next_multiple_of(64);
+        let extent_slots = self.extent_slots();
+        let extent_pages = self.pages_of(slot_bytes * extent_slots);
+        let state_pages = self.pages_of(self.state_bytes(u64::from(self.shard_size)));
+        let fanout = self.page / 16;
+        let mut levels = u32::from(self.shard_numbers > 0);
+        let mut reach = fanout;
+        while reach < u64::from(self.shard_numbers) {
+            reach *= fanout;
+            levels += 1;
+        }
+        let chunk_pages = (8 * extent_pages).max(4 * state_pages);
+        Geometry { slot_bytes, extent_slots, extent_pages, state_pages, chunk_pages, fanout, levels }
+    }
+
+    /// Whether both roots are of the same configuration.
+    #[must_use]
+    pub fn same_configuration(&self, other: &Self) -> bool {
+        let of = |root: &Self| {
+            let sizes = (root.page, root.sector, root.segment_bytes);
+            (root.dimension, root.metric, root.shard_size, root.bloom_bytes, sizes)
+        };
+        of(self) == of(other)
+    }
+}
+
+/// Parses the root at the start of `slot`, which lies at byte `at` of the file.
+///
+/// # Errors
+/// If it is none.
+pub fn parse_root(slot: &[u8], at: u64) -> Result<RootInfo, Invalid> {
+    let Some(bytes) = part(slot, 0, ROOT_BYTES) else {
+        return invalid(Kind::TruncatedFile, format!("{} bytes are no root", slot.len()));
+    };
+    if bytes.get(..8) != Some(b"SHXROOT\0") {
+        return invalid(Kind::BadMagic, "no root's magic");
+    }
+    if u32_at(bytes, 12) != Some(crc_without(0, bytes, 12)) {
+        return invalid(Kind::ChecksumMismatch, "the root's checksum does not hold");
+    }
+    if u32_at(bytes, 8) != Some(VERSION) {
+        return invalid(Kind::BadVersion, format!("format version {:?}", u32_at(bytes, 8)));
+    }
+    let Some(root) = fields(bytes) else {
+        return invalid(Kind::BadConfiguration, "no such metric");
+    };
+    match nonsense(&root, at) {
+        Some(what) => invalid(Kind::BadConfiguration, what),
+        None => Ok(root),
+    }
+}
+
+fn fields(bytes: &[u8]) -> Option<RootInfo> {
+    let (u32_of, u64_of) = (|at| u32_at(bytes, at), |at| u64_at(bytes, at));
+    Some(RootInfo {
+        index_id: u128_at(bytes, 16)?,
+        generation: u64_of(32)?,
+        dimension: u32_of(40)?,
+        metric: match u32_of(44)? {
+            1 => Metric::Cosine,
+            2 => Metric::L2,
+            3 => Metric::Dot,
+            _ => return None,
+        },
+        shard_size: u32_of(48)?,
+        bloom_bytes: u32_of(52)?,
+        page: u64::from(u32_of(56)?),
+        sector: u64::from(u32_of(60)?),
+        segment_bytes: u64_of(64)?,
+        checkpoint: u64_of(72)?,
+        epoch: u64_of(80)?,
+        segment: u64_of(88)?,
+        offset: u64_of(96)?,
+        directory: Entry::read(bytes, 104)?,
+        shard_numbers: u32_of(120)?,
+        shards: u32_of(124)?,
+        live: u64_of(128)?,
+        removed: u64_of(136)?,
+        draws: u64_of(144)?,
+        splits: u64_of(152)?,
+        pages: u64_of(160)?,
+        wal_segments: u32_of(168)?,
+        cells: Entry::read(bytes, 172)?,
+        merges: u32_of(188)?,
+    })
+}
+
+/// What of a root can't be, whatever the other files hold.
+fn nonsense(root: &RootInfo, at: u64) -> Option<String> {
+    let RootInfo { page, sector, segment_bytes, offset, .. } = *root;
+    let sizes = page.is_power_of_two() && sector.is_power_of_two() && (ROOT_BYTES..=MAX_PAGE).contains(&page);
+    if !sizes || sector > page || sector < 64 {
+        return Some(format!("pages of {page} and sectors of {sector} bytes"));
+    }
+    if at != 0 && at != page {
+        return Some(format!("pages of {page} bytes, but the second slot is at {at}"));
+    }
+    if !(1..=MAX_DIMENSION).contains(&root.dimension) || root.shard_size == 0 {
+        return Some(format!("{} numbers a vector, {} postings a shard", root.dimension, root.shard_size));
+    }
+    if !segment_bytes.is_multiple_of(sector) || segment_bytes < 2 * sector || segment_bytes > u64::MAX / 4 {
+        return Some(format!("segments of {segment_bytes} bytes"));
+    }
+    if root.epoch == 0 || root.segment == 0 || root.generation == 0 {
+        return Some(format!("epoch {}, segment {}, generation {}", root.epoch, root.segment, root.generation));
+    }
+    if offset < sector || offset > segment_bytes || !offset.is_multiple_of(8) {
+        return Some(format!("the log starts at {offset} of a segment"));
+    }
+    None
+}
+
+/// Parses the header of `data` or `wal`: the index id.
+///
+/// # Errors
+/// If it is none.
+pub fn parse_header(file: &[u8], magic: &[u8; 8]) -> Result<u128, Invalid> {
+    let Some(bytes) = part(file, 0, HEADER_BYTES) else {
+        return invalid(Kind::TruncatedFile, format!("{} bytes hold no header", file.len()));
+    };
+    if bytes.get(..8) != Some(magic) {
+        return invalid(Kind::BadMagic, "not the file's magic");
+    }
+    if u32_at(bytes, 12) != Some(crc_without(0, bytes, 12)) {
+        return invalid(Kind::ChecksumMismatch, "the header's checksum does not hold");
+    }
+    if u32_at(bytes, 8) != Some(VERSION) {
+        return invalid(Kind::BadVersion, format!("format version {:?}", u32_at(bytes, 8)));
+    }
+    Ok(u128_at(bytes, 16).unwrap_or_default())
+}

@@ -1,0 +1,324 @@
+//! Walks what a root reaches in `data`: directory, states, extents, cells.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::bytes::{crc, f32_at, f64_at, part, u32_at, u64_at, u128_at, zeros};
+use super::report::{ShardInfo, Tree};
+use super::root::{Geometry, Metric, RootInfo};
+use super::{Entry, Finding, Kind, Level, Part, Run, What, space};
+
+/// Sums of vectors may differ by this share of what was summed: the engine adds and subtracts in an order of its own.
+const SUM_TOLERANCE: f64 = 1e-6;
+/// A normalised vector's norm may differ by this from 1.
+const NORM_TOLERANCE: f64 = 1e-3;
+
+/// Walks what `root`, of slot `slot`, reaches in `data`.
+#[must_use]
+pub fn walk(root: &RootInfo, data: &[u8], level: Level, slot: Option<usize>) -> (Tree, Vec<Finding>) {
+    let mut walk = Walk {
+        root,
+        data,
+        level,
+        slot,
+        geometry: root.geometry(),
+        tree: Tree::default(),
+        findings: Vec::new(),
+        seen: BTreeSet::new(),
+    };
+    walk.extent_of_file();
+    walk.directory();
+    walk.totals();
+    walk.cells();
+    let Walk { mut tree, mut findings, geometry, .. } = walk;
+    tree.runs.sort_unstable();
+    space::check_tree(&tree.runs, root, &geometry, slot, &mut findings);
+    (tree, findings)
+}
+
+/// A walk under way.
+pub(super) struct Walk<'a> {
+    pub(super) root: &'a RootInfo,
+    pub(super) data: &'a [u8],
+    pub(super) level: Level,
+    slot: Option<usize>,
+    pub(super) geometry: Geometry,
+    pub(super) tree: Tree,
+    findings: Vec<Finding>,
+    /// First pages of all runs.
+    seen: BTreeSet<u64>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn find(&mut self, kind: Kind, part: Part, offset: u64, what: impl Into<String>) {
+        let (slot, what) = (self.slot, what.into());
+        let (file, offset) = match (part, slot) {
+            (Part::Root, Some(slot)) => ("root", offset.saturating_add(slot as u64 * self.root.page)),
+            _ => ("data", offset),
+        };
+        self.findings.push(Finding { kind, part, slot, file, offset, what });
+    }
+
+    /// A finding at byte `at` of a run.
+    pub(super) fn find_in(&mut self, kind: Kind, part: Part, page: u64, at: u64, what: impl Into<String>) {
+        self.find(kind, part, page.saturating_mul(self.root.page).saturating_add(at), what);
+    }
+
+    fn extent_of_file(&mut self) {
+        let RootInfo { pages, page, .. } = *self.root;
+        let chunks = pages.saturating_sub(1);
+        if pages == 0 || !chunks.is_multiple_of(self.geometry.chunk_pages) {
+            let what = format!("{pages} pages are no header and chunks of {}", self.geometry.chunk_pages);
+            self.find(Kind::CountMismatch, Part::Space, 0, what);
+        }
+        if pages.checked_mul(page).is_none_or(|bytes| bytes > self.data.len() as u64) {
+            let what = format!("the root says {pages} pages, the file has {} bytes", self.data.len());
+            self.find(Kind::TruncatedFile, Part::Space, self.data.len() as u64, what);
+        }
+    }
+
+    /// Takes a run into the tree and returns its bytes: `len` of them, within `pages` pages. `None` if it lies outside the
+    /// file, or the place was named before.
+    pub(super) fn take(&mut self, page: u64, pages: u64, len: u64, what: What) -> Option<&'a [u8]> {
+        let end = page.checked_add(pages).filter(|end| page > 0 && *end <= self.root.pages && pages > 0);
+        if end.is_none() {
+            let text = format!("{what:?} on {pages} pages from {page} on, of {} that there are", self.root.pages);
+            self.find_in(Kind::OutOfBounds, what.part(), page, 0, text);
+            return None;
+        }
+        if !self.seen.insert(page) {
+            self.find_in(Kind::DoubleReference, what.part(), page, 0, format!("{what:?}: page {page} is named twice"));
+            return None;
+        }
+        let bytes = page.checked_mul(self.root.page).and_then(|at| part(self.data, at, len));
+        if bytes.is_none() {
+            let text = format!("{what:?}: {len} bytes on page {page} reach past the end of the file");
+            self.find_in(Kind::TruncatedFile, what.part(), page, 0, text);
+            return None;
+        }
+        self.tree.runs.push(Run { page, pages, bytes: len, what });
+        bytes
+    }
+
+    /// The bytes of a run of metadata that `entry` points to, if their sum is the entry's.
+    pub(super) fn follow(&mut self, entry: Entry, what: What) -> Option<&'a [u8]> {
+        let len = u64::from(entry.len);
+        let bytes = self.take(entry.page, self.root.pages_of(len), len, what)?;
+        let sum = crc(bytes);
+        if sum == entry.crc {
+            return Some(bytes);
+        }
+        let whole = match what {
+            What::State { shard } if self.is_whole_state(bytes, shard) => "; it is whole in itself, an older version",
+            _ => "",
+        };
+        let text = format!("{what:?} has the sum {sum:08x}, its parent says {:08x}{whole}", entry.crc);
+        self.find_in(Kind::ChecksumMismatch, what.part(), entry.page, 0, text);
+        None
+    }
+
+    fn directory(&mut self) {
+        let RootInfo { directory, shard_numbers, .. } = *self.root;
+        if directory.is_empty() || shard_numbers == 0 {
+            if !directory.is_empty() || shard_numbers > 0 {
+                let what = format!("{shard_numbers} shard numbers, and the top node is {directory:?}");
+                self.find(Kind::CountMismatch, Part::Root, 0, what);
+            }
+            return;
+        }
+        self.node(directory, self.geometry.levels.saturating_sub(1), 0);
+    }
+
+    /// Node `index` of a level.
+    fn node(&mut self, entry: Entry, level: u32, index: u64) {
+        if u64::from(entry.len) != self.root.page {
+            let what = format!("a node of {} bytes", entry.len);
+            self.find_in(Kind::WrongLength, Part::Node, entry.page, 0, what);
+            return;
+        }
+        let Some(bytes) = self.follow(entry, What::Node { level }) else { return };
+        let fanout = self.geometry.fanout;
+        let below = (0..level).fold(1u64, |all, _| all.saturating_mul(fanout));
+        for child in 0..fanout {
+            let Some(to) = Entry::read(bytes, 16 * child) else { return };
+            if to.is_empty() {
+                continue;
+            }
+            // The child's index in its level, and the first shard number that it covers.
+            let number = index.saturating_mul(fanout).saturating_add(child);
+            if number.saturating_mul(below) >= u64::from(self.root.shard_numbers) {
+                let what = format!("entry {child} covers numbers beyond the {} there are", self.root.shard_numbers);
+                self.find_in(Kind::OutOfBounds, Part::Node, entry.page, 16 * child, what);
+            } else if level > 0 {
+                self.node(to, level - 1, number);
+            } else {
+                self.state(to, number as u32);
+            }
+        }
+    }
+
+    /// Whether the bytes are a state in themselves.
+    fn is_whole_state(&self, bytes: &[u8], number: u32) -> bool {
+        let Some((slots, live)) = u32_at(bytes, 24).zip(u32_at(bytes, 28)) else { return false };
+        let removed =
+            tombstones(self.root, bytes, slots).map(|all| all.iter().map(|word| word.count_ones()).sum::<u32>());
+        let whole = self.root.state_bytes(u64::from(slots)) == bytes.len() as u64;
+        bytes.starts_with(b"SHST") && u32_at(bytes, 4) == Some(number) && whole && removed == slots.checked_sub(live)
+    }
+
+    fn state(&mut self, entry: Entry, number: u32) {
+        let Some(bytes) = self.follow(entry, What::State { shard: number }) else { return };
+        let fail = |walk: &mut Self, kind, at, what: String| walk.find_in(kind, Part::State, entry.page, at, what);
+        if !bytes.starts_with(b"SHST") {
+            return fail(self, Kind::BadMagic, 0, "no state's magic".into());
+        }
+        if u32_at(bytes, 4) != Some(number) {
+            let what = format!("shard {number}'s state says that it is {:?}'s", u32_at(bytes, 4));
+            fail(self, Kind::WrongParent, 4, what);
+        }
+        let (Some(id), Some(slots), Some(live)) = (u128_at(bytes, 8), u32_at(bytes, 24), u32_at(bytes, 28)) else {
+            return fail(self, Kind::WrongLength, 0, format!("a state of {} bytes", bytes.len()));
+        };
+        if slots > self.root.shard_size {
+            return fail(self, Kind::OutOfBounds, 24, format!("{slots} slots, of {} at most", self.root.shard_size));
+        }
+        let wanted = self.root.state_bytes(u64::from(slots));
+        if wanted != bytes.len() as u64 {
+            return fail(self, Kind::WrongLength, 0, format!("{} bytes instead of {wanted}", bytes.len()));
+        }
+        if u64_at(bytes, 32) != Some(0) {
+            fail(self, Kind::NonZeroReserved, 32, "the state's zeros".into());
+        }
+        let tombstones = tombstones(self.root, bytes, slots).unwrap_or_default();
+        self.check_tombstones(entry.page, &tombstones, slots, live);
+        let extents = self.extents(entry.page, bytes, number, slots);
+        let shard = ShardInfo { number, id, slots, live, state: entry, extents, tombstones };
+        if self.level == Level::Full {
+            self.check_postings(&shard, bytes);
+        }
+        self.tree.shards.push(shard);
+    }
+
+    fn check_tombstones(&mut self, page: u64, tombstones: &[u64], slots: u32, live: u32) {
+        let removed: u32 = tombstones.iter().map(|word| word.count_ones()).sum();
+        let beyond = match (tombstones.last(), slots % 64) {
+            (Some(last), used) if used > 0 => last >> used,
+            _ => 0,
+        };
+        if beyond != 0 {
+            let what = format!("tombstones of slots beyond the {slots} used");
+            self.find_in(Kind::OutOfBounds, Part::State, page, 40, what);
+        } else if slots.checked_sub(removed) != Some(live) {
+            let what = format!("{live} live postings; {slots} slots with {removed} tombstones");
+            self.find_in(Kind::CountMismatch, Part::State, page, 28, what);
+        }
+    }
+
+    fn extents(&mut self, page: u64, state: &[u8], shard: u32, slots: u32) -> Vec<Entry> {
+        let Geometry { slot_bytes, extent_slots, extent_pages, .. } = self.geometry;
+        let mut extents = Vec::new();
+        for index in 0..u64::from(slots).div_ceil(extent_slots) {
+            let at = 40 + 16 * index;
+            let Some((first, sum)) = u64_at(state, at).zip(u32_at(state, at + 8)) else { break };
+            if u32_at(state, at + 12) != Some(0) {
+                self.find_in(Kind::NonZeroReserved, Part::State, page, at + 12, format!("zeros of extent {index}"));
+            }
+            let used = (u64::from(slots) - index * extent_slots).min(extent_slots);
+            let what = What::Extent { shard, index: index as u32, used_slots: used as u32, crc: sum };
+            // A vector of this size is not read anywhere else: `dimension` has 32 bits, so the sum fits by far.
+            let bytes = self.take(first, extent_pages, used * slot_bytes, what);
+            extents.push(Entry { page: first, len: u32::try_from(used * slot_bytes).unwrap_or(u32::MAX), crc: sum });
+            if self.level == Level::Full
+                && let Some(bytes) = bytes
+                && crc(bytes) != sum
+            {
+                let text =
+                    format!("extent {index} of shard {shard} has the sum {:08x}, its state {sum:08x}", crc(bytes));
+                self.find_in(Kind::ChecksumMismatch, Part::Extent, first, 0, text);
+            }
+        }
+        extents
+    }
+
+    /// Reads the vectors: norms, zeros, and the sum of the live ones.
+    fn check_postings(&mut self, shard: &ShardInfo, state: &[u8]) {
+        let dimension = u64::from(self.root.dimension);
+        let mut sums: Vec<(f64, f64)> = Vec::new();
+        for slot in 0..shard.slots {
+            let Some((at, bytes)) = shard.slot(self.root, self.data, slot) else { return };
+            sums.resize(dimension as usize, (0.0, 0.0));
+            self.check_slot(at, bytes);
+            let live = !shard.is_removed(slot);
+            for (sum, at) in sums.iter_mut().zip((0..).step_by(4)) {
+                let value = f64::from(f32_at(bytes, at).unwrap_or_default());
+                sum.0 += if live { value } else { 0.0 };
+                sum.1 += value.abs();
+            }
+        }
+        let first = state.len() as u64 - 12 * dimension;
+        for (index, (sum, all)) in sums.into_iter().enumerate() {
+            let at = first + 8 * index as u64;
+            let stored = f64_at(state, at).unwrap_or(f64::NAN);
+            if stored.is_nan() || (stored - sum).abs() > SUM_TOLERANCE * all {
+                let what = format!("component {index} of the live vectors' sum is {stored}, and they add up to {sum}");
+                return self.find_in(Kind::SumMismatch, Part::State, shard.state.page, at, what);
+            }
+        }
+    }
+
+    fn check_slot(&mut self, at: u64, bytes: &[u8]) {
+        let v = 4 * u64::from(self.root.dimension);
+        let norm = f32_at(bytes, v + 24).unwrap_or(f32::NAN);
+        let cosine = self.root.metric == Metric::Cosine;
+        if cosine && !(norm.is_finite() && norm >= 0.0) || !cosine && norm != 1.0 {
+            self.find(Kind::BadNorm, Part::Extent, at + v + 24, format!("a norm of {norm}"));
+        }
+        let square: f64 = (0..v).step_by(4).map(|i| f64::from(f32_at(bytes, i).unwrap_or(f32::NAN)).powi(2)).sum();
+        let normal = square == 0.0 || (square.sqrt() - 1.0).abs() <= NORM_TOLERANCE;
+        if cosine && !normal {
+            self.find(Kind::BadNorm, Part::Extent, at, format!("a stored vector of norm {}", square.sqrt()));
+        }
+        if !bytes.get(v as usize + 28..).is_some_and(zeros) {
+            self.find(Kind::NonZeroReserved, Part::Extent, at + v + 28, "a slot's zeros");
+        }
+    }
+
+    fn totals(&mut self) {
+        let mut ids = BTreeMap::new();
+        for index in 0..self.tree.shards.len() {
+            let Some(ShardInfo { id, number, live, slots, state, .. }) = self.tree.shards.get(index) else { break };
+            let (id, number, page) = (*id, *number, state.page);
+            self.tree.live += u64::from(*live);
+            self.tree.removed += u64::from(slots.saturating_sub(*live));
+            if let Some(other) = ids.insert(id, number) {
+                let what = format!("shards {other} and {number} have one id");
+                self.find_in(Kind::DuplicateId, Part::State, page, 8, what);
+            }
+        }
+        // Of a tree that is not whole, no count can be right.
+        if !self.findings.is_empty() {
+            return;
+        }
+        let (shards, tree) = (self.tree.shards.len() as u64, &self.tree);
+        let counts = [
+            ("shards in use", u64::from(self.root.shards), shards),
+            ("live postings", self.root.live, tree.live),
+            ("removed postings", self.root.removed, tree.removed),
+        ];
+        for (name, said, counted) in counts {
+            if said != counted {
+                self.find(
+                    Kind::CountMismatch,
+                    Part::Root,
+                    0,
+                    format!("{name}: the root says {said}, there are {counted}"),
+                );
+            }
+        }
+    }
+}
+
+/// The tombstones of a state.
+fn tombstones(root: &RootInfo, state: &[u8], slots: u32) -> Option<Vec<u64>> {
+    let extents = u64::from(slots).div_ceil(root.geometry().extent_slots);
+    (0..u64::from(slots).div_ceil(64)).map(|word| u64_at(state, 40 + 16 * extents + 8 * word)).collect()
+}

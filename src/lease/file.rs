@@ -1,0 +1,259 @@
+//! The files of an index as the engine has them: what lends, and what is stored to at will.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::{IndexLock, Lease, Place, place::Claim};
+use crate::{
+    error::Result,
+    storage::{Purpose, Storage, StorageFile},
+};
+
+/// The name of the file that lends its bytes.
+pub const LENDING: &str = "data";
+
+/// A file that is never lent: the log and the roots.
+#[derive(Debug)]
+pub struct PlainFile<F> {
+    file: Arc<F>,
+    lock: IndexLock,
+}
+
+impl<F> Clone for PlainFile<F> {
+    fn clone(&self) -> Self {
+        Self { file: Arc::clone(&self.file), lock: self.lock.clone() }
+    }
+}
+
+impl<F: StorageFile> PlainFile<F> {
+    /// Opens an existing file.
+    ///
+    /// # Errors
+    /// `Io`.
+    ///
+    /// # Panics
+    /// If it is the file that lends: a mistake of the caller.
+    pub fn open<S: Storage<File = F>>(storage: &S, name: &str, lock: &IndexLock) -> Result<Self> {
+        assert_ne!(name, LENDING, "its bytes are lent");
+        Ok(Self { file: storage.open(name)?, lock: lock.clone() })
+    }
+
+    /// Creates an empty file, which must not exist.
+    ///
+    /// # Errors
+    /// `Io`, `OutOfSpace`.
+    ///
+    /// # Panics
+    /// As [`open`](Self::open).
+    pub fn create<S: Storage<File = F>>(storage: &S, name: &str, why: Purpose, lock: &IndexLock) -> Result<Self> {
+        assert_ne!(name, LENDING, "its bytes are lent");
+        Ok(Self { file: storage.create(name, why)?, lock: lock.clone() })
+    }
+
+    /// The file itself, for reading.
+    #[must_use]
+    pub fn raw(&self) -> &F {
+        &self.file
+    }
+
+    /// The file's path.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.file.path()
+    }
+
+    /// Stores bytes: [`StorageFile::write_at`].
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`.
+    pub fn store(&self, offset: u64, bytes: &[u8], why: Purpose) -> Result<()> {
+        #[expect(unsafe_code, reason = "a store must not meet bytes that are lent")]
+        // SAFETY: nothing of this file is lent, to anybody: `LendingFile` lends, of the file `LENDING` only, which this
+        // is not (`open`, `create`). The lock keeps other engines away from it.
+        unsafe {
+            self.file.write_at(offset, bytes, why)
+        }
+    }
+
+    /// A sync of the bytes `from..to`.
+    #[must_use]
+    pub fn sync_range(&self, from: u64, to: u64, why: Purpose) -> SyncJob<F> {
+        SyncJob::new(&self.file, &self.lock, Some((from, to - from)), why)
+    }
+
+    /// A sync of everything, the length too.
+    #[must_use]
+    pub fn sync_all(&self, why: Purpose) -> SyncJob<F> {
+        SyncJob::new(&self.file, &self.lock, None, why)
+    }
+}
+
+/// The data file: stored to and lent place by place.
+#[derive(Debug)]
+pub struct LendingFile<F> {
+    file: Arc<F>,
+    lock: IndexLock,
+    page_size: u64,
+}
+
+impl<F: StorageFile> LendingFile<F> {
+    /// Opens the data file of an index with pages of this size. At most one may be open at a time: the caller has just
+    /// taken `lock`, and no place of this index exists.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn open<S: Storage<File = F>>(storage: &S, lock: &IndexLock, page_size: usize) -> Result<Self> {
+        Ok(Self { file: storage.open(LENDING)?, lock: lock.clone(), page_size: page_size as u64 })
+    }
+
+    /// Creates the data file, with `header` as its first bytes, durable with its length of `len` bytes. Nothing can be lent
+    /// of it before it is opened.
+    ///
+    /// # Errors
+    /// `Io`, `OutOfSpace`: to be removed.
+    pub fn create<S: Storage<File = F>>(
+        storage: &S,
+        (len, header): (u64, &[u8]),
+        [make, allocate, store, sync]: [Purpose; 4],
+    ) -> Result<()> {
+        let file = storage.create(LENDING, make)?;
+        file.allocate(len, allocate)?;
+        #[expect(unsafe_code, reason = "a store must not meet bytes that are lent")]
+        // SAFETY: the file was made here and its handle goes nowhere, so nothing of it is lent.
+        unsafe {
+            file.write_at(0, header, store)?;
+        }
+        file.sync_all(sync)
+    }
+
+    /// The file itself, for reading by copying and for growing.
+    #[must_use]
+    pub fn raw(&self) -> &F {
+        &self.file
+    }
+
+    /// The index lock.
+    #[must_use]
+    pub fn lock(&self) -> &IndexLock {
+        &self.lock
+    }
+
+    /// The first byte of a place.
+    #[must_use]
+    pub fn offset(&self, place: &Place) -> u64 {
+        place.run().page.saturating_mul(self.page_size)
+    }
+
+    fn bytes_of(&self, place: &Place) -> u64 {
+        u64::from(place.run().pages) * self.page_size
+    }
+
+    /// Lends the first `len` bytes of a place.
+    ///
+    /// # Errors
+    /// `Io`, also when the place ends past the file's end.
+    ///
+    /// # Panics
+    /// If the place has fewer bytes: a mistake of the caller.
+    pub fn lease(&self, place: &Arc<Place>, len: usize) -> Result<Lease<F::Lent>> {
+        assert!(len as u64 <= self.bytes_of(place), "{len} bytes of {:?}", place.run());
+        let mut leases = place.leases();
+        #[expect(unsafe_code, reason = "no store may meet the bytes while they are lent")]
+        // SAFETY: `store` alone stores to this file. It starts behind all claims in the list that is held here, and this
+        // one is entered before the list is let go; other places do not overlap this one as long as it exists (invariant
+        // 2), and the lease keeps it. The lock, which the place holds, keeps other engines away.
+        let bytes = unsafe { self.file.lend(self.offset(place), len)? };
+        let claim = Claim::enter(place, &mut leases, len as u32);
+        drop(leases);
+        Ok(Lease::new(bytes, claim))
+    }
+
+    /// Stores bytes from byte `at` of a place on, behind all that is leased of it.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, `Io`.
+    ///
+    /// # Panics
+    /// If a lease reaches beyond `at`, or the bytes beyond the place: mistakes of the caller.
+    pub fn store(&self, place: &Place, at: usize, bytes: &[u8], why: Purpose) -> Result<()> {
+        self.store_over(&[place], at, bytes, why)
+    }
+
+    /// Stores bytes over several places that follow one another, from byte `at` of the first one on.
+    ///
+    /// # Errors
+    /// As [`store`](Self::store).
+    ///
+    /// # Panics
+    /// As [`store`](Self::store); if there is a gap between the places.
+    pub fn store_over(&self, places: &[&Place], at: usize, bytes: &[u8], why: Purpose) -> Result<()> {
+        let Some((first, rest)) = places.split_first() else { return Ok(()) };
+        let follow = places.windows(2).all(|pair| pair[0].run().end() == pair[1].run().page);
+        assert!(follow, "places with a gap between them are stored one by one");
+        let room: u64 = places.iter().map(|place| self.bytes_of(place)).sum();
+        assert!((at + bytes.len()) as u64 <= room, "{} bytes at {at} of {room}", bytes.len());
+        let of_first = first.leases();
+        assert!(of_first.iter().all(|&len| len as usize <= at), "{:?} is leased beyond byte {at}", first.run());
+        let of_rest: Vec<_> = rest.iter().map(|place| place.leases()).collect();
+        assert!(of_rest.iter().all(|leases| leases.iter().all(|&len| len == 0)), "a place behind the first is leased");
+        #[expect(unsafe_code, reason = "a store must not meet bytes that are lent")]
+        // SAFETY: bytes of these places are lent by `lease` alone, which enters each loan in a list that is held here until
+        // the store has ended, and no list names a byte of the store. Other places do not overlap these (invariant 2).
+        unsafe {
+            self.file.write_at(self.offset(first) + at as u64, bytes, why)
+        }
+    }
+
+    /// A sync of the bytes `from..to`.
+    #[must_use]
+    pub fn sync_range(&self, from: u64, to: u64, why: Purpose) -> SyncJob<F> {
+        SyncJob::new(&self.file, &self.lock, Some((from, to - from)), why)
+    }
+
+    /// A sync of everything, the length too.
+    #[must_use]
+    pub fn sync_all(&self, why: Purpose) -> SyncJob<F> {
+        SyncJob::new(&self.file, &self.lock, None, why)
+    }
+}
+
+/// One sync that is due: what a protocol hands out between two of its steps, so that whoever runs it may wait elsewhere
+/// meanwhile. It holds the index lock.
+#[derive(Debug)]
+pub struct SyncJob<F> {
+    file: Arc<F>,
+    lock: IndexLock,
+    /// `None`: the whole file with its length.
+    range: Option<(u64, u64)>,
+    purpose: Purpose,
+}
+
+impl<F> Clone for SyncJob<F> {
+    fn clone(&self) -> Self {
+        Self { file: Arc::clone(&self.file), lock: self.lock.clone(), range: self.range, purpose: self.purpose }
+    }
+}
+
+impl<F> SyncJob<F> {
+    fn new(file: &Arc<F>, lock: &IndexLock, range: Option<(u64, u64)>, purpose: Purpose) -> Self {
+        Self { file: Arc::clone(file), lock: lock.clone(), range, purpose }
+    }
+
+    /// Why it is done.
+    #[must_use]
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+}
+
+impl<F: StorageFile> SyncJob<F> {
+    /// Syncs. Blocks.
+    ///
+    /// # Errors
+    /// As [`StorageFile::sync_range`] and [`StorageFile::sync_all`].
+    pub fn run(&self) -> Result<()> {
+        match self.range {
+            Some((offset, len)) => self.file.sync_range(offset, len, self.purpose),
+            None => self.file.sync_all(self.purpose),
+        }
+    }
+}
