@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use shardex::{Engine, Metric, lease::Run, storage::Storage};
 
 use crate::{
-    fsck::{self, Files, Finding, Kind, Level, Part, Report, Span},
+    fsck::{self, Files, Finding, Kind, Level, Part, Report, Span, What},
     model::State,
     storage::SimStorage,
 };
@@ -48,18 +48,23 @@ impl Image {
 }
 
 /// Whether an engine that has just opened or flushed agrees with its files: no finding, no page used for nobody, none free that
-/// is needed.
+/// is needed. What an open does not read may be damaged if that is tolerable.
 ///
 /// # Errors
 /// The first contradiction.
-pub fn agrees<S: Storage>(image: &Image, report: &Report, engine: &Engine<S>) -> Result<(), String> {
+pub fn agrees<S: Storage>(image: &Image, report: &Report, engine: &Engine<S>, tolerant: bool) -> Result<(), String> {
     let page = engine.geometry().page_size;
     let spans = |runs: &mut dyn Iterator<Item = Run>| -> Vec<Span> {
         runs.map(|run| Span { page: run.page, pages: run.pages.into() }).collect()
     };
     let (used, working) = (spans(&mut engine.used_places()), spans(&mut engine.working_places()));
-    let wrong = fsck::used_map(report, &used, &[], &working);
-    match report.findings.first().or(wrong.first()) {
+    let mut wrong = fsck::used_map(report, &used, &[], &working);
+    wrong.retain(|finding| finding.kind == Kind::Leak);
+    // Cells that are damaged are lost to the engine, and so are their places, though a root names them still.
+    let freed = fsck::used_map(&without_damaged_cells(report), &used, &[], &working);
+    wrong.extend(freed.into_iter().filter(|finding| finding.kind == Kind::FreeButLive));
+    let serious = report.findings.iter().find(|finding| !tolerant || !is_lazily_read(finding));
+    match serious.or(wrong.first()) {
         None => Ok(()),
         Some(finding) => {
             let len = image.files().data.map_or(0, <[u8]>::len);
@@ -68,14 +73,26 @@ pub fn agrees<S: Storage>(image: &Image, report: &Report, engine: &Engine<S>) ->
     }
 }
 
-/// Damage that the files show of shards' bytes or of cells, which an open does not look for.
+/// The same report without the runs of cells of which something is damaged.
+fn without_damaged_cells(report: &Report) -> Report {
+    let mut report = report.clone();
+    for (slot, tree) in report.trees.iter_mut().enumerate() {
+        let of_cells = |finding: &&Finding| finding.part == Part::Cells && finding.slot == Some(slot);
+        if let Some(tree) = tree
+            && report.findings.iter().any(|finding| of_cells(&finding))
+        {
+            let is_cells = |what: What| matches!(what, What::CellsHead | What::CellsPart | What::CellsGroup);
+            tree.runs.retain(|run| !is_cells(run.what));
+        }
+    }
+    report
+}
+
+/// Whether a finding is about what an open does not read: the bytes of shards, and groups of cells.
 #[must_use]
-pub fn rot(report: &Report) -> Option<&Finding> {
-    let rotten = |finding: &&Finding| {
-        matches!(finding.part, Part::Extent | Part::Cells)
-            || matches!(finding.kind, Kind::ChecksumMismatch | Kind::BadMagic)
-    };
-    report.findings.iter().find(rotten)
+pub fn is_lazily_read(finding: &Finding) -> bool {
+    // A sum of vectors is wrong when a vector is.
+    matches!(finding.part, Part::Extent | Part::Cells) || finding.kind == Kind::SumMismatch
 }
 
 /// Whether contents told by the files are those of the model, to within the rounding of a norm.

@@ -229,11 +229,12 @@ fn check_counts<L: std::ops::Deref<Target = [u8]> + Clone>(
     }
 }
 
-/// The check of a whole index. `taken` are places that a flush uses which the engine is not told of yet.
+/// The check of a whole index. Inside a flush `taken` are the places that it uses and the engine is not told of yet; extents
+/// that only the roots before it name are then left out, for the flush is what does away with them.
 pub(super) fn check<S: Storage>(
     engine: &Engine<S>,
     level: CheckLevel,
-    taken: &[Arc<Place>],
+    taken: Option<&[Arc<Place>]>,
 ) -> Result<ConsistencyReport> {
     let mut report = ConsistencyReport::default();
     let (mut live, mut removed) = (0, 0);
@@ -433,7 +434,11 @@ fn note<T>(report: &mut ConsistencyReport, component: Component, result: Result<
 }
 
 /// Headers, roots, directories, states, WAL and free space, from the disk.
-fn check_files<S: Storage>(engine: &Engine<S>, taken: &[Arc<Place>], report: &mut ConsistencyReport) -> Result<()> {
+fn check_files<S: Storage>(
+    engine: &Engine<S>,
+    taken: Option<&[Arc<Place>]>,
+    report: &mut ConsistencyReport,
+) -> Result<()> {
     for (file, magic, component) in
         [(engine.data.raw(), DATA_MAGIC, Component::Directory), (engine.wal_file.raw(), WAL_MAGIC, Component::Wal)]
     {
@@ -462,7 +467,10 @@ fn check_files<S: Storage>(engine: &Engine<S>, taken: &[Arc<Place>], report: &mu
         }
     }
     // The root of a flush under way is in memory alone, but its states and nodes have places.
-    for place in engine.flush.iter().flat_map(FlushRun::taken).chain(taken) {
+    if taken.is_none() {
+        check_extents_of_roots(engine, report)?;
+    }
+    for place in engine.flush.iter().flat_map(FlushRun::taken).chain(taken.unwrap_or_default()) {
         mark(report, &mut space, &mut seen, place.run(), Use::Meta);
     }
     for (run, used_as) in engine.work.space.waiting() {
@@ -490,6 +498,62 @@ fn check_files<S: Storage>(engine: &Engine<S>, taken: &[Arc<Place>], report: &mu
         {
             let at = At::new(Component::Wal);
             report.add(at, "the last durable record", engine.wal.durable_lsn().to_string(), tail.last.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// The groups of cells that a retained root names and the working state does not.
+fn check_groups_of_root<S: Storage>(engine: &Engine<S>, root: &Root, report: &mut ConsistencyReport) -> Result<()> {
+    let data = &engine.data;
+    if root.cells.is_none() || engine.work.cells.as_ref().is_some_and(|&(_, head)| head == root.cells) {
+        return Ok(());
+    }
+    // What of the table is damaged has been told.
+    let Ok((table, _)) = regroup::read_table(&root.cells, data) else { return Ok(()) };
+    for group in &table.groups {
+        let offset = group.place.page.saturating_mul(data.geometry().page_size as u64);
+        let bytes = read(report, data, offset, group.place.len as usize)?;
+        let (expected, found) = (group.place.crc, crc32c(0, &bytes));
+        if !site::holds(Kind::Checksum, found == expected) {
+            let what = format!("checksum of a group of cells that root {} names", root.generation);
+            let at = At::new(Component::Cells).place(data.path(), offset);
+            report.add(at, &what, format!("{expected:08x}"), format!("{found:08x}"));
+        }
+    }
+    Ok(())
+}
+
+/// The extents that a retained root names and the working state does not: a crash may make them count again.
+fn check_extents_of_roots<S: Storage>(engine: &Engine<S>, report: &mut ConsistencyReport) -> Result<()> {
+    let data = &engine.data;
+    let geometry = data.geometry();
+    let extents = engine.work.shards.iter().flatten().flat_map(|shard| shard.extents());
+    let mut checked: BTreeSet<(u64, u32)> = extents.map(|e| (e.place().run().page, e.state().crc)).collect();
+    for root in [Some(engine.roots.newest()), engine.roots.older()].into_iter().flatten() {
+        check_groups_of_root(engine, root, report)?;
+        // What of the directory is damaged has been told.
+        let Ok(directory) = Directory::load(root, data) else { continue };
+        for number in 0..directory.len() {
+            let entry = directory.state(number);
+            if entry.is_none() {
+                continue;
+            }
+            let Ok(state) = directory::read_state(&entry, number as u32, data) else { continue };
+            for (i, extent) in state.extents.iter().enumerate() {
+                let used = (state.len as usize - i * geometry.extent_slots()).min(geometry.extent_slots());
+                if !checked.insert((extent.page, extent.crc)) {
+                    continue;
+                }
+                let offset = extent.page.saturating_mul(geometry.page_size as u64);
+                let bytes = read(report, data, offset, used * geometry.slot_bytes())?;
+                let (expected, found) = (extent.crc, crc32c(0, &bytes));
+                if !site::holds(Kind::Checksum, found == expected) {
+                    let at = At::shard(number as u32).slot(i * geometry.extent_slots()).place(data.path(), offset);
+                    let what = format!("checksum of an extent that root {} names", root.generation);
+                    report.add(at, &what, format!("{expected:08x}"), format!("{found:08x}"));
+                }
+            }
         }
     }
     Ok(())

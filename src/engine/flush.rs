@@ -308,7 +308,7 @@ impl<S: Storage> Engine<S> {
     fn check_before_root(&self, run: &FlushRun<S>) -> Result<()> {
         let report = match self.options.flush_check {
             CheckLevel::Quick => quick_check(self, &run.root, &run.dirty, &run.changes),
-            CheckLevel::Full => check::check(self, CheckLevel::Full, &run.taken)?,
+            CheckLevel::Full => check::check(self, CheckLevel::Full, Some(&run.taken))?,
         };
         // Cells are derived: what is wrong with them is a reason to make new ones, not to hold a flush back.
         match report.findings.iter().find(|finding| finding.component != Component::Cells) {

@@ -371,7 +371,7 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// `Io` if the disk cannot be read; damage is a finding, not an error.
     pub fn check(&self, level: CheckLevel) -> Result<ConsistencyReport> {
-        check::check(self, level, &[])
+        check::check(self, level, None)
     }
 
     fn bytes_stored(&self) -> u64 {

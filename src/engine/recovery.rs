@@ -24,7 +24,7 @@
 //!    whatever an open believes, it replaces a file of epoch 1, which gives the entry a change that a sync covers, before
 //!    it stores a root of epoch 2 there. The entries of `data` and `wal` are durable before a root file has its name (C3).
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ptr, sync::Arc};
 
 use super::{
     Counters, Engine, apply, batch,
@@ -225,7 +225,9 @@ impl<F: StorageFile> Found<F> {
         let mut read_only = None;
         for file in [data.raw(), wal_file.raw(), root_file.raw()].into_iter().filter(|_| !fresh) {
             // A copied index may have holes, and a store into one must not fail later for want of space.
-            let allocated = file.len().and_then(|len| file.allocate(len, REFILL));
+            // And a root file that was cut behind its roots gets its pages back.
+            let least = if ptr::eq(file, root_file.raw()) { roots::SLOTS * geometry.page_size } else { 0 };
+            let allocated = file.len().and_then(|len| file.allocate(len.max(least as u64), REFILL));
             if let Err(error) = allocated {
                 if !error.is_out_of_space() {
                     return Err(error);

@@ -7,7 +7,7 @@ use super::{
     Damage,
     run::{End, Rig, Run, broken},
 };
-use crate::{explorer::roots, model};
+use crate::{explorer::roots, model, oracle};
 
 impl Run<'_> {
     /// Batches that must be there after a recovery.
@@ -39,13 +39,7 @@ impl Run<'_> {
             Err(error) => return Err(broken(format!("P1: {error}"))),
         };
         self.roots_are_whole()?;
-        // Cells are derived: to say that they are lost, and go on without, is honest.
-        let fell_back = engine.stats().is_ok_and(|stats| stats.recovery.root_fallback || stats.recovery.cells_lost);
-        if let Some(what) = self.must_be_found.take()
-            && !fell_back
-        {
-            return Err(broken(format!("P4: {what}, and opened")));
-        }
+        self.files_are_whole(&engine)?;
         let n = match self.rng.random_range(0..4) {
             0 if self.may_trust(&engine, floor) => self.runner.model.up_to(engine.last_lsn()),
             order => {
@@ -73,6 +67,21 @@ impl Run<'_> {
             _ if self.medium_failed() => Ok(()),
             _ => Err(broken("P4: a slot of the root file cannot be read after an open")),
         }
+    }
+
+    /// P4 and P6 by the files alone. What an open relies on is whole, whatever was damaged before it: it was found, and either
+    /// mended or done without. What it does not read, extents and groups of cells, may be damaged still.
+    fn files_are_whole(&mut self, engine: &Engine<Rig>) -> Result<(), End> {
+        let damaged = self.must_be_found.take();
+        if self.medium_failed() {
+            return Ok(());
+        }
+        let image = oracle::Image::of(&self.sim);
+        let tolerant = self.doubt() || self.case.garbage;
+        oracle::agrees(&image, &image.check(), engine, tolerant).map_err(|what| match damaged {
+            Some(damaged) => broken(format!("P4: {damaged}, and opened: {what}")),
+            None => broken(what),
+        })
     }
 
     /// Whether nobody needs to look: so that what comes next is the first to read, as it is for a user.
@@ -115,10 +124,19 @@ impl Run<'_> {
         self.rot_found(engine).filter(|_| !clean).unwrap_or_else(|| broken(what))
     }
 
-    /// Whether the full check is clean; if not, there is reason for doubt, or it could not be done.
+    /// Whether the full check is clean; if not, there is reason for doubt, or it could not be done. The files say the same.
     fn checked(&self, engine: &Engine<Rig>) -> Result<bool, End> {
         match engine.check(CheckLevel::Full) {
-            Ok(report) if report.is_clean() => Ok(true),
+            Ok(report) if report.is_clean() => {
+                // A sector that the page cache shows otherwise than the device may be read as either.
+                let files = oracle::Image::of(&self.sim).check();
+                match files.findings.first().filter(|_| !self.reads_may_lie()) {
+                    Some(finding) => {
+                        Err(broken(format!("P4: a full check is clean, and the files are not: {finding}")))
+                    }
+                    None => Ok(true),
+                }
+            }
             Ok(report) if self.doubt() => Err(End::Detected(report.to_string())),
             Ok(report) => Err(broken(format!("P6: {report}"))),
             // A read that fails by order is an error, and the next one works.

@@ -17,6 +17,7 @@ use crate::{
     model,
     mutant::{MutantStorage, next_turn},
     mutation::panic_text,
+    oracle,
     storage::{Counters, CrashKind, Fault, Op, SimStorage, Stop},
     workload::{self, Runner, Step, vector},
 };
@@ -207,19 +208,31 @@ impl Run<'_> {
         Err(if self.doubt() && what.contains("P4:") { End::Detected(what) } else { broken(what) })
     }
 
-    /// What a full check says of bits that have rotten since they were read: that shards or cells are damaged.
+    /// Bits that have rotten since they were read, in shards or cells: an excuse for what is wrong.
     pub(super) fn rot_found(&self, engine: &Engine<Rig>) -> Option<End> {
         // What a read of the check itself is told wrongly is no excuse.
         if !self.live_rot() {
             return None;
         }
+        // The files decide whether there is rot, and the engine must find it when it is asked.
+        let files = oracle::Image::of(&self.sim).check();
+        let rot = files.findings.iter().find(|finding| oracle::is_lazily_read(finding))?;
         match engine.check(CheckLevel::Full) {
             Ok(report) => {
                 let told = |finding: &Finding| matches!(finding.component, Component::Shard | Component::Cells);
-                report.findings.iter().any(told).then(|| End::Detected(report.to_string()))
+                match report.findings.iter().any(told) {
+                    true => Some(End::Detected(report.to_string())),
+                    false => Some(broken(format!("P4: a full check does not find what the files show: {rot}"))),
+                }
             }
             Err(error) => Some(End::Detected(error.to_string())),
         }
+    }
+
+    /// Whether a read may have returned something else than the files hold.
+    pub(super) fn reads_may_lie(&self) -> bool {
+        let c = self.sim.counters();
+        c.stale_reads + c.misdirected_syncs + c.lying_syncs > 0
     }
 
     /// Whether the medium may have done anything that nobody has found yet.

@@ -315,7 +315,7 @@ impl Explorer<'_> {
         let metric = engine.geometry().metric;
         let now = oracle::Image::of(storage);
         let report = now.check();
-        oracle::agrees(&now, &report, engine)?;
+        oracle::agrees(&now, &report, engine, false)?;
         let before = left.check();
         // Before the root file has its name there is no index.
         let images = [(&now, &report)].into_iter().chain(before.newest.map(|_| (left, &before)));
@@ -336,7 +336,7 @@ impl Explorer<'_> {
             engine.flush().map_err(|e| e.to_string())?;
             let report = engine.check(CheckLevel::Full).map_err(|e| e.to_string())?;
             let image = oracle::Image::of(storage);
-            oracle::agrees(&image, &image.check(), &engine)?;
+            oracle::agrees(&image, &image.check(), &engine, false)?;
             match report.is_clean() && engine.snapshot().live == before + MORE as u64 {
                 true => Ok(()),
                 false => Err(report.to_string()),
