@@ -44,6 +44,14 @@
 #[cfg(not(target_endian = "little"))]
 compile_error!("the files are mapped as they are, and they are little-endian");
 
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "Shardex runs on Linux only: elsewhere allocating space and syncing mean something else, so no promise holds"
+);
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("Shardex needs a 64-bit target: whole files are mapped, and offsets are 64 bits wide");
+
 pub mod cells;
 pub mod codes;
 mod config;

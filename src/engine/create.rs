@@ -42,7 +42,8 @@ pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) 
     }
     // Again if it existed: a crash may have come between the two.
     storage.sync_parent(Purpose("create: sync the parent"))?;
-    let found = storage.list()?;
+    let mut found = storage.list()?;
+    found.retain(|name| !names::TOLERATED.contains(&name.as_str()));
     if found.iter().any(|name| name == names::ROOT) {
         let engine = recovery::open(storage, config.options.clone(), env)?;
         same_config(&engine, &geometry)?;
@@ -124,7 +125,7 @@ pub(super) fn commit_again<S: Storage>(storage: &S, root: &Root) -> Result<()> {
 
 /// A `create` that was interrupted has not written to the WAL yet. If somebody has, then there was an index, whose root file
 /// is gone: nothing of it may be cleared.
-fn refuse_a_lost_root<S: Storage>(storage: &S, found: &[String]) -> Result<()> {
+pub(super) fn refuse_a_lost_root<S: Storage>(storage: &S, found: &[String]) -> Result<()> {
     if found.iter().any(|name| name == names::WAL) && wal::was_used(&*storage.open(names::WAL)?, storage.page_size())? {
         return Err(ShardexError::Corruption {
             file: storage.path().join(names::ROOT),

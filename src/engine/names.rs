@@ -10,3 +10,6 @@ pub const ROOT: &str = "root";
 pub const ROOT_NEW: &str = "root.new";
 /// The lock.
 pub const LOCK: &str = "LOCK";
+
+/// Entries that a file system or a desktop puts into a fresh volume. An index beside them is fine, and they stay.
+pub const TOLERATED: [&str; 2] = ["lost+found", ".DS_Store"];

@@ -71,9 +71,10 @@ pub(super) fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> R
     let found = storage.list()?;
     let has = |name: &str| found.iter().any(|found| found == name);
     if !has(names::ROOT) {
+        create::refuse_a_lost_root(&storage, &found)?;
         let interrupted = has(names::DATA) || has(names::WAL) || has(names::ROOT_NEW);
         return Err(missing(if interrupted {
-            "a `create` was interrupted here; call `create` again"
+            "a `create` was interrupted here: make the index again"
         } else {
             "it holds no file `root`"
         }));
@@ -86,8 +87,12 @@ pub(super) fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> R
     }
     let mut found = Found::read(&storage, recovery)?;
     if found.newest.epoch == 1 && !wal::was_used(&*found.wal_file, storage.page_size())? {
-        create::commit_again(&storage, &found.newest)?;
-        found = Found::read(&storage, found.recovery)?;
+        match create::commit_again(&storage, &found.newest) {
+            Ok(()) => found = Found::read(&storage, found.recovery)?,
+            // Nobody has written to the index, so what is served without it is all there is.
+            Err(error) if error.is_out_of_space() => found.read_only = Some(error),
+            Err(error) => return Err(error),
+        }
     }
     found.engine(storage, lock, options, env, false)
 }
@@ -102,6 +107,8 @@ pub(super) struct Found<F: StorageFile> {
     older: Option<Root>,
     /// The newest epoch that any root names.
     epoch: u64,
+    /// Why nothing may be written: there was no room for what comes first.
+    read_only: Option<ShardexError>,
     recovery: RecoveryStats,
 }
 
@@ -170,7 +177,7 @@ impl<F: StorageFile> Found<F> {
             });
         }
         let data = DataFile::new(data_file, geometry);
-        Ok(Self { root_file, wal_file, data, newest, newest_slot, older, epoch, recovery })
+        Ok(Self { root_file, wal_file, data, newest, newest_slot, older, epoch, read_only: None, recovery })
     }
 
     /// Puts the engine together, recovers if it must, and hands it over.
@@ -182,15 +189,18 @@ impl<F: StorageFile> Found<F> {
         env: &Env,
         fresh: bool,
     ) -> Result<Engine<S>> {
-        let Self { root_file, wal_file, data, newest, newest_slot, mut older, epoch, mut recovery } = self;
+        let Self { root_file, wal_file, data, newest, newest_slot, mut older, epoch, mut read_only, mut recovery } =
+            self;
         let clock = Arc::clone(&env.clock);
         let began = clock.elapsed();
         let geometry = *data.geometry();
         let layout = WalLayout::new(&geometry);
-        let mut read_only = None;
-        for file in [data.file(), &wal_file, &root_file].into_iter().filter(|_| !fresh) {
-            // A copied index may have holes, and a store into one must not fail later for want of space.
-            let allocated = file.len().and_then(|len| file.allocate(len, REFILL));
+        let both_roots = (roots::SLOTS * geometry.page_size) as u64;
+        for (file, least) in [(data.file(), 0), (&wal_file, 0), (&root_file, both_roots)].into_iter().filter(|_| !fresh)
+        {
+            // A copied index may have holes, and a store into one must not fail later for want of space. A root file that
+            // was cut in its second slot gets that slot back.
+            let allocated = file.len().and_then(|len| file.allocate(len.max(least), REFILL));
             if let Err(error) = allocated {
                 if !error.is_out_of_space() {
                     return Err(error);
@@ -283,7 +293,13 @@ impl<F: StorageFile> Found<F> {
 
 /// Opens `data` or `wal` and checks that it belongs to the index.
 fn open_part<S: Storage>(storage: &S, name: &str, magic: &[u8; 8], index_id: u128) -> Result<Arc<S::File>> {
-    let file = storage.open(name)?;
+    let file = storage.open(name).map_err(|error| match error {
+        ShardexError::Io { path, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            let what = "the file is missing, yet the index has a root: put it back".to_owned();
+            ShardexError::Corruption { file: path, offset: 0, what }
+        }
+        error => error,
+    })?;
     let mut bytes = [0; FILE_HEADER_BYTES];
     if file.len()? < FILE_HEADER_BYTES as u64 {
         return Err(ShardexError::Corruption {
@@ -440,7 +456,14 @@ impl<S: Storage> Engine<S> {
             return self.start_after(Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() });
         }
         self.counters.barriers += 1;
-        self.roots.restore(B4)?;
+        match self.roots.restore(B4) {
+            Err(error) if error.is_out_of_space() => {
+                self.read_only = Some(error);
+                site::reach(Mark::ReadOnly);
+                return self.start_after(Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() });
+            }
+            done => done?,
+        }
         self.begun = self.roots.newest().generation;
         let mut replayed = Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() };
         let applied = wal::replay(&*source, layout, (self.index_id, epoch), start, checkpoint, |record| {
