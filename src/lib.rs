@@ -54,6 +54,14 @@
 #[cfg(not(target_endian = "little"))]
 compile_error!("the files are mapped as they are, and they are little-endian");
 
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "Shardex runs on Linux only: elsewhere allocating space and syncing mean something else, so no promise holds"
+);
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("Shardex needs a 64-bit target: whole files are mapped, and offsets are 64 bits wide");
+
 /// Declares modules that are public with the feature `internals` only: the simulator, the tests and the fuzzers reach through
 /// them. Through them a program could get at a file of an index, and break what the engine relies on.
 macro_rules! internal {
@@ -65,10 +73,11 @@ macro_rules! internal {
     };
 }
 
-internal! { cells codes distance engine error format index lease limits shard site space storage wal }
+internal! { cells codes distance engine error format index lease shard site space storage wal }
 mod config;
 pub mod env;
 mod id;
+pub mod limits;
 mod posting;
 mod shardex;
 

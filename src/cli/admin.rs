@@ -1,39 +1,62 @@
-//! `shardex remove`, `flush`, `stats` and `check`.
+//! `shardex remove`, `flush`, `optimize` and `stats`.
 
-use std::ops::Range;
+use std::{ops::Range, time::Instant};
 
 use serde_json::json;
-use shardex::{CheckLevel, ConsistencyReport, DocumentId, FlushStats, IndexStats, Shardex, ShardexError};
+use shardex::{DocumentId, FlushStats, IndexStats, Shardex};
 
 use super::{
-    Answer, Outcome,
-    args::{Check, Dir, Remove},
+    Answer, Failure, Outcome,
+    args::{Dir, Remove},
     block_on,
-    output::Output,
+    interrupt::Interrupt,
+    output::{Output, command},
 };
 
 /// Documents per removal.
 const BATCH: u128 = 10_000;
 
 pub(super) fn remove(args: &Remove, output: &Output) -> Outcome {
+    let interrupt = Interrupt::listen()?;
     block_on(1, async {
         let index = Shardex::open(&args.dir).await?;
-        let mut removed = 0;
-        let mut at = args.ids.start;
-        while at < args.ids.end {
-            let batch: Range<u128> = at..args.ids.end.min(at.saturating_add(BATCH));
-            at = batch.end;
-            removed += index.remove_documents(batch.map(DocumentId).collect()).await?;
-        }
-        index.commit().await?;
-        let left = index.stats().await?.total_postings;
+        let (mut removed, mut at) = (0, args.ids.start);
+        let done = remove_all(&index, args, &interrupt, (&mut removed, &mut at)).await;
+        let total_postings = index.stats().await?.total_postings;
+        // Closed whatever came of it, and durable with it.
         index.close().await?;
-        output.result(
-            &json!({ "removed_postings": removed, "total_postings": left }),
-            &format!("{removed} postings removed, {left} left"),
-        );
-        Ok(Answer::Yes)
+        let ids = format!("{at}..{}", args.ids.end);
+        let go_on = command(&["remove".as_ref(), args.dir.as_ref(), "--ids".as_ref(), ids.as_ref()]);
+        let before = format!("those of the documents before {at} are removed: go on with `{go_on}`");
+        if let Err(Failure(line)) = done {
+            return Err(Failure(if at > args.ids.start { format!("{line}; {before}") } else { line }));
+        }
+        let mut object = json!({ "removed_postings": removed, "total_postings": total_postings });
+        let mut text = format!("{removed} postings removed, {total_postings} left");
+        let stopped = interrupt.code().filter(|_| at < args.ids.end);
+        if stopped.is_some() {
+            object["go_on"] = go_on.into();
+            text.push_str(&format!("\ninterrupted; {before}"));
+        }
+        output.result(&object, &text);
+        Ok(stopped.map_or(Answer::Yes, Answer::Stopped))
     })
+}
+
+/// Removes batch after batch, until somebody stops it; tells how many postings, and the first document that is left.
+async fn remove_all(
+    index: &Shardex,
+    args: &Remove,
+    interrupt: &Interrupt,
+    (removed, at): (&mut u64, &mut u128),
+) -> Result<(), Failure> {
+    while *at < args.ids.end && interrupt.code().is_none() {
+        let batch: Range<u128> = *at..args.ids.end.min(at.saturating_add(BATCH));
+        let end = batch.end;
+        *removed += index.remove_documents(batch.map(DocumentId).collect()).await?;
+        *at = end;
+    }
+    Ok(index.commit().await?)
 }
 
 pub(super) fn flush(args: &Dir, output: &Output) -> Outcome {
@@ -43,15 +66,36 @@ pub(super) fn flush(args: &Dir, output: &Output) -> Outcome {
         // An open after a crash has flushed already: that is the flush to tell of.
         let now = index.stats().await?;
         let told = match now.last_flush {
-            Some(last) if stats == FlushStats::default() => last,
+            Some(last) if stats.barriers == 0 => last,
             _ => stats,
         };
         index.close().await?;
         let text = match told.barriers {
-            0 => format!("nothing to flush: root {}, checkpoint LSN {}", now.generation, now.checkpoint_lsn),
+            0 => format!("nothing to flush: root {}, checkpoint LSN {}", told.generation, told.checkpoint_lsn),
             _ => told.to_string(),
         };
         output.result(&flush_object(&told), &text);
+        Ok(Answer::Yes)
+    })
+}
+
+pub(super) fn optimize(args: &Dir, output: &Output) -> Outcome {
+    block_on(1, async {
+        let index = Shardex::open(&args.dir).await?;
+        let began = Instant::now();
+        index.optimize().await?;
+        let seconds = began.elapsed().as_secs_f64();
+        let flushed = index.flush().await?;
+        let stats = index.stats().await?;
+        index.close().await?;
+        let object = json!({
+            "optimize_seconds": seconds,
+            "cells": stats.cells,
+            "total_postings": stats.total_postings,
+            "last_flush": flush_object(&flushed),
+        });
+        let text = format!("{} cells of {} postings in {seconds:.2} s", stats.cells, stats.total_postings);
+        output.result(&object, &text);
         Ok(Answer::Yes)
     })
 }
@@ -111,17 +155,21 @@ fn stats_object(stats: &IndexStats) -> serde_json::Value {
         "durable_lsn": stats.durable_lsn.0,
         "checkpoint_lsn": stats.checkpoint_lsn.0,
         "generation": stats.generation.0,
+        "cells": stats.cells,
+        "fresh_postings": stats.fresh_postings,
         "max_drift": stats.max_drift,
         "recovered": stats.recovery.crashed,
         "records_replayed": stats.recovery.records_replayed,
+        "read_only": stats.read_only,
         "open_ms": stats.recovery.duration.as_secs_f64() * 1e3,
     })
 }
 
 fn stats_text(stats: &IndexStats) -> String {
-    format!(
+    let mut text = format!(
         "{} postings of {} numbers, {}; {} removed and not yet freed\n\
          {} shards of at most {} (largest {}), {} splits and {} merges so far, drift at most {:.2}\n\
+         {} cells; {} postings in none\n\
          {} bytes on disk ({} free, {} held back), {} in memory\n\
          root {}, checkpoint LSN {}, durable LSN {}, {} bytes of WAL to replay",
         stats.total_postings,
@@ -134,6 +182,8 @@ fn stats_text(stats: &IndexStats) -> String {
         stats.splits,
         stats.merges,
         stats.max_drift,
+        stats.cells,
+        stats.fresh_postings,
         stats.disk_bytes,
         stats.free_bytes,
         stats.held_bytes,
@@ -142,40 +192,15 @@ fn stats_text(stats: &IndexStats) -> String {
         stats.checkpoint_lsn,
         stats.durable_lsn,
         stats.wal_bytes,
-    )
+    );
+    if let Some(why) = read_only(stats) {
+        text.push_str(&format!("\n{why}"));
+    }
+    text
 }
 
-pub(super) fn check(args: &Check, output: &Output) -> Outcome {
-    block_on(1, async {
-        let (mut findings, report) = match Shardex::open(&args.dir).await {
-            Ok(index) => {
-                let recovery = index.stats().await?.recovery;
-                let level = if args.full { CheckLevel::Full } else { CheckLevel::Quick };
-                let report = index.check(level).await?;
-                index.close().await?;
-                let mended = recovery.root_fallback.then(|| "a root was damaged; the open mended it".to_owned());
-                (mended.into_iter().collect::<Vec<_>>(), report)
-            }
-            // Damage that stops the open is a finding too.
-            Err(damage @ (ShardexError::Corruption { .. } | ShardexError::NotAnIndex { .. })) => {
-                (vec![damage.to_string()], ConsistencyReport::default())
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let mut text = report.to_string();
-        findings.iter().for_each(|finding| text.push_str(&format!("\n  {finding}")));
-        findings.extend(report.findings.iter().map(ToString::to_string));
-        let clean = findings.is_empty();
-        output.result(
-            &json!({
-                "clean": clean,
-                "shards_checked": report.shards_checked,
-                "postings_checked": report.postings_checked,
-                "bytes_read": report.bytes_read,
-                "findings": findings,
-            }),
-            &text,
-        );
-        Ok(if clean { Answer::Yes } else { Answer::No })
-    })
+/// What a person is to know of an index that its open could not recover.
+pub(super) fn read_only(stats: &IndexStats) -> Option<String> {
+    let why = stats.read_only.as_ref()?;
+    Some(format!("read-only, and what is only in the log is not seen until the next open that finds room: {why}"))
 }

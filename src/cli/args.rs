@@ -5,6 +5,9 @@ use std::{ops::Range, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shardex::Metric;
 
+/// Rows per batch of an ingest that names none.
+pub(crate) const BATCH: usize = 1_000;
+
 /// A vector index that never loses what it acknowledged.
 #[derive(Debug, Parser)]
 #[command(name = "shardex", version)]
@@ -18,7 +21,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Add the rows of an .npy file (f32 or f16); a new index is made if there is none.
+    /// Add the rows of an .npy file; a new index is made if there is none.
     Ingest(Ingest),
     /// Search for the rows of an .npy file.
     Search(Search),
@@ -26,6 +29,8 @@ pub(crate) enum Command {
     Remove(Remove),
     /// Make everything durable in the shards and let the log go.
     Flush(Dir),
+    /// Make the cells anew, of all postings: groups of codes that let a search look at few of them.
+    Optimize(Dir),
     /// Print figures.
     Stats(Dir),
     /// Look for contradictions.
@@ -58,10 +63,11 @@ pub(crate) enum Progress {
 }
 
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Ingest {
     /// The index's directory; its parent must exist.
     pub(crate) dir: PathBuf,
-    /// The vectors: a two-dimensional .npy file of f32 or f16.
+    /// The vectors: a two-dimensional .npy file of floats or integers, which become f32; `-` is stdin.
     pub(crate) file: PathBuf,
     /// How near two vectors are: cosine, l2 or dot. Default: cosine for a new index, else the index's own.
     #[arg(long)]
@@ -70,7 +76,7 @@ pub(crate) struct Ingest {
     #[arg(long, value_name = "N")]
     pub(crate) shard_size: Option<usize>,
     /// Rows per batch.
-    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = BATCH, value_parser = up_to::<1_000_000>)]
     pub(crate) batch: usize,
     /// Make each batch durable before the next.
     #[arg(long)]
@@ -81,19 +87,29 @@ pub(crate) struct Ingest {
     /// Bytes of log above which a flush starts by itself; 0: never.
     #[arg(long, value_name = "BYTES")]
     pub(crate) flush_wal_bytes: Option<u64>,
-    /// Document id of the first row; the others follow.
+    /// Document id of row 0 of the file; the others follow.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) first_id: u128,
+    /// First row to add, as an ingest that stopped names it; ids still count from row 0.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) from_row: usize,
+    /// Make the cells anew at the end, whatever there is. Default: where a quarter of the postings or more are in none.
+    #[arg(long)]
+    pub(crate) optimize: bool,
+    /// Leave the cells as they are at the end.
+    #[arg(long, conflicts_with = "optimize")]
+    pub(crate) no_optimize: bool,
     /// How to say how far it is.
     #[arg(long, value_enum, default_value_t = Progress::Bar)]
     pub(crate) progress: Progress,
 }
 
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Search {
     /// The index's directory.
     pub(crate) dir: PathBuf,
-    /// The queries: a two-dimensional .npy file of f32 or f16.
+    /// The queries: an .npy file of floats or integers, a row per query, or a single vector; `-` is stdin.
     pub(crate) queries: PathBuf,
     /// Results per query.
     #[arg(short, default_value_t = 10, value_parser = positive)]
@@ -101,24 +117,33 @@ pub(crate) struct Search {
     /// Shards to scan per query.
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "exact")]
     pub(crate) slop: Option<usize>,
-    /// Share of the true nearest to look for, above 0 and at most 1; with --slop at most as much as that is looked at
-    #[arg(long)]
+    /// Share of the true nearest to look for, above 0 and at most 1; with --slop at most as much as that is looked at.
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "exact")]
     pub(crate) recall: Option<f32>,
     /// Scan every shard.
     #[arg(long)]
     pub(crate) exact: bool,
-    /// Threads that search; with `--batched`, 1 or else all cores.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    /// Threads that search, at most 1024; with `--batched`, 1 or else all cores.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = up_to::<1_024>)]
     pub(crate) threads: usize,
     /// Ask all queries in one call.
     #[arg(long)]
     pub(crate) batched: bool,
-    /// True nearest ids, an .npy file of i32, a row per query; its first k count.
+    /// True nearest ids, an .npy file of integers, a row per query; its first k count.
     #[arg(long, value_name = "IDS.npy")]
     pub(crate) truth: Option<PathBuf>,
-    /// Write the ids found, as i64, a row of k per query; -1 where there are fewer.
+    /// Write the ids found to a new file, as i64, a row of k per query; -1 where there are fewer.
     #[arg(long, value_name = "IDS.npy")]
     pub(crate) out: Option<PathBuf>,
+    /// Let --out replace a file that exists.
+    #[arg(long, requires = "out")]
+    pub(crate) force: bool,
+    /// Queries whose hits are printed, the first ones. Default: 20, with --json all.
+    #[arg(long, value_name = "N", conflicts_with = "quiet")]
+    pub(crate) show: Option<usize>,
+    /// Print figures only, no hits.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Args)]
@@ -126,7 +151,7 @@ pub(crate) struct Remove {
     /// The index's directory.
     pub(crate) dir: PathBuf,
     /// Document ids A up to, not including, B.
-    #[arg(long, value_name = "A..B", value_parser = id_range)]
+    #[arg(long, value_name = "A..B", value_parser = id_range, allow_hyphen_values = true)]
     pub(crate) ids: Range<u128>,
 }
 
@@ -140,22 +165,23 @@ pub(crate) struct Check {
 }
 
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Bench {
     /// Where the indexes are made, and removed again. Default: the system's directory for temporary files.
     pub(crate) dir: Option<PathBuf>,
     /// Rows of the large index.
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = up_to::<10_000_000>)]
     pub(crate) rows: usize,
     /// Rounds; the medians are printed.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = up_to::<1_000>)]
     pub(crate) rounds: usize,
-    /// Vectors to measure with, a two-dimensional .npy file of f32 or f16, its first `--rows`; default: made-up ones.
+    /// Vectors to measure with, a two-dimensional .npy file, its first `--rows`; default: made-up ones.
     #[arg(long, value_name = "FILE.npy")]
     pub(crate) data: Option<PathBuf>,
     /// Queries, another such file; default: some of the vectors.
     #[arg(long, value_name = "FILE.npy", requires = "data")]
     pub(crate) queries: Option<PathBuf>,
-    /// True nearest ids of the queries, an .npy file of i32; default: found by an exact search.
+    /// True nearest ids of the queries, an .npy file of integers; default: found by an exact search.
     #[arg(long, value_name = "IDS.npy", requires = "queries")]
     pub(crate) truth: Option<PathBuf>,
     /// The metric for `--data`. Default: dot.
@@ -182,6 +208,21 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// What costs memory or threads before anything is known of it has a bound.
+fn up_to<const MOST: usize>(text: &str) -> Result<usize, String> {
+    match positive(text)? {
+        n if n > MOST => Err(format!("{n} is too many; give at most {MOST}")),
+        n => Ok(n),
+    }
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("give a number above 0 and at most 1".into()),
+    }
+}
+
 fn id_range(text: &str) -> Result<Range<u128>, String> {
     let (from, to) = text.split_once("..").ok_or("give two ids as A..B")?;
     let id = |text: &str| text.parse::<u128>().map_err(|error| format!("`{text}`: {error}; give two ids as A..B"));
@@ -200,6 +241,17 @@ mod tests {
     fn the_definition_is_sound() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bounds() {
+        assert_eq!((up_to::<7>("7"), share("1")), (Ok(7), Ok(1.0)));
+        for bad in ["0", "8", "-1", "1.5", "", "99999999999999999999"] {
+            assert!(up_to::<7>(bad).is_err(), "{bad}");
+        }
+        for bad in ["0", "-0.5", "1.01", "NaN", "inf", "all"] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -22,9 +22,11 @@ use super::{
     args::{Bench, BenchChild},
     block_on,
     demo::{DIMENSION, postings, vector},
+    interrupt::Interrupt,
     measure,
     output::{Output, ms},
     search::percentile,
+    target::outside_every_index,
 };
 
 /// Rows of the index that small durable writes go to.
@@ -44,8 +46,12 @@ pub(super) const SEED: u64 = 7;
 /// Measures all of it, or with files what can be measured on them.
 pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
     let within = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let temporary = tempfile::TempDir::with_prefix_in("shardex-bench-", within)?;
+    outside_every_index(&within)?;
+    let interrupt = Interrupt::listen()?;
+    let temporary = tempfile::TempDir::with_prefix_in("shardex-bench-", &within)
+        .map_err(|error| Failure(format!("{}: {}", within.display(), error.kind())))?;
     let dir = temporary.path();
+    interrupt.removes(dir)?;
     block_on(2, async {
         let whole = measure::run(args, dir, output).await?;
         if args.data.is_some() {
@@ -231,7 +237,7 @@ struct Busy(Child);
 impl Busy {
     fn start(dir: &Path) -> Result<Self, Failure> {
         let mut command = Command::new(std::env::current_exe()?);
-        let child = command.arg("bench-child").arg(dir).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        let child = command.arg("bench-child").arg(dir).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         Ok(Self(child))
     }
 
@@ -251,6 +257,11 @@ impl Drop for Busy {
 
 /// What `bench` starts beside itself and kills.
 pub(crate) fn child(args: &BenchChild) -> Outcome {
+    // Nobody kills it if its parent was killed: then its stdin ends.
+    std::thread::Builder::new().name("shardex-orphan".into()).spawn(|| {
+        let ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(if ended.is_ok() { 0 } else { 2 });
+    })?;
     block_on(2, async {
         let index = filled(&args.dir, 0, OpenOptions::default().flush_interval_ms(0)).await?;
         busy(index, Arc::default(), 0).await?;

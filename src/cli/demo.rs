@@ -19,8 +19,11 @@ use super::{
     admin::flush_object,
     args::DemoChild,
     block_on,
+    hits::Found,
+    interrupt::Interrupt,
     output::{self, Output, ms},
-    search::{Found, ask_all, percentile, recall},
+    search::{ask_all, percentile, recall},
+    target::outside_every_index,
 };
 
 pub(super) const DIMENSION: usize = 384;
@@ -61,7 +64,10 @@ pub(super) fn postings(seed: u64, ids: std::ops::Range<u64>) -> Vec<Posting> {
 }
 
 pub(super) fn run(output: &Output) -> Outcome {
+    outside_every_index(&std::env::temp_dir())?;
+    let interrupt = Interrupt::listen()?;
     let dir = tempfile::Builder::new().prefix("shardex-demo-").tempdir()?;
+    interrupt.removes(dir.path())?;
     let work = main_job(&dir.path().join("main"), output)?;
     let proof = proof(&dir.path().join("killed"), output)?;
     output.say(&format!("\n{}", table(&work, &proof)));
@@ -110,7 +116,7 @@ fn main_job(dir: &Path, output: &Output) -> Result<Work, Failure> {
         let queries: Vec<Vec<f32>> = (0..QUERIES).map(|n| vector(SEED, VECTORS + n)).collect();
         let exact = ask_all(&index, queries.clone(), &SearchOptions::new(K).exact(), 1).await?;
         let found = ask_all(&index, queries, &SearchOptions::new(K).slop(8), 1).await?;
-        let truth: Vec<Vec<i64>> = exact.iter().map(|found| found.ids.iter().map(|&id| id as i64).collect()).collect();
+        let truth: Vec<Vec<i64>> = exact.iter().map(|found| found.ids().map(|id| id as i64).collect()).collect();
         let report = index.check(CheckLevel::Full).await?;
         let stats = index.stats().await?;
         index.close().await?;

@@ -21,9 +21,10 @@ use super::{
     bench::{SEED, median},
     demo::{DIMENSION, vector},
     grown::changed,
+    hits::Found,
     npy::Rows,
     output::{Output, ms},
-    search::{Found, ask_all, recall},
+    search::{ask_all, recall},
 };
 
 /// Results per query.
@@ -58,26 +59,25 @@ impl Data {
             let queries = made(1_000_000_000..1_000_000_000 + QUERIES);
             return Ok(Self { metric: Metric::Cosine, rows: made(0..rows), more, queries, truth: None });
         };
+        let metric = args.metric.unwrap_or(Metric::Dot);
         let mut all = Rows::open(file)?;
         let rows = args.rows.min(all.rows());
-        let rows = all.vectors(rows)?;
+        let rows = vectors(&mut all, rows, metric)?;
         let queries = match &args.queries {
             Some(file) => {
-                let mut all = Rows::open(file)?;
-                all.vectors(all.rows())?
+                let mut all = Rows::open_or_one(file)?;
+                if all.columns() != rows[0].len() {
+                    let (name, columns, data) = (all.name(), all.columns(), rows[0].len());
+                    return Err(Failure(format!("{name}: its rows have {columns} numbers, those of --data {data}")));
+                }
+                let count = all.rows();
+                vectors(&mut all, count, metric)?
             }
             None => rows.iter().step_by(rows.len().div_ceil(QUERIES as usize)).cloned().collect(),
         };
-        let truth = match &args.truth {
-            Some(file) => {
-                let mut ids = Rows::open(file)?.ids(queries.len())?;
-                ids.iter_mut().for_each(|row| row.truncate(K));
-                Some(ids)
-            }
-            None => None,
-        };
+        let truth = args.truth.as_ref().map(|file| truth_of(file, queries.len())).transpose()?;
         let more = rows.iter().step_by(rows.len().div_ceil(spare)).cloned().collect();
-        Ok(Self { metric: args.metric.unwrap_or(Metric::Dot), rows, more, queries, truth })
+        Ok(Self { metric, rows, more, queries, truth })
     }
 
     pub(super) fn config(&self, dir: &Path, options: OpenOptions) -> ShardexConfig {
@@ -88,6 +88,31 @@ impl Data {
     fn bytes(&self) -> f64 {
         (self.rows.len() * self.rows.first().map_or(0, Vec::len) * 4) as f64
     }
+}
+
+/// The first rows of a file, at least one, each of which an index of that metric takes.
+fn vectors(all: &mut Rows, count: usize, metric: Metric) -> Result<Vec<Vec<f32>>, Failure> {
+    if count == 0 {
+        return Err(Failure(format!("{}: it holds no rows to measure with", all.name())));
+    }
+    let rows = all.vectors(count)?;
+    if let Some(row) = rows.iter().position(|row| metric == Metric::Cosine && row.iter().all(|&x| x == 0.0)) {
+        return Err(Failure(format!("{}: row {row}: a zero vector has no direction, so no cosine", all.name())));
+    }
+    Ok(rows)
+}
+
+/// The nearest ids of a file, for so many queries.
+fn truth_of(file: &Path, queries: usize) -> Result<Vec<Vec<i64>>, Failure> {
+    let mut all = Rows::open_or_one(file)?;
+    let (rows, columns) = (all.rows(), all.columns());
+    if rows < queries || columns < K {
+        let name = all.name();
+        return Err(Failure(format!("{name}: {rows} rows of {columns} ids for {queries} queries of k = {K}")));
+    }
+    let mut ids = all.ids(queries)?;
+    ids.iter_mut().for_each(|row| row.truncate(K));
+    Ok(ids)
 }
 
 pub(super) fn batch(rows: &[Vec<f32>], first: u128) -> Vec<Posting> {
@@ -166,7 +191,7 @@ pub(super) async fn truth(data: &Data, index: &Shardex) -> Result<Vec<Vec<i64>>,
         return Ok(truth.clone());
     }
     let exact = ask_all(index, data.queries.clone(), &SearchOptions::new(K).exact(), 1).await?;
-    Ok(exact.iter().map(|found| found.ids.iter().filter_map(|&id| i64::try_from(id).ok()).collect()).collect())
+    Ok(exact.iter().map(|found| found.ids().filter_map(|id| i64::try_from(id).ok()).collect()).collect())
 }
 
 /// Searches one at a time on one thread, at several recalls, all of them in turn in each round; and in one call.

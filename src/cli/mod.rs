@@ -1,18 +1,24 @@
 //! `shardex`: commands, exit codes, output.
 //!
 //! Exit codes: 0 fine; 1 the check found something, or the answer is no; 2 an error, one line on stderr that says what
-//! to do.
+//! to do; 130 interrupted, 143 asked to terminate.
 
 mod admin;
 mod args;
 mod bench;
+mod check;
 mod demo;
+mod dtype;
 mod grown;
+mod hits;
 mod ingest;
+mod interrupt;
 mod measure;
 mod npy;
 mod output;
 mod search;
+mod source;
+mod target;
 
 use std::process::ExitCode;
 
@@ -29,6 +35,8 @@ pub(crate) enum Answer {
     Yes,
     /// The check found something, or a promise was broken.
     No,
+    /// Somebody stopped it: the exit code that says so.
+    Stopped(u8),
 }
 
 /// Why a command could not be carried out: one line.
@@ -69,8 +77,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Search(args) => search::run(args, &output),
         Command::Remove(args) => admin::remove(args, &output),
         Command::Flush(args) => admin::flush(args, &output),
+        Command::Optimize(args) => admin::optimize(args, &output),
         Command::Stats(args) => admin::stats(args, &output),
-        Command::Check(args) => admin::check(args, &output),
+        Command::Check(args) => check::run(args, &output),
         Command::Bench(args) => bench::run(args, &output),
         Command::BenchChild(args) => bench::child(args),
         Command::Demo => demo::run(&output),
@@ -83,6 +92,7 @@ pub(crate) fn main() -> ExitCode {
     match outcome {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
+        Ok(Answer::Stopped(code)) => ExitCode::from(code),
         Err(Failure(line)) => {
             output::complain(&line);
             ExitCode::from(2)

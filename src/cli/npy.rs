@@ -1,58 +1,50 @@
-//! The `.npy` format: rows of f32 or f16 in, rows of ids in and out.
+//! The `.npy` format: rows of numbers in, rows of ids in and out.
 //!
 //! A file starts with `\x93NUMPY`, two version bytes and the length of a header, which is the text of a Python
 //! dictionary (numpy.lib.format).
 
 use std::{
-    fs::File,
-    io::{BufReader, BufWriter, Read as _, Write as _},
+    io::{self, Read as _, Write},
     path::Path,
 };
 
-use half::f16;
+use shardex::limits;
 
-use super::Failure;
+use super::{Failure, dtype::Dtype, source::Source};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
+/// Bytes of the longest header that is read: NumPy's own limit is 10,000.
+const MAX_HEADER: u64 = 1 << 16;
+/// Bytes of rows read at once, so that memory follows what is there and not what a header says.
+const PIECE: usize = 4 << 20;
 
-/// An array's type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Dtype {
-    F16,
-    F32,
-    I32,
-    I64,
-}
-
-impl Dtype {
-    fn size(self) -> usize {
-        match self {
-            Self::F16 => 2,
-            Self::F32 | Self::I32 => 4,
-            Self::I64 => 8,
-        }
-    }
-}
-
-/// A two-dimensional array in a file, read row by row.
+/// A two-dimensional array in a file or a pipe, read row by row.
 pub(crate) struct Rows {
-    name: String,
-    file: BufReader<File>,
+    source: Source,
     dtype: Dtype,
     rows: usize,
     columns: usize,
+    /// The next row.
+    at: usize,
 }
 
 impl Rows {
-    /// Opens a file and checks that it holds the array that its header says.
+    /// Opens a two-dimensional array, and checks that a file holds what its header says.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
-        let name = path.display().to_string();
+        Self::read(path, false)
+    }
+
+    /// The same; an array of one dimension is one row.
+    pub(crate) fn open_or_one(path: &Path) -> Result<Self, Failure> {
+        Self::read(path, true)
+    }
+
+    fn read(path: &Path, or_one: bool) -> Result<Self, Failure> {
+        let mut source = Source::open(path)?;
+        let name = source.name.clone();
         let wrong = |what: &str| Failure(format!("{name}: {what}"));
-        let file = File::open(path).map_err(|e| wrong(&e.to_string()))?;
-        let len = file.metadata().map_err(|e| wrong(&e.to_string()))?.len();
-        let mut file = BufReader::with_capacity(1 << 20, file);
         let mut start = [0; 8];
-        file.read_exact(&mut start).map_err(|_| wrong("no .npy file: it ends in its first bytes"))?;
+        fill(&mut source, &mut start).map_err(|e| wrong(&ended(&e, "no .npy file: it ends in its first bytes")))?;
         if start[..6] != *MAGIC {
             return Err(wrong("no .npy file: save an array with numpy.save"));
         }
@@ -62,27 +54,35 @@ impl Rows {
             2 | 3 => 4,
             other => return Err(wrong(&format!("version {other} of the .npy format is unknown"))),
         };
-        file.read_exact(&mut size[..size_len]).map_err(|_| wrong("the file ends in its header"))?;
+        let short = |e: io::Error| wrong(&ended(&e, "the file ends in its header"));
+        fill(&mut source, &mut size[..size_len]).map_err(short)?;
         let header_len = u64::from(u32::from_le_bytes(size));
-        let data_at = 8 + size_len as u64 + header_len;
-        if data_at > len {
-            return Err(wrong("the file ends in its header"));
+        if header_len > MAX_HEADER {
+            return Err(wrong(&format!("its header takes {header_len} bytes, {MAX_HEADER} is the most")));
         }
         let mut header = vec![0; header_len as usize];
-        file.read_exact(&mut header).map_err(|_| wrong("the file ends in its header"))?;
-        let header = String::from_utf8_lossy(&header);
-        let (dtype, rows, columns) = parse_header(&header).map_err(|what| wrong(&what))?;
+        fill(&mut source, &mut header).map_err(short)?;
+        let (dtype, rows, columns) =
+            parse_header(&String::from_utf8_lossy(&header), or_one).map_err(|what| wrong(&what))?;
         let expected = (rows as u64)
             .checked_mul(columns as u64)
-            .and_then(|n| n.checked_mul(dtype.size() as u64))
+            .and_then(|n| n.checked_mul(dtype.size as u64))
             .ok_or_else(|| wrong("its shape is too large"))?;
-        if len - data_at != expected {
-            return Err(wrong(&format!("{expected} bytes of data expected after the header, {} found", len - data_at)));
+        let data_at = 8 + size_len as u64 + header_len;
+        if let Some(found) = source.len.map(|len| len.saturating_sub(data_at))
+            && found != expected
+        {
+            return Err(wrong(&format!("{expected} bytes of data expected after the header, {found} found")));
         }
-        Ok(Self { name, file, dtype, rows, columns })
+        Ok(Self { source, dtype, rows, columns, at: 0 })
     }
 
-    /// Rows in the file.
+    /// The source as messages name it.
+    pub(crate) fn name(&self) -> &str {
+        &self.source.name
+    }
+
+    /// Rows in it.
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
@@ -92,38 +92,90 @@ impl Rows {
         self.columns
     }
 
-    fn take<T>(&mut self, rows: usize, size: usize, number: fn(&[u8]) -> T) -> Result<Vec<Vec<T>>, Failure> {
-        // A shape of no rows may have any number of columns.
-        if rows == 0 || self.columns == 0 {
-            return Ok((0..rows).map(|_| Vec::new()).collect());
+    fn wrong(&self, what: &str) -> Failure {
+        Failure(format!("{}: {what}", self.source.name))
+    }
+
+    /// The next `rows` rows, each turned into what is wanted of it; `row` gets its number and its bytes, little-endian.
+    fn take<T>(&mut self, rows: usize, row: impl Fn(usize, &[u8]) -> Result<T, String>) -> Result<Vec<T>, Failure> {
+        assert!(rows <= self.rows - self.at, "no more rows are asked for than there are");
+        let mut taken = Vec::new();
+        // A shape of no columns may have any number of rows, and takes no bytes.
+        let width = self.columns.saturating_mul(self.dtype.size);
+        let at_once = (PIECE / width.max(1)).max(1);
+        let end = self.at + rows;
+        let mut bytes = Vec::new();
+        while self.at < end {
+            let now = at_once.min(end - self.at);
+            bytes.resize(now * width, 0);
+            if let Err(error) = fill(&mut self.source, &mut bytes) {
+                let what = format!("it ends before row {} of {} does", self.at + now - 1, self.rows);
+                return Err(self.wrong(&ended(&error, &what)));
+            }
+            if self.dtype.big_endian {
+                bytes.chunks_exact_mut(self.dtype.size).for_each(<[u8]>::reverse);
+            }
+            for i in 0..now {
+                let made = row(self.at + i, &bytes[i * width..(i + 1) * width]);
+                taken.push(made.map_err(|what| self.wrong(&what))?);
+            }
+            self.at += now;
         }
-        let mut bytes = vec![0; rows * self.columns * size];
-        self.file.read_exact(&mut bytes).map_err(|e| Failure(format!("{}: {e}", self.name)))?;
-        let row = |row: &[u8]| row.chunks_exact(size).map(number).collect();
-        Ok(bytes.chunks_exact(self.columns * size).map(row).collect())
+        Ok(taken)
+    }
+
+    /// Reads over the next `rows` rows.
+    pub(crate) fn skip(&mut self, rows: usize) -> Result<(), Failure> {
+        self.take(rows, |_, _| Ok(())).map(drop)
     }
 
     /// The next `rows` rows as vectors.
+    ///
+    /// A number that no finite f32 is near is refused, with its row and its place in the row.
     pub(crate) fn vectors(&mut self, rows: usize) -> Result<Vec<Vec<f32>>, Failure> {
-        let size = self.dtype.size();
-        let number: fn(&[u8]) -> f32 = match self.dtype {
-            Dtype::F16 => |b| f16::from_le_bytes([b[0], b[1]]).to_f32(),
-            Dtype::F32 => |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-            _ => return Err(Failure(format!("{}: vectors of f32 or f16 expected, integers found", self.name))),
-        };
-        self.take(rows, size, number)
+        let (dtype, columns) = (self.dtype, self.columns);
+        if rows > 0 && !(1..=limits::MAX_DIMENSION).contains(&columns) {
+            let most = limits::MAX_DIMENSION;
+            return Err(self.wrong(&format!("its rows hold {columns} numbers; a vector has 1 to {most}")));
+        }
+        self.take(rows, |number, bytes| {
+            let numbers = || bytes.chunks_exact(dtype.size);
+            let vector: Vec<f32> = numbers().map(|bytes| dtype.narrow(bytes)).collect();
+            match numbers().zip(&vector).enumerate().find(|(_, (_, x))| !x.is_finite()) {
+                None => Ok(vector),
+                Some((i, (bytes, _))) => {
+                    let wide = dtype.wide(bytes);
+                    let why = if wide.is_finite() { ", which is too large for an f32" } else { "" };
+                    Err(format!("row {number}: number {i} is {wide:?}{why}"))
+                }
+            }
+        })
     }
 
     /// The next `rows` rows as ids.
     pub(crate) fn ids(&mut self, rows: usize) -> Result<Vec<Vec<i64>>, Failure> {
-        let size = self.dtype.size();
-        let number: fn(&[u8]) -> i64 = match self.dtype {
-            Dtype::I32 => |b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]).into(),
-            Dtype::I64 => |b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]),
-            _ => return Err(Failure(format!("{}: ids of i32 or i64 expected, floats found", self.name))),
-        };
-        self.take(rows, size, number)
+        let dtype = self.dtype;
+        if !dtype.is_integer() {
+            return Err(self.wrong("ids of an integer type expected, such as i64; convert them with .astype('int64')"));
+        }
+        self.take(rows, |number, bytes| {
+            let id = |(i, bytes): (usize, &[u8])| {
+                let id = dtype.integer(bytes);
+                i64::try_from(id).map_err(|_| format!("row {number}: id {i} is {id}, which no i64 holds"))
+            };
+            bytes.chunks_exact(dtype.size).enumerate().map(id).collect()
+        })
     }
+}
+
+/// Reads exactly so many bytes.
+fn fill(source: &mut Source, bytes: &mut [u8]) -> io::Result<()> {
+    source.reader.read_exact(bytes)
+}
+
+/// What a failed read says: `what` where the bytes ended.
+fn ended(error: &io::Error, what: &str) -> String {
+    if error.kind() == io::ErrorKind::UnexpectedEof { what.to_owned() } else { error.to_string() }
 }
 
 /// The value of a key in the header's dictionary: everything up to the comma that ends it.
@@ -138,53 +190,52 @@ fn value<'a>(header: &'a str, key: &str) -> Result<&'a str, String> {
     Ok(rest[..end].trim())
 }
 
-fn parse_header(header: &str) -> Result<(Dtype, usize, usize), String> {
-    let dtype = match value(header, "descr")? {
-        "'<f2'" => Dtype::F16,
-        "'<f4'" => Dtype::F32,
-        "'<i4'" => Dtype::I32,
-        "'<i8'" => Dtype::I64,
-        other => return Err(format!("its type {other} is none of f32, f16, i32, i64; convert it with astype")),
-    };
-    if value(header, "fortran_order")? != "False" {
-        return Err("it is in Fortran order; save numpy.ascontiguousarray of it".into());
-    }
+fn parse_header(header: &str, or_one: bool) -> Result<(Dtype, usize, usize), String> {
+    let dtype = Dtype::parse(value(header, "descr")?)?;
     let shape = value(header, "shape")?;
     let sizes = shape
-        .trim_matches(['(', ')'])
+        .trim_start_matches('(')
+        .trim_end_matches(')')
         .split(',')
         .map(str::trim)
         .filter(|size| !size.is_empty())
-        .map(|size| size.parse::<usize>().map_err(|_| format!("its shape {shape} makes no sense")))
+        // Python 2 wrote long integers with their suffix.
+        .map(|size| size.trim_end_matches('L').parse::<usize>())
+        .map(|size| size.map_err(|_| format!("its shape {shape} makes no sense")))
         .collect::<Result<Vec<_>, _>>()?;
+    if value(header, "fortran_order")? != "False" {
+        return Err("it is in Fortran order: save numpy.ascontiguousarray of it".into());
+    }
     match sizes.as_slice() {
         [rows, columns] => Ok((dtype, *rows, *columns)),
+        [columns] if or_one => Ok((dtype, 1, *columns)),
+        [_] => Err(format!("its shape is {shape}, one dimension: save .reshape(1, -1) of it if it is one vector")),
         _ => Err(format!("its shape is {shape}; two dimensions expected, a row per vector")),
     }
 }
 
-/// Writes rows of ids as an i64 array.
-pub(crate) fn write_ids(path: &Path, rows: &[Vec<i64>], columns: usize) -> Result<(), Failure> {
-    let failed = |e: std::io::Error| Failure(format!("{}: {e}", path.display()));
+/// Writes rows of ids as an i64 array; a row that has fewer than `columns` ends in -1.
+pub(crate) fn write_ids(out: &mut impl Write, rows: &[Vec<i64>], columns: usize) -> io::Result<()> {
     let mut header = format!("{{'descr': '<i8', 'fortran_order': False, 'shape': ({}, {columns}), }}", rows.len());
     // The data starts on a multiple of 64: magic, version and length take ten bytes, a line break ends the header.
     let padded = (10 + header.len() + 1).next_multiple_of(64) - 10;
     header.push_str(&" ".repeat(padded - header.len() - 1));
     header.push('\n');
-    let mut out = BufWriter::new(File::create(path).map_err(failed)?);
-    let mut write = || {
-        out.write_all(MAGIC)?;
-        out.write_all(&[1, 0])?;
-        out.write_all(&(header.len() as u16).to_le_bytes())?;
-        out.write_all(header.as_bytes())?;
-        rows.iter().flatten().try_for_each(|id| out.write_all(&id.to_le_bytes()))?;
-        out.flush()
-    };
-    write().map_err(failed)
+    out.write_all(MAGIC)?;
+    out.write_all(&[1, 0])?;
+    out.write_all(&(header.len() as u16).to_le_bytes())?;
+    out.write_all(header.as_bytes())?;
+    for row in rows {
+        let ids = row.iter().chain(std::iter::repeat_n(&-1, columns.saturating_sub(row.len())));
+        ids.take(columns).try_for_each(|id| out.write_all(&id.to_le_bytes()))?;
+    }
+    out.flush()
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     fn file(bytes: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -203,42 +254,113 @@ mod tests {
         bytes
     }
 
+    /// A file of one row of such a type, read as a vector.
+    fn row(descr: &str, data: &[u8], size: usize) -> Result<Vec<f32>, String> {
+        let shape = format!("(1, {})", data.len() / size);
+        let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+        let (_dir, path) = file(&npy(&header, data));
+        let mut rows = Rows::open(&path).map_err(|Failure(line)| line)?;
+        rows.vectors(1).map(|mut rows| rows.remove(0)).map_err(|Failure(line)| line)
+    }
+
     #[test]
-    fn vectors_of_both_types_are_read() {
-        let floats: Vec<u8> = [1.0f32, -2.5, 0.0, 4.0].iter().flat_map(|x| x.to_le_bytes()).collect();
-        let (_dir, path) = file(&npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }\n", &floats));
+    fn vectors_are_read_one_batch_after_another() {
+        let floats: Vec<u8> = [1.0f32, -2.5, 0.0, 4.0, 7.0, 8.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let (_dir, path) = file(&npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3L, 2L), }\n", &floats));
         let mut rows = Rows::open(&path).expect("opens");
-        assert_eq!((rows.rows(), rows.columns()), (2, 2));
+        assert_eq!((rows.rows(), rows.columns()), (3, 2));
         assert_eq!(rows.vectors(1).expect("a row"), [[1.0, -2.5]]);
-        assert_eq!(rows.vectors(1).expect("a row"), [[0.0, 4.0]]);
+        rows.skip(1).expect("a row");
+        assert_eq!(rows.vectors(1).expect("a row"), [[7.0, 8.0]]);
         let halves: Vec<u8> = [1.0f32, -2.5].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
         let (_dir, path) = file(&npy("{\"x\": 1, 'shape':(1,2),'fortran_order':False,'descr':'<f2'}", &halves));
         assert_eq!(Rows::open(&path).expect("opens").vectors(1).expect("a row"), [[1.0, -2.5]]);
     }
 
     #[test]
+    fn every_plain_number_becomes_the_nearest_f32_in_both_byte_orders() {
+        macro_rules! both {
+            ($descr:literal, $values:expr, $size:literal) => {
+                let values = $values;
+                let expected: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+                let little: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+                let big: Vec<u8> = values.iter().flat_map(|x| x.to_be_bytes()).collect();
+                assert_eq!(row(concat!("<", $descr), &little, $size).as_ref(), Ok(&expected), $descr);
+                assert_eq!(row(concat!(">", $descr), &big, $size).as_ref(), Ok(&expected), $descr);
+            };
+        }
+        both!("f8", [1.0f64, -2.5, 1e-300, 0.1], 8);
+        both!("f4", [1.0f32, -2.5, f32::MAX, 0.1], 4);
+        both!("i1", [1i8, -1, i8::MIN, i8::MAX], 1);
+        both!("i2", [1i16, -1, i16::MIN, i16::MAX], 2);
+        both!("i4", [1i32, -1, i32::MIN, i32::MAX], 4);
+        // Half way between two f32 plus a little: rounding twice would go the other way.
+        both!("i8", [1i64, -1, i64::MIN, (1 << 60) + (1 << 36) + 1], 8);
+        both!("u1", [1u8, 0, 200, u8::MAX], 1);
+        both!("u2", [1u16, 0, 40_000, u16::MAX], 2);
+        both!("u4", [1u32, 0, 1 << 31, u32::MAX], 4);
+        both!("u8", [1u64, 0, 1 << 63, u64::MAX], 8);
+        assert_eq!(row("|b1", &[0, 1, 1], 1), Ok(vec![0.0, 1.0, 1.0]));
+        let half = f16::from_f32(-2.5);
+        assert_eq!(row(">f2", &half.to_be_bytes(), 2), Ok(vec![-2.5]));
+    }
+
+    #[test]
+    fn a_number_that_no_finite_f32_is_near_is_named() {
+        let bytes = |values: &[f64]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let refused = row("<f8", &bytes(&[1.0, 1e300]), 8).expect_err("too large");
+        assert!(refused.contains("row 0: number 1 is 1e300, which is too large for an f32"), "{refused}");
+        let refused = row("<f8", &bytes(&[f64::NEG_INFINITY]), 8).expect_err("infinite");
+        assert!(refused.ends_with("row 0: number 0 is -inf"), "{refused}");
+        let refused = row("<f4", &[0, 0, 0xC0, 0x7F], 4).expect_err("no number");
+        assert!(refused.ends_with("row 0: number 0 is NaN"), "{refused}");
+    }
+
+    #[test]
+    fn one_dimension_is_one_row_where_that_is_meant() {
+        let data: Vec<u8> = [1.0f32, 2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let (_dir, path) = file(&npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", &data));
+        assert_eq!(Rows::open_or_one(&path).expect("opens").vectors(1).expect("a row"), [[1.0, 2.0]]);
+        let Err(Failure(line)) = Rows::open(&path) else { panic!("a row per vector is wanted") };
+        assert!(line.contains("reshape(1, -1)"), "{line}");
+    }
+
+    #[test]
     fn ids_are_read_as_they_were_written() {
-        let (_dir, path) = file(b"");
-        let ids = vec![vec![1, -1, i64::MAX], vec![4, 5, 6]];
-        write_ids(&path, &ids, 3).expect("written");
-        assert_eq!(std::fs::read(&path).expect("readable").len() % 64, 48);
+        let ids = vec![vec![1, -1, i64::MAX], vec![4, 5]];
+        let mut bytes = Vec::new();
+        write_ids(&mut bytes, &ids, 3).expect("written");
+        assert_eq!(bytes.len() % 64, 48);
+        let (_dir, path) = file(&bytes);
         let mut rows = Rows::open(&path).expect("opens");
-        assert_eq!(rows.ids(2).expect("ids"), ids);
-        assert!(Rows::open(&path).expect("opens").vectors(1).is_err(), "ids are no vectors");
+        assert_eq!(rows.ids(2).expect("ids"), [[1, -1, i64::MAX], [4, 5, -1]]);
+        let (_dir, path) = file(&npy("{'descr': '<u8', 'fortran_order': False, 'shape': (1, 1), }", &[0xFF; 8]));
+        let Err(Failure(line)) = Rows::open(&path).expect("opens").ids(1) else { panic!("no i64 holds that") };
+        assert!(line.contains("row 0: id 0 is 18446744073709551615"), "{line}");
+        let (_dir, path) = file(&npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1), }", &[0; 4]));
+        assert!(Rows::open(&path).expect("opens").ids(1).is_err(), "floats are no ids");
     }
 
     #[test]
     fn rubbish_is_refused_with_its_name() {
         let good = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }";
+        let mut long = MAGIC.to_vec();
+        long.extend([2, 0]);
+        long.extend(u32::MAX.to_le_bytes());
         let cases = [
             Vec::new(),
             b"PK\x03\x04 something else".to_vec(),
             MAGIC.to_vec(),
+            long,
             npy(good, &[0; 15]),
             npy(good, &[0; 17]),
-            npy(&good.replace("<f4", "<f8"), &[0; 32]),
+            npy(&good.replace("<f4", "<c8"), &[0; 32]),
+            npy(&good.replace("<f4", "|O"), &[0; 32]),
+            npy(&good.replace("'<f4'", "[('x', '<f4')]"), &[0; 16]),
+            npy(&good.replace("<f4", "<f16"), &[0; 64]),
+            npy(&good.replace("<f4", "€"), &[0; 16]),
             npy(&good.replace("False", "True"), &[0; 16]),
-            npy(&good.replace("(2, 2)", "(4,)"), &[0; 16]),
+            npy(&good.replace("(2, 2)", "()"), &[0; 4]),
             npy(&good.replace("(2, 2)", "(2, 2, 1)"), &[0; 16]),
             npy(&good.replace("(2, 2)", "(-2, 2)"), &[0; 16]),
             npy(&good.replace("(2, 2)", "(99999999999, 99999999999)"), &[0; 16]),

@@ -1,6 +1,7 @@
 //! What goes to stdout and stderr. A reader who has gone away is no reason to panic.
 
 use std::{
+    ffi::OsStr,
     io::{self, IsTerminal as _, Write as _},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -84,7 +85,32 @@ pub(crate) fn complain(text: &str) {
     drop(writeln!(io::stderr().lock(), "shardex: {text}"));
 }
 
+/// A command of this tool as a shell takes it.
+pub(crate) fn command(words: &[&OsStr]) -> String {
+    let mut line = String::from("shardex");
+    for word in words {
+        let word = word.to_string_lossy();
+        let plain = |c: char| c.is_alphanumeric() || "-_./:,+=@%".contains(c);
+        match !word.is_empty() && word.chars().all(plain) {
+            true => line.push_str(&format!(" {word}")),
+            false => line.push_str(&format!(" '{}'", word.replace('\'', r"'\''"))),
+        }
+    }
+    line
+}
+
 /// Milliseconds, for people.
 pub(crate) fn ms(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_quoted_where_a_shell_would_not_leave_it_alone() {
+        let words = ["ingest", "a b", "it's", "", "x.npy", "3..7"].map(OsStr::new);
+        assert_eq!(command(&words), r"shardex ingest 'a b' 'it'\''s' '' x.npy 3..7");
+    }
 }

@@ -5,36 +5,31 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use serde_json::json;
 use shardex::{
-    OpenOptions, SearchOptions, Shardex,
+    Hits, OpenOptions, SearchOptions, Shardex, ShardexError,
     env::{AllCores, Env, Executor, Inline},
 };
 
 use super::{
-    Answer, Failure, Outcome,
+    Answer, Failure, Outcome, admin,
     args::Search,
     block_on,
+    hits::{Found, print},
     npy::{self, Rows},
-    output::{Output, ms},
+    output::{self, Output, ms},
+    target::Target,
 };
 
-/// What came of one query.
-pub(super) struct Found {
-    query: usize,
-    pub(super) ids: Vec<u128>,
-    pub(super) scanned: usize,
-    pub(super) computed: usize,
-    pub(super) time: Duration,
-}
-
 pub(super) fn run(args: &Search, output: &Output) -> Outcome {
-    let mut rows = Rows::open(&args.queries)?;
+    let mut rows = Rows::open_or_one(&args.queries)?;
+    let target = target(args)?;
+    let truth = truth(args, rows.rows())?;
     let queries = rows.vectors(rows.rows())?;
-    let truth = truth(args, queries.len())?;
     let mut options = SearchOptions::new(args.k);
     options.slop = args.slop;
     options.recall = args.recall;
@@ -44,9 +39,10 @@ pub(super) fn run(args: &Search, output: &Output) -> Outcome {
         true => Arc::new(AllCores),
         false => Arc::new(Inline),
     };
-    block_on(args.threads, async {
+    block_on(1, async {
         let env = Env { executor, ..Env::system() };
         let index = Shardex::open_in(&args.dir, OpenOptions::default(), env).await?;
+        let read_only = admin::read_only(&index.stats().await?);
         // As peers load an index before they are measured: what is read for the first time is checked first.
         let began = Instant::now();
         index.snapshot().await?.warm()?;
@@ -58,21 +54,60 @@ pub(super) fn run(args: &Search, output: &Output) -> Outcome {
         };
         let seconds = began.elapsed().as_secs_f64();
         index.close().await?;
-        report(args, &found?, (seconds, warm), truth.as_deref(), output)
+        let found = found.map_err(|Failure(what)| match what.starts_with("query ") {
+            true => Failure(format!("{}: {what}", rows.name())),
+            false => Failure(what),
+        })?;
+        if let Some(target) = target {
+            write(target, &found, args.k)?;
+        }
+        if !args.quiet {
+            print(&found, args.show, output);
+        }
+        report(args, &found, (seconds, warm), truth.as_deref(), output);
+        if let Some(why) = read_only {
+            output::complain(&format!("the index is {why}"));
+        }
+        Ok(Answer::Yes)
     })
+}
+
+/// The file that the ids go to: begun before the search, so that a mistake costs nothing.
+fn target(args: &Search) -> Result<Option<Target>, Failure> {
+    let Some(out) = &args.out else { return Ok(None) };
+    let inputs: Vec<_> = [Some(&args.queries), args.truth.as_ref()].into_iter().flatten().map(AsRef::as_ref).collect();
+    Target::begin(out, args.force, &args.dir, &inputs).map(Some)
+}
+
+/// Writes the ids that were found.
+fn write(target: Target, found: &[Found], k: usize) -> Result<(), Failure> {
+    let id = |id: u128| i64::try_from(id).map_err(|_| Failure(format!("--out: id {id} does not fit an i64")));
+    let row = |found: &Found| found.ids().map(id).collect::<Result<Vec<_>, _>>();
+    let rows = found.iter().map(row).collect::<Result<Vec<_>, _>>()?;
+    target.finish(|out| npy::write_ids(out, &rows, k))
 }
 
 fn truth(args: &Search, queries: usize) -> Result<Option<Vec<Vec<i64>>>, Failure> {
     let Some(path) = &args.truth else { return Ok(None) };
-    let mut rows = Rows::open(path)?;
+    let mut rows = Rows::open_or_one(path)?;
     if rows.rows() < queries || rows.columns() < args.k {
-        let (rows, columns, k) = (rows.rows(), rows.columns(), args.k);
-        let name = path.display();
+        let (name, rows, columns, k) = (rows.name(), rows.rows(), rows.columns(), args.k);
         return Err(Failure(format!("{name}: {rows} rows of {columns} ids for {queries} queries of k = {k}")));
     }
     let mut ids = rows.ids(queries)?;
     ids.iter_mut().for_each(|row| row.truncate(args.k));
     Ok(Some(ids))
+}
+
+/// An error of one query, which is named once.
+fn of_query(query: usize, error: ShardexError) -> Failure {
+    match error {
+        ShardexError::InvalidVector { reason, .. } => Failure(format!("query {query}: {reason}")),
+        ShardexError::InvalidDimension { expected, actual, .. } => {
+            Failure(format!("query {query}: it has {actual} numbers, and the index holds vectors of {expected}"))
+        }
+        other => other.into(),
+    }
 }
 
 /// Asks every query once; several threads take them in turn. The answers come in the order of the queries.
@@ -82,34 +117,39 @@ pub(super) async fn ask_all(
     options: &SearchOptions,
     threads: usize,
 ) -> Result<Vec<Found>, Failure> {
-    let (queries, next) = (Arc::new(queries), Arc::new(AtomicUsize::new(0)));
-    let work = || {
-        let (index, queries, next, options) = (index.clone(), Arc::clone(&queries), Arc::clone(&next), options.clone());
-        async move {
-            let mut found = Vec::new();
-            loop {
-                let query = next.fetch_add(1, Ordering::Relaxed);
-                let Some(vector) = queries.get(query) else { return Ok::<_, Failure>(found) };
-                let began = Instant::now();
-                let hits = index
-                    .search_in_place(vector, &options)
-                    .await
-                    .map_err(|error| Failure(format!("query {query}: {error}")))?;
-                let ids = hits.iter().map(|hit| hit.document_id.0).collect();
-                let time = began.elapsed();
-                found.push(Found { query, ids, scanned: hits.scanned(), computed: hits.computed(), time });
-            }
+    let next = AtomicUsize::new(0);
+    let runtime = tokio::runtime::Handle::current();
+    let work = async || {
+        let mut found = Vec::new();
+        loop {
+            let query = next.fetch_add(1, Ordering::Relaxed);
+            let Some(vector) = queries.get(query) else { return Ok::<_, Failure>(found) };
+            let began = Instant::now();
+            let hits = index.search_in_place(vector, options).await.map_err(|error| of_query(query, error))?;
+            found.push(Found::new(query, &hits, || began.elapsed()));
         }
     };
-    let mut found = Vec::with_capacity(queries.len());
     if threads == 1 {
-        found = work().await?;
-    } else {
-        let tasks: Vec<_> = (0..threads).map(|_| tokio::spawn(work())).collect();
-        for task in tasks {
-            found.extend(task.await.map_err(|error| Failure(format!("a search stopped: {error}")))??);
-        }
+        return work().await;
     }
+    // A search waits for nobody, so neither does this.
+    let answers = thread::scope(|scope| {
+        let mut searching = Vec::new();
+        for started in 0..threads.min(queries.len()) {
+            let start = thread::Builder::new().spawn_scoped(scope, || runtime.block_on(work()));
+            searching.push(start.map_err(|error| {
+                // The others have no more to do.
+                next.store(queries.len(), Ordering::Relaxed);
+                Failure(format!("--threads {threads}: only {started} could be started ({error}): ask for fewer"))
+            })?);
+        }
+        let joined = searching.into_iter().map(|thread| match thread.join() {
+            Ok(found) => found,
+            Err(_) => Err(Failure("a thread that searched has panicked".to_owned())),
+        });
+        joined.collect::<Result<Vec<_>, _>>()
+    })?;
+    let mut found: Vec<Found> = answers.into_iter().flatten().collect();
     found.sort_by_key(|found| found.query);
     Ok(found)
 }
@@ -117,13 +157,14 @@ pub(super) async fn ask_all(
 /// Asks all queries in one call. Each counts as taking its share of the time.
 async fn ask_at_once(index: &Shardex, queries: &[Vec<f32>], options: &SearchOptions) -> Result<Vec<Found>, Failure> {
     let began = Instant::now();
-    let answers = index.search_many_in_place(queries, options).await?;
+    let answers: Vec<Hits> = index.search_many_in_place(queries, options).await.map_err(|error| match error {
+        ShardexError::InvalidVector { index, .. } | ShardexError::InvalidDimension { index, .. } => {
+            of_query(index, error)
+        }
+        other => other.into(),
+    })?;
     let time = began.elapsed() / queries.len().max(1) as u32;
-    let found = answers.into_iter().enumerate().map(|(query, hits)| {
-        let ids = hits.iter().map(|hit| hit.document_id.0).collect();
-        Found { query, ids, scanned: hits.scanned(), computed: hits.computed(), time }
-    });
-    Ok(found.collect())
+    Ok(answers.iter().enumerate().map(|(query, hits)| Found::new(query, hits, || time)).collect())
 }
 
 /// The share of the true ids that were found.
@@ -132,7 +173,7 @@ pub(super) fn recall(found: &[Found], truth: &[Vec<i64>], k: usize) -> f64 {
         .iter()
         .zip(truth)
         .map(|(found, truth)| {
-            truth.iter().filter(|&&id| u128::try_from(id).is_ok_and(|id| found.ids.contains(&id))).count()
+            truth.iter().filter(|&&id| u128::try_from(id).is_ok_and(|id| found.ids().any(|found| found == id))).count()
         })
         .sum();
     hits as f64 / (found.len() * k).max(1) as f64
@@ -152,21 +193,9 @@ fn report(
     (seconds, warm): (f64, Duration),
     truth: Option<&[Vec<i64>]>,
     output: &Output,
-) -> Outcome {
-    if let Some(path) = &args.out {
-        let rows: Vec<Vec<i64>> = found
-            .iter()
-            .map(|found| {
-                let id = |&id: &u128| i64::try_from(id).map_err(|_| Failure(format!("id {id} does not fit an i64")));
-                let mut row = found.ids.iter().map(id).collect::<Result<Vec<_>, _>>()?;
-                row.resize(args.k, -1);
-                Ok::<_, Failure>(row)
-            })
-            .collect::<Result<_, _>>()?;
-        npy::write_ids(path, &rows, args.k)?;
-    }
+) {
     let queries = found.len();
-    let qps = queries as f64 / seconds;
+    let qps = if seconds > 0.0 { queries as f64 / seconds } else { 0.0 };
     let scanned = found.iter().map(|found| found.scanned).sum::<usize>() as f64 / queries.max(1) as f64;
     let computed = found.iter().map(|found| found.computed).sum::<usize>() as f64 / queries.max(1) as f64;
     let times = || found.iter().map(|found| found.time);
@@ -193,5 +222,4 @@ fn report(
         text.push_str(&format!("; recall@{} {recall:.4}", args.k));
     }
     output.result(&object, &text);
-    Ok(Answer::Yes)
 }

@@ -138,7 +138,8 @@ impl<S: Storage> Engine<S> {
         }
         let newest = self.roots.newest();
         if !force && !self.is_unflushed() {
-            return Ok(FlushStep::Done(Box::default()));
+            let (checkpoint_lsn, generation) = (newest.checkpoint, newest.generation);
+            return Ok(FlushStep::Done(Box::new(FlushStats { checkpoint_lsn, generation, ..FlushStats::default() })));
         }
         let began = self.clock.elapsed();
         self.wal.write_out()?;

@@ -8,7 +8,7 @@
 
 use super::names;
 use crate::{
-    error::Result,
+    error::{Result, ShardexError},
     lease::IndexLock,
     storage::{Storage, StorageLock as _},
 };
@@ -17,7 +17,7 @@ use crate::{
 pub(super) struct LockedDirectory<S: Storage> {
     directory: S::Lock,
     data: Option<S::Lock>,
-    /// Names of its files, sorted.
+    /// Names of its files, sorted, without those that are tolerated.
     pub(super) found: Vec<String>,
 }
 
@@ -29,8 +29,9 @@ impl<S: Storage> LockedDirectory<S> {
     pub(super) fn take(storage: &S) -> Result<Self> {
         let directory = storage.lock(names::LOCK)?;
         let data_and_list = || {
-            let found = storage.list()?;
-            let data = if has(&found, names::DATA) { Some(storage.lock(names::DATA)?) } else { None };
+            let mut found = storage.list()?;
+            found.retain(|name| !names::TOLERATED.contains(&name.as_str()));
+            let data = if has(&found, names::DATA) { Some(storage.lock(names::DATA).map_err(not_a_file)?) } else { None };
             Ok((found, data))
         };
         match data_and_list() {
@@ -61,6 +62,16 @@ impl<S: Storage> LockedDirectory<S> {
     /// Removes the file `LOCK` if taking the lock made it.
     pub(super) fn withdraw(&self) {
         self.directory.withdraw();
+    }
+}
+
+/// What is not a file is in the place of one: damage.
+fn not_a_file(error: ShardexError) -> ShardexError {
+    match error {
+        ShardexError::Io { path, source, .. } if source.kind() == std::io::ErrorKind::IsADirectory => {
+            ShardexError::Corruption { file: path, offset: 0, what: "a directory is in the place of the file".into() }
+        }
+        error => error,
     }
 }
 

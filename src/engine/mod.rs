@@ -350,6 +350,10 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// As [`flush`](Self::flush). The lock is released by dropping the engine, whatever came of this.
     pub fn close(&mut self) -> Result<()> {
+        if self.read_only.is_some() && self.poisoned.is_none() {
+            // Every write was refused, so there is nothing to flush and the log stays as the crash left it.
+            return Ok(());
+        }
         if self.options.flush_on_close {
             self.flush()?;
         } else {
@@ -425,6 +429,7 @@ impl<S: Storage> Engine<S> {
             flush_totals: counters.flush_totals.clone(),
             recovery: self.recovery.clone(),
             poisoned: self.poisoned.clone(),
+            read_only: self.read_only.as_ref().map(ToString::to_string),
         })
     }
 

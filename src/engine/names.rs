@@ -12,3 +12,6 @@ pub const ROOT_NEW: &str = "root.new";
 pub const LOCK: &str = "LOCK";
 /// All of them.
 pub const ALL: [&str; 5] = [DATA, WAL, ROOT, ROOT_NEW, LOCK];
+
+/// Entries that a file system or a desktop puts into a fresh volume. An index beside them is fine, and they stay.
+pub const TOLERATED: [&str; 2] = ["lost+found", ".DS_Store"];

@@ -186,9 +186,9 @@ impl<F: StorageFile> Found<F> {
                 what: format!("its roots {} and {} contradict each other", older.generation, newest.generation),
             });
         }
-        let data = DataFile::open(storage, &lock, geometry)?;
+        let data = DataFile::open(storage, &lock, geometry).map_err(missing_part)?;
         check_part(data.raw(), &DATA_MAGIC, newest.index_id)?;
-        let wal_file = PlainFile::open(storage, names::WAL, &lock)?;
+        let wal_file = PlainFile::open(storage, names::WAL, &lock).map_err(missing_part)?;
         check_part(wal_file.raw(), &WAL_MAGIC, newest.index_id)?;
         let least = newest.data_pages.saturating_mul(page_size as u64);
         if !site::holds(site::Kind::ErrorCheck, data.raw().len()? >= least) {
@@ -314,6 +314,17 @@ impl<F: StorageFile> Found<F> {
         }
         engine.recovery.duration = engine.clock.elapsed().saturating_sub(began);
         Ok(engine)
+    }
+}
+
+/// A file that is not there, although there is a root, is damage.
+fn missing_part(error: ShardexError) -> ShardexError {
+    match error {
+        ShardexError::Io { path, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            let what = "the file is missing, yet the index has a root: put it back".to_owned();
+            ShardexError::Corruption { file: path, offset: 0, what }
+        }
+        error => error,
     }
 }
 
@@ -469,7 +480,14 @@ impl<S: Storage> Engine<S> {
             return self.start_after(Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() });
         }
         self.counters.barriers += 1;
-        self.roots.restore(B4)?;
+        match self.roots.restore(B4) {
+            Err(error) if error.is_out_of_space() => {
+                self.read_only = Some(error);
+                site::reach(Mark::ReadOnly);
+                return self.start_after(Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() });
+            }
+            done => done?,
+        }
         let mut replayed = Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() };
         let applied = wal::replay(source.raw(), layout, (self.index_id, epoch), start, checkpoint, |record| {
             self.replay_record(&record)?;

@@ -192,4 +192,7 @@ pub struct IndexStats {
     pub recovery: RecoveryStats,
     /// What poisoned the handle, if it is poisoned.
     pub poisoned: Option<String>,
+    /// Why the handle refuses writes: the open found no room to recover. Searches then see the newest state that needs no
+    /// room, and nothing durable is lost. Recover by making room and opening again.
+    pub read_only: Option<String>,
 }

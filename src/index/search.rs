@@ -22,7 +22,7 @@ use crate::{
     lease::Lease,
     posting::{SearchResponse, SearchResult},
     shard::{self, DataFile, Shard},
-    storage::StorageFile,
+    storage::{MmapFile, StorageFile},
 };
 
 /// Lower is nearer, by the index's metric.
@@ -35,7 +35,7 @@ pub(super) fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
 
 /// The postings that a search found, read in place: nothing is copied until it is asked for, and the places they lie in
 /// stay as they are while this lives.
-pub struct Hits<F: StorageFile> {
+pub struct Hits<F: StorageFile = MmapFile> {
     snapshot: Arc<Snapshot<F::Lent>>,
     data: Arc<DataFile<F>>,
     nearest: Vec<Candidate>,

@@ -192,6 +192,31 @@ fn directories_that_are_no_index_are_refused_and_left_alone() {
     assert!(matches!(open(&rubbish), Err(ShardexError::NotAnIndex { .. })));
 }
 
+/// What a file system or a desktop puts into a fresh volume is nobody's data.
+#[test]
+fn a_fresh_volume_becomes_an_index_and_keeps_what_it_came_with() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let volume = dir.path();
+    fs::create_dir(volume.join("lost+found")).expect("a directory");
+    fs::write(volume.join(".DS_Store"), "icons").expect("a file");
+    // A `create` that was interrupted is cleared beside it.
+    fs::write(volume.join("data"), vec![0; 4096]).expect("a file");
+    let make = || block_on(Shardex::create(ShardexConfig::new(volume).vector_size(DIMENSION).metric(Metric::L2)));
+    let index = make().expect("made");
+    block_on(index.add_postings(documents(0..20))).expect("accepted");
+    block_on(index.close()).expect("closed");
+    for open in [true, false] {
+        let index = if open { block_on(Shardex::open(volume)).expect("opens") } else { make().expect("opens") };
+        assert_eq!(block_on(index.stats()).expect("stats").total_postings, 20);
+        block_on(index.close()).expect("closed");
+    }
+    assert!(volume.join("lost+found").is_dir());
+    assert_eq!(fs::read(volume.join(".DS_Store")).expect("readable"), b"icons");
+    fs::remove_file(volume.join("root")).expect("removed");
+    fs::write(volume.join("letters.txt"), "dear").expect("a file");
+    assert!(matches!(make(), Err(ShardexError::AlreadyExists { reason, .. }) if reason.contains("letters.txt")));
+}
+
 #[test]
 fn create_opens_what_has_the_same_configuration_and_refuses_what_has_not() {
     with_index(async |index, config| {

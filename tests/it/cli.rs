@@ -4,7 +4,9 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -12,10 +14,37 @@ use tempfile::TempDir;
 
 use crate::support::vector;
 
+mod damage;
+mod edges;
+mod stops;
+
 const DIMENSION: usize = 8;
 
 fn shardex() -> Command {
     Command::new(env!("CARGO_BIN_EXE_shardex"))
+}
+
+/// What comes before the data of an array.
+fn header(descr: &str, shape: &str) -> Vec<u8> {
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes
+}
+
+/// Waits for the end of a process; one that hangs is killed far above what it needs, and fails the test.
+#[track_caller]
+fn ended(mut child: Child) -> Output {
+    let limit = Instant::now() + Duration::from_secs(120);
+    while child.try_wait().expect("a state").is_none() {
+        if Instant::now() > limit {
+            child.kill().expect("killed");
+            panic!("it hangs");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output().expect("its output")
 }
 
 /// A directory with what a test needs.
@@ -31,10 +60,7 @@ impl Desk {
     }
 
     fn npy(&self, name: &str, descr: &str, shape: (usize, usize), data: &[u8]) -> PathBuf {
-        let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape:?}, }}\n");
-        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-        bytes.extend((header.len() as u16).to_le_bytes());
-        bytes.extend(header.as_bytes());
+        let mut bytes = header(descr, &format!("{shape:?}"));
         bytes.extend(data);
         let path = self.path(name);
         fs::write(&path, bytes).expect("written");
@@ -110,12 +136,12 @@ fn ingest_search_remove_flush_stats_check() {
     assert_eq!((code, &object["queries"], &object["recall"]), (0, &20.into(), &1.0.into()));
     assert_eq!(ids(&out), (0..20).collect::<Vec<i64>>());
     let mut exact = search.to_vec();
-    exact.extend([&"--exact" as &dyn AsRef<std::ffi::OsStr>, &"--threads", &"2"]);
+    exact.extend([&"--exact" as &dyn AsRef<std::ffi::OsStr>, &"--threads", &"2", &"--force"]);
     let (_, object) = desk.json(&exact);
     assert_eq!((&object["scanned"], &object["recall"]), (&500.0.into(), &1.0.into()));
     for threads in ["1", "2"] {
         let mut batched = search.to_vec();
-        batched.extend([&"--batched" as &dyn AsRef<std::ffi::OsStr>, &"--exact", &"--threads", &threads]);
+        batched.extend([&"--batched" as &dyn AsRef<std::ffi::OsStr>, &"--exact", &"--threads", &threads, &"--force"]);
         let (_, object) = desk.json(&batched);
         assert_eq!((&object["scanned"], &object["recall"]), (&500.0.into(), &1.0.into()));
         assert_eq!(ids(&out), (0..20).collect::<Vec<i64>>());
@@ -267,7 +293,7 @@ fn mistakes_in_any_argument_are_one_line_that_says_what_to_do() {
     desk.fails(&[&"search", &dir, &rows, &"--slop", &"0"], "at least 1");
     desk.fails(&[&"search", &dir, &rows, &"--threads", &"0"], "at least 1");
     desk.fails(&[&"search", &dir, &rows, &"--truth", &rows], "8 ids for 50 queries of k = 10");
-    desk.fails(&[&"search", &dir, &rows, &"-k", &"2", &"--truth", &rows], "ids of i32 or i64");
+    desk.fails(&[&"search", &dir, &rows, &"-k", &"2", &"--truth", &rows], "ids of an integer type");
     desk.fails(&[&"search", &dir, &rows, &"--out", &missing.join("x").join("y")], "missing");
     desk.fails(&[&"remove", &dir, &"--ids", &"5..5"], "holds no id");
     desk.fails(&[&"remove", &dir, &"--ids", &"five"], "A..B");

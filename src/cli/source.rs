@@ -1,0 +1,88 @@
+//! Where a command reads from: a regular file, or a pipe that somebody writes to.
+//!
+//! A named pipe is refused rather than opened: an open of one waits until somebody opens its other end, perhaps forever.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufReader, IsTerminal as _, Read},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
+use super::Failure;
+
+/// What stands for stdin where a file is named.
+const STDIN: &str = "-";
+
+/// Bytes read at once.
+const BUFFER: usize = 1 << 20;
+
+/// An open source.
+pub(crate) struct Source {
+    /// The source as messages name it.
+    pub(crate) name: String,
+    pub(crate) reader: Box<dyn Read>,
+    /// Bytes in it, if that can be told before they are read.
+    pub(crate) len: Option<u64>,
+}
+
+/// Whether stdin was taken already: it can be read once.
+static STDIN_TAKEN: AtomicBool = AtomicBool::new(false);
+
+impl Source {
+    /// Opens what `path` names; `-` is stdin. Never waits for another process.
+    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
+        let name = path.display().to_string();
+        let failed = |e: io::Error| Failure(format!("{name}: {e}"));
+        if path.as_os_str() == STDIN {
+            return Self::stdin("stdin".to_owned());
+        }
+        let found = fs::metadata(path).map_err(failed)?;
+        let kind = found.file_type();
+        if found.is_dir() {
+            return Err(Failure(format!("{name} is a directory: name an .npy file, or `{STDIN}` for stdin")));
+        }
+        if found.is_file() {
+            let reader = BufReader::with_capacity(BUFFER, File::open(path).map_err(failed)?);
+            return Ok(Self { name, reader: Box::new(reader), len: Some(found.len()) });
+        }
+        if is_stdin(&found) {
+            return Self::stdin(name);
+        }
+        // What a shell makes of `<(…)`: the pipe is open already, so an open of it waits for nobody.
+        let inherited = ["/dev/fd", "/proc"].iter().any(|place| path.starts_with(place));
+        match kind.is_fifo() && inherited {
+            true => Self::inherited(path, name),
+            false => Err(Failure(format!("{name} is no regular file: read it as `{STDIN}`, with `< {name}`"))),
+        }
+    }
+
+    fn stdin(name: String) -> Result<Self, Failure> {
+        if io::stdin().is_terminal() {
+            return Err(Failure(format!("{name} is a terminal: pipe an .npy file into this command, or name one")));
+        }
+        if STDIN_TAKEN.swap(true, Ordering::Relaxed) {
+            return Err(Failure(format!("{name} can be read only once: name a file for the other argument")));
+        }
+        Ok(Self { name, reader: Box::new(BufReader::with_capacity(BUFFER, io::stdin())), len: None })
+    }
+
+    /// A pipe of this process, under the name of its descriptor.
+    fn inherited(path: &Path, name: String) -> Result<Self, Failure> {
+        let failed = |e: io::Error| Failure(format!("{name}: {e}"));
+        // Without waiting, for the descriptor may be of a named pipe whose writers are gone; the reads then do wait.
+        let flags = OFlags::NONBLOCK.bits() as i32;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+        let flags = fcntl_getfl(&file).map_err(|e| failed(e.into()))?;
+        fcntl_setfl(&file, flags - OFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
+        Ok(Self { name, reader: Box::new(BufReader::with_capacity(BUFFER, file)), len: None })
+    }
+}
+
+/// Whether this is what stdin is connected to.
+fn is_stdin(found: &fs::Metadata) -> bool {
+    rustix::fs::fstat(io::stdin()).is_ok_and(|stdin| (stdin.st_dev, stdin.st_ino) == (found.dev(), found.ino()))
+}

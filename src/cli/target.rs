@@ -1,0 +1,117 @@
+//! Files that a command writes. Invariants:
+//! 1. A file that exists is replaced only where the caller says so.
+//! 2. Nothing is written into the directory of an index, whatever the caller says and however the path leads there.
+//! 3. A file appears whole, by a rename, or not at all.
+
+use std::{
+    fs,
+    io::{self, BufWriter, Write},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use tempfile::NamedTempFile;
+
+use super::Failure;
+
+/// A file to be, under another name until it is finished.
+pub(crate) struct Target {
+    name: String,
+    path: PathBuf,
+    replace: bool,
+    file: NamedTempFile,
+}
+
+impl Target {
+    /// Begins a file. `replace` allows it to replace one that is there, but none of `inputs` and no file of the index in
+    /// `index`.
+    pub(crate) fn begin(path: &Path, replace: bool, index: &Path, inputs: &[&Path]) -> Result<Self, Failure> {
+        let name = path.display().to_string();
+        let wrong = |what: &str| Failure(format!("{name}: {what}"));
+        // Links are followed, so that what is judged is the place where the bytes would go.
+        let path = match fs::canonicalize(path) {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => real(path).map_err(|e| wrong(&e.to_string()))?,
+            Err(e) => return Err(wrong(&e.to_string())),
+        };
+        let parent = path.parent().ok_or_else(|| wrong("it is a directory, not a file"))?;
+        outside(parent, index).map_err(|what| wrong(&what))?;
+        if let Ok(found) = fs::metadata(&path) {
+            if !found.is_file() {
+                return Err(wrong("it is no regular file: name a new one"));
+            }
+            let same = |other: &Path| fs::metadata(other).is_ok_and(|other| identity(&other) == identity(&found));
+            if fs::read_dir(index).is_ok_and(|entries| entries.flatten().any(|entry| same(&entry.path()))) {
+                return Err(wrong("it is a file of the index, under another name: name another file"));
+            }
+            if inputs.iter().any(|input| same(input)) {
+                return Err(wrong("this command reads it: name another file"));
+            }
+            if !replace {
+                return Err(wrong("the file exists: name another one, or add --force to replace it"));
+            }
+        }
+        let file = tempfile::Builder::new()
+            .prefix(".shardex-")
+            // What the process's mask leaves of it, as of any new file.
+            .permissions(fs::Permissions::from_mode(0o666))
+            .tempfile_in(parent)
+            .map_err(|e| wrong(&e.to_string()))?;
+        Ok(Self { name, path, replace, file })
+    }
+
+    /// Writes the file, and gives it its name.
+    pub(crate) fn finish(self, write: impl FnOnce(&mut BufWriter<&fs::File>) -> io::Result<()>) -> Result<(), Failure> {
+        let Self { name, path, replace, file } = self;
+        let failed = |e: io::Error| Failure(format!("{name}: {e}"));
+        let mut out = BufWriter::new(file.as_file());
+        write(&mut out).and_then(|()| out.flush()).map_err(failed)?;
+        drop(out);
+        let named = if replace { file.persist(&path) } else { file.persist_noclobber(&path) };
+        named.map(drop).map_err(|e| failed(e.error))
+    }
+}
+
+/// Refuses a directory that belongs to an index: no command makes anything of its own there.
+pub(crate) fn outside_every_index(dir: &Path) -> Result<(), Failure> {
+    // One that does not exist is the business of whoever makes something in it.
+    let Ok(real) = fs::canonicalize(dir) else { return Ok(()) };
+    outside(&real, &real.join("-")).map_err(|what| Failure(format!("{}: {what}", dir.display())))
+}
+
+/// Where a file that is not there yet would be: its directory is there, or nothing can be made in it.
+fn real(path: &Path) -> io::Result<PathBuf> {
+    // A link whose target is missing would be followed by whoever writes through it.
+    let path = match fs::read_link(path) {
+        Ok(target) => path.parent().unwrap_or(Path::new("")).join(target),
+        Err(_) => path.to_path_buf(),
+    };
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    Ok(fs::canonicalize(parent)?.join(name))
+}
+
+fn identity(found: &fs::Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}
+
+/// Refuses a directory in or below that of `index` or of any other.
+fn outside(dir: &Path, index: &Path) -> Result<(), String> {
+    let index = fs::metadata(index).ok().map(|found| identity(&found));
+    for dir in dir.ancestors() {
+        let it = fs::metadata(dir).ok().map(|found| identity(&found));
+        if is_index(dir) || (it.is_some() && it == index) {
+            return Err(format!("{} is the directory of an index, which holds nothing else", dir.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a directory holds an index, perhaps a damaged one.
+fn is_index(dir: &Path) -> bool {
+    // One of its files may be missing.
+    ["root", "data", "wal"].iter().filter(|name| dir.join(name).is_file()).count() >= 2
+}
