@@ -202,5 +202,5 @@ fn stats_text(stats: &IndexStats) -> String {
 /// What a person is to know of an index that its open could not recover.
 pub(super) fn read_only(stats: &IndexStats) -> Option<String> {
     let why = stats.read_only.as_ref()?;
-    Some(format!("read-only, and what is only in the log is not seen until the next open that finds room: {why}"))
+    Some(format!("read-only, and searches may miss what only the log holds until an open finds room: {why}"))
 }

@@ -9,6 +9,7 @@ use std::{path::Path, time::Instant};
 use serde_json::json;
 use shardex::{
     DocumentId, Durability, FlushStats, IndexStats, OpenOptions, Posting, Shardex, ShardexConfig, ShardexError,
+    storage::{MmapStorage, Storage as _},
 };
 
 use super::{
@@ -106,10 +107,32 @@ async fn open(args: &Ingest, rows: &Rows) -> Result<(Shardex, Made), Failure> {
                 outside_every_index(parent)?;
             }
             let made = if args.dir.exists() { Made::Files } else { Made::Directory };
-            Ok((Shardex::create(config(args, rows.columns(), options)).await?, made))
+            match Shardex::create(config(args, rows.columns(), options)).await {
+                Ok(index) => Ok((index, made)),
+                Err(error) => {
+                    if made == Made::Directory {
+                        clear(&args.dir);
+                    }
+                    Err(error.into())
+                }
+            }
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Takes away what a `create` that failed has left in the directory that it made. What cannot be taken away is cleared by the
+/// next `create`.
+fn clear(dir: &Path) {
+    let Ok(_lock) = MmapStorage::new(dir).lock() else { return };
+    // Somebody else may have had more luck meanwhile.
+    if dir.join(FILES[0]).exists() {
+        return;
+    }
+    for name in FILES.iter().chain(&["root.new"]) {
+        drop(std::fs::remove_file(dir.join(name)));
+    }
+    drop(std::fs::remove_dir(dir));
 }
 
 /// Refuses an index that is not as the arguments and the file say.

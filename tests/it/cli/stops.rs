@@ -69,6 +69,41 @@ fn an_ingest_that_meets_a_bad_row_says_how_to_go_on_and_that_works() {
     assert_eq!(ids(&out), expected);
 }
 
+/// Runs an ingest whose files may have no more than so many blocks of 512 bytes, as if the disk were full there.
+fn limited(blocks: usize, dir: &Path, file: &Path, options: &[&str]) -> (Option<i32>, String) {
+    // Without the trap the first store beyond the limit kills.
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+    let output = Command::new("sh")
+        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_shardex"), "ingest"])
+        .args([dir, file])
+        .args(options)
+        .stdin(Stdio::null())
+        .output()
+        .expect("it runs");
+    (output.status.code(), String::from_utf8(output.stderr).expect("text"))
+}
+
+#[test]
+fn an_ingest_without_room_leaves_no_index_or_says_what_is_durable() {
+    let desk = Desk::new();
+    let (dir, dimension) = (desk.path("index"), 64);
+    let data: Vec<u8> = (0..20_000).flat_map(|n| vector(n, dimension)).flat_map(f32::to_le_bytes).collect();
+    let file = desk.npy("rows.npy", "<f4", (20_000, dimension), &data);
+    // Too little for an empty index; enough for that, and too little for the first batch.
+    for (blocks, batch) in [(64, "100"), (10_240, "20000")] {
+        let (code, error) = limited(blocks, &dir, &file, &["--batch", batch]);
+        assert_eq!(code, Some(2), "{error}");
+        assert!(!dir.exists(), "{blocks} blocks: {error}");
+    }
+    let (code, error) = limited(10_240, &dir, &file, &["--batch", "500", "--metric", "l2"]);
+    assert!(code == Some(2) && error.lines().count() == 1, "{error}");
+    let there = desk.json(&[&"stats", &dir]).1["total_postings"].as_u64().expect("a number");
+    assert!(there > 0 && error.contains(&format!("rows 0 to {} are durable", there - 1)), "{there}: {error}");
+    let output = run(quoted(&error));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(desk.json(&[&"stats", &dir]).1["total_postings"], 20_000);
+}
+
 /// Feeds an ingest through a pipe without end, and sends it a signal when it has committed something.
 fn interrupted(dir: &Path, signal: &str, options: &[&str]) -> (Output, String) {
     let mut child = shardex()
