@@ -9,7 +9,6 @@ use std::{path::Path, time::Instant};
 use serde_json::json;
 use shardex::{
     DocumentId, Durability, FlushStats, IndexStats, OpenOptions, Posting, Shardex, ShardexConfig, ShardexError,
-    storage::{MmapStorage, Storage as _},
 };
 
 use super::{
@@ -124,7 +123,10 @@ async fn open(args: &Ingest, rows: &Rows) -> Result<(Shardex, Made), Failure> {
 /// Takes away what a `create` that failed has left in the directory that it made. What cannot be taken away is cleared by the
 /// next `create`.
 fn clear(dir: &Path) {
-    let Ok(_lock) = MmapStorage::new(dir).lock() else { return };
+    let lock = std::fs::OpenOptions::new().write(true).open(dir.join("LOCK"));
+    if lock.as_ref().is_ok_and(|lock| lock.try_lock().is_err()) {
+        return;
+    }
     // Somebody else may have had more luck meanwhile.
     if dir.join(FILES[0]).exists() {
         return;
