@@ -26,6 +26,9 @@ pub const EXTENT_SLOTS: usize = 64;
 /// A vector's first byte lies on a multiple of this within its file.
 pub const EXTENT_ALIGN: usize = 64;
 
+/// Largest LSN, epoch, generation, segment number or count that a file may hold: counting on from it never overflows.
+pub const MAX_COUNT: u64 = 1 << 62;
+
 /// Largest encoded batch of adds or removals, in bytes of WAL payload.
 pub const MAX_BATCH_BYTES: u64 = 1 << 30;
 

@@ -13,7 +13,7 @@ use rand::RngExt as _;
 
 use super::{
     batch::Row,
-    working::{Totals, Touched, Working},
+    working::{SharedShard, Totals, Touched, Working},
 };
 use crate::{
     distance,
@@ -21,7 +21,7 @@ use crate::{
     error::{Result, ShardexError},
     id::{DocumentId, Generation, ShardId},
     limits,
-    shard::{Cause, DataFile, Place, Shard, StoredPosting, split},
+    shard::{Cause, DataFile, Lookup, Place, Shard, StoredPosting, split},
     site::{self, Kind, Mark},
     space::Run,
     storage::StorageFile,
@@ -72,8 +72,8 @@ pub fn add<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, rows: &[
         let mut removed = 0;
         // All removals come before all appends, so that lookups meet only stored postings.
         for row in rows {
-            let key = (row.posting.start, row.posting.length);
-            removed += apply.remove(row.posting.document_id, |found| (found.start, found.length) == key)?;
+            let StoredPosting { document_id, start, length, .. } = row.posting;
+            removed += apply.remove(Lookup::Key(document_id, start, length))?;
         }
         if apply.is_bulk(rows.len()) {
             apply.load(rows);
@@ -98,7 +98,7 @@ pub fn remove<F: StorageFile>(
     Apply::run(work, context, |apply| {
         let mut removed = 0;
         for &document in documents {
-            removed += apply.remove(document, |_| true)?;
+            removed += apply.remove(Lookup::Document(document))?;
         }
         Ok(removed)
     })
@@ -141,10 +141,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     }
 
     fn shard(&self, number: u32) -> Option<&Shard<F::Lent>> {
-        match self.touched.get(&number) {
-            Some(touched) => touched.as_ref(),
-            None => self.work.shards.get(number as usize)?.as_deref(),
-        }
+        current::<F>(&self.touched, &self.work.shards, number)
     }
 
     /// The batch's own copy of a shard.
@@ -157,18 +154,19 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         }
     }
 
-    /// Removes the postings of a document that `wanted` picks.
-    fn remove(&mut self, document: DocumentId, wanted: impl Fn(&StoredPosting) -> bool) -> Result<u64> {
+    /// Removes the postings that a lookup finds.
+    fn remove(&mut self, lookup: Lookup) -> Result<u64> {
         let mut candidates = std::mem::take(&mut self.candidates);
-        self.work.blooms.candidates(document, &mut candidates);
+        self.work.finder.candidates(lookup, &mut candidates);
+        self.work.finder.counts.lookups += 1;
         let mut found = Vec::new();
         let mut removed = 0;
         for &number in &candidates {
             let data = &self.context.data;
-            let Some(shard) = self.shard(number as u32) else { continue };
+            let Working { finder, shards, .. } = &mut *self.work;
+            let Some(shard) = current::<F>(&self.touched, shards, number as u32) else { continue };
             found.clear();
-            shard.find(data, document, &mut found)?;
-            found.retain(|(_, posting)| wanted(posting));
+            finder.find(data, (number, shard), lookup, &mut found)?;
             if found.is_empty() {
                 continue;
             }
@@ -245,7 +243,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     fn append(&mut self, number: u32, posting: StoredPosting, vector: &[f32]) {
         let geometry = self.context.data.geometry();
         self.touch(number).stage(posting, vector, geometry);
-        self.work.blooms.insert(number as usize, posting.document_id);
+        self.work.finder.insert(number as usize, &posting);
     }
 
     /// A new shard under the lowest free number.
@@ -466,6 +464,18 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         }
         taken.into_iter().for_each(|run| work.space.free(run));
         work.totals = before;
+    }
+}
+
+/// A shard as a batch has it: its copy, or the one that all share.
+fn current<'a, F: StorageFile>(
+    touched: &'a Touched<F>,
+    shards: &'a [Option<SharedShard<F>>],
+    number: u32,
+) -> Option<&'a Shard<F::Lent>> {
+    match touched.get(&number) {
+        Some(touched) => touched.as_ref(),
+        None => shards.get(number as usize)?.as_deref(),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
         header::{DATA_MAGIC, FILE_HEADER_BYTES, WAL_MAGIC, decode_file},
         root::Root,
     },
-    shard::{DataFile, Shard, record, row},
+    shard::{DataFile, Lookup, Prints, Shard, record, row},
     site::{self, Kind},
     space::{Run, SpaceMap},
     storage::{Storage, StorageFile},
@@ -275,6 +275,7 @@ fn check_bytes<S: Storage>(
     let mut sum = vec![0.0f64; geometry.dimension];
     let mut magnitude = vec![0.0f64; geometry.dimension];
     let mut intact = true;
+    let mut prints = Prints::default();
     for (e, extent) in shard.extents().iter().enumerate() {
         let offset = data.offset(extent.place().run);
         let bytes = read(report, data, offset, extent.used() * geometry.slot_bytes())?;
@@ -286,18 +287,21 @@ fn check_bytes<S: Storage>(
         }
         for i in 0..extent.used() {
             let slot = e * slots + i;
+            let posting = record(&bytes, i, geometry);
+            prints.push(&posting);
             if !shard.is_live(slot) {
                 continue;
             }
-            let posting = record(&bytes, i, geometry);
             let id = posting.document_id;
             if !shard.bloom().may_contain(id) {
                 report.add(At::shard(number).slot(slot), "the bloom filter knows the document", id.to_string(), "no");
             }
             let mut candidates = Vec::new();
-            engine.work.blooms.candidates(id, &mut candidates);
-            if !candidates.contains(&(number as usize)) {
-                report.add(At::shard(number).slot(slot), "a lookup finds the shard of", id.to_string(), "not");
+            for lookup in [Lookup::Document(id), Lookup::Key(id, posting.start, posting.length)] {
+                engine.work.finder.candidates(lookup, &mut candidates);
+                if !candidates.contains(&(number as usize)) {
+                    report.add(At::shard(number).slot(slot), "a lookup finds the shard of", id.to_string(), "not");
+                }
             }
             if !keys.insert((id.0, posting.start, posting.length)) {
                 let what = format!("posting ({id}, {}, {}) is in one place", posting.start, posting.length);
@@ -314,6 +318,9 @@ fn check_bytes<S: Storage>(
                 report.add(At::shard(number).slot(slot), "the mapping shows the bytes on disk", "equal", "other");
             }
         }
+    }
+    if intact && shard.known_prints().is_some_and(|known| *known != prints) {
+        report.add(At::shard(number), "the fingerprints of its slots", "those of its postings", "others");
     }
     for (i, ((expected, found), magnitude)) in sum.iter().zip(shard.sum()).zip(&magnitude).enumerate() {
         // What was removed since the sum began counts too, and is unknown here: the stored sum bounds it.

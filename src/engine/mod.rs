@@ -18,11 +18,12 @@ mod fresh;
 mod names;
 mod recovery;
 mod regroup;
+mod resolve;
 mod roots;
 pub mod stats;
 mod working;
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use crate::{
     config::{CheckLevel, OpenOptions, ShardexConfig},
@@ -33,7 +34,7 @@ use crate::{
     index::Snapshot,
     limits,
     posting::Posting,
-    shard::DataFile,
+    shard::{DataFile, LookupCounts},
     site::{self, Kind, Mark},
     storage::{Purpose, Storage, StorageFile},
     wal::WalWriter,
@@ -260,12 +261,31 @@ impl<S: Storage> Engine<S> {
         Ok(self.wal.last_lsn())
     }
 
-    /// Removes all postings of some documents and returns how many there were. Unknown documents are none.
+    /// Removes all postings of some documents and returns how many there were. Only documents that have a posting are logged;
+    /// if none has, nothing is, and the LSN is that of the last write.
     ///
     /// # Errors
     /// `BatchTooLarge`, `OutOfSpace`, `Io`, `Corruption`: nothing has changed. `Poisoned`.
     pub fn remove(&mut self, documents: &[DocumentId]) -> Result<(Lsn, u64)> {
         self.check_writable()?;
+        let stored = resolve::documents(&mut self.work, &self.data, documents.iter().copied())?;
+        self.remove_stored(&stored)
+    }
+
+    /// [`remove`](Self::remove) of all documents whose ids are in a range, in one batch. An empty range removes nothing.
+    ///
+    /// Cost: grows with the postings of the index and not with the range.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove); `BatchTooLarge` if the log cannot hold the ids that were found: give smaller ranges.
+    pub fn remove_range(&mut self, documents: &RangeInclusive<DocumentId>) -> Result<(Lsn, u64)> {
+        self.check_writable()?;
+        let stored = resolve::range(&mut self.work, &self.data, documents)?;
+        self.remove_stored(&stored)
+    }
+
+    /// Removes documents that are stored.
+    fn remove_stored(&mut self, documents: &[DocumentId]) -> Result<(Lsn, u64)> {
         if documents.is_empty() {
             return Ok((self.wal.last_lsn(), 0));
         }
@@ -431,6 +451,12 @@ impl<S: Storage> Engine<S> {
             recovery: self.recovery.clone(),
             poisoned: self.poisoned.clone(),
         })
+    }
+
+    /// What lookups of documents and keys have cost since the open.
+    #[must_use]
+    pub fn lookups(&self) -> LookupCounts {
+        self.work.finder.counts
     }
 
     /// The storage below.

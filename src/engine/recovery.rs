@@ -126,7 +126,7 @@ impl<F: StorageFile> Found<F> {
         valid.sort_by_key(|(_, root)| (root.epoch, root.generation));
         let epoch = valid.iter().map(|(_, root)| root.epoch).max().unwrap_or(0);
         let Some((newest_slot, newest)) = valid.pop() else { unreachable!("one slot is valid, or reading failed") };
-        let older = valid.pop().map(|(_, root)| root);
+        let mut older = valid.pop().map(|(_, root)| root);
         let geometry = newest.geometry;
         if geometry.page_size != page_size || !geometry.sector_size.is_multiple_of(storage.sector_size()) {
             return Err(ShardexError::Config {
@@ -160,6 +160,12 @@ impl<F: StorageFile> Found<F> {
                 offset: data_file.len()?,
                 what: format!("the file ends here, {least} bytes expected"),
             });
+        }
+        // Of more pages than there are, it names what is not there.
+        let len = data_file.len()?;
+        if older.as_ref().is_some_and(|older| older.data_pages.saturating_mul(page_size as u64) > len) {
+            recovery.root_fallback = true;
+            older = None;
         }
         let least = WalLayout::new(&geometry).file_len(newest.wal_segments as usize);
         if newest.wal_segments > 0 && !site::holds(site::Kind::ErrorCheck, wal_file.len()? >= least) {
@@ -327,8 +333,8 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         let run = directory::run_of(entry, geometry);
         work.space.mark_meta(run).map_err(|why| in_data(data, run.page, why))?;
     }
-    work.blooms.reserve(directory.len());
-    let mut live = 0;
+    work.finder.reserve(directory.len());
+    let (mut live, mut removed, mut shards) = (0, 0, 0);
     for number in 0..directory.len() as u32 {
         let entry = directory.state(number as usize);
         if entry.is_none() {
@@ -337,6 +343,8 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         }
         let state = directory::read_state(&entry, number, data)?;
         live += u64::from(state.live);
+        removed += u64::from(state.len - state.live);
+        shards += 1;
         for extent in &state.extents {
             work.space.mark_extent(extent.page).map_err(|why| in_data(data, extent.page, why))?;
         }
@@ -344,8 +352,13 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         work.index(number, Some(&shard));
         work.put(number, Some(Arc::new(shard)));
     }
-    if live != root.live {
-        let what = format!("root {} counts {} live postings, its shards {live}", root.generation, root.live);
+    let counts = [
+        ("live postings", root.live, live),
+        ("removed postings", root.removed, removed),
+        ("shards", root.shards.into(), shards),
+    ];
+    if let Some((of, expected, found)) = counts.into_iter().find(|(_, expected, found)| expected != found) {
+        let what = format!("root {} counts {expected} {of}, its directory {found}", root.generation);
         return Err(in_data(data, root.directory.page, what));
     }
     let &Root { live, removed, draws, splits, merges, .. } = root;
@@ -497,7 +510,9 @@ impl<S: Storage> Engine<S> {
         let operations = match record.kind {
             FrameKind::Add => {
                 let postings = record::decode_add(&record.payload, self.data.geometry().dimension).map_err(damaged)?;
-                let rows = batch::rows(&postings, self.data.geometry())?;
+                // What was accepted once is so again, unless these are other bytes.
+                let rows = batch::rows(&postings, self.data.geometry())
+                    .map_err(|e| damaged(crate::format::FormatError::new(0, e.to_string())))?;
                 let context = self.context();
                 apply::add(&mut self.work, &context, &rows)?;
                 postings.len()

@@ -216,12 +216,23 @@ pub(super) fn read_table<F: StorageFile>(head: &Entry, data: &DataFile<F>) -> Re
     let read = |entry: &Entry, what: &str| directory::read(entry, data, what);
     let bytes = read(head, "the head of the cells")?;
     let parts = decode_head(&bytes).map_err(|e| damaged(head, format!("the head of the cells: {e}")))?;
+    let (in_parts, len) = (parts.iter().map(|part| u64::from(part.len)).sum::<u64>(), data.file().len()?);
+    if in_parts > len {
+        return Err(damaged(head, format!("the cells' table has {in_parts} bytes, the file {len}")));
+    }
     let mut bytes = Vec::new();
     for part in &parts {
         bytes.extend(read(part, "a part of the cells' table")?);
     }
     let words = crate::codes::padded(geometry.dimension) / 64;
     let table = CellTable::decode(&bytes, words).map_err(|e| damaged(head, format!("the cells' table: {e}")))?;
+    // When they were covered each shard lay in extents of its own, and the file never gets shorter.
+    let extents = len / (u64::from(geometry.extent_pages()) * geometry.page_size as u64);
+    let covered = |slots: u32| (slots as usize).div_ceil(geometry.extent_slots()) as u64;
+    let large = table.shards.iter().find(|shard| shard.slots as usize > geometry.shard_size);
+    if large.is_some() || table.shards.iter().map(|shard| covered(shard.slots)).sum::<u64>() > extents {
+        return Err(damaged(head, "the cells' table covers more slots than there are".into()));
+    }
     let groups = table.groups.iter().map(|group| &group.place);
     let runs = groups.chain(&parts).chain([head]).map(|entry| directory::run_of(entry, geometry)).collect();
     Ok((table, runs))

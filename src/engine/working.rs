@@ -17,7 +17,7 @@ use crate::{
     id::Generation,
     index::RoutingTable,
     limits,
-    shard::{DataFile, Place, Shard, bloom::SlicedBlooms},
+    shard::{DataFile, Finder, Place, Shard},
     site::{self, Kind, Mark},
     space::{Run, SpaceMap},
     storage::StorageFile,
@@ -47,8 +47,8 @@ pub struct Working<F: StorageFile> {
     pub shards: Vec<Option<SharedShard<F>>>,
     /// Their centroids.
     pub routing: RoutingTable,
-    /// Their bloom filters.
-    pub blooms: SlicedBlooms,
+    /// Their filters of documents and keys.
+    pub finder: Finder,
     /// Used and free places.
     pub space: SpaceMap,
     /// Figures.
@@ -73,7 +73,7 @@ impl<F: StorageFile> Working<F> {
         Self {
             shards: Vec::new(),
             routing: RoutingTable::new(geometry.dimension),
-            blooms: SlicedBlooms::new(geometry.bloom_bytes, step),
+            finder: Finder::new(geometry, step),
             space: SpaceMap::new(geometry, chunks),
             totals: Totals::default(),
             cells: None,
@@ -103,7 +103,7 @@ impl<F: StorageFile> Working<F> {
     /// Makes routing and filters of a shard what they are for `shard`.
     pub fn index(&mut self, number: u32, shard: Option<&Shard<F::Lent>>) {
         self.routing.set(number, shard.map(|shard| &*shard.centroid));
-        self.blooms.set_column(number as usize, shard.map(Shard::bloom));
+        self.finder.set(number as usize, shard);
     }
 
     /// Gives up an extent. `begun` is the newest root whose flush has begun.
@@ -228,7 +228,7 @@ impl<F: StorageFile> Working<F> {
     pub fn memory(&self) -> usize {
         let shards: usize = self.shards.iter().flatten().map(|shard| shard.memory()).sum();
         let cells = self.cells.as_ref().map_or(0, |(cells, _)| cells.memory());
-        shards + self.shards.len() * 8 + self.routing.memory() + self.blooms.memory() + cells
+        shards + self.shards.len() * 8 + self.routing.memory() + self.finder.memory() + cells
     }
 }
 

@@ -141,7 +141,8 @@ impl<F: StorageFile> DataFile<F> {
     /// The first byte of a run.
     #[must_use]
     pub fn offset(&self, run: Run) -> u64 {
-        run.page * self.geometry.page_size as u64
+        // A run that a disk names may lie anywhere.
+        run.page.saturating_mul(self.geometry.page_size as u64)
     }
 
     /// Makes the file `pages` pages long.

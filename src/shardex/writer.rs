@@ -178,12 +178,14 @@ impl<S: Storage> Writer<S> {
                     Ok(()) => self.write(|engine| engine.remove(&documents)).await,
                     Err(error) => Err(error),
                 };
-                match removed {
-                    Ok((_, removed)) => {
-                        self.written(Ok(()), Box::new(move |done| drop(reply.send(done.map(|()| removed)))));
-                    }
-                    Err(error) => drop(reply.send(Err(error))),
-                }
+                self.removed(removed, reply);
+            }
+            Command::RemoveRange(documents, reply) => {
+                let removed = match self.told() {
+                    Ok(()) => self.write(|engine| engine.remove_range(&documents)).await,
+                    Err(error) => Err(error),
+                };
+                self.removed(removed, reply);
             }
             Command::Commit(reply) => match self.told() {
                 Ok(()) => self.waiting.push(Box::new(|done| drop(reply.send(done)))),
@@ -237,6 +239,16 @@ impl<S: Storage> Writer<S> {
                 }
                 done => return done,
             }
+        }
+    }
+
+    /// Answers a removal, or lets it wait for its commit.
+    fn removed(&mut self, removed: Result<(Lsn, u64)>, reply: Reply<u64>) {
+        match removed {
+            Ok((_, removed)) => {
+                self.written(Ok(()), Box::new(move |done| drop(reply.send(done.map(|()| removed)))));
+            }
+            Err(error) => drop(reply.send(Err(error))),
         }
     }
 

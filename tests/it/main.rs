@@ -6,6 +6,7 @@ mod cells;
 mod cli;
 mod concurrent;
 mod conformance;
+mod cost;
 mod deadly;
 mod explore;
 mod faults;
