@@ -163,10 +163,12 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         let mut removed = 0;
         for &number in &candidates {
             let data = &self.context.data;
-            let Working { finder, shards, .. } = &mut *self.work;
+            let Working { finder, shards, figures, .. } = &mut *self.work;
             let Some(shard) = current::<F>(&self.touched, shards, number as u32) else { continue };
             found.clear();
-            finder.find(data, (number, shard), lookup, &mut found)?;
+            if finder.find(data, (number, shard), lookup, &mut found)? {
+                figures.note(number as u32);
+            }
             if found.is_empty() {
                 continue;
             }
@@ -248,7 +250,8 @@ impl<'a, F: StorageFile> Apply<'a, F> {
 
     /// A new shard under the lowest free number.
     fn create(&mut self, centroid: Arc<[f32]>) -> u32 {
-        let number = (0..).find(|&number| self.shard(number).is_none()).unwrap_or(u32::MAX);
+        let number = self.work.numbers.lowest();
+        self.work.numbers.set(number, true);
         let draw: u128 = derived_rng(self.context.index_id, self.work.totals.draws).random();
         self.work.totals.draws += 1;
         let id = ShardId::from_parts(self.context.clock.unix_ms(), draw);
@@ -266,6 +269,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             self.dropped.extend(places);
         }
         self.touched.insert(number, None);
+        self.work.numbers.set(number, false);
         self.work.index(number, None);
     }
 
@@ -460,6 +464,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         for (number, copy) in touched {
             drop(copy);
             let original = work.shards.get(number as usize).cloned().flatten();
+            work.numbers.set(number, original.is_some());
             work.index(number, original.as_deref());
         }
         taken.into_iter().for_each(|run| work.space.free(run));

@@ -3,7 +3,7 @@
 //! *Quick* compares figures in memory, in every flush, for the shards that changed. *Full* reads every byte on disk by
 //! copying and computes everything derived again. What is found is a value, not a log line.
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use super::{
     Engine,
@@ -570,18 +570,4 @@ fn mark(report: &mut ConsistencyReport, space: &mut SpaceMap, seen: &mut BTreeSe
     if let Err(why) = marked {
         report.add(At::new(Component::Space), "a place belongs to one owner", "one", why);
     }
-}
-
-/// The farthest drift of a shard's routing centroid from the mean of its live vectors, as a share of the norm of that
-/// mean: a figure from running sums, no vector is read.
-pub(super) fn max_drift<L: std::ops::Deref<Target = [u8]> + Clone>(shards: &[Option<Arc<Shard<L>>>]) -> f32 {
-    let drift = |shard: &Shard<L>| -> Option<f64> {
-        let (mut apart, mut norm) = (0.0, 0.0);
-        for (mean, &c) in shard.mean()?.zip(shard.centroid.iter()) {
-            apart += (mean - f64::from(c)).powi(2);
-            norm += mean * mean;
-        }
-        Some(if norm > 0.0 { (apart / norm).sqrt() } else { apart.sqrt() })
-    };
-    shards.iter().flatten().filter_map(|shard| drift(shard)).fold(0.0, f64::max) as f32
 }

@@ -13,9 +13,11 @@ pub mod batch;
 mod check;
 mod create;
 mod directory;
+mod figures;
 mod flush;
 mod fresh;
 mod names;
+mod numbers;
 mod recovery;
 mod regroup;
 mod resolve;
@@ -206,6 +208,17 @@ impl<S: Storage> Engine<S> {
         if newest.epoch == self.wal.epoch() { self.wal.bytes_since(newest.wal_start) } else { 0 }
     }
 
+    /// Bytes of WAL that a retained root needs, so that their segments cannot be used again.
+    #[must_use]
+    pub fn wal_retained(&self) -> u64 {
+        let newest = self.roots.newest();
+        match self.roots.older() {
+            Some(older) if older.epoch == self.wal.epoch() => self.wal.bytes_since(older.wal_start),
+            _ if newest.epoch == self.wal.epoch() => self.wal.bytes_since(newest.wal_start),
+            _ => 0,
+        }
+    }
+
     fn published_live(&self) -> u64 {
         self.published.live
     }
@@ -334,10 +347,15 @@ impl<S: Storage> Engine<S> {
     }
 
     fn publish(&mut self, changed: &[u32]) {
+        self.publish_with(changed, true);
+    }
+
+    /// Publishes; with `coded` what is in no cell and new gets codes.
+    fn publish_with(&mut self, changed: &[u32], coded: bool) {
         let state = (self.wal.last_lsn(), self.work.totals.live);
         let cells = self.work.cells.as_ref().map(|(cells, _)| cells);
         let changed = changed.iter().copied();
-        let geometry = (true, self.data.geometry());
+        let geometry = (coded, self.data.geometry());
         let next = self.published.with_changes(&self.work.shards, changed, cells, state, geometry);
         self.published = Arc::new(next);
     }
@@ -403,7 +421,13 @@ impl<S: Storage> Engine<S> {
         self.data.bytes_stored() + self.wal.bytes_stored() + self.roots.bytes_stored()
     }
 
-    /// Figures of the index as it is now. Cost: O(shards), no vector is read.
+    /// Looks at single shards that figures have cost since the open.
+    #[must_use]
+    pub fn shards_figured(&self) -> u64 {
+        self.work.figures.looks()
+    }
+
+    /// Figures of the index as it is now. Cost: a look at each shard that changed since the last call; no vector is read.
     ///
     /// # Errors
     /// `Io` if a file's length cannot be told.
@@ -411,10 +435,11 @@ impl<S: Storage> Engine<S> {
         let geometry = self.geometry();
         let page = geometry.page_size as u64;
         let totals = self.work.totals;
+        let shards = self.work.figures.totalled::<S::File>(&self.work.shards);
         let held: u64 = self.work.held().map(|(run, _)| u64::from(run.pages)).sum();
         let counters = &self.counters;
         Ok(IndexStats {
-            total_shards: self.work.shard_count(),
+            total_shards: shards.shards,
             total_postings: totals.live,
             removed_postings: totals.removed,
             pending_operations: counters.operations - counters.flushed_operations,
@@ -422,7 +447,7 @@ impl<S: Storage> Engine<S> {
             dimension: geometry.dimension,
             metric: geometry.metric,
             shard_size: geometry.shard_size,
-            largest_shard: self.work.shards.iter().flatten().map(|shard| shard.live()).max().unwrap_or(0),
+            largest_shard: shards.largest as usize,
             splits: totals.splits,
             merges: totals.merges,
             cells: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.cells()),
@@ -440,7 +465,7 @@ impl<S: Storage> Engine<S> {
             durable_lsn: self.wal.durable_lsn(),
             checkpoint_lsn: self.roots.newest().checkpoint,
             generation: self.roots.newest().generation,
-            max_drift: check::max_drift(&self.work.shards),
+            max_drift: shards.drift,
             commits: counters.commits,
             flushes: counters.flushes,
             barriers: counters.barriers,

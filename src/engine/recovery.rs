@@ -43,7 +43,7 @@ use crate::{
     },
     id::{Generation, Lsn},
     index::Snapshot,
-    limits::FORMAT_VERSION,
+    limits::{FORMAT_VERSION, WAL_SHARES},
     shard::{DataFile, Shard},
     site::{self, Mark},
     space::Run,
@@ -246,7 +246,7 @@ impl<F: StorageFile> Found<F> {
             next_epoch,
             newest.checkpoint,
             durable_segments,
-            options.wal_max_bytes,
+            wal_limits(&options),
         )?;
         let (index_id, begun) = (newest.index_id, newest.generation);
         let (start, checkpoint) = (newest.wal_start, newest.checkpoint);
@@ -285,6 +285,16 @@ impl<F: StorageFile> Found<F> {
         engine.recovery.duration = engine.clock.elapsed().saturating_sub(began);
         Ok(engine)
     }
+}
+
+/// Most bytes of the WAL file, and up to how many it grows by more than it needs: what two retained roots and the flush
+/// under way may need, if the size of the WAL makes flushes begin.
+fn wal_limits(options: &OpenOptions) -> (u64, u64) {
+    let target = match options.flush_wal_bytes {
+        0 => options.wal_max_bytes,
+        bytes => bytes.saturating_mul(WAL_SHARES),
+    };
+    (options.wal_max_bytes, target)
 }
 
 /// Opens `data` or `wal` and checks that it belongs to the index.
@@ -496,7 +506,7 @@ impl<S: Storage> Engine<S> {
             self.wal.epoch().max(tail.newest_epoch + 1),
             tail.last,
             self.wal.durable_segments(),
-            self.options.wal_max_bytes,
+            wal_limits(&self.options),
         )?;
         Ok(())
     }

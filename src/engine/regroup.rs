@@ -120,7 +120,8 @@ impl<S: Storage> Engine<S> {
         self.regroup_at = self.counters.operations + 16 * limits::LEAST_FOR_CELLS;
     }
 
-    /// Takes in what a [`RegroupJob`] made. Searches use it from here on; the next flush makes it durable.
+    /// Takes in what a [`RegroupJob`] made. Searches use it from here on; the next flush makes it durable. What came while the
+    /// first cells were made has no codes yet: [`fresh_begin`](Self::fresh_begin) says how to make them.
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`.
@@ -150,8 +151,11 @@ impl<S: Storage> Engine<S> {
             None => None,
         };
         site::reach(Mark::Regrouped);
+        // With the first cells all that came while they were made is in none: its codes are made beside the writer, as after
+        // an open (`fresh_begin`).
+        let coded = self.published.cells.is_some();
         self.work.set_cells(named, self.begun);
-        self.publish(&[]);
+        self.publish_with(&[], coded);
         Ok(())
     }
 

@@ -21,7 +21,7 @@ pub fn documents<F: StorageFile>(
 ) -> Result<Vec<DocumentId>> {
     let (mut stored, mut known) = (Vec::new(), BTreeSet::new());
     let (mut candidates, mut found) = (Vec::new(), Vec::new());
-    let Working { shards, finder, .. } = work;
+    let Working { shards, finder, figures, .. } = work;
     for document in documents {
         let lookup = Lookup::Document(document);
         finder.counts.lookups += 1;
@@ -29,7 +29,9 @@ pub fn documents<F: StorageFile>(
         for &number in &candidates {
             let Some(Some(shard)) = shards.get(number) else { continue };
             found.clear();
-            finder.find(data, (number, shard), lookup, &mut found)?;
+            if finder.find(data, (number, shard), lookup, &mut found)? {
+                figures.note(number as u32);
+            }
             if !found.is_empty() {
                 if known.insert(document) {
                     stored.push(document);

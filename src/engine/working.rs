@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use super::regroup::Named;
+use super::{figures::Figures, numbers::Numbers, regroup::Named};
 use crate::{
     error::Result,
     format::geometry::Geometry,
@@ -51,8 +51,12 @@ pub struct Working<F: StorageFile> {
     pub finder: Finder,
     /// Used and free places.
     pub space: SpaceMap,
+    /// Shard numbers in no use.
+    pub numbers: Numbers,
     /// Figures.
     pub totals: Totals,
+    /// Figures of the shards.
+    pub figures: Figures,
     /// The cells, and where their head is.
     pub cells: Option<Named<F::Lent>>,
     /// Whether the next root names other cells than the last one.
@@ -75,7 +79,9 @@ impl<F: StorageFile> Working<F> {
             routing: RoutingTable::new(geometry.dimension),
             finder: Finder::new(geometry, step),
             space: SpaceMap::new(geometry, chunks),
+            numbers: Numbers::default(),
             totals: Totals::default(),
+            figures: Figures::default(),
             cells: None,
             cells_changed: false,
             dirty: BTreeSet::new(),
@@ -87,7 +93,7 @@ impl<F: StorageFile> Working<F> {
     /// Shards in use.
     #[must_use]
     pub fn shard_count(&self) -> usize {
-        self.shards.iter().flatten().count()
+        self.figures.totalled::<F>(&self.shards).shards
     }
 
     /// Puts a shard in, replaces it, or takes it out.
@@ -96,6 +102,8 @@ impl<F: StorageFile> Working<F> {
         if self.shards.len() <= at {
             self.shards.resize(at + 1, None);
         }
+        self.numbers.set(number, shard.is_some());
+        self.figures.note(number);
         self.shards[at] = shard;
         self.dirty.insert(number);
     }
@@ -226,7 +234,7 @@ impl<F: StorageFile> Working<F> {
     /// Heap bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        let shards: usize = self.shards.iter().flatten().map(|shard| shard.memory()).sum();
+        let shards = self.figures.totalled::<F>(&self.shards).memory;
         let cells = self.cells.as_ref().map_or(0, |(cells, _)| cells.memory());
         shards + self.shards.len() * 8 + self.routing.memory() + self.finder.memory() + cells
     }

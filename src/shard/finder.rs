@@ -121,7 +121,8 @@ impl Finder {
         }
     }
 
-    /// The live slots of one of these shards that hold it, lowest first. `shard` is shard `number`.
+    /// Appends the live slots of one of these shards that hold it, lowest first. `shard` is shard `number`. Returns whether the
+    /// shard's fingerprints had to be made first.
     ///
     /// # Errors
     /// `Corruption` if posting records are damaged, of the whole shard if nobody has looked into it yet.
@@ -131,13 +132,14 @@ impl Finder {
         (number, shard): (usize, &Shard<F::Lent>),
         lookup: Lookup,
         found: &mut Vec<(usize, StoredPosting)>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let fills = shard.known_prints().is_none();
         self.counts.shards += 1;
-        self.counts.filled += u64::from(shard.known_prints().is_none());
+        self.counts.filled += u64::from(fills);
         self.counts.slots += shard.find(data, lookup, found)? as u64;
         if self.is_unknown(number) {
             self.learn(number, shard);
         }
-        Ok(())
+        Ok(fills)
     }
 }

@@ -1,12 +1,16 @@
 //! What calls cost, by counts: shards looked into, slots read, log written.
 
-use std::ops::RangeInclusive;
+use std::{fs, ops::RangeInclusive, os::unix::fs::MetadataExt as _};
 
-use shardex::{DocumentId, Engine, Posting, ShardexError, shard::Shard, storage::MmapStorage};
+use shardex::{
+    DocumentId, Durability, Engine, Posting, Shardex, ShardexError,
+    shard::Shard,
+    storage::{MmapStorage, Purpose, Storage as _, StorageFile as _},
+};
 
 type MmapLent = shardex::engine::Lent<MmapStorage>;
 
-use crate::support::{DIMENSION, TestIndex, check_clean, documents, ids, posting, vector};
+use crate::support::{DIMENSION, TestIndex, block_on, check_clean, documents, ids, posting, vector};
 
 /// Postings of one document, told apart by their starts.
 fn chunks(document: u128, starts: std::ops::Range<u32>) -> Vec<Posting> {
@@ -164,4 +168,126 @@ fn a_range_that_the_log_cannot_hold_is_refused() {
     assert_eq!((engine.last_lsn(), engine.stats().expect("figures").total_postings), (lsn, 4_000));
     assert_eq!(engine.remove_range(&range(0, 899)).expect("removed").1, 900);
     check_clean(&engine);
+}
+
+/// Bytes of the log, its header aside, after batches of so many postings.
+fn log_after(flush_wal_bytes: u64, batches: u64, postings: u64) -> u64 {
+    let test = TestIndex::with(|config| config.flush_wal_bytes(flush_wal_bytes).durability(Durability::Manual));
+    block_on(async {
+        let index = Shardex::create(test.config.clone()).await.expect("made");
+        let mut recycled = 0;
+        for n in 0..batches {
+            index.add_postings(documents(n * postings..(n + 1) * postings)).await.expect("accepted");
+            recycled = index.stats().await.expect("figures").segments_recycled;
+        }
+        assert!(recycled * SEGMENT > 4 * flush_wal_bytes, "{recycled} segments were used again");
+        index.close().await.expect("closed");
+    });
+    fs::metadata(test.path().join("wal")).expect("a log").len() - 4_096
+}
+
+const SEGMENT: u64 = 16 << 10;
+
+/// Bytes that a batch of so many postings takes in the log, filled up to sectors.
+fn batch_bytes(postings: u64) -> u64 {
+    let payload = 8 + postings * (24 + 4 * DIMENSION as u64);
+    // A segment holds its header's sector and a frame's header besides.
+    payload + (payload / SEGMENT + 2) * (512 + 32)
+}
+
+/// It grew by a quarter at a time, and past what flushes hold back by a batch for each root.
+#[test]
+fn the_log_stays_within_three_flushes_a_batch_and_two_segments() {
+    for (flush_wal_bytes, batches, postings) in [(64 << 10, 600, 60), (32 << 10, 40, 1_000), (48 << 10, 300, 130)] {
+        let len = log_after(flush_wal_bytes, batches, postings);
+        let most = 3 * flush_wal_bytes + batch_bytes(postings) + 2 * SEGMENT;
+        assert!(len <= most, "{len} bytes of log in batches of {postings}, {most} allowed");
+    }
+}
+
+/// Statistics looked at each number of each shard.
+#[test]
+fn statistics_look_at_the_shards_that_changed() {
+    let test = TestIndex::small();
+    let mut engine = test.create();
+    for n in 0..40 {
+        engine.add(&documents(n * 50..n * 50 + 50)).expect("accepted");
+        if n % 5 == 4 {
+            let gone: Vec<DocumentId> = (n * 50 - 100..n * 50).step_by(3).map(|id| DocumentId(id.into())).collect();
+            engine.remove(&gone).expect("removed");
+        }
+        let stats = engine.stats().expect("figures");
+        let snapshot = engine.snapshot();
+        let shards: Vec<_> = snapshot.iter().map(|(_, shard)| shard).collect();
+        assert_eq!(stats.total_shards, shards.len());
+        assert_eq!(Some(stats.largest_shard), shards.iter().map(|shard| shard.live()).max());
+        let drift = |shard: &Shard<MmapLent>| {
+            let mean: Vec<f64> = shard.mean().expect("no shard is empty").collect();
+            let apart: f64 = mean.iter().zip(shard.centroid.iter()).map(|(m, &c)| (m - f64::from(c)).powi(2)).sum();
+            (apart / mean.iter().map(|m| m * m).sum::<f64>()).sqrt() as f32
+        };
+        let most = shards.iter().map(|shard| drift(shard)).fold(0.0, f32::max);
+        assert!((stats.max_drift - most).abs() < 1e-6, "{} {most}", stats.max_drift);
+    }
+    assert!(engine.stats().expect("figures").total_shards > 100);
+    let looks = engine.shards_figured();
+    engine.stats().expect("figures");
+    assert_eq!(engine.shards_figured(), looks, "nothing has changed");
+    engine.add(&documents(9_000..9_001)).expect("accepted");
+    engine.stats().expect("figures");
+    assert!((1..24).contains(&(engine.shards_figured() - looks)), "one shard, or those that a split changed");
+}
+
+/// The writer made the codes of all that had come while the first cells were made, before it served anybody else.
+#[test]
+fn the_first_cells_leave_the_codes_of_what_came_meanwhile_to_a_job() {
+    let test = TestIndex::small();
+    let mut engine = test.create();
+    engine.add(&documents(0..1_000)).expect("accepted");
+    let job = engine.regroup_begin().expect("it may");
+    for n in 1_000..1_600 {
+        engine.add(&documents(n..n + 1)).expect("accepted");
+    }
+    let built = job.run().expect("no damage");
+    engine.regrouped(built).expect("taken in");
+    assert!(engine.stats().expect("figures").fresh_postings >= 600);
+    let job = engine.fresh_begin().expect("codes are to be made");
+    engine.add(&documents(1_600..1_610)).expect("accepted");
+    assert_eq!(ids(&engine).len(), 1_610);
+    engine.coded(&job.run().expect("no damage"));
+    assert!(engine.fresh_begin().is_none(), "all have codes");
+    check_clean(&engine);
+    // The next cells cover what has codes; these are kept for the rest, and made for nothing.
+    let job = engine.regroup_begin().expect("it may");
+    engine.add(&documents(2_000..2_300)).expect("accepted");
+    let built = job.run().expect("no damage");
+    engine.regrouped(built).expect("taken in");
+    assert!(engine.fresh_begin().is_none(), "all have codes");
+    check_clean(&engine);
+    assert_eq!(ids(&engine).len(), 1_910);
+}
+
+/// Each growth of a file allocated it from its first byte on, in as many steps as it has pieces.
+#[test]
+fn growing_allocates_what_is_new_and_an_open_fills_holes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let storage = MmapStorage::new(dir.path());
+    let path = dir.path().join("file");
+    let purpose = Purpose("a test");
+    let allocated = || fs::metadata(&path).expect("a file").blocks() * 512;
+    let file = storage.create("file", purpose).expect("made");
+    file.allocate(1 << 20, purpose).expect("room");
+    assert!(allocated() >= 1 << 20);
+    // Somebody makes one big hole of it, which nobody does to a file in use: so what is allocated again can be seen.
+    let other = fs::OpenOptions::new().write(true).open(&path).expect("opened");
+    other.set_len(0).and_then(|()| other.set_len(1 << 20)).expect("a hole");
+    assert_eq!(allocated(), 0);
+    file.allocate(1 << 20, purpose).expect("it is");
+    file.allocate(2 << 20, purpose).expect("room");
+    let most = (1 << 20) + (64 << 10);
+    assert!((1 << 20..most).contains(&allocated()), "{} bytes for a mebibyte more", allocated());
+    drop(file);
+    let file = storage.open("file").expect("opened");
+    file.allocate(2 << 20, purpose).expect("room");
+    assert!(allocated() >= 2 << 20, "an open fills holes");
 }
