@@ -22,7 +22,7 @@ use super::{
     args::{Bench, BenchChild},
     block_on,
     demo::{DIMENSION, postings, vector},
-    measure,
+    growth, measure,
     output::{Output, ms},
     search::percentile,
 };
@@ -46,6 +46,15 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
     let within = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let temporary = tempfile::TempDir::with_prefix_in("shardex-bench-", within)?;
     let dir = temporary.path();
+    if let Some(rows) = args.grow {
+        return block_on(2, async {
+            let sizes = growth::growth(rows as u64, dir, args.rounds, output).await?;
+            if output.is_json() {
+                output.result(&json!({ "growth": sizes }), "");
+            }
+            Ok(Answer::Yes)
+        });
+    }
     block_on(2, async {
         let whole = measure::run(args, dir, output).await?;
         if args.data.is_some() {

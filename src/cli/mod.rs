@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod demo;
 mod grown;
+mod growth;
 mod ingest;
 mod measure;
 mod npy;

@@ -282,7 +282,7 @@ impl<S: Storage> Engine<S> {
     pub fn remove(&mut self, documents: &[DocumentId]) -> Result<(Lsn, u64)> {
         self.check_writable()?;
         let stored = resolve::documents(&mut self.work, &self.data, documents.iter().copied())?;
-        self.remove_stored(&stored)
+        self.remove_stored(&stored, documents.len())
     }
 
     /// [`remove`](Self::remove) of all documents whose ids are in a range, in one batch. An empty range removes nothing.
@@ -294,11 +294,11 @@ impl<S: Storage> Engine<S> {
     pub fn remove_range(&mut self, documents: &RangeInclusive<DocumentId>) -> Result<(Lsn, u64)> {
         self.check_writable()?;
         let stored = resolve::range(&mut self.work, &self.data, documents)?;
-        self.remove_stored(&stored)
+        self.remove_stored(&stored, stored.len())
     }
 
-    /// Removes documents that are stored.
-    fn remove_stored(&mut self, documents: &[DocumentId]) -> Result<(Lsn, u64)> {
+    /// Removes documents that are stored, in a batch that named so many.
+    fn remove_stored(&mut self, documents: &[DocumentId], named: usize) -> Result<(Lsn, u64)> {
         if documents.is_empty() {
             return Ok((self.wal.last_lsn(), 0));
         }
@@ -306,7 +306,7 @@ impl<S: Storage> Engine<S> {
         self.make_ready(payload.len() as u64)?;
         let context = self.context();
         let applied = apply::remove(&mut self.work, &context, documents)?;
-        self.accept(FrameKind::Remove, &[&payload], documents.len(), &applied);
+        self.accept(FrameKind::Remove, &[&payload], named, &applied);
         Ok((self.wal.last_lsn(), applied.removed))
     }
 

@@ -1,6 +1,11 @@
 //! Where the segments lie in the WAL file.
 
-use crate::format::{frame::{FRAME_ALIGN, FRAME_HEADER_BYTES}, geometry::Geometry, header::SEGMENT_HEADER_BYTES, root::WalPosition};
+use crate::format::{
+    frame::{FRAME_ALIGN, FRAME_HEADER_BYTES},
+    geometry::Geometry,
+    header::SEGMENT_HEADER_BYTES,
+    root::WalPosition,
+};
 
 /// Sizes and offsets of a WAL file.
 #[derive(Clone, Copy, Debug)]

@@ -198,7 +198,7 @@ fn batch_bytes(postings: u64) -> u64 {
 /// It grew by a quarter at a time, and past what flushes hold back by a batch for each root.
 #[test]
 fn the_log_stays_within_three_flushes_a_batch_and_two_segments() {
-    for (flush_wal_bytes, batches, postings) in [(64 << 10, 600, 60), (32 << 10, 40, 1_000), (48 << 10, 300, 130)] {
+    for (flush_wal_bytes, batches, postings) in [(64 << 10, 150, 60), (32 << 10, 20, 1_000), (48 << 10, 80, 130)] {
         let len = log_after(flush_wal_bytes, batches, postings);
         let most = 3 * flush_wal_bytes + batch_bytes(postings) + 2 * SEGMENT;
         assert!(len <= most, "{len} bytes of log in batches of {postings}, {most} allowed");

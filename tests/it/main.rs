@@ -16,6 +16,7 @@ mod kill;
 mod layering;
 mod model;
 mod reclaim;
+mod routing;
 mod schedules;
 mod shards;
 mod support;
