@@ -26,8 +26,16 @@ pub const EXTENT_SLOTS: usize = 64;
 /// A vector's first byte lies on a multiple of this within its file.
 pub const EXTENT_ALIGN: usize = 64;
 
+/// Largest LSN, epoch, generation, segment number or count that a file may hold: counting on from it never overflows.
+pub const MAX_COUNT: u64 = 1 << 62;
+
 /// Largest encoded batch of adds or removals, in bytes of WAL payload.
 pub const MAX_BATCH_BYTES: u64 = 1 << 30;
+
+/// The WAL file takes so many times the bytes that make a flush begin, besides the largest batch and two segments: the
+/// older of the two retained roots is a flush behind the newest, which is one behind the next, and as much may come in
+/// meanwhile.
+pub const WAL_SHARES: u64 = 3;
 
 /// Most bytes the data file grows by at once.
 pub const MAX_GROWTH_BYTES: u64 = 64 << 20;
@@ -37,6 +45,9 @@ pub const BULK_SHARDS: usize = 4;
 
 /// How full these are at most, in eighths.
 pub const BULK_FILL: usize = 6;
+
+/// Shards of which all are compared to route a posting; of more those near pivots are.
+pub const ROUTED_BY_ALL: usize = 1_024;
 
 /// Shards to which a split may move postings: the nearest ones by centroid.
 pub const SPLIT_NEIGHBOURS: usize = 16;

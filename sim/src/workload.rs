@@ -131,7 +131,7 @@ pub fn vector(document: u64, salt: u64, dimension: usize) -> Vec<f32> {
         .collect()
 }
 
-fn postings(documents: std::ops::Range<u64>, start: u32, salt: u64, dimension: usize) -> Vec<Posting> {
+pub(crate) fn postings(documents: std::ops::Range<u64>, start: u32, salt: u64, dimension: usize) -> Vec<Posting> {
     documents
         .map(|id| Posting { document_id: DocumentId(id.into()), start, length: 1, vector: vector(id, salt, dimension) })
         .collect()

@@ -172,6 +172,10 @@ pub(crate) struct Bench {
     /// Rows of the large index.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = up_to::<10_000_000>)]
     pub(crate) rows: usize,
+    /// Show only how the cost of an add grows from 10,000 rows to so many; loading a million takes minutes.
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "100000")]
+    #[arg(value_parser = positive, conflicts_with = "data")]
+    pub(crate) grow: Option<usize>,
     /// Rounds; the medians are printed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = up_to::<1_000>)]
     pub(crate) rounds: usize,

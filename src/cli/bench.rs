@@ -22,6 +22,7 @@ use super::{
     args::{Bench, BenchChild},
     block_on,
     demo::{DIMENSION, postings, vector},
+    growth,
     interrupt::Interrupt,
     measure,
     output::{Output, ms},
@@ -52,6 +53,15 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
         .map_err(|error| Failure(format!("{}: {}", within.display(), error.kind())))?;
     let dir = temporary.path();
     interrupt.removes(dir)?;
+    if let Some(rows) = args.grow {
+        return block_on(2, async {
+            let sizes = growth::growth(rows as u64, dir, args.rounds, output).await?;
+            if output.is_json() {
+                output.result(&json!({ "growth": sizes }), "");
+            }
+            Ok(Answer::Yes)
+        });
+    }
     block_on(2, async {
         let whole = measure::run(args, dir, output).await?;
         if args.data.is_some() {

@@ -10,6 +10,7 @@ mod check;
 mod demo;
 mod dtype;
 mod grown;
+mod growth;
 mod hits;
 mod ingest;
 mod interrupt;

@@ -13,7 +13,7 @@ use rand::RngExt as _;
 
 use super::{
     batch::Row,
-    working::{Totals, Touched, Working},
+    working::{SharedShard, Totals, Touched, Working},
 };
 use crate::{
     distance,
@@ -22,7 +22,7 @@ use crate::{
     id::{DocumentId, ShardId},
     lease::Place,
     limits,
-    shard::{Cause, DataFile, Shard, StoredPosting, split},
+    shard::{Cause, DataFile, Lookup, Shard, StoredPosting, split},
     site::{self, Kind, Mark},
     storage::StorageFile,
 };
@@ -70,8 +70,8 @@ pub fn add<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, rows: &[
         let mut removed = 0;
         // All removals come before all appends, so that lookups meet only stored postings.
         for row in rows {
-            let key = (row.posting.start, row.posting.length);
-            removed += apply.remove(row.posting.document_id, |found| (found.start, found.length) == key)?;
+            let StoredPosting { document_id, start, length, .. } = row.posting;
+            removed += apply.remove(Lookup::Key(document_id, start, length))?;
         }
         if apply.is_bulk(rows.len()) {
             apply.load(rows);
@@ -96,7 +96,7 @@ pub fn remove<F: StorageFile>(
     Apply::run(work, context, |apply| {
         let mut removed = 0;
         for &document in documents {
-            removed += apply.remove(document, |_| true)?;
+            removed += apply.remove(Lookup::Document(document))?;
         }
         Ok(removed)
     })
@@ -139,10 +139,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     }
 
     fn shard(&self, number: u32) -> Option<&Shard<F::Lent>> {
-        match self.touched.get(&number) {
-            Some(touched) => touched.as_ref(),
-            None => self.work.shards.get(number as usize)?.as_deref(),
-        }
+        current::<F>(&self.touched, &self.work.shards, number)
     }
 
     /// The batch's own copy of a shard.
@@ -155,18 +152,21 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         }
     }
 
-    /// Removes the postings of a document that `wanted` picks.
-    fn remove(&mut self, document: DocumentId, wanted: impl Fn(&StoredPosting) -> bool) -> Result<u64> {
+    /// Removes the postings that a lookup finds.
+    fn remove(&mut self, lookup: Lookup) -> Result<u64> {
         let mut candidates = std::mem::take(&mut self.candidates);
-        self.work.blooms.candidates(document, &mut candidates);
+        self.work.finder.candidates(lookup, &mut candidates);
+        self.work.finder.counts.lookups += 1;
         let mut found = Vec::new();
         let mut removed = 0;
         for &number in &candidates {
             let data = &self.context.data;
-            let Some(shard) = self.shard(number as u32) else { continue };
+            let Working { finder, shards, figures, .. } = &mut *self.work;
+            let Some(shard) = current::<F>(&self.touched, shards, number as u32) else { continue };
             found.clear();
-            shard.find(data, document, &mut found)?;
-            found.retain(|(_, posting)| wanted(posting));
+            if finder.find(data, (number, shard), lookup, &mut found)? {
+                figures.note(number as u32);
+            }
             if found.is_empty() {
                 continue;
             }
@@ -243,12 +243,13 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     fn append(&mut self, number: u32, posting: StoredPosting, vector: &[f32]) {
         let geometry = self.context.data.geometry();
         self.touch(number).stage(posting, vector, geometry);
-        self.work.blooms.insert(number as usize, posting.document_id);
+        self.work.finder.insert(number as usize, &posting);
     }
 
     /// A new shard under the lowest free number.
     fn create(&mut self, centroid: Arc<[f32]>) -> u32 {
-        let number = (0..).find(|&number| self.shard(number).is_none()).unwrap_or(u32::MAX);
+        let number = self.work.numbers.lowest();
+        self.work.numbers.set(number, true);
         let draw: u128 = derived_rng(self.context.index_id, self.work.totals.draws).random();
         self.work.totals.draws += 1;
         let id = ShardId::from_parts(self.context.clock.unix_ms(), draw);
@@ -266,6 +267,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             self.dropped.extend(places);
         }
         self.touched.insert(number, None);
+        self.work.numbers.set(number, false);
         self.work.index(number, None);
     }
 
@@ -460,10 +462,23 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         for (number, copy) in touched {
             drop(copy);
             let original = work.shards.get(number as usize).cloned().flatten();
+            work.numbers.set(number, original.is_some());
             work.index(number, original.as_deref());
         }
         taken.into_iter().for_each(|place| work.space.undo(place));
         work.totals = before;
+    }
+}
+
+/// A shard as a batch has it: its copy, or the one that all share.
+fn current<'a, F: StorageFile>(
+    touched: &'a Touched<F>,
+    shards: &'a [Option<SharedShard<F>>],
+    number: u32,
+) -> Option<&'a Shard<F::Lent>> {
+    match touched.get(&number) {
+        Some(touched) => touched.as_ref(),
+        None => shards.get(number as usize)?.as_deref(),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
         root::Root,
     },
     lease::{Lease, Place, Run},
-    shard::{DataFile, Shard, record, row},
+    shard::{DataFile, Lookup, Prints, Shard, record, row},
     site::{self, Kind},
     space::{SpaceMap, Use},
     storage::{Storage, StorageFile},
@@ -281,6 +281,7 @@ fn check_bytes<S: Storage>(
     let mut sum = vec![0.0f64; geometry.dimension];
     let mut magnitude = vec![0.0f64; geometry.dimension];
     let mut intact = true;
+    let mut prints = Prints::default();
     for (e, extent) in shard.extents().iter().enumerate() {
         let offset = data.offset(extent.place());
         let bytes = read(report, data, offset, extent.used() * geometry.slot_bytes())?;
@@ -292,18 +293,21 @@ fn check_bytes<S: Storage>(
         }
         for i in 0..extent.used() {
             let slot = e * slots + i;
+            let posting = record(&bytes, i, geometry);
+            prints.push(&posting);
             if !shard.is_live(slot) {
                 continue;
             }
-            let posting = record(&bytes, i, geometry);
             let id = posting.document_id;
             if !shard.bloom().may_contain(id) {
                 report.add(At::shard(number).slot(slot), "the bloom filter knows the document", id.to_string(), "no");
             }
             let mut candidates = Vec::new();
-            engine.work.blooms.candidates(id, &mut candidates);
-            if !candidates.contains(&(number as usize)) {
-                report.add(At::shard(number).slot(slot), "a lookup finds the shard of", id.to_string(), "not");
+            for lookup in [Lookup::Document(id), Lookup::Key(id, posting.start, posting.length)] {
+                engine.work.finder.candidates(lookup, &mut candidates);
+                if !candidates.contains(&(number as usize)) {
+                    report.add(At::shard(number).slot(slot), "a lookup finds the shard of", id.to_string(), "not");
+                }
             }
             if !keys.insert((id.0, posting.start, posting.length)) {
                 let what = format!("posting ({id}, {}, {}) is in one place", posting.start, posting.length);
@@ -320,6 +324,9 @@ fn check_bytes<S: Storage>(
                 report.add(At::shard(number).slot(slot), "the mapping shows the bytes on disk", "equal", "other");
             }
         }
+    }
+    if intact && shard.known_prints().is_some_and(|known| *known != prints) {
+        report.add(At::shard(number), "the fingerprints of its slots", "those of its postings", "others");
     }
     for (i, ((expected, found), magnitude)) in sum.iter().zip(shard.sum()).zip(&magnitude).enumerate() {
         // What was removed since the sum began counts too, and is unknown here: the stored sum bounds it.
@@ -635,18 +642,4 @@ fn mark(report: &mut ConsistencyReport, space: &mut SpaceMap, seen: &mut BTreeSe
     if let Err(why) = marked {
         report.add(At::new(Component::Space), "a place belongs to one owner", "one", why);
     }
-}
-
-/// The farthest drift of a shard's routing centroid from the mean of its live vectors, as a share of the norm of that
-/// mean: a figure from running sums, no vector is read.
-pub(super) fn max_drift<L: std::ops::Deref<Target = [u8]> + Clone>(shards: &[Option<Arc<Shard<L>>>]) -> f32 {
-    let drift = |shard: &Shard<L>| -> Option<f64> {
-        let (mut apart, mut norm) = (0.0, 0.0);
-        for (mean, &c) in shard.mean()?.zip(shard.centroid.iter()) {
-            apart += (mean - f64::from(c)).powi(2);
-            norm += mean * mean;
-        }
-        Some(if norm > 0.0 { (apart / norm).sqrt() } else { apart.sqrt() })
-    };
-    shards.iter().flatten().filter_map(|shard| drift(shard)).fold(0.0, f64::max) as f32
 }

@@ -51,6 +51,9 @@ impl Directory {
                     below.resize(below.len() + root.geometry.node_fanout(), Entry::default());
                     continue;
                 }
+                if entry.len as usize != root.geometry.page_size {
+                    return Err(damaged(entry, data, &format!("a directory node of {} bytes", entry.len)));
+                }
                 let bytes = read(entry, data, "a directory node")?;
                 below.extend(node::decode(&bytes).map_err(|e| damaged(entry, data, &e.to_string()))?);
             }

@@ -13,17 +13,20 @@ pub mod batch;
 mod check;
 mod create;
 mod directory;
+mod figures;
 mod flush;
 mod fresh;
 mod lock;
 mod names;
+mod numbers;
 mod recovery;
 mod regroup;
+mod resolve;
 mod roots;
 pub mod stats;
 mod working;
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use crate::{
     config::{CheckLevel, OpenOptions, ShardexConfig},
@@ -35,7 +38,7 @@ use crate::{
     lease::{IndexLock, PlainFile, Run},
     limits,
     posting::Posting,
-    shard::DataFile,
+    shard::{DataFile, LookupCounts},
     site::{self, Kind, Mark},
     storage::{Purpose, Storage, StorageFile},
     wal::WalWriter,
@@ -205,6 +208,17 @@ impl<S: Storage> Engine<S> {
         if newest.epoch == self.wal.epoch() { self.wal.bytes_since(newest.wal_start) } else { 0 }
     }
 
+    /// Bytes of WAL that a retained root needs, so that their segments cannot be used again.
+    #[must_use]
+    pub fn wal_retained(&self) -> u64 {
+        let newest = self.roots.newest();
+        match self.roots.older() {
+            Some(older) if older.epoch == self.wal.epoch() => self.wal.bytes_since(older.wal_start),
+            _ if newest.epoch == self.wal.epoch() => self.wal.bytes_since(newest.wal_start),
+            _ => 0,
+        }
+    }
+
     fn published_live(&self) -> u64 {
         self.published.live
     }
@@ -260,12 +274,31 @@ impl<S: Storage> Engine<S> {
         Ok(self.wal.last_lsn())
     }
 
-    /// Removes all postings of some documents and returns how many there were. Unknown documents are none.
+    /// Removes all postings of some documents and returns how many there were. Only documents that have a posting are logged;
+    /// if none has, nothing is, and the LSN is that of the last write.
     ///
     /// # Errors
     /// `BatchTooLarge`, `OutOfSpace`, `Io`, `Corruption`: nothing has changed. `Poisoned`.
     pub fn remove(&mut self, documents: &[DocumentId]) -> Result<(Lsn, u64)> {
         self.check_writable()?;
+        let stored = resolve::documents(&mut self.work, &self.data, documents.iter().copied())?;
+        self.remove_stored(&stored, documents.len())
+    }
+
+    /// [`remove`](Self::remove) of all documents whose ids are in a range, in one batch. An empty range removes nothing.
+    ///
+    /// Cost: grows with the postings of the index and not with the range.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove); `BatchTooLarge` if the log cannot hold the ids that were found: give smaller ranges.
+    pub fn remove_range(&mut self, documents: &RangeInclusive<DocumentId>) -> Result<(Lsn, u64)> {
+        self.check_writable()?;
+        let stored = resolve::range(&mut self.work, &self.data, documents)?;
+        self.remove_stored(&stored, stored.len())
+    }
+
+    /// Removes documents that are stored, in a batch that named so many.
+    fn remove_stored(&mut self, documents: &[DocumentId], named: usize) -> Result<(Lsn, u64)> {
         if documents.is_empty() {
             return Ok((self.wal.last_lsn(), 0));
         }
@@ -273,7 +306,7 @@ impl<S: Storage> Engine<S> {
         self.make_ready(payload.len() as u64)?;
         let context = self.context();
         let applied = apply::remove(&mut self.work, &context, documents)?;
-        self.accept(FrameKind::Remove, &[&payload], documents.len(), &applied);
+        self.accept(FrameKind::Remove, &[&payload], named, &applied);
         Ok((self.wal.last_lsn(), applied.removed))
     }
 
@@ -309,10 +342,15 @@ impl<S: Storage> Engine<S> {
     }
 
     fn publish(&mut self, changed: &[u32]) {
+        self.publish_with(changed, true);
+    }
+
+    /// Publishes; with `coded` what is in no cell and new gets codes.
+    fn publish_with(&mut self, changed: &[u32], coded: bool) {
         let state = (self.wal.last_lsn(), self.work.totals.live);
         let cells = self.work.cells.as_ref().map(|(cells, _)| cells);
         let changed = changed.iter().copied();
-        let geometry = (true, self.data.geometry());
+        let geometry = (coded, self.data.geometry());
         let next = self.published.with_changes(&self.work.shards, changed, cells, state, geometry);
         self.published = Arc::new(next);
     }
@@ -382,7 +420,13 @@ impl<S: Storage> Engine<S> {
         self.data.bytes_stored() + self.wal.bytes_stored() + self.roots.bytes_stored()
     }
 
-    /// Figures of the index as it is now. Cost: O(shards), no vector is read.
+    /// Looks at single shards that figures have cost since the open.
+    #[must_use]
+    pub fn shards_figured(&self) -> u64 {
+        self.work.figures.looks()
+    }
+
+    /// Figures of the index as it is now. Cost: a look at each shard that changed since the last call; no vector is read.
     ///
     /// # Errors
     /// `Io` if a file's length cannot be told.
@@ -390,10 +434,11 @@ impl<S: Storage> Engine<S> {
         let geometry = self.geometry();
         let page = geometry.page_size as u64;
         let totals = self.work.totals;
+        let shards = self.work.figures.totalled::<S::File>(&self.work.shards);
         let held: u64 = self.work.space.waiting().map(|(run, _)| u64::from(run.pages)).sum();
         let counters = &self.counters;
         Ok(IndexStats {
-            total_shards: self.work.shard_count(),
+            total_shards: shards.shards,
             total_postings: totals.live,
             removed_postings: totals.removed,
             pending_operations: counters.operations - counters.flushed_operations,
@@ -401,7 +446,7 @@ impl<S: Storage> Engine<S> {
             dimension: geometry.dimension,
             metric: geometry.metric,
             shard_size: geometry.shard_size,
-            largest_shard: self.work.shards.iter().flatten().map(|shard| shard.live()).max().unwrap_or(0),
+            largest_shard: shards.largest as usize,
             splits: totals.splits,
             merges: totals.merges,
             cells: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.cells()),
@@ -419,7 +464,7 @@ impl<S: Storage> Engine<S> {
             durable_lsn: self.wal.durable_lsn(),
             checkpoint_lsn: self.roots.newest().checkpoint,
             generation: self.roots.newest().generation,
-            max_drift: check::max_drift(&self.work.shards),
+            max_drift: shards.drift,
             commits: counters.commits,
             flushes: counters.flushes,
             barriers: counters.barriers,
@@ -445,6 +490,12 @@ impl<S: Storage> Engine<S> {
         let cells = self.work.cells.iter().flat_map(|(cells, _)| cells.places());
         let flush = self.flush.iter().flat_map(FlushRun::taken);
         extents.chain(cells).chain(flush).map(|place| place.run())
+    }
+
+    /// What lookups of documents and keys have cost since the open.
+    #[must_use]
+    pub fn lookups(&self) -> LookupCounts {
+        self.work.finder.counts
     }
 
     /// The storage below.

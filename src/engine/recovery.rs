@@ -51,7 +51,7 @@ use crate::{
     id::Lsn,
     index::Snapshot,
     lease::{IndexLock, PlainFile, Run},
-    limits::FORMAT_VERSION,
+    limits::{FORMAT_VERSION, WAL_SHARES},
     shard::{DataFile, Shard},
     site::{self, Mark},
     space::{Reclaimer, Use},
@@ -161,7 +161,7 @@ impl<F: StorageFile> Found<F> {
         valid.sort_by_key(|(_, root)| (root.epoch, root.generation));
         let epoch = valid.iter().map(|(_, root)| root.epoch).max().unwrap_or(0);
         let Some((newest_slot, newest)) = valid.pop() else { unreachable!("one slot is valid, or reading failed") };
-        let older = valid.pop().map(|(_, root)| root);
+        let mut older = valid.pop().map(|(_, root)| root);
         let geometry = newest.geometry;
         if geometry.page_size != page_size || !geometry.sector_size.is_multiple_of(storage.sector_size()) {
             return Err(ShardexError::Config {
@@ -197,6 +197,12 @@ impl<F: StorageFile> Found<F> {
                 offset: data.raw().len()?,
                 what: format!("the file ends here, {least} bytes expected"),
             });
+        }
+        // Of more pages than there are, it names what is not there.
+        let len = data.raw().len()?;
+        if older.as_ref().is_some_and(|older| older.data_pages.saturating_mul(page_size as u64) > len) {
+            recovery.root_fallback = true;
+            older = None;
         }
         let least = WalLayout::new(&geometry).file_len(newest.wal_segments as usize);
         if newest.wal_segments > 0 && !site::holds(site::Kind::ErrorCheck, wal_file.raw().len()? >= least) {
@@ -277,7 +283,7 @@ impl<F: StorageFile> Found<F> {
             next_epoch,
             newest.checkpoint,
             durable_segments,
-            options.wal_max_bytes,
+            wal_limits(&options),
         )?;
         let index_id = newest.index_id;
         let (start, checkpoint) = (newest.wal_start, newest.checkpoint);
@@ -315,6 +321,16 @@ impl<F: StorageFile> Found<F> {
         engine.recovery.duration = engine.clock.elapsed().saturating_sub(began);
         Ok(engine)
     }
+}
+
+/// Most bytes of the WAL file, and up to how many it grows by more than it needs: what two retained roots and the flush
+/// under way may need, if the size of the WAL makes flushes begin.
+fn wal_limits(options: &OpenOptions) -> (u64, u64) {
+    let target = match options.flush_wal_bytes {
+        0 => options.wal_max_bytes,
+        bytes => bytes.saturating_mul(WAL_SHARES),
+    };
+    (options.wal_max_bytes, target)
 }
 
 /// A file that is not there, although there is a root, is damage.
@@ -373,8 +389,8 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
     let meta: Vec<_> = directory.entries().map(|entry| (directory::run_of(entry, geometry), Use::Meta)).collect();
     // Named by the directory from here on.
     drop(work.space.adopt(&meta).map_err(|(run, why)| in_data(data, run.page, why))?);
-    work.blooms.reserve(directory.len());
-    let mut live = 0;
+    work.finder.reserve(directory.len());
+    let (mut live, mut removed, mut shards) = (0, 0, 0);
     for number in 0..directory.len() as u32 {
         let entry = directory.state(number as usize);
         if entry.is_none() {
@@ -383,6 +399,8 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         }
         let state = directory::read_state(&entry, number, data)?;
         live += u64::from(state.live);
+        removed += u64::from(state.len - state.live);
+        shards += 1;
         let pages = geometry.extent_pages();
         let runs: Vec<_> = state.extents.iter().map(|extent| (Run { page: extent.page, pages }, Use::Extent)).collect();
         let places = work.space.adopt(&runs).map_err(|(run, why)| in_data(data, run.page, why))?;
@@ -390,8 +408,13 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         work.index(number, Some(&shard));
         work.put(number, Some(Arc::new(shard)));
     }
-    if live != root.live {
-        let what = format!("root {} counts {} live postings, its shards {live}", root.generation, root.live);
+    let counts = [
+        ("live postings", root.live, live),
+        ("removed postings", root.removed, removed),
+        ("shards", root.shards.into(), shards),
+    ];
+    if let Some((of, expected, found)) = counts.into_iter().find(|(_, expected, found)| expected != found) {
+        let what = format!("root {} counts {expected} {of}, its directory {found}", root.generation);
         return Err(in_data(data, root.directory.page, what));
     }
     let &Root { live, removed, draws, splits, merges, .. } = root;
@@ -529,7 +552,7 @@ impl<S: Storage> Engine<S> {
             self.wal.epoch().max(tail.newest_epoch + 1),
             tail.last,
             self.wal.durable_segments(),
-            self.options.wal_max_bytes,
+            wal_limits(&self.options),
         )?;
         Ok(())
     }
@@ -543,7 +566,9 @@ impl<S: Storage> Engine<S> {
         let operations = match record.kind {
             FrameKind::Add => {
                 let postings = record::decode_add(&record.payload, self.data.geometry().dimension).map_err(damaged)?;
-                let rows = batch::rows(&postings, self.data.geometry())?;
+                // What was accepted once is so again, unless these are other bytes.
+                let rows = batch::rows(&postings, self.data.geometry())
+                    .map_err(|e| damaged(crate::format::FormatError::new(0, e.to_string())))?;
                 let context = self.context();
                 apply::add(&mut self.work, &context, &rows)?;
                 postings.len()

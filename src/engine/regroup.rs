@@ -120,7 +120,8 @@ impl<S: Storage> Engine<S> {
         self.regroup_at = self.counters.operations + 16 * limits::LEAST_FOR_CELLS;
     }
 
-    /// Takes in what a [`RegroupJob`] made. Searches use it from here on; the next flush makes it durable.
+    /// Takes in what a [`RegroupJob`] made. Searches use it from here on; the next flush makes it durable. What came while the
+    /// first cells were made has no codes yet: [`fresh_begin`](Self::fresh_begin) says how to make them.
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`.
@@ -150,8 +151,11 @@ impl<S: Storage> Engine<S> {
             None => None,
         };
         site::reach(Mark::Regrouped);
+        // With the first cells all that came while they were made is in none: its codes are made beside the writer, as after
+        // an open (`fresh_begin`).
+        let coded = self.published.cells.is_some();
         self.work.set_cells(named);
-        self.publish(&[]);
+        self.publish_with(&[], coded);
         Ok(())
     }
 
@@ -215,12 +219,23 @@ pub(super) fn read_table<F: StorageFile>(head: &Entry, data: &DataFile<F>) -> Re
     let read = |entry: &Entry, what: &str| directory::read(entry, data, what);
     let bytes = read(head, "the head of the cells")?;
     let parts = decode_head(&bytes).map_err(|e| damaged(head, format!("the head of the cells: {e}")))?;
+    let (in_parts, len) = (parts.iter().map(|part| u64::from(part.len)).sum::<u64>(), data.raw().len()?);
+    if in_parts > len {
+        return Err(damaged(head, format!("the cells' table has {in_parts} bytes, the file {len}")));
+    }
     let mut bytes = Vec::new();
     for part in &parts {
         bytes.extend(read(part, "a part of the cells' table")?);
     }
     let words = crate::codes::padded(geometry.dimension) / 64;
     let table = CellTable::decode(&bytes, words).map_err(|e| damaged(head, format!("the cells' table: {e}")))?;
+    // When they were covered each shard lay in extents of its own, and the file never gets shorter.
+    let extents = len / (u64::from(geometry.extent_pages()) * geometry.page_size as u64);
+    let covered = |slots: u32| (slots as usize).div_ceil(geometry.extent_slots()) as u64;
+    let large = table.shards.iter().find(|shard| shard.slots as usize > geometry.shard_size);
+    if large.is_some() || table.shards.iter().map(|shard| covered(shard.slots)).sum::<u64>() > extents {
+        return Err(damaged(head, "the cells' table covers more slots than there are".into()));
+    }
     let groups = table.groups.iter().map(|group| &group.place);
     let runs = groups.chain(&parts).chain([head]).map(|entry| directory::run_of(entry, geometry)).collect();
     Ok((table, runs))

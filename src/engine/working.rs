@@ -7,14 +7,14 @@ use std::{
     sync::Arc,
 };
 
-use super::regroup::Named;
+use super::{figures::Figures, numbers::Numbers, regroup::Named};
 use crate::{
     error::Result,
     format::geometry::Geometry,
     index::RoutingTable,
     lease::Place,
     limits,
-    shard::{DataFile, Shard, bloom::SlicedBlooms},
+    shard::{DataFile, Finder, Shard},
     site::{self, Mark},
     space::{Reclaimer, Use},
     storage::StorageFile,
@@ -44,12 +44,16 @@ pub struct Working<F: StorageFile> {
     pub shards: Vec<Option<SharedShard<F>>>,
     /// Their centroids.
     pub routing: RoutingTable,
-    /// Their bloom filters.
-    pub blooms: SlicedBlooms,
+    /// Their filters of documents and keys.
+    pub finder: Finder,
     /// Used and free places.
     pub space: Reclaimer,
+    /// Shard numbers in no use.
+    pub numbers: Numbers,
     /// Figures.
     pub totals: Totals,
+    /// Figures of the shards.
+    pub figures: Figures,
     /// The cells, and where their head is.
     pub cells: Option<Named<F::Lent>>,
     /// Whether the next root names other cells than the last one.
@@ -65,9 +69,11 @@ impl<F: StorageFile> Working<F> {
         Self {
             shards: Vec::new(),
             routing: RoutingTable::new(geometry.dimension),
-            blooms: SlicedBlooms::new(geometry.bloom_bytes, step),
+            finder: Finder::new(geometry, step),
             space,
+            numbers: Numbers::default(),
             totals: Totals::default(),
+            figures: Figures::default(),
             cells: None,
             cells_changed: false,
             dirty: BTreeSet::new(),
@@ -77,7 +83,7 @@ impl<F: StorageFile> Working<F> {
     /// Shards in use.
     #[must_use]
     pub fn shard_count(&self) -> usize {
-        self.shards.iter().flatten().count()
+        self.figures.totalled::<F>(&self.shards).shards
     }
 
     /// Puts a shard in, replaces it, or takes it out.
@@ -86,6 +92,8 @@ impl<F: StorageFile> Working<F> {
         if self.shards.len() <= at {
             self.shards.resize(at + 1, None);
         }
+        self.numbers.set(number, shard.is_some());
+        self.figures.note(number);
         self.shards[at] = shard;
         self.dirty.insert(number);
     }
@@ -93,7 +101,7 @@ impl<F: StorageFile> Working<F> {
     /// Makes routing and filters of a shard what they are for `shard`.
     pub fn index(&mut self, number: u32, shard: Option<&Shard<F::Lent>>) {
         self.routing.set(number, shard.map(|shard| &*shard.centroid));
-        self.blooms.set_column(number as usize, shard.map(Shard::bloom));
+        self.finder.set(number as usize, shard);
     }
 
     /// Gives up an extent.
@@ -157,9 +165,9 @@ impl<F: StorageFile> Working<F> {
     /// Heap bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        let shards: usize = self.shards.iter().flatten().map(|shard| shard.memory()).sum();
+        let shards = self.figures.totalled::<F>(&self.shards).memory;
         let cells = self.cells.as_ref().map_or(0, |(cells, _)| cells.memory());
-        shards + self.shards.len() * 8 + self.routing.memory() + self.blooms.memory() + cells
+        shards + self.shards.len() * 8 + self.routing.memory() + self.finder.memory() + cells
     }
 }
 

@@ -257,6 +257,9 @@ impl CellTable {
         r.expect(&TABLE_MAGIC)?;
         r.expect(&(words as u32).to_le_bytes())?;
         let (groups, shards) = (r.u32()? as usize, r.u32()? as usize);
+        if groups == 0 {
+            return Err(FormatError::new(8, "a table without a group"));
+        }
         let number = |r: &mut Reader<'_>| -> Result<f32, FormatError> {
             let at = r.at();
             let x = f32::from_bits(r.u32()?);
@@ -273,7 +276,8 @@ impl CellTable {
             let (step, square) = (number(&mut r)?, number(&mut r)?);
             let group = GroupEntry { place, step, square, cells: r.u32()?, codes: r.u32()? };
             let layout = GroupLayout { cells: group.cells as usize, codes: group.codes as usize, words };
-            if place.is_none() || layout.is_empty() || layout.len() != place.len as usize {
+            let finite = step.is_finite() && square.is_finite();
+            if place.is_none() || !finite || layout.is_empty() || layout.len() != place.len as usize {
                 return Err(FormatError::new(r.at(), format!("no group is {group:?}")));
             }
             table.groups.push(group);
@@ -293,17 +297,35 @@ impl CellTable {
         table.pivots = r.take(pivots)?.to_vec();
         let blocks: usize = table.groups.iter().map(|group| (group.cells as usize).div_ceil(BLOCK)).sum();
         table.centroids = r.take(blocks * block_bytes(words))?.to_vec();
-        let numbers = (blocks * BLOCK) as u32;
-        for (i, block) in table.centroids.chunks_exact(block_bytes(words)).enumerate() {
-            let references = block[block.len() - BLOCK * 4..].as_chunks::<4>().0;
-            if references.iter().any(|raw| u32::from_le_bytes(*raw) >= numbers) {
-                return Err(FormatError::new(r.at(), format!("block {i} of the centroids names a cell that is none")));
-            }
+        if let Some(i) = table.misnamed_centroid() {
+            return Err(FormatError::new(r.at(), format!("the code of centroid {i} is of another cell")));
         }
         if r.at() != bytes.len() {
             return Err(FormatError::new(r.at(), format!("{} bytes after the table", bytes.len() - r.at())));
         }
         Ok(table)
+    }
+}
+
+impl CellTable {
+    /// The number of a cell whose centroid's code refers to another one.
+    fn misnamed_centroid(&self) -> Option<usize> {
+        let mut blocks = self.centroids.chunks_exact(block_bytes(self.words));
+        let mut first = 0;
+        for group in &self.groups {
+            let count = group.cells as usize;
+            for (b, block) in blocks.by_ref().take(count.div_ceil(BLOCK)).enumerate() {
+                let references = block[block.len() - BLOCK * 4..].as_chunks::<4>().0;
+                let used = references.iter().take(count - b * BLOCK).zip(first + b * BLOCK..);
+                for (raw, number) in used {
+                    if u32::from_le_bytes(*raw) as usize != number {
+                        return Some(number);
+                    }
+                }
+            }
+            first += count.next_multiple_of(BLOCK);
+        }
+        None
     }
 }
 

@@ -4,7 +4,7 @@ use super::{
     FormatError,
     codec::{self, Put as _, Reader},
 };
-use crate::limits::FORMAT_VERSION;
+use crate::limits::{FORMAT_VERSION, MAX_COUNT};
 
 /// First bytes of the data file.
 pub const DATA_MAGIC: [u8; 8] = *b"SHXDATA\0";
@@ -108,7 +108,7 @@ impl SegmentHeader {
     /// Parses a header.
     ///
     /// # Errors
-    /// If it is not one; a segment never used holds zeros, and that is an error here too.
+    /// If it is not one, or a number in it cannot be; a segment never used holds zeros, and that is an error here too.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let bytes = Reader::new(bytes).take(SEGMENT_HEADER_BYTES)?;
         let mut r = Reader::new(bytes);
@@ -116,6 +116,10 @@ impl SegmentHeader {
         r.expect(&FORMAT_VERSION.to_le_bytes())?;
         codec::check_seal(bytes, CRC_AT, 0)?;
         r.u32()?;
-        Ok(Self { index_id: r.u128()?, epoch: r.u64()?, seq: r.u64()?, first_lsn: r.u64()? })
+        let header = Self { index_id: r.u128()?, epoch: r.u64()?, seq: r.u64()?, first_lsn: r.u64()? };
+        match [header.epoch, header.seq, header.first_lsn].into_iter().find(|&n| n > MAX_COUNT) {
+            Some(n) => Err(FormatError::new(32, format!("{n} is more than {MAX_COUNT}"))),
+            None => Ok(header),
+        }
     }
 }

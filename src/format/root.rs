@@ -5,6 +5,7 @@
 use super::{
     FormatError,
     codec::{self, Put as _, Reader},
+    frame::FRAME_ALIGN,
     geometry::Geometry,
     header::{CRC_AT, ROOT_MAGIC},
     node::Entry,
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     config::Metric,
     id::{Generation, Lsn},
-    limits::FORMAT_VERSION,
+    limits::{FORMAT_VERSION, MAX_COUNT},
 };
 
 /// Bytes of an encoded root. It fits the smallest page.
@@ -144,7 +145,7 @@ impl Root {
             wal_segment_size: r.u64()?,
         }
         .validated()?;
-        Ok(Self {
+        Self {
             index_id,
             generation,
             geometry,
@@ -162,6 +163,40 @@ impl Root {
             wal_segments: r.u32()?,
             cells: Entry::decode(&mut r)?,
             merges: r.u32()?,
-        })
+        }
+        .validated()
+    }
+
+    /// Checks numbers that came from a disk, so that no later arithmetic overflows and nothing is allocated that the data
+    /// file does not bear out.
+    fn validated(self) -> Result<Self, FormatError> {
+        let counts = [
+            (32, "generation", self.generation.0),
+            (72, "checkpoint", self.checkpoint.0),
+            (80, "epoch", self.epoch),
+            (88, "segment number", self.wal_start.seq),
+            (128, "count of live postings", self.live),
+            (136, "count of removed postings", self.removed),
+            (144, "count of draws", self.draws),
+            (152, "count of splits", self.splits),
+            // In bytes that too is no more than a file may have.
+            (160, "count of pages", self.data_pages.saturating_mul(self.geometry.page_size as u64)),
+        ];
+        if let Some((at, what, n)) = counts.into_iter().find(|&(.., n)| n > MAX_COUNT) {
+            return Err(FormatError::new(at, format!("{what} {n} is more than {MAX_COUNT}")));
+        }
+        let offset = self.wal_start.offset;
+        let frames = self.geometry.sector_size as u64..self.geometry.wal_segment_size;
+        if !frames.contains(&offset) || !offset.is_multiple_of(FRAME_ALIGN as u64) {
+            return Err(FormatError::new(96, format!("no frame starts at byte {offset} of a segment")));
+        }
+        // Each number was given to a shard while all lower ones were in use, and each shard has an extent of its own.
+        let extents = self.data_pages.saturating_sub(1) / u64::from(self.geometry.extent_pages());
+        if u64::from(self.shard_numbers) > extents || self.shards > self.shard_numbers {
+            let (shards, numbers) = (self.shards, self.shard_numbers);
+            let what = format!("{shards} shards of {numbers} numbers in a file with room for {extents}");
+            return Err(FormatError::new(120, what));
+        }
+        Ok(self)
     }
 }

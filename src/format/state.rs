@@ -9,7 +9,7 @@ use super::{
     codec::{Put as _, Reader},
     geometry::Geometry,
 };
-use crate::id::ShardId;
+use crate::{id::ShardId, limits::MAX_NORM};
 
 /// First bytes of a state.
 pub const STATE_MAGIC: [u8; 4] = *b"SHST";
@@ -125,6 +125,11 @@ impl ShardState {
         let centroid: Vec<f32> = pod_collect_to_vec(r.take(geometry.dimension * 4)?);
         if !centroid.iter().all(|n| n.is_finite()) || !sum.iter().all(|n| n.is_finite()) {
             return Err(FormatError::new(at, "a sum or a centroid is not finite"));
+        }
+        // A mean of vectors is no longer than the longest, but for what rounding adds.
+        let norm = centroid.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+        if norm > 1.001 * MAX_NORM {
+            return Err(FormatError::new(at, format!("a centroid of norm {norm:e}")));
         }
         Ok(Self { number, id, len, live, extents, tombstones, bloom, sum, centroid })
     }

@@ -92,6 +92,21 @@ impl FreshCodes {
         anew.count == self.count && *anew.blocks == *self.blocks && *anew.tail == *self.tail
     }
 
+    /// The same codes without the blocks of slots that lie before `covered`.
+    fn behind(self: &Arc<Self>, covered: usize, words: usize) -> Option<Arc<Self>> {
+        // Less than some blocks are not worth a copy.
+        if self.first + 8 * BLOCK > covered {
+            return Some(Arc::clone(self));
+        }
+        if covered >= self.end() {
+            return None;
+        }
+        let gone = ((covered - self.first) / BLOCK).min(self.count / BLOCK);
+        let blocks = Aligned::new(&self.blocks[gone * distance::block_bytes(words)..]);
+        let (first, count) = (self.first + gone * BLOCK, self.count - gone * BLOCK);
+        Some(Arc::new(Self { first, blocks, tail: self.tail.clone(), count }))
+    }
+
     /// Heap bytes, those that are shared too.
     #[must_use]
     pub fn memory(&self) -> usize {
@@ -179,8 +194,9 @@ pub(super) fn fresh<L: Deref<Target = [u8]> + Clone>(
             Some((len, Some(_))) if known_codes.is_none() => len.max(covered),
             _ => covered,
         };
-        // What cells cover by now is forgotten, unless it is little.
-        let codes = known_codes.filter(|codes| codes.first + 8 * BLOCK > covered);
+        // What cells cover by now is forgotten; the rest is not made again.
+        let kept = known_codes.and_then(|codes| codes.behind(covered, cells.rotation().len() / 64));
+        let codes = kept.as_ref();
         let codes = (coded && (codes.is_some() || from < shard.len()))
             .then(|| FreshCodes::of(codes, (shard, &centroid), from, (cells.rotation(), geometry)));
         Some(Fresh { shard: i, from: covered as u32, centroid, codes })

@@ -7,6 +7,7 @@
 
 mod calibrate;
 mod fresh;
+mod pivots;
 mod probe;
 mod routing;
 mod search;

@@ -1,8 +1,13 @@
 //! The writer's table of routing centroids: one row per shard number, in one piece.
+//!
+//! Invariant: which shard a vector is routed to follows from the numbers and centroids of the shards that there are, and
+//! from nothing else, so that a replay routes as the writer did.
 
+use super::pivots::{self, Near, Pivots, Rows};
 use crate::{
     codes::{self, Rounded},
     distance::{self, ByteBlocks, ROWS},
+    limits,
 };
 
 /// Centroids by shard number. A number without a shard has a row at infinity, which nothing is near.
@@ -18,12 +23,25 @@ pub struct RoutingTable {
     rounded: Vec<Option<Rounded>>,
     products: Vec<i32>,
     query: Vec<i8>,
+    /// Rows that have a shard.
+    shards: usize,
+    /// From more shards on those near pivots are compared, not all.
+    all_up_to: usize,
+    /// Made when they are first needed.
+    pivots: Option<Pivots>,
+    compared: u64,
 }
 
 impl RoutingTable {
     /// A table without rows.
     #[must_use]
     pub fn new(dimension: usize) -> Self {
+        Self::comparing_all_up_to(limits::ROUTED_BY_ALL, dimension)
+    }
+
+    /// A table without rows, in which up to so many are all compared.
+    #[must_use]
+    pub fn comparing_all_up_to(all_up_to: usize, dimension: usize) -> Self {
         Self {
             dimension,
             rows: Vec::new(),
@@ -32,7 +50,17 @@ impl RoutingTable {
             rounded: Vec::new(),
             products: Vec::new(),
             query: Vec::new(),
+            shards: 0,
+            all_up_to,
+            pivots: None,
+            compared: 0,
         }
+    }
+
+    /// Centroids that vectors were compared with, by their bytes or in full.
+    #[must_use]
+    pub fn compared(&self) -> u64 {
+        self.compared
     }
 
     /// Sets or clears a shard's centroid.
@@ -47,16 +75,46 @@ impl RoutingTable {
         if rounded.is_some() {
             self.bytes.set(number as usize, &self.query);
         }
-        self.rounded[number as usize] = rounded;
+        let is_used = rounded.is_some();
+        let was_used = std::mem::replace(&mut self.rounded[number as usize], rounded).is_some();
+        self.shards = self.shards + usize::from(is_used) - usize::from(was_used);
         let row = &mut self.rows[at..at + self.dimension];
         match centroid {
             Some(centroid) => row.copy_from_slice(centroid),
             None => row.fill(f32::INFINITY),
         }
+        if let Some(pivots) = &mut self.pivots {
+            let rows = Rows { dimension: self.dimension, rows: &self.rows };
+            if was_used {
+                pivots.remove(rows, number);
+            }
+            if is_used {
+                pivots.insert(rows, number);
+            }
+        }
     }
 
-    /// The shard whose centroid is nearest by L2, the lowest number among equals; `None` if there is none.
+    /// The shards that are near by the pivots; `None` where all are to be compared.
+    fn near_by_pivots(&mut self, vector: &[f32]) -> Option<Vec<Near>> {
+        if self.shards <= self.all_up_to {
+            return None;
+        }
+        let rows = Rows { dimension: self.dimension, rows: &self.rows };
+        let used = self.rounded.iter().zip(0u32..).filter_map(|(row, number)| row.as_ref().map(|_| number));
+        let pivots = self.pivots.get_or_insert_with(|| Pivots::new(rows, used));
+        let near = pivots.near(rows, vector, &mut self.compared);
+        // Where no number is one of a pivot all are compared.
+        (!near.is_empty()).then_some(near)
+    }
+
+    /// The shard whose centroid is nearest by L2, the lowest number among equals; `None` if there is none. Of many shards it
+    /// is the nearest of those that belong to the nearest pivots.
     pub fn nearest(&mut self, vector: &[f32]) -> Option<u32> {
+        if let Some(near) = self.near_by_pivots(vector) {
+            let nearest = near.into_iter().min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            return nearest.map(|near| near.1);
+        }
+        self.compared += self.shards as u64;
         let rounded = Rounded::new(vector, &mut self.query);
         self.products.resize(self.bytes.rows().next_multiple_of(ROWS), 0);
         distance::dot_bytes(&self.query, self.bytes.bytes(), &mut self.products);
@@ -85,8 +143,16 @@ impl RoutingTable {
         best
     }
 
-    /// The `n` nearest shards, the nearest first, without `except`.
+    /// The `n` nearest shards, the nearest first, without `except`. Of many shards they are of those that belong to the nearest
+    /// pivots.
     pub fn nearest_few(&mut self, vector: &[f32], n: usize, except: &[u32]) -> Vec<u32> {
+        if let Some(mut near) = self.near_by_pivots(vector) {
+            near.retain(|near| !except.contains(&near.1));
+            pivots::sort(&mut near);
+            near.truncate(n);
+            return near.into_iter().map(|near| near.1).collect();
+        }
+        self.compared += self.shards as u64;
         distance::squared_l2_many(vector, &self.rows, &mut self.distances);
         let mut near: Vec<(f32, u32)> = self
             .distances
@@ -110,7 +176,10 @@ impl RoutingTable {
     /// Heap bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        (self.rows.len() + self.distances.len()) * 4 + self.bytes.bytes().len() + self.rounded.len() * 16
+        (self.rows.len() + self.distances.len()) * 4
+            + self.bytes.bytes().len()
+            + self.rounded.len() * 16
+            + self.pivots.as_ref().map_or(0, Pivots::memory)
     }
 }
 
@@ -154,5 +223,69 @@ mod tests {
                 assert_eq!(table.nearest(&query), best.map(|(_, number)| number), "{dimension} {scale} {n}");
             }
         }
+    }
+
+    /// Whatever came and went before, in whatever order: a table made of the shards there are routes alike.
+    #[test]
+    fn routing_by_pivots_follows_from_the_shards_alone() {
+        let dimension = 8;
+        let mut table = RoutingTable::comparing_all_up_to(40, dimension);
+        let mut rows: Vec<Option<Vec<f32>>> = vec![None; 2_200];
+        let mut state = 5u32;
+        for n in 0..6_000u32 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let number = (state >> 12) % 2_200;
+            // In the end many go; some have the same centroid.
+            let goes = (state >> 8) % 8 < if n < 4_000 { 1 } else { 7 };
+            let row = (!goes).then(|| vector(state % 900, dimension, 1.0));
+            table.set(number, row.as_deref());
+            rows[number as usize] = row;
+            let query = vector(n, dimension, 1.0);
+            let near = (table.nearest(&query), table.nearest_few(&query, 16, &[number]));
+            if n % 97 != 0 {
+                continue;
+            }
+            let mut anew = RoutingTable::comparing_all_up_to(40, dimension);
+            for (number, row) in rows.iter().enumerate().rev() {
+                anew.set(number as u32, row.as_deref());
+            }
+            assert_eq!(near, (anew.nearest(&query), anew.nearest_few(&query, 16, &[number])), "{n}");
+            let homes = |table: &RoutingTable| table.pivots.as_ref().map(Pivots::homes);
+            if let (Some(known), Some(made)) = (homes(&table), homes(&anew)) {
+                assert_eq!(known, made, "{n}");
+            }
+        }
+        assert!(table.pivots.is_some());
+    }
+
+    /// A vector near one of some clusters, as centroids are.
+    fn clustered(n: u32, dimension: usize) -> Vec<f32> {
+        let (center, noise) = (vector(n % 61 * 7_919, dimension, 1.0), vector(n.wrapping_mul(97) + 1, dimension, 0.5));
+        center.iter().zip(noise).map(|(c, x)| c + x).collect()
+    }
+
+    #[test]
+    fn an_add_is_compared_with_few_centroids_and_mostly_finds_the_nearest() {
+        let (dimension, queries) = (8, 300);
+        let mut costs = Vec::new();
+        for shards in [2_048u32, 8_192, 32_768] {
+            let mut table = RoutingTable::new(dimension);
+            let mut all = RoutingTable::comparing_all_up_to(usize::MAX, dimension);
+            for number in 0..shards {
+                table.set(number, Some(&clustered(number, dimension)));
+                all.set(number, Some(&clustered(number, dimension)));
+            }
+            let mut found = 0;
+            for n in 0..queries {
+                let query = clustered(n * 31 + 5, dimension);
+                found += u32::from(table.nearest(&query) == all.nearest(&query));
+            }
+            assert!(found * 100 >= queries * 85, "{found} of {queries} at {shards} shards");
+            assert_eq!(all.compared(), u64::from(shards * queries));
+            costs.push(table.compared() / u64::from(queries));
+        }
+        // Four times the shards, at most twice the centroids.
+        assert!(costs.windows(2).all(|pair| pair[1] <= 2 * pair[0]), "{costs:?}");
+        assert!(costs[2] < 1_200, "{costs:?}");
     }
 }

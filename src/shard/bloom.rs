@@ -3,21 +3,17 @@
 //! A shard keeps its own filter, which is stored with its state. All of them together are kept a second time, sliced by
 //! bit instead of by shard, so that one lookup reads [`PROBES`] rows of bits whatever the number of shards.
 
+use super::prints::mix;
 use crate::id::DocumentId;
 
 /// Bits that stand for one document. At 16 bits a posting some 7 in 10,000 lookups of a full shard are in vain.
 pub const PROBES: usize = 7;
 
-/// The bits of a document in a filter of `bits` bits.
-fn positions(id: DocumentId, bits: usize) -> impl Iterator<Item = usize> {
-    // Double hashing (Kirsch and Mitzenmacher, ESA 2006) from one 64-bit mix (the finaliser of splitmix64).
-    let mix = |mut x: u64| {
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    };
-    let low = mix((id.0 as u64).wrapping_add(0x9E37_79B9_7F4A_7C15));
-    let high = mix(low ^ (id.0 >> 64) as u64);
+/// The bits of a value, such as a document's id, in a filter of `bits` bits.
+fn positions(value: u128, bits: usize) -> impl Iterator<Item = usize> {
+    // Double hashing (Kirsch and Mitzenmacher, ESA 2006) from one 64-bit mix.
+    let low = mix((value as u64).wrapping_add(0x9E37_79B9_7F4A_7C15));
+    let high = mix(low ^ (value >> 64) as u64);
     let (start, step) = (high, mix(high) | 1);
     (0..PROBES as u64).map(move |i| (start.wrapping_add(i.wrapping_mul(step)) % bits as u64) as usize)
 }
@@ -49,7 +45,7 @@ impl Bloom {
 
     /// Adds a document.
     pub fn insert(&mut self, id: DocumentId) {
-        for bit in positions(id, self.words.len() * 64) {
+        for bit in positions(id.0, self.words.len() * 64) {
             self.words[bit / 64] |= 1 << (bit % 64);
         }
     }
@@ -57,7 +53,7 @@ impl Bloom {
     /// False only if the document was never added.
     #[must_use]
     pub fn may_contain(&self, id: DocumentId) -> bool {
-        positions(id, self.words.len() * 64).all(|bit| self.words[bit / 64] >> (bit % 64) & 1 == 1)
+        positions(id.0, self.words.len() * 64).all(|bit| self.words[bit / 64] >> (bit % 64) & 1 == 1)
     }
 }
 
@@ -115,11 +111,11 @@ impl SlicedBlooms {
         self.used.resize(width * 64, false);
     }
 
-    /// Adds a document to one shard's filter.
-    pub fn insert(&mut self, column: usize, id: DocumentId) {
+    /// Adds a value to one shard's filter.
+    pub fn insert(&mut self, column: usize, value: u128) {
         self.make_room(column);
         self.used[column] = true;
-        for bit in positions(id, self.bits) {
+        for bit in positions(value, self.bits) {
             self.rows[bit * self.width + column / 64] |= 1 << (column % 64);
         }
     }
@@ -141,18 +137,30 @@ impl SlicedBlooms {
         }
     }
 
-    /// The shards that may hold a document, lowest first.
-    pub fn candidates(&self, id: DocumentId, found: &mut Vec<usize>) {
-        found.clear();
-        if self.width == 0 {
-            return;
-        }
+    /// The rows of a value's bits.
+    pub(super) fn rows(&self, value: u128) -> [usize; PROBES] {
         let mut rows = [0; PROBES];
-        for (row, bit) in rows.iter_mut().zip(positions(id, self.bits)) {
-            *row = bit * self.width;
+        rows.iter_mut().zip(positions(value, self.bits)).for_each(|(row, bit)| *row = bit * self.width);
+        rows
+    }
+
+    /// The shards of columns `64 × word` and on whose filters have a bit set in each of these rows.
+    pub(super) fn word(&self, rows: &[usize; PROBES], word: usize) -> u64 {
+        match word < self.width {
+            true => rows.iter().fold(u64::MAX, |hits, row| hits & self.rows[row + word]),
+            false => 0,
         }
+    }
+
+    /// The shards that may hold a value, of those that `also` says, word by word; lowest first.
+    pub fn candidates(&self, value: u128, also: impl Fn(usize) -> u64, found: &mut Vec<usize>) {
+        found.clear();
+        let rows = self.rows(value);
         for word in 0..self.width {
-            let mut hits = rows.iter().fold(u64::MAX, |hits, row| hits & self.rows[row + word]);
+            let mut hits = self.word(&rows, word);
+            if hits != 0 {
+                hits &= also(word);
+            }
             while hits != 0 {
                 found.push(word * 64 + hits.trailing_zeros() as usize);
                 hits &= hits - 1;
@@ -172,7 +180,7 @@ mod tests {
         for n in 0..2_000u128 {
             let (column, id) = ((n * 7 % 130) as usize, DocumentId(n << 60 | n));
             filters[column].insert(id);
-            sliced.insert(column, id);
+            sliced.insert(column, id.0);
         }
         filters[3] = Bloom::new(64);
         sliced.set_column(3, None);
@@ -181,7 +189,7 @@ mod tests {
         let mut found = Vec::new();
         for n in 0..4_000u128 {
             let id = DocumentId(n << 60 | n);
-            sliced.candidates(id, &mut found);
+            sliced.candidates(id.0, |_| u64::MAX, &mut found);
             let expected: Vec<_> = (0..130).filter(|&i| filters[i].may_contain(id)).collect();
             assert_eq!(found, expected);
         }

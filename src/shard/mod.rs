@@ -12,12 +12,19 @@
 pub mod bloom;
 mod data;
 mod extent;
+mod finder;
+mod prints;
 pub mod split;
 
-use std::{mem, sync::Arc};
+use std::{
+    mem,
+    sync::{Arc, OnceLock},
+};
 
 pub use data::{Cause, DataFile, StoredPosting};
 pub use extent::Extent;
+pub use finder::{Finder, LookupCounts};
+pub use prints::{Lookup, Prints};
 
 use crate::{
     error::Result,
@@ -25,7 +32,7 @@ use crate::{
         geometry::{Geometry, POSTING_BYTES},
         state::ShardState,
     },
-    id::{DocumentId, ShardId},
+    id::ShardId,
     lease::Place,
     storage::StorageFile,
 };
@@ -47,6 +54,8 @@ pub struct Shard<L> {
     sum: Vec<f64>,
     /// Slots appended and not yet stored; none whenever the shard is published.
     staged: Vec<u8>,
+    /// The fingerprints of all slots, made at the first lookup: an open reads no slot.
+    prints: OnceLock<Prints>,
 }
 
 impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
@@ -63,6 +72,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             sum: vec![0.0; geometry.dimension],
             centroid,
             staged: Vec::new(),
+            prints: OnceLock::from(Prints::default()),
         }
     }
 
@@ -91,6 +101,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             bloom: Bloom::from_words(state.bloom),
             sum: state.sum,
             staged: Vec::new(),
+            prints: OnceLock::new(),
         })
     }
 
@@ -174,6 +185,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             + self.bloom.words().len() * 8
             + self.sum.len() * 8
             + self.centroid.len() * 4
+            + self.prints.get().map_or(0, Prints::memory)
     }
 
     /// Takes one more posting, in memory: [`store`](Self::store) must follow before it is published.
@@ -188,6 +200,9 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         self.len += 1;
         self.live += 1;
         self.bloom.insert(posting.document_id);
+        if let Some(prints) = self.prints.get_mut() {
+            prints.push(&posting);
+        }
         for (sum, x) in self.sum.iter_mut().zip(vector) {
             *sum += f64::from(*x);
         }
@@ -227,30 +242,50 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         Ok(())
     }
 
-    /// The live slots that hold postings of a document, with their keys.
+    /// The fingerprints of its slots, if it was looked into.
+    #[must_use]
+    pub fn known_prints(&self) -> Option<&Prints> {
+        self.prints.get()
+    }
+
+    /// The fingerprints of its slots, made of all posting records if nobody has looked into it yet.
+    fn prints<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> Result<&Prints> {
+        if let Some(prints) = self.prints.get() {
+            return Ok(prints);
+        }
+        let geometry = data.geometry();
+        let mut prints = Prints::default();
+        for extent in &self.extents {
+            let bytes = extent.slots(data)?;
+            (0..extent.used()).for_each(|i| prints.push(&record(bytes, i, geometry)));
+        }
+        Ok(self.prints.get_or_init(|| prints))
+    }
+
+    /// Appends the live slots that hold what is looked up. Returns how many slots it read: those with its fingerprint.
     ///
     /// # Errors
-    /// `Corruption` if the posting records are damaged.
+    /// `Corruption` if posting records are damaged.
     pub fn find<F: StorageFile<Lent = L>>(
         &self,
         data: &DataFile<F>,
-        document_id: DocumentId,
+        lookup: Lookup,
         found: &mut Vec<(usize, StoredPosting)>,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         assert!(self.staged.is_empty(), "lookups come before appends");
         let geometry = data.geometry();
-        let slots = geometry.extent_slots();
-        let needle = document_id.0.to_le_bytes();
-        for (e, extent) in self.extents.iter().enumerate() {
-            let bytes = extent.slots(data)?;
-            for (i, slot_bytes) in bytes.chunks_exact(geometry.slot_bytes()).enumerate() {
-                let slot = e * slots + i;
-                if slot_bytes[geometry.vector_bytes()..][..16] == needle && self.is_live(slot) {
-                    found.push((slot, record(bytes, i, geometry)));
-                }
+        let extent_slots = geometry.extent_slots();
+        let (mut slots, mut read) = (Vec::new(), 0);
+        self.prints(data)?.slots(lookup, &mut slots);
+        for slot in slots.into_iter().filter(|&slot| self.is_live(slot)) {
+            let bytes = self.extents[slot / extent_slots].slots(data)?;
+            let posting = record(bytes, slot % extent_slots, geometry);
+            read += 1;
+            if lookup.wants(&posting) {
+                found.push((slot, posting));
             }
         }
-        Ok(())
+        Ok(read)
     }
 
     /// Removes the posting in a live slot that was read, and so checked.

@@ -10,6 +10,7 @@ mod threads;
 mod writer;
 
 use std::{
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -44,6 +45,7 @@ type Reply<T> = oneshot::Sender<Result<T>>;
 enum Command {
     Add(Vec<Posting>, Reply<()>),
     Remove(Vec<DocumentId>, Reply<u64>),
+    RemoveRange(RangeInclusive<DocumentId>, Reply<u64>),
     Commit(Reply<()>),
     Flush(Reply<FlushStats>),
     Stats(Reply<IndexStats>),
@@ -237,14 +239,26 @@ impl<S: Storage> Shardex<S> {
         self.ask(|reply| Command::Add(postings, reply)).await
     }
 
-    /// Removes all postings of some documents, and returns how many there were. Unknown documents have none.
+    /// Removes all postings of some documents, and returns how many there were. Unknown documents have none, and cost no log.
     ///
-    /// Cost: a lookup in the bloom filters per document, and a look at the posting records of the shards they name.
+    /// Cost: a lookup in the bloom filters per document, and a look at the posting records that are found.
     ///
     /// # Errors
     /// As [`add_postings`](Self::add_postings).
     pub async fn remove_documents(&self, document_ids: Vec<DocumentId>) -> Result<u64> {
         self.ask(|reply| Command::Remove(document_ids, reply)).await
+    }
+
+    /// Removes all postings of the documents whose ids are in a range, all or none, and returns how many there were. An empty
+    /// range has none.
+    ///
+    /// Cost: grows with the postings of the index and not with the range; the log gets the ids that were found.
+    ///
+    /// # Errors
+    /// As [`add_postings`](Self::add_postings); `BatchTooLarge` if the log cannot hold the ids that were found: give smaller
+    /// ranges.
+    pub async fn remove_document_range(&self, documents: RangeInclusive<DocumentId>) -> Result<u64> {
+        self.ask(|reply| Command::RemoveRange(documents, reply)).await
     }
 
     /// Makes everything accepted before it durable: one sync of the WAL, shared by all who wait for one; none if

@@ -24,6 +24,7 @@ use crate::{
     error::{Result, ShardexError},
     id::Lsn,
     index::Coded,
+    limits,
     storage::Storage,
 };
 
@@ -101,12 +102,7 @@ impl<S: Storage> Writer<S> {
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Command>) {
-        match self.engine.fresh_begin().map(|job| Background::run(move || job.run())) {
-            Some(Ok((thread, made))) => self.coding = Some(Coding { made, _thread: thread }),
-            // Without it searches are slower, and right.
-            Some(Err(_)) => self.engine.note_error(),
-            None => {}
-        }
+        self.code_fresh();
         loop {
             let due = [self.commit_at, self.flush_at].into_iter().flatten().min();
             let command = tokio::select! {
@@ -124,7 +120,11 @@ impl<S: Storage> Writer<S> {
                 coded = coded(&mut self.coding) => {
                     self.coding = None;
                     match coded {
-                        Ok(coded) => self.engine.coded(&coded),
+                        Ok(coded) => {
+                            self.engine.coded(&coded);
+                            // Other cells may have come meanwhile.
+                            self.code_fresh();
+                        }
                         // Whoever reads what is damaged is told; until then its vectors are scanned.
                         Err(_) => self.engine.note_error(),
                     }
@@ -178,12 +178,14 @@ impl<S: Storage> Writer<S> {
                     Ok(()) => self.write(|engine| engine.remove(&documents)).await,
                     Err(error) => Err(error),
                 };
-                match removed {
-                    Ok((_, removed)) => {
-                        self.written(Ok(()), Box::new(move |done| drop(reply.send(done.map(|()| removed)))));
-                    }
-                    Err(error) => drop(reply.send(Err(error))),
-                }
+                self.removed(removed, reply);
+            }
+            Command::RemoveRange(documents, reply) => {
+                let removed = match self.told() {
+                    Ok(()) => self.write(|engine| engine.remove_range(&documents)).await,
+                    Err(error) => Err(error),
+                };
+                self.removed(removed, reply);
             }
             Command::Commit(reply) => match self.told() {
                 Ok(()) => self.waiting.push(Box::new(|done| drop(reply.send(done)))),
@@ -229,6 +231,9 @@ impl<S: Storage> Writer<S> {
             let synced = synced(&mut self.flushing).await;
             self.go_on(synced);
         }
+        if limit > 0 {
+            self.let_go(limit.saturating_mul(limits::WAL_SHARES)).await;
+        }
         loop {
             match write(&mut self.engine) {
                 Err(ShardexError::FlushInProgress) if self.flushing.is_some() => {
@@ -237,6 +242,39 @@ impl<S: Storage> Writer<S> {
                 }
                 done => return done,
             }
+        }
+    }
+
+    /// Waits until the roots retain no more than `most` bytes of the WAL, so that only the batch itself comes on top: two of
+    /// them are retained, so it takes the flush under way and two more at most, even if nothing else has changed.
+    async fn let_go(&mut self, most: u64) {
+        let limit = self.engine.options().flush_wal_bytes;
+        for _ in 0..3 {
+            if self.engine.wal_retained() <= most {
+                return;
+            }
+            if self.flushing.is_none() {
+                // The last one failed, and the next try comes later.
+                if self.flush_above > limit && self.engine.wal_bytes() <= self.flush_above {
+                    return;
+                }
+                let step = self.engine.flush_begin(true);
+                self.take_step(step, true);
+            }
+            while self.flushing.is_some() {
+                let synced = synced(&mut self.flushing).await;
+                self.go_on(synced);
+            }
+        }
+    }
+
+    /// Answers a removal, or lets it wait for its commit.
+    fn removed(&mut self, removed: Result<(Lsn, u64)>, reply: Reply<u64>) {
+        match removed {
+            Ok((_, removed)) => {
+                self.written(Ok(()), Box::new(move |done| drop(reply.send(done.map(|()| removed)))));
+            }
+            Err(error) => drop(reply.send(Err(error))),
         }
     }
 
@@ -319,6 +357,19 @@ impl<S: Storage> Writer<S> {
         }
     }
 
+    /// Begins to make codes of what is in no cell and has none, if nobody does.
+    fn code_fresh(&mut self) {
+        if self.coding.is_some() {
+            return;
+        }
+        match self.engine.fresh_begin().map(|job| Background::run(move || job.run())) {
+            Some(Ok((thread, made))) => self.coding = Some(Coding { made, _thread: thread }),
+            // Without it searches are slower, and right.
+            Some(Err(_)) => self.engine.note_error(),
+            None => {}
+        }
+    }
+
     /// Takes in cells that were made.
     async fn regrouped(&mut self, made: Result<Option<Built>>) {
         let Some(Regrouping { waiters, .. }) = self.regrouping.take() else { return };
@@ -327,6 +378,7 @@ impl<S: Storage> Writer<S> {
             Err(error) => Err(error),
         };
         self.publish();
+        self.code_fresh();
         if done.is_err() {
             // Nobody's write depends on it, so nobody is refused for it who did not ask.
             self.engine.regroup_failed();

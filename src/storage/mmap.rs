@@ -65,7 +65,8 @@ impl MmapStorage {
         let path = self.path.join(name);
         let file = options.open(&path).map_err(|e| ShardexError::io(op, &path, e))?;
         let len = file.metadata().map_err(|e| ShardexError::io(op, &path, e))?.len();
-        Ok(Arc::new(MmapFile { path, file, len: AtomicU64::new(len), regions: RwLock::default() }))
+        let (len, reserved) = (AtomicU64::new(len), AtomicU64::new(0));
+        Ok(Arc::new(MmapFile { path, file, len, reserved, regions: RwLock::default() }))
     }
 }
 
@@ -156,6 +157,8 @@ pub struct MmapFile {
     file: File,
     /// Invariant 4.
     len: AtomicU64,
+    /// Bytes from the start on that this handle has allocated: nobody makes holes there while it is open.
+    reserved: AtomicU64,
     /// What is mapped, as invariant 3 says. Grown when a loan asks for more.
     regions: RwLock<Vec<Region>>,
 }
@@ -219,10 +222,9 @@ impl MmapFile {
         Ok(lent)
     }
 
-    fn grow(&self, len: u64) -> io::Result<()> {
+    fn grow(&self, from: u64, len: u64) -> io::Result<()> {
         loop {
-            // From 0, for a copied file may have holes, and a store into one would need space.
-            match fallocate(&self.file, FallocateFlags::empty(), 0, len) {
+            match fallocate(&self.file, FallocateFlags::empty(), from, len - from) {
                 Ok(()) => return Ok(()),
                 Err(Errno::INTR) => {}
                 // One value or two, as the platform has it.
@@ -254,10 +256,15 @@ impl StorageFile for MmapFile {
     }
 
     fn allocate(&self, len: u64, _purpose: Purpose) -> Result<()> {
-        if len == 0 {
+        // At a handle's first allocation from 0, for a copied file may have holes, and a store into one would need space.
+        let from = self.reserved.load(Ordering::Acquire);
+        if len <= from {
             return Ok(());
         }
-        let grown = self.grow(len);
+        let grown = self.grow(from, len);
+        if grown.is_ok() {
+            self.reserved.fetch_max(len, Ordering::AcqRel);
+        }
         // After a failure too: part of it may have been done.
         let found = self.file.metadata().map(|m| self.len.fetch_max(m.len(), Ordering::AcqRel));
         grown.and(found.map(drop)).map_err(|e| ShardexError::io("allocate", &self.path, e))

@@ -1,6 +1,11 @@
 //! Where the segments lie in the WAL file.
 
-use crate::format::{frame::FRAME_HEADER_BYTES, geometry::Geometry, header::SEGMENT_HEADER_BYTES, root::WalPosition};
+use crate::format::{
+    frame::{FRAME_ALIGN, FRAME_HEADER_BYTES},
+    geometry::Geometry,
+    header::SEGMENT_HEADER_BYTES,
+    root::WalPosition,
+};
 
 /// Sizes and offsets of a WAL file.
 #[derive(Clone, Copy, Debug)]
@@ -64,12 +69,26 @@ impl WalLayout {
         WalPosition { seq, offset: self.first_frame() }
     }
 
-    /// More segments than a record of `payload` bytes can need, from wherever it starts.
+    /// New segments that a record of `payload` bytes takes, and a closing mark behind it, where the newest segment has `room`
+    /// bytes left. Frames are laid out as the writer lays them out.
     #[must_use]
-    pub fn segments_for(&self, payload: u64) -> usize {
-        // A segment loses its header's sector, one frame header, and less than another to slack.
-        let room = self.segment_size - self.sector_size - 2 * FRAME_HEADER_BYTES as u64;
-        // One more for the start in a segment already full, one for a closing mark.
-        payload.div_ceil(room) as usize + 2
+    pub fn segments_for(&self, payload: u64, room: u64) -> usize {
+        let (header, align) = (FRAME_HEADER_BYTES as u64, FRAME_ALIGN as u64);
+        let (mut left, mut room, mut segments) = (payload, room, 0);
+        loop {
+            if room < header + align {
+                segments += 1;
+                room = self.segment_size - self.sector_size;
+            }
+            let len = left.min(room - header);
+            left -= len;
+            room -= header + len.next_multiple_of(align);
+            if left == 0 {
+                break;
+            }
+        }
+        // The commit fills up its sector, the one after it if that is too little, and the mark starts on the next.
+        let mark = 2 * self.sector_size + header + align;
+        segments + usize::from(room < mark)
     }
 }

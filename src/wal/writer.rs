@@ -62,6 +62,8 @@ pub struct WalWriter<F> {
     /// The same once the sync that was handed out has returned.
     syncing_segments: usize,
     max_bytes: u64,
+    /// Up to here it grows by more than it needs, to grow seldom.
+    target_bytes: u64,
     bytes_stored: u64,
     recycled: u64,
 }
@@ -69,7 +71,7 @@ pub struct WalWriter<F> {
 impl<F: StorageFile> WalWriter<F> {
     /// A writer at the start of a new epoch: every segment is free, and the first record will get the LSN after `last`. The
     /// file is known to hold `durable_segments` segments; 0 if nobody
-    /// knows.
+    /// knows. It takes at most `max_bytes`, and beyond `target_bytes` no more than its records need.
     ///
     /// # Errors
     /// `Io` if the file's length cannot be told.
@@ -80,7 +82,7 @@ impl<F: StorageFile> WalWriter<F> {
         epoch: u64,
         last: Lsn,
         durable_segments: usize,
-        max_bytes: u64,
+        (max_bytes, target_bytes): (u64, u64),
     ) -> Result<Self> {
         // As long as it is known to be, not as it seems: what lies beyond may be in the page cache alone (R10). It is grown
         // into again, and then a sync covers the length.
@@ -106,6 +108,7 @@ impl<F: StorageFile> WalWriter<F> {
             durable_segments,
             syncing_segments: durable_segments,
             max_bytes,
+            target_bytes,
             bytes_stored: 0,
             recycled: 0,
         })
@@ -176,17 +179,17 @@ impl<F: StorageFile> WalWriter<F> {
     /// than the whole WAL may be); `OutOfSpace`, `Io`. Nothing has changed then.
     pub fn reserve(&mut self, payload: u64) -> Result<()> {
         let free = self.slots.iter().filter(|&&slot| slot == Slot::Free).count();
-        let need = self.layout.segments_for(payload);
+        let need = self.layout.segments_for(payload, self.room() as u64);
         if need <= free {
             return Ok(());
         }
-        let grow = self.slots.len() + (need - free).max(self.slots.len() / 4);
         let least = self.slots.len() + (need - free);
         let most = self.layout.segments_in(self.max_bytes);
         if least > most {
             return Err(ShardexError::BatchTooLarge { bytes: payload, limit: self.max_payload() });
         }
-        let segments = grow.min(most);
+        let more = (self.slots.len() + self.slots.len() / 4).min(self.layout.segments_in(self.target_bytes));
+        let segments = least.max(more).min(most);
         self.file.raw().allocate(self.layout.file_len(segments), GROW)?;
         self.grown |= site::applies(Kind::Ordering, true);
         self.slots.resize(segments, Slot::Free);

@@ -191,8 +191,9 @@ fn an_unknown_document_is_removed_without_effect() {
     engine.add(&documents(0..5)).expect("accepted");
     assert_eq!(engine.remove(&[DocumentId(9), DocumentId(u128::MAX)]).expect("fine").1, 0);
     assert_eq!(ids(&engine), range(0..5));
-    let stats = engine.flush().expect("a flush of a removal that removed nothing");
-    assert_eq!(stats.operations_applied, 8);
+    let stats = engine.flush().expect("flushed");
+    // What removed nothing was not logged.
+    assert_eq!(stats.operations_applied, 5);
     drop(engine);
     assert_eq!(ids(&test.open()), range(0..5));
 }

@@ -2,10 +2,11 @@
 
 mod crash;
 mod open_image;
+pub mod seal;
 mod wal_record;
 
 pub use crash::{case_of, crash};
-pub use open_image::open_image;
+pub use open_image::{Hostile, VALUES, open_image, serve};
 pub use wal_record::wal_record;
 
 /// What a target does with some bytes.

@@ -6,10 +6,14 @@ use std::{cell::RefCell, collections::BTreeMap};
 use shardex::{
     CheckLevel, Engine,
     format::{codec, header::CRC_AT, root::ROOT_BYTES},
+    index::{self, Breadth},
     storage::Storage as _,
 };
 
-use super::Bytes;
+use super::{
+    Bytes,
+    seal::{self, Kind, Place},
+};
 use crate::{
     model::{self, Model},
     storage::{Image, SimStorage},
@@ -21,6 +25,7 @@ struct Base {
     workload: Workload,
     image: Image,
     model: Model,
+    places: Vec<Place>,
 }
 
 thread_local! {
@@ -41,7 +46,123 @@ fn make(which: usize, steps: usize) -> Base {
     for step in workload.steps.iter().take(steps) {
         runner.step(&sim, step).unwrap_or_else(|e| panic!("{}: {e}", workload.name));
     }
-    Base { workload, image: sim.image(), model: runner.model }
+    let places = seal::places(&sim);
+    Base { workload, image: sim.image(), model: runner.model, places }
+}
+
+/// Values that arithmetic stumbles over: the ends of numbers, what lies beside them, floats that are none.
+pub const VALUES: [u64; 24] = [
+    0,
+    1,
+    2,
+    3,
+    8,
+    63,
+    64,
+    255,
+    1 << 16,
+    (1 << 31) - 1,
+    1 << 31,
+    u32::MAX as u64 - 1,
+    u32::MAX as u64,
+    1 << 32,
+    1 << 62,
+    (1 << 62) + 1,
+    1 << 63,
+    u64::MAX - 1,
+    u64::MAX,
+    0x7FC0_0000,
+    0x7F80_0000,
+    0xFF80_0000,
+    0x7F7F_FFFF,
+    0x7FEF_FFFF_FFFF_FFFF,
+];
+
+/// A value in a field of a structure, every checksum right.
+#[derive(Clone, Copy, Debug)]
+pub struct Hostile {
+    /// What structure.
+    pub kind: Kind,
+    /// Which of that kind, counted round.
+    pub which: usize,
+    /// Byte of the structure, counted round; its last bytes are the last numbers too.
+    pub offset: usize,
+    /// Bytes of the field.
+    pub width: usize,
+    /// The value.
+    pub value: u64,
+}
+
+impl Hostile {
+    /// The value that some bytes mean.
+    fn of(bytes: &mut Bytes<'_>) -> Self {
+        let kind = Kind::ALL[bytes.below(8) as usize];
+        let (which, offset) = (usize::from(bytes.byte()), usize::from(bytes.u16()));
+        let width = [1, 2, 4, 8][bytes.below(4) as usize];
+        let value = match usize::from(bytes.byte()) {
+            named if named < VALUES.len() => VALUES[named],
+            _ => (0..4).fold(0, |value, _| value << 16 | u64::from(bytes.u16())),
+        };
+        Self { kind, which, offset, width, value }
+    }
+
+    /// The byte of a structure of `len` bytes: counted round, and from `usize::MAX` on from the end.
+    fn at(&self, len: usize) -> usize {
+        match usize::MAX - self.offset {
+            back if back < len => len - 1 - back,
+            _ => self.offset % len,
+        }
+    }
+
+    /// Puts it in.
+    fn poke(&self, storage: &SimStorage, places: &[Place]) {
+        let of_kind: Vec<&Place> = places.iter().filter(|place| place.kind == self.kind).collect();
+        if let Some(place) = of_kind.get(self.which % of_kind.len().max(1)) {
+            seal::poke(storage, place, self.at(place.len), &self.value.to_le_bytes()[..self.width]);
+        }
+    }
+}
+
+/// Puts values into the index that a reference workload leaves after some steps, makes every checksum right, and uses it.
+/// Returns why it does not open, if it does not.
+///
+/// # Panics
+/// If anything in it panics.
+pub fn serve(which: usize, steps: usize, values: &[Hostile]) -> Option<shardex::ShardexError> {
+    let base = base(which, steps);
+    let storage = SimStorage::from_image(&base.image);
+    values.iter().for_each(|value| value.poke(&storage, &base.places));
+    seal::seal(&storage, &base.places);
+    let mut engine = match Engine::open(storage, base.workload.config.options.clone(), &env()) {
+        Ok(engine) => engine,
+        Err(error) => return Some(error),
+    };
+    use_all(&mut engine, base.workload.config.vector_size);
+    None
+}
+
+/// Calls everything that reads what came from the disk. It may say anything, and must do no harm.
+fn use_all(engine: &mut Engine<SimStorage>, dimension: usize) {
+    drop(engine.stats());
+    drop(engine.check(CheckLevel::Full));
+    drop(model::contents(engine));
+    let query: Vec<f32> = (0..engine.geometry().dimension).map(|i| (i % 3) as f32 + 0.5).collect();
+    let breadths = [Breadth { slop: None, recall: Some(0.9), ..Breadth::slop(2) }, Breadth::slop(2)];
+    for breadth in breadths {
+        drop(index::search(&engine.snapshot(), engine.data(), &query, 3, breadth));
+    }
+    if let Some(job) = engine.fresh_begin()
+        && let Ok(coded) = job.run()
+    {
+        engine.coded(&coded);
+    }
+    if engine.geometry().dimension == dimension {
+        drop(engine.add(&workload::postings(0..12, 0, 1, dimension)));
+    }
+    drop(engine.remove(&[shardex::DocumentId(1)]));
+    drop(engine.optimize());
+    drop(engine.flush());
+    drop(engine.close());
 }
 
 /// Changes an index as some bytes say, and uses it.
@@ -53,9 +174,19 @@ pub fn open_image(bytes: &[u8]) {
     let workloads = workload::reference();
     let which = bytes.below(workloads.len() as u64) as usize;
     let steps = 1 + bytes.below(workloads[which].steps.len() as u64) as usize;
+    // Bytes anywhere, the roots sealed again or not; or values in structures, all of which are sealed.
+    let mode = bytes.below(4);
+    if mode >= 2 {
+        let mut values = Vec::new();
+        while !bytes.is_empty() && values.len() < 16 {
+            values.push(Hostile::of(&mut bytes));
+        }
+        drop(serve(which, steps, &values));
+        return;
+    }
+    let seal = mode == 1;
     let base = base(which, steps);
     let storage = SimStorage::from_image(&base.image);
-    let seal = bytes.below(2) == 1;
     while !bytes.is_empty() {
         change(&storage, &mut bytes, seal);
     }

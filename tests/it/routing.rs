@@ -1,0 +1,100 @@
+//! Where postings go follows from the shards alone: a replay, with cells or without, makes the same shards.
+
+use std::collections::BTreeMap;
+
+use shardex::{CheckLevel, DocumentId, Engine, Posting, storage::MmapStorage};
+
+use crate::support::{TestIndex, check_clean, documents};
+
+/// What is stored of a shard, where it lies and when it was made aside, and the bytes of its slots.
+#[derive(Debug, PartialEq)]
+struct Bytes {
+    id: u128,
+    removed: Vec<u64>,
+    bloom: Vec<u64>,
+    sum: Vec<u64>,
+    centroid: Vec<u32>,
+    extents: Vec<(u32, Vec<u8>)>,
+}
+
+/// All shards, by number.
+fn shards(engine: &Engine<MmapStorage>) -> BTreeMap<u32, Bytes> {
+    let snapshot = engine.snapshot();
+    let bytes = snapshot.iter().map(|(number, shard)| {
+        let state = shard.state(number);
+        let extents = shard.extents().iter().map(|extent| (extent.state().crc, extent.lent().to_vec())).collect();
+        // The time is the machine's, the rest of a name is drawn.
+        let id = state.id.0 & ((1 << 80) - 1);
+        let sum = state.sum.iter().map(|x| x.to_bits()).collect();
+        let centroid = state.centroid.iter().map(|x| x.to_bits()).collect();
+        (number, Bytes { id, removed: state.tombstones, bloom: state.bloom, sum, centroid, extents })
+    });
+    bytes.collect()
+}
+
+enum Batch {
+    Add(Vec<Posting>),
+    Remove(Vec<DocumentId>),
+}
+
+/// Batches that split, merge and replace, on both sides of the number of shards from which pivots are used.
+fn batches() -> Vec<Batch> {
+    let mut batches = vec![Batch::Add(documents(0..2_000))];
+    for n in 0..6u64 {
+        batches.push(Batch::Add(documents(3_000 + n * 700..3_700 + n * 700)));
+        let gone = (n * 200..n * 200 + 400).step_by(if n % 3 == 0 { 1 } else { 3 });
+        batches.push(Batch::Remove(gone.map(|id| DocumentId(id.into())).collect()));
+        batches.push(Batch::Add(documents(n * 200..n * 200 + 60)));
+    }
+    batches
+}
+
+/// The shards after each batch.
+fn history(reopened: bool, with_cells: bool) -> (TestIndex, Vec<BTreeMap<u32, Bytes>>, u64) {
+    let test = TestIndex::with(|config| config.shard_size(4).wal_segment_size(64 << 10));
+    let mut engine = test.create();
+    let (mut history, mut most) = (Vec::new(), 0);
+    for (n, batch) in batches().iter().enumerate() {
+        match batch {
+            Batch::Add(postings) => engine.add(postings).map(drop).expect("accepted"),
+            Batch::Remove(documents) => engine.remove(documents).map(drop).expect("removed"),
+        }
+        if with_cells && n % 5 == 2 {
+            engine.optimize().expect("cells are made");
+        }
+        if reopened {
+            // Half of the log is in the shards by then, the other half is replayed.
+            if n % 2 == 0 {
+                engine.flush().expect("flushed");
+            } else {
+                engine.commit().expect("durable");
+            }
+            drop(engine);
+            engine = test.open();
+        }
+        most = most.max(engine.stats().expect("figures").total_shards as u64);
+        history.push(shards(&engine));
+    }
+    engine.commit().expect("durable");
+    check_clean(&engine);
+    (test, history, most)
+}
+
+#[test]
+fn a_replay_makes_the_same_shards_with_cells_and_without() {
+    let (_test, plain, most) = history(false, false);
+    assert!(most > 1_100, "{most} shards: pivots are not used");
+    let fewest = plain.iter().map(BTreeMap::len).min().unwrap_or(0);
+    assert!(fewest < 1_000, "{fewest} shards: all are never compared");
+    for (reopened, with_cells) in [(true, false), (true, true), (false, true)] {
+        let (test, other, _) = history(reopened, with_cells);
+        for (n, (plain, other)) in plain.iter().zip(&other).enumerate() {
+            assert!(plain == other, "batch {n}, reopened: {reopened}, with cells: {with_cells}");
+        }
+        // One replay of it all, from a copy of the files.
+        let copy = test.copy();
+        let engine = copy.open();
+        assert!(plain.last() == Some(&shards(&engine)), "a copy");
+        assert!(engine.check(CheckLevel::Full).expect("readable").is_clean());
+    }
+}
