@@ -66,7 +66,7 @@ pub mod wal;
 pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};
 pub use engine::{
     Component, ConsistencyReport, Engine, Finding, FlushStep,
-    stats::{FlushStats, IndexStats, RecoveryStats},
+    stats::{BackgroundError, BackgroundWork, FlushStats, IndexStats, RecoveryStats},
 };
 pub use error::{Result, ShardexError};
 pub use id::{DocumentId, Generation, Lsn, ShardId};

@@ -3,10 +3,14 @@
 //! Invariants:
 //! 1. One writer owns the engine; everything that changes it comes to that writer by one bounded queue.
 //! 2. A snapshot is published before the write that it shows is answered.
-//! 3. A request that reached the writer is carried out even if its caller is gone.
+//! 3. A request that reached the writer is carried out even if its caller is gone. An index that was opened for a caller
+//!    who is gone is let go at once.
 
+mod flushes;
+mod jobs;
 mod snapshot;
 mod threads;
+mod timers;
 mod writer;
 
 use std::{
@@ -18,7 +22,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
     config::{CheckLevel, OpenOptions, ShardexConfig},
@@ -26,7 +30,7 @@ use crate::{
         ConsistencyReport, Engine, Lent,
         stats::{FlushStats, IndexStats},
     },
-    env::{Env, Executor},
+    env::{Env, Executor, Threads},
     error::{Result, ShardexError},
     id::DocumentId,
     index::{Hits, Snapshot},
@@ -36,7 +40,7 @@ use crate::{
 };
 
 pub use snapshot::IndexSnapshot;
-use threads::{Panic, WriterHandle, spawn_writer};
+use threads::{Stopped, Syncer, WriterHandle, spawn_writer};
 use writer::Writer;
 
 type Reply<T> = oneshot::Sender<Result<T>>;
@@ -52,30 +56,74 @@ enum Command {
     Close(Reply<()>),
 }
 
+impl Command {
+    /// Whether it may wait for a flush.
+    fn is_write(&self) -> bool {
+        matches!(self, Self::Add(..) | Self::Remove(..))
+    }
+}
+
+/// A call on its way, and its place in the queue.
+struct Request {
+    command: Command,
+    slot: OwnedSemaphorePermit,
+}
+
+/// The way to the writer. Writes have places of their own, for they may have to wait there for a flush: others do not wait
+/// behind them.
+struct Queue {
+    requests: mpsc::UnboundedSender<Request>,
+    writes: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
+
+impl Queue {
+    fn new(size: usize) -> (Self, mpsc::UnboundedReceiver<Request>) {
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let slots = || Arc::new(Semaphore::new(size.min(Semaphore::MAX_PERMITS)));
+        (Self { requests, writes: slots(), others: slots() }, receiver)
+    }
+
+    /// Waits for a place; `None` if the writer is gone.
+    async fn send(&self, command: Command) -> Option<()> {
+        let slots = if command.is_write() { &self.writes } else { &self.others };
+        let slot = Arc::clone(slots).acquire_owned().await.ok()?;
+        self.requests.send(Request { command, slot }).ok()
+    }
+}
+
 /// What searches need of the engine.
 struct Shared<S: Storage> {
     snapshot: ArcSwap<Snapshot<Lent<S>>>,
     data: Arc<DataFile<S::File>>,
     options: OpenOptions,
     closed: AtomicBool,
-    panic: Panic,
+    stopped: Stopped,
     executor: Arc<dyn Executor>,
 }
 
 /// A handle on an open index. Clones share it; the last one to be dropped lets the index go.
 ///
-/// All calls may come from any task at once. Searches never wait for writes, and writes not for flushes. A call whose
+/// All calls may come from any task at once. Searches never wait for writes. A write waits for a flush only once as much
+/// came in behind it as [`flush_wal_bytes`](OpenOptions::flush_wal_bytes) says; no other call waits for either. A call whose
 /// future is dropped before it is queued is not carried out; afterwards it is, once and whole, though nobody hears of it.
 ///
+/// A commit or flush in the background that fails for another reason than a sync is tried again by itself, until it
+/// succeeds. While it fails [`stats`](Self::stats) shows the error, and writes go on until more is undurable than
+/// [`max_undurable_ms`](OpenOptions::max_undurable_ms) or [`max_undurable_bytes`](OpenOptions::max_undurable_bytes) allow.
+///
 /// Dropping the last handle without [`close`](Self::close) tries a last commit, unless durability is `Manual`, and
-/// releases the lock; it may block for one sync, and until cells that are being made are done.
+/// releases the lock; it may block for the syncs of that commit and of a flush. Cells that are being made are given up, but
+/// what of them was reached is flushed, unless durability is `Manual`.
+///
+/// Dropping the future of an open or a `create` lets the index go, as soon as the step under way is done.
 pub struct Shardex<S: Storage = MmapStorage> {
     inner: Arc<Inner<S>>,
 }
 
 struct Inner<S: Storage> {
     /// `None` only while dropping.
-    queue: Option<mpsc::Sender<Command>>,
+    queue: Option<Queue>,
     shared: Arc<Shared<S>>,
     writer: Mutex<Option<WriterHandle>>,
 }
@@ -132,8 +180,8 @@ impl<S: Storage> Shardex<S> {
     /// As [`create`](Shardex::create).
     pub async fn create_on(storage: S, config: ShardexConfig, env: Env) -> Result<Self> {
         let options = config.options.clone();
-        let executor = Arc::clone(&env.executor);
-        Self::start(options, executor, move || Engine::create(storage, &config, &env)).await
+        let parallel = (Arc::clone(&env.executor), Arc::clone(&env.threads));
+        Self::start(options, parallel, move || Engine::create(storage, &config, &env)).await
     }
 
     /// [`open_with`](Shardex::open_with) on another storage.
@@ -141,43 +189,52 @@ impl<S: Storage> Shardex<S> {
     /// # Errors
     /// As [`open`](Shardex::open).
     pub async fn open_on(storage: S, options: OpenOptions, env: Env) -> Result<Self> {
-        let executor = Arc::clone(&env.executor);
-        Self::start(options.clone(), executor, move || Engine::open(storage, options, &env)).await
+        let parallel = (Arc::clone(&env.executor), Arc::clone(&env.threads));
+        Self::start(options.clone(), parallel, move || Engine::open(storage, options, &env)).await
     }
 
     async fn start(
         options: OpenOptions,
-        executor: Arc<dyn Executor>,
+        (executor, threads): (Arc<dyn Executor>, Arc<dyn Threads>),
         make: impl FnOnce() -> Result<Engine<S>> + Send + 'static,
     ) -> Result<Self> {
         options.validate()?;
-        let (queue, requests) = mpsc::channel(options.queue_size);
+        let (queue, requests) = Queue::new(options.queue_size);
         let (opened, is_open) = oneshot::channel();
-        let panic: Panic = Arc::default();
-        let told = Arc::clone(&panic);
+        let (taken, is_taken) = oneshot::channel();
+        let stop = Stopped::default();
+        let (stopped, of_writer) = (Arc::clone(&stop), Arc::clone(&threads));
         let make = move || {
+            // Before anything is made: without this thread there is no index.
+            let syncer = Syncer::start(&*of_writer)?;
             let engine = make()?;
             let shared = Arc::new(Shared {
                 snapshot: ArcSwap::new(engine.snapshot()),
                 data: Arc::clone(engine.data()),
                 options: engine.options().clone(),
                 closed: AtomicBool::new(false),
-                panic: told,
+                stopped,
                 executor,
             });
-            Writer::new(engine, Arc::clone(&shared)).map(|writer| (writer, shared))
+            Ok((Writer::new(engine, Arc::clone(&shared), syncer, of_writer), shared))
         };
-        let writer = spawn_writer(Arc::clone(&panic), async move {
+        let writer = spawn_writer(&*threads, Arc::clone(&stop), async move {
+            // Nobody may be left who wants it, before it is open or before its handle is made: then nothing is begun.
+            if opened.is_closed() {
+                return;
+            }
             match make() {
                 Err(error) => drop(opened.send(Err(error))),
                 Ok((writer, shared)) => {
-                    if opened.send(Ok(shared)).is_ok() {
+                    if opened.send(Ok((shared, taken))).is_ok() && is_taken.await.is_ok() {
                         writer.run(requests).await;
                     }
                 }
             }
         })?;
-        let shared = is_open.await.unwrap_or_else(|_| Err(stopped(&panic)))?;
+        let (shared, taken) = is_open.await.unwrap_or_else(|_| Err(stopped_by(&stop)))?;
+        // Without an await after this: from here on the handle is what keeps the index open.
+        let _: std::result::Result<(), ()> = taken.send(());
         let writer = Mutex::new(Some(writer));
         Ok(Self { inner: Arc::new(Inner { queue: Some(queue), shared, writer }) })
     }
@@ -185,9 +242,10 @@ impl<S: Storage> Shardex<S> {
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         let shared = &self.inner.shared;
-        let gone = || if shared.closed.load(Ordering::Acquire) { ShardexError::Closed } else { stopped(&shared.panic) };
+        let gone =
+            || if shared.closed.load(Ordering::Acquire) { ShardexError::Closed } else { stopped_by(&shared.stopped) };
         let Some(queue) = &self.inner.queue else { return Err(gone()) };
-        queue.send(command(reply)).await.map_err(|_| gone())?;
+        queue.send(command(reply)).await.ok_or_else(gone)?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -200,8 +258,8 @@ impl<S: Storage> Shardex<S> {
     /// # Errors
     /// `InvalidDimension`, `InvalidVector`, `InvalidPosting` naming the index of the first bad posting; `BatchTooLarge`,
     /// `OutOfSpace`, `Io`, `Corruption`: nothing has changed. With `Durability::Immediate` an error of the commit leaves
-    /// the batch accepted. `Poisoned`, `Closed`. An error of background work since the last call is returned here
-    /// too, and the batch is not accepted.
+    /// the batch accepted. `Undurable` while commits or flushes in the background fail and more is undurable than the
+    /// options allow: nothing has changed, and writes go on once a commit succeeds. `Poisoned`, `Closed`.
     pub async fn add_postings(&self, postings: Vec<Posting>) -> Result<()> {
         self.ask(|reply| Command::Add(postings, reply)).await
     }
@@ -217,11 +275,12 @@ impl<S: Storage> Shardex<S> {
     }
 
     /// Makes everything accepted before it durable: one sync of the WAL, shared by all who wait for one; none if
-    /// nothing is to be made durable.
+    /// nothing is to be made durable. Waits for no flush and no check.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io` from a store: what was accepted stays accepted, call again. An `Io` of a sync poisons the
-    /// handle. `Poisoned`, `Closed`.
+    /// `OutOfSpace`, `Io` from a store: what was accepted stays accepted; call again, or leave it to the timer unless
+    /// durability is `Manual`. While commits in the background fail this fails for the same reason. An `Io` of a sync
+    /// poisons the handle. `Poisoned`, `Closed`.
     pub async fn commit(&self) -> Result<()> {
         self.ask(Command::Commit).await
     }
@@ -230,7 +289,8 @@ impl<S: Storage> Shardex<S> {
     /// number of shards; none if there is nothing to flush.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit); `Inconsistent` if the check of the flush finds a contradiction.
+    /// As [`commit`](Self::commit), and while flushes in the background fail for the same reason as they do;
+    /// `Inconsistent` if the check of the flush finds a contradiction.
     pub async fn flush(&self) -> Result<FlushStats> {
         self.ask(Command::Flush).await
     }
@@ -243,12 +303,14 @@ impl<S: Storage> Shardex<S> {
     /// eighty microseconds a posting of 384 dimensions on two cores.
     ///
     /// # Errors
-    /// `Corruption` if a vector is damaged, `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`, `Closed`.
+    /// `Corruption` if a vector is damaged, `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`; `Closed`, also if the
+    /// index is closed meanwhile: the next open goes on from where this came to, unless there were cells before.
     pub async fn optimize(&self) -> Result<()> {
         self.ask(Command::Optimize).await
     }
 
-    /// Figures of the index as it is now. Cost: O(shards); no vector is read.
+    /// Figures of the index as it is now, and the last error of background work, with how long ago it began and whether it
+    /// lasts. Cost: O(shards); no vector is read.
     ///
     /// # Errors
     /// `Closed`, `Io`.
@@ -257,10 +319,12 @@ impl<S: Storage> Shardex<S> {
     }
 
     /// Looks for contradictions between WAL, shards, index and free space. `Quick` reads no vector, `Full` every byte
-    /// that the index holds; writes wait meanwhile.
+    /// that the index holds as it is now: the metadata and the WAL while other calls wait, after a commit for those that
+    /// wait for one; vectors and codes beside writes, commits and flushes, on a thread of its own. Of full checks one runs
+    /// at a time.
     ///
     /// # Errors
-    /// `Io`, `Closed`. Damage is a finding in the report, not an error.
+    /// `Io`; `Closed`, also if the index is closed meanwhile. Damage is a finding in the report, not an error.
     pub async fn check(&self, level: CheckLevel) -> Result<ConsistencyReport> {
         self.ask(|reply| Command::Check(level, reply)).await
     }
@@ -342,10 +406,14 @@ impl<S: Storage> Shardex<S> {
     }
 
     /// Flushes (or commits, if so configured), marks the end of the WAL, and lets the index go. Every further call on any
-    /// clone gets `Closed`.
+    /// clone gets `Closed`. A full check and cells that are being made are given up: beyond its own commit, flush and syncs,
+    /// and those of a flush under way, a close waits some milliseconds for them. What of the cells was reached is flushed
+    /// too, and the next open goes on from there.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush): the index is let go all the same, and the next open recovers.
+    /// As [`flush`](Self::flush): the index is let go all the same, and the next open recovers. If the flush found no room
+    /// for the shards, or a contradiction, everything accepted was committed; if the commit failed too, its error is
+    /// returned.
     pub async fn close(&self) -> Result<()> {
         let closed = self.ask(Command::Close).await;
         let writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -367,10 +435,7 @@ impl<S: Storage> Drop for Inner<S> {
 }
 
 /// The writer is gone, and nobody closed it.
-fn stopped(panic: &OnceLock<String>) -> ShardexError {
-    let cause = match panic.get() {
-        Some(what) => format!("the writer panicked: {what}"),
-        None => "the writer stopped unexpectedly".to_owned(),
-    };
-    ShardexError::Poisoned { cause }
+fn stopped_by(stopped: &OnceLock<ShardexError>) -> ShardexError {
+    let unexpected = || ShardexError::Poisoned { cause: "the writer stopped unexpectedly".into() };
+    stopped.get().cloned().unwrap_or_else(unexpected)
 }
