@@ -50,7 +50,7 @@ pub enum Durability {
     /// Each write returns when it is durable.
     Immediate,
     /// A write returns when it is accepted; a timer commits every
-    /// [`batch_write_interval_ms`](OpenOptions::batch_write_interval_ms).
+    /// [`batch_write_interval_ms`](OpenOptions::batch_write_interval_ms), and tries again by itself if it could not.
     #[default]
     Interval,
     /// Only `commit`, `flush`, `close` and a WAL over its size limit make writes durable.
@@ -122,9 +122,16 @@ pub struct OpenOptions {
     pub shardex_segment_size: usize,
     /// Check inside each flush. Default `Quick`; `Full` reads the whole index at every flush.
     pub flush_check: CheckLevel,
-    /// Calls that may wait for the writer before a further one has to wait to be queued, at least 1: what bounds the
-    /// memory that waiting writes take. Default 64.
+    /// Writes that may wait for the writer before a further one has to wait to be queued, and as many other calls, at
+    /// least 1: what bounds the memory that waiting writes take. Default 64.
     pub queue_size: usize,
+    /// Milliseconds for which an accepted write may stay undurable while commits or flushes in the background fail, at
+    /// least 1. From then on writes are refused with [`Undurable`](crate::ShardexError::Undurable) until a commit
+    /// succeeds, which is tried all the time. Default 60,000.
+    pub max_undurable_ms: u64,
+    /// Bytes of WAL that accepted writes may take without being durable while commits or flushes in the background fail,
+    /// at least 1. One batch may exceed it; from then on writes are refused as above. Default 64 MiB.
+    pub max_undurable_bytes: u64,
     /// Whether `close` flushes (default) or only commits, leaving the WAL to the next open.
     pub flush_on_close: bool,
 }
@@ -142,6 +149,8 @@ impl Default for OpenOptions {
             shardex_segment_size: 1_000,
             flush_check: CheckLevel::Quick,
             queue_size: 64,
+            max_undurable_ms: 60_000,
+            max_undurable_bytes: 64 << 20,
             flush_on_close: true,
         }
     }
@@ -206,6 +215,8 @@ impl ShardexConfig {
         shardex_segment_size: usize,
         flush_check: CheckLevel,
         queue_size: usize,
+        max_undurable_ms: u64,
+        max_undurable_bytes: u64,
         flush_on_close: bool,
     }
 
@@ -261,6 +272,8 @@ impl OpenOptions {
         shardex_segment_size: usize,
         flush_check: CheckLevel,
         queue_size: usize,
+        max_undurable_ms: u64,
+        max_undurable_bytes: u64,
         flush_on_close: bool,
     }
 
@@ -280,6 +293,8 @@ impl OpenOptions {
             ("default_slop_factor", self.default_slop_factor as u64),
             ("shardex_segment_size", self.shardex_segment_size as u64),
             ("queue_size", self.queue_size as u64),
+            ("max_undurable_ms", self.max_undurable_ms),
+            ("max_undurable_bytes", self.max_undurable_bytes),
         ];
         if !(self.default_recall > 0.0 && self.default_recall <= 1.0) {
             let reason = format!("{} is not above 0 and at most 1", self.default_recall);

@@ -5,7 +5,13 @@
 //! system, every other draw derives from it and a persisted counter (P7).
 
 use std::{
-    sync::Arc,
+    error::Error as _,
+    io,
+    panic::catch_unwind,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -13,6 +19,8 @@ use rand::{
     SeedableRng, TryRng,
     rngs::{ChaCha8Rng, SysRng},
 };
+
+use crate::error::{Result, ShardexError};
 
 /// A source of time.
 pub trait Clock: Send + Sync + 'static {
@@ -61,14 +69,104 @@ impl Executor for Inline {
     }
 }
 
-/// All cores, by the process's pool of rayon.
+/// All cores, by the process's pool of rayon; the calling thread alone where that pool cannot be started.
 #[derive(Clone, Copy, Debug)]
 pub struct AllCores;
 
 impl Executor for AllCores {
     fn for_each(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
         use rayon::prelude::{IntoParallelIterator as _, ParallelIterator as _};
-        (0..tasks).into_par_iter().for_each(work);
+        match has_pool() {
+            true => (0..tasks).into_par_iter().for_each(work),
+            false => Inline.for_each(tasks, work),
+        }
+    }
+}
+
+/// Whether the process has a pool of rayon; starts it if nobody has. A pool that could not be started is not tried again,
+/// for rayon does not either, and panics.
+fn has_pool() -> bool {
+    static POOL: OnceLock<bool> = OnceLock::new();
+    *POOL.get_or_init(|| match rayon::ThreadPoolBuilder::new().build_global() {
+        Ok(()) => true,
+        // A thread could not be started.
+        Err(error) if error.source().is_some() => false,
+        // Somebody has tried before: only a use of the pool tells how that ended.
+        Err(_) => catch_unwind(rayon::current_num_threads).is_ok(),
+    })
+}
+
+/// Asked before the async API starts a thread, or under simulation a task in its place.
+pub trait Threads: Send + Sync + 'static {
+    /// Whether a thread of this name may be started.
+    ///
+    /// # Errors
+    /// What the start is to fail with.
+    fn may_start(&self, name: &'static str) -> io::Result<()>;
+}
+
+/// As many threads as the system starts.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemThreads;
+
+impl Threads for SystemThreads {
+    fn may_start(&self, _: &'static str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Tells work that takes long whether anybody still wants it.
+pub trait Cancel: Send + Sync {
+    /// Whether nobody does. Once true it stays so.
+    fn is_cancelled(&self) -> bool;
+
+    /// Goes on, or gives up.
+    ///
+    /// # Errors
+    /// `Closed` if nobody wants the work any more.
+    fn check(&self) -> Result<()> {
+        if self.is_cancelled() { Err(ShardexError::Closed) } else { Ok(()) }
+    }
+}
+
+impl Cancel for AtomicBool {
+    fn is_cancelled(&self) -> bool {
+        // Relaxed: it hands over nothing.
+        self.load(Ordering::Relaxed)
+    }
+}
+
+/// Work that is never given up.
+#[derive(Clone, Copy, Debug)]
+pub struct Never;
+
+impl Cancel for Never {
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Work that is shared out, and may be given up.
+#[derive(Clone, Copy)]
+pub struct Workers<'a> {
+    /// Shares it out.
+    pub executor: &'a dyn Executor,
+    /// Tells whether to give it up.
+    pub cancel: &'a dyn Cancel,
+}
+
+impl Workers<'_> {
+    /// Calls `work` with each number below `tasks`, in any order.
+    ///
+    /// # Errors
+    /// `Closed` if it was cancelled: some calls were left out.
+    pub fn for_each(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) -> Result<()> {
+        self.executor.for_each(tasks, &|i| {
+            if !self.cancel.is_cancelled() {
+                work(i);
+            }
+        });
+        self.cancel.check()
     }
 }
 
@@ -81,6 +179,8 @@ pub struct Env {
     pub new_index_id: u128,
     /// Does what can be done in parallel.
     pub executor: Arc<dyn Executor>,
+    /// Asked before a thread is started.
+    pub threads: Arc<dyn Threads>,
 }
 
 impl Env {
@@ -97,6 +197,7 @@ impl Env {
             clock: Arc::new(SystemClock::default()),
             new_index_id: u128::from_le_bytes(id),
             executor: Arc::new(AllCores),
+            threads: Arc::new(SystemThreads),
         }
     }
 }

@@ -212,6 +212,26 @@ pub enum ShardexError {
         finding: String,
     },
 
+    /// Commits or flushes in the background fail, and more is accepted and not durable than the options allow.
+    ///
+    /// Nothing was changed. What was accepted stays accepted, and is searched. It recovers by itself: the timers try again,
+    /// and once a commit succeeds writes go on. Recover sooner by mending what the cause names and calling
+    /// [`commit`](crate::Shardex::commit).
+    #[error(
+        "writes are refused, for accepted ones are not durable: `{limit}` is {allowed}, {found} is reached, and in the \
+         background {cause}; writes go on by themselves once a commit succeeds"
+    )]
+    Undurable {
+        /// The option that is exceeded.
+        limit: &'static str,
+        /// Its value.
+        allowed: u64,
+        /// What is reached, in the same unit.
+        found: u64,
+        /// The background error that lasts.
+        cause: Box<ShardexError>,
+    },
+
     /// A flush waits for one of its syncs, and this call needs that flush to be over first.
     ///
     /// Only whoever drives an [`Engine`](crate::Engine) step by step can meet this. Nothing was changed. Recover by
@@ -219,7 +239,7 @@ pub enum ShardexError {
     #[error("a flush is in progress: finish it first")]
     FlushInProgress,
 
-    /// The handle was closed.
+    /// The handle was closed, maybe while this call was under way.
     ///
     /// Recover by opening the index again.
     #[error("the index is closed")]

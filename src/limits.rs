@@ -117,6 +117,10 @@ pub const CALIBRATION_CELLS: u64 = 1_024;
 /// Codes that such a search looks at, at least.
 pub const CALIBRATION_CODES: u64 = 400_000;
 
+/// Bytes that cells may have of which not every effort was found, because their build was given up: searches for such a
+/// recall look at all codes, which takes no longer than to scan a hundred shards.
+pub const UNCALIBRATED_BYTES: usize = 64 << 20;
+
 /// Live postings from which on an index makes cells by itself.
 pub const LEAST_FOR_CELLS: u64 = 4_096;
 

@@ -24,15 +24,19 @@ pub enum Verdict {
 /// Asked before each operation that changes or syncs something. It may block, to hold the engine at a step.
 pub type Hook = dyn Fn(&OpInfo) -> Verdict + Send + Sync;
 
+/// Told of each read by copying before it is done: the file, the offset and the length. It may block, too.
+pub type ReadHook = dyn Fn(&str, u64, usize) + Send + Sync;
+
 /// A storage with a hook.
 pub struct HookStorage<S> {
     inner: S,
     hook: Arc<Hook>,
+    reads: Arc<ReadHook>,
 }
 
 impl<S: Clone> Clone for HookStorage<S> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), hook: Arc::clone(&self.hook) }
+        Self { inner: self.inner.clone(), hook: Arc::clone(&self.hook), reads: Arc::clone(&self.reads) }
     }
 }
 
@@ -46,7 +50,14 @@ impl<S: Storage> HookStorage<S> {
     /// Puts a hook before a storage.
     #[must_use]
     pub fn new(inner: S, hook: impl Fn(&OpInfo) -> Verdict + Send + Sync + 'static) -> Self {
-        Self { inner, hook: Arc::new(hook) }
+        Self { inner, hook: Arc::new(hook), reads: Arc::new(|_, _, _| ()) }
+    }
+
+    /// Puts a hook before reads by copying, too.
+    #[must_use]
+    pub fn on_read(mut self, hook: impl Fn(&str, u64, usize) + Send + Sync + 'static) -> Self {
+        self.reads = Arc::new(hook);
+        self
     }
 
     /// The storage inside.
@@ -61,7 +72,8 @@ impl<S: Storage> HookStorage<S> {
     }
 
     fn wrap(&self, name: &str, inner: Arc<S::File>) -> Arc<HookFile<S::File>> {
-        Arc::new(HookFile { inner, name: name.to_owned(), hook: Arc::clone(&self.hook) })
+        let (hook, reads) = (Arc::clone(&self.hook), Arc::clone(&self.reads));
+        Arc::new(HookFile { inner, name: name.to_owned(), hook, reads })
     }
 }
 
@@ -140,6 +152,7 @@ pub struct HookFile<F> {
     inner: Arc<F>,
     name: String,
     hook: Arc<Hook>,
+    reads: Arc<ReadHook>,
 }
 
 impl<F: fmt::Debug> fmt::Debug for HookFile<F> {
@@ -172,6 +185,7 @@ impl<F: StorageFile> StorageFile for HookFile<F> {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        (self.reads)(&self.name, offset, buffer.len());
         self.inner.read_at(offset, buffer)
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
     CheckLevel, DocumentId, Engine, FlushStep, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
-    env::{Clock, Env, Inline},
+    env::{Clock, Env, Inline, SystemThreads},
     storage::Storage,
 };
 
@@ -114,7 +114,8 @@ impl Clock for StoppedClock {
 /// The environment of every simulated engine.
 #[must_use]
 pub fn env() -> Env {
-    Env { clock: Arc::new(StoppedClock), new_index_id: 7, executor: Arc::new(Inline) }
+    let (clock, executor, threads) = (Arc::new(StoppedClock), Arc::new(Inline), Arc::new(SystemThreads));
+    Env { clock, new_index_id: 7, executor, threads }
 }
 
 /// The vector of a document under a salt: components spread over -1 to 1.

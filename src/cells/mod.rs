@@ -13,6 +13,8 @@
 //!    until there are new ones.
 
 mod build;
+mod grouped;
+mod layout;
 mod router;
 
 use std::{
@@ -23,7 +25,8 @@ use std::{
     },
 };
 
-pub use build::{Built, build, held_out};
+pub use build::{build, held_out};
+pub use layout::{Built, leaves_centroids};
 pub use router::{Asked, CodeBlocks, Router};
 
 use crate::{
@@ -160,6 +163,19 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Whether these are no cells to search by, but the centroids that a build had reached when it was given up: they cover
+    /// no shard, and no code is in them. Cells that were finished cover every shard that there was.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        self.table.shards.is_empty()
+    }
+
+    /// Recalls of which the effort was found; a search for another one looks at everything.
+    #[must_use]
+    pub fn calibrated(&self) -> usize {
+        self.table.calibrated()
     }
 
     /// Groups.

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc};
 
 use super::{
     Engine,
+    contents::CheckJob,
     directory::{self, Changes, Directory},
     flush::FlushRun,
     regroup,
@@ -14,17 +15,16 @@ use super::{
     working::SharedShard,
 };
 use crate::{
-    cells::{Aligned, CellIndex, GroupView},
-    codes::encode,
     config::CheckLevel,
+    env::Never,
     error::{Result, ShardexError},
     format::{
         crc32c,
         header::{DATA_MAGIC, FILE_HEADER_BYTES, WAL_MAGIC, decode_file},
         root::Root,
     },
-    lease::{Lease, Place, Run},
-    shard::{DataFile, Lookup, Prints, Shard, record, row},
+    lease::{Place, Run},
+    shard::{DataFile, Shard},
     site::{self, Kind},
     space::{SpaceMap, Use},
     storage::{Storage, StorageFile},
@@ -112,7 +112,7 @@ impl ConsistencyReport {
         }
     }
 
-    fn add(&mut self, at: At, what: &str, expected: impl Into<String>, found: impl Into<String>) {
+    pub(super) fn add(&mut self, at: At, what: &str, expected: impl Into<String>, found: impl Into<String>) {
         self.findings.push(Finding {
             component: at.component,
             shard: at.shard,
@@ -141,7 +141,7 @@ impl fmt::Display for ConsistencyReport {
 
 /// Where a finding is.
 #[derive(Clone)]
-struct At {
+pub(super) struct At {
     component: Component,
     shard: Option<u32>,
     slot: Option<usize>,
@@ -149,20 +149,25 @@ struct At {
 }
 
 impl At {
-    fn new(component: Component) -> Self {
+    pub(super) fn new(component: Component) -> Self {
         Self { component, shard: None, slot: None, place: None }
     }
 
-    fn shard(number: u32) -> Self {
+    pub(super) fn shard(number: u32) -> Self {
         Self { shard: Some(number), ..Self::new(Component::Shard) }
     }
 
-    fn slot(mut self, slot: usize) -> Self {
+    /// A finding about the cells, for the shard that this is of.
+    pub(super) fn of_cells(self) -> Self {
+        Self { component: Component::Cells, ..self }
+    }
+
+    pub(super) fn slot(mut self, slot: usize) -> Self {
         self.slot = Some(slot);
         self
     }
 
-    fn place(mut self, file: PathBuf, offset: u64) -> Self {
+    pub(super) fn place(mut self, file: PathBuf, offset: u64) -> Self {
         self.place = Some((file, offset));
         self
     }
@@ -170,7 +175,7 @@ impl At {
 
 /// How far a sum may be from the one computed anew, as a share of the sum of all magnitudes: the rounding of some
 /// thousand additions and subtractions in f64.
-const SUM_TOLERANCE: f64 = 1e-9;
+pub(super) const SUM_TOLERANCE: f64 = 1e-9;
 
 /// The check inside a flush: O(changed shards).
 pub(super) fn quick_check<S: Storage>(
@@ -236,6 +241,14 @@ pub(super) fn check<S: Storage>(
     level: CheckLevel,
     taken: Option<&[Arc<Place>]>,
 ) -> Result<ConsistencyReport> {
+    match level {
+        CheckLevel::Quick => Ok(check_figures(engine)),
+        CheckLevel::Full => CheckJob::new(engine, taken)?.run_until(&Never),
+    }
+}
+
+/// What the engine has in memory, all of it.
+fn check_figures<S: Storage>(engine: &Engine<S>) -> ConsistencyReport {
     let mut report = ConsistencyReport::default();
     let (mut live, mut removed) = (0, 0);
     for (number, shard) in (0u32..).zip(&engine.work.shards) {
@@ -254,169 +267,20 @@ pub(super) fn check<S: Storage>(
     if checkpoint > durable || durable > last {
         report.add(at, "checkpoint ≤ durable ≤ last", "in order", format!("{checkpoint}, {durable}, {last}"));
     }
-    if level == CheckLevel::Full {
-        check_files(engine, taken, &mut report)?;
-        let mut keys = BTreeSet::new();
-        check_cells(engine, &mut report)?;
-        for (number, shard) in (0u32..).zip(&engine.work.shards) {
-            if let Some(shard) = shard {
-                check_bytes(&mut report, number, shard, engine, &mut keys)?;
-            }
-        }
-    }
+    report
+}
+
+/// Figures, and everything on the disk that a flush or a commit may change: what of a full check needs the engine.
+pub(super) fn check_all_but_contents<S: Storage>(
+    engine: &Engine<S>,
+    taken: Option<&[Arc<Place>]>,
+) -> Result<ConsistencyReport> {
+    let mut report = check_figures(engine);
+    check_files(engine, taken, &mut report)?;
     Ok(report)
 }
 
-/// Every vector and posting of a shard, from the disk.
-fn check_bytes<S: Storage>(
-    report: &mut ConsistencyReport,
-    number: u32,
-    shard: &Shard<<S::File as StorageFile>::Lent>,
-    engine: &Engine<S>,
-    keys: &mut BTreeSet<(u128, u32, u32)>,
-) -> Result<()> {
-    let data = &engine.data;
-    let geometry = data.geometry();
-    let slots = geometry.extent_slots();
-    let mut sum = vec![0.0f64; geometry.dimension];
-    let mut magnitude = vec![0.0f64; geometry.dimension];
-    let mut intact = true;
-    let mut prints = Prints::default();
-    for (e, extent) in shard.extents().iter().enumerate() {
-        let offset = data.offset(extent.place());
-        let bytes = read(report, data, offset, extent.used() * geometry.slot_bytes())?;
-        let (expected, found) = (extent.state().crc, crc32c(0, &bytes));
-        if !site::holds(Kind::Checksum, found == expected) {
-            intact = false;
-            let at = At::shard(number).slot(e * slots).place(data.path(), offset);
-            report.add(at, "checksum of an extent", format!("{expected:08x}"), format!("{found:08x}"));
-        }
-        for i in 0..extent.used() {
-            let slot = e * slots + i;
-            let posting = record(&bytes, i, geometry);
-            prints.push(&posting);
-            if !shard.is_live(slot) {
-                continue;
-            }
-            let id = posting.document_id;
-            if !shard.bloom().may_contain(id) {
-                report.add(At::shard(number).slot(slot), "the bloom filter knows the document", id.to_string(), "no");
-            }
-            let mut candidates = Vec::new();
-            for lookup in [Lookup::Document(id), Lookup::Key(id, posting.start, posting.length)] {
-                engine.work.finder.candidates(lookup, &mut candidates);
-                if !candidates.contains(&(number as usize)) {
-                    report.add(At::shard(number).slot(slot), "a lookup finds the shard of", id.to_string(), "not");
-                }
-            }
-            if !keys.insert((id.0, posting.start, posting.length)) {
-                let what = format!("posting ({id}, {}, {}) is in one place", posting.start, posting.length);
-                report.add(At::shard(number).slot(slot), &what, "once", "twice");
-            }
-            let at = i * geometry.slot_bytes();
-            let vector: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(&bytes[at..at + geometry.vector_bytes()]);
-            for ((sum, magnitude), x) in sum.iter_mut().zip(&mut magnitude).zip(&vector) {
-                *sum += f64::from(*x);
-                *magnitude += f64::from(x.abs());
-            }
-            // What searches read is what the disk holds.
-            if row(extent.lent(), i, geometry) != vector.as_slice() {
-                report.add(At::shard(number).slot(slot), "the mapping shows the bytes on disk", "equal", "other");
-            }
-        }
-    }
-    if intact && shard.known_prints().is_some_and(|known| *known != prints) {
-        report.add(At::shard(number), "the fingerprints of its slots", "those of its postings", "others");
-    }
-    for (i, ((expected, found), magnitude)) in sum.iter().zip(shard.sum()).zip(&magnitude).enumerate() {
-        // What was removed since the sum began counts too, and is unknown here: the stored sum bounds it.
-        if intact && (expected - found).abs() > SUM_TOLERANCE * (magnitude + found.abs() + 1.0) {
-            let what = format!("component {i} of the running sum");
-            report.add(At::shard(number), &what, format!("{expected:e}"), format!("{found:e}"));
-        }
-    }
-    Ok(())
-}
-
-/// Every code in the cells against the vector that it is of, and every covered posting against the codes that it has.
-fn check_cells<S: Storage>(engine: &Engine<S>, report: &mut ConsistencyReport) -> Result<()> {
-    let Some((cells, _)) = &engine.work.cells else { return Ok(()) };
-    let data = &engine.data;
-    let at = At::new(Component::Cells);
-    let wanted = if cells.cells() > 1 { 2 } else { 1 };
-    let mut codes = vec![0u8; cells.postings() as usize];
-    for (g, group) in cells.table().groups.iter().enumerate() {
-        let offset = group.place.page * data.geometry().page_size as u64;
-        let bytes = match read(report, data, offset, group.place.len as usize) {
-            Ok(bytes) => Aligned::new(&bytes),
-            Err(error) => {
-                report.add(at.clone().place(data.path(), offset), "a group of cells", "bytes", error.to_string());
-                continue;
-            }
-        };
-        if let Err(what) = cells.check_bytes(g, &bytes) {
-            report.add(at.clone().place(data.path(), offset), "a group of cells", "intact bytes", what.to_string());
-            continue;
-        }
-        check_codes(engine, report, cells, (g, &cells.view(g, &bytes)), &mut codes);
-    }
-    for number in engine.published.wrong_codes(data.geometry()) {
-        let at = At { component: Component::Cells, ..At::shard(number) };
-        report.add(at, "the codes of what is in no cell", "those of the vectors", "others");
-    }
-    for (i, covered) in cells.table().shards.iter().enumerate() {
-        let shard = engine.work.shards.get(covered.number as usize).and_then(Option::as_ref);
-        let Some(shard) = shard.filter(|shard| shard.id == covered.id) else { continue };
-        for slot in (0..covered.slots).filter(|&slot| shard.is_live(slot as usize)) {
-            let found = codes[cells.reference(i, slot) as usize];
-            // Cells of one centroid each hold a part; a posting may have both its codes in one group that is damaged.
-            if found == 0 || found > wanted {
-                let at = At { component: Component::Cells, ..At::shard(covered.number).slot(slot as usize) };
-                report.add(at, "codes of a posting that is covered", wanted.to_string(), found.to_string());
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The codes of one group; counts how many each posting has.
-fn check_codes<S: Storage>(
-    engine: &Engine<S>,
-    report: &mut ConsistencyReport,
-    cells: &CellIndex<Lease<<S::File as StorageFile>::Lent>>,
-    (g, group): (usize, &GroupView<'_>),
-    codes: &mut [u8],
-) {
-    let geometry = engine.data.geometry();
-    let slots = geometry.extent_slots();
-    let (mut rotated, mut signs) = (Vec::new(), Vec::new());
-    for c in 0..group.cells() {
-        let cell = group.cell(c);
-        let centroid: Vec<f32> =
-            group.centroid(c).iter().map(|&byte| f32::from(i16::from(byte) - 128) * cell.step).collect();
-        for i in cell.first..cell.first + cell.count {
-            let (reference, stored, factors) = group.code(i as usize);
-            let Some((covered, slot)) = cells.posting(reference) else { continue };
-            let shard = engine.work.shards.get(covered.number as usize).and_then(Option::as_ref);
-            let Some(shard) = shard.filter(|shard| shard.id == covered.id) else { continue };
-            let slot = slot as usize;
-            if slot >= covered.slots as usize || !shard.is_live(slot) {
-                continue;
-            }
-            codes[reference as usize] = codes[reference as usize].saturating_add(1);
-            let vector = row(shard.extents()[slot / slots].lent(), slot % slots, geometry);
-            cells.rotation().rotate(vector, &mut rotated);
-            signs.clear();
-            let expected = encode(&rotated, &centroid, geometry.metric, &mut signs);
-            if (expected, &signs) != (factors, &stored) {
-                let at = At { component: Component::Cells, ..At::shard(covered.number).slot(slot) };
-                report.add(at, &format!("the code in cell {c} of group {g}"), "that of its vector", "another");
-            }
-        }
-    }
-}
-
-fn read<F: StorageFile>(
+pub(super) fn read<F: StorageFile>(
     report: &mut ConsistencyReport,
     data: &DataFile<F>,
     offset: u64,

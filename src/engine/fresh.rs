@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Engine, Lent};
 use crate::{
     codes::Rotation,
+    env::{Cancel, Never},
     error::Result,
     index::{Coded, Snapshot},
     shard::DataFile,
@@ -25,7 +26,15 @@ impl<S: Storage> FreshJob<S> {
     /// # Errors
     /// `Corruption` if one is damaged.
     pub fn run(&self) -> Result<Coded> {
-        self.snapshot.code_fresh(&self.data, &self.rotation)
+        self.run_until(&Never)
+    }
+
+    /// The same, unless it is cancelled.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); `Closed` if it is cancelled.
+    pub fn run_until(&self, cancel: &dyn Cancel) -> Result<Coded> {
+        self.snapshot.code_fresh(&self.data, &self.rotation, cancel)
     }
 }
 

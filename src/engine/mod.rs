@@ -11,6 +11,7 @@
 mod apply;
 pub mod batch;
 mod check;
+mod contents;
 mod create;
 mod directory;
 mod figures;
@@ -51,6 +52,7 @@ use stats::{FlushStats, IndexStats, RecoveryStats};
 use working::Working;
 
 pub use check::{Component, ConsistencyReport, Finding};
+pub use contents::CheckJob;
 pub use flush::{B1, B2, B3, FlushStep};
 pub use fresh::FreshJob;
 pub use regroup::RegroupJob;
@@ -348,7 +350,7 @@ impl<S: Storage> Engine<S> {
     /// Publishes; with `coded` what is in no cell and new gets codes.
     fn publish_with(&mut self, changed: &[u32], coded: bool) {
         let state = (self.wal.last_lsn(), self.work.totals.live);
-        let cells = self.work.cells.as_ref().map(|(cells, _)| cells);
+        let cells = regroup::searched(&self.work.cells);
         let changed = changed.iter().copied();
         let geometry = (coded, self.data.geometry());
         let next = self.published.with_changes(&self.work.shards, changed, cells, state, geometry);
@@ -384,16 +386,21 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Flushes or commits as configured, and writes the closing mark, so that the next open knows that nothing is missing.
+    /// Where a flush finds no room for the shards, or a contradiction, the log is committed all the same.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush). The lock is released by dropping the engine, whatever came of this.
+    /// As [`flush`](Self::flush): everything accepted is durable all the same, unless the error is one of the log or of a
+    /// sync. The lock is released by dropping the engine, whatever came of this.
     pub fn close(&mut self) -> Result<()> {
         if self.read_only.is_some() && self.poisoned.is_none() {
             // Every write was refused, so there is nothing to flush and the log stays as the crash left it.
             return Ok(());
         }
         if self.options.flush_on_close {
-            self.flush()?;
+            if let Err(error) = self.flush() {
+                // What the shards have no room for the log may have. After a failed sync nothing is to be relied on.
+                return if self.is_poisoned() { Err(error) } else { self.commit().and(Err(error)) };
+            }
         } else {
             self.commit()?;
         }
@@ -443,14 +450,17 @@ impl<S: Storage> Engine<S> {
             removed_postings: totals.removed,
             pending_operations: counters.operations - counters.flushed_operations,
             uncommitted_operations: counters.operations - counters.committed_operations,
+            uncommitted_bytes: self.uncommitted_bytes(),
+            uncommitted_for: None,
+            background_error: None,
             dimension: geometry.dimension,
             metric: geometry.metric,
             shard_size: geometry.shard_size,
             largest_shard: shards.largest as usize,
             splits: totals.splits,
             merges: totals.merges,
-            cells: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.cells()),
-            codes: self.work.cells.as_ref().map_or(0, |(cells, _)| cells.codes()),
+            cells: self.published.cells.as_ref().map_or(0, |cells| cells.cells()),
+            codes: self.published.cells.as_ref().map_or(0, |cells| cells.codes()),
             fresh_postings: self.unsettled(),
             memory_usage: (self.work.memory() + self.published.fresh_memory()) as u64,
             disk_bytes: self.data.raw().len()? + self.wal_file.raw().len()? + self.roots.file().raw().len()?,

@@ -270,7 +270,7 @@ impl<F: StorageFile> Found<F> {
         let newest_epoch = newest.epoch;
         let empty = Snapshot::empty(newest.checkpoint);
         let numbers = 0..work.shards.len() as u32;
-        let cells = work.cells.as_ref().map(|(cells, _)| cells);
+        let cells = regroup::searched(&work.cells);
         let state = (newest.checkpoint, newest.live);
         let durable = Arc::new(empty.with_changes(&work.shards, numbers, cells, state, (false, &geometry)));
         let durable_segments = newest.wal_segments as usize;

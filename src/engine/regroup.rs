@@ -5,18 +5,21 @@
 //! 1. Cells are made from a snapshot, by whoever runs the job, while writes go on; taking them in is a step of the writer.
 //! 2. They are stored in free places, and durable with the next root, which names their head. The cells before are held
 //!    as long as a root or a snapshot names them.
-//! 3. Cells that are damaged or cannot be read cost no posting: searches do without, and the next ones replace them.
+//! 3. A build that is given up leaves the centroids that it had reached, as cells that no search sees and from which the next
+//!    build starts, in this open of the index or a later one. They never take the place of cells that searches use. Given up
+//!    while it looked for efforts, it leaves cells by which searches look at everything where the effort is not known.
+//! 4. Cells that are damaged or cannot be read cost no posting: searches do without, and the next ones replace them.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use super::{Engine, Lent, directory, working::Working};
 use crate::{
-    cells::{Aligned, Built, CellIndex, build},
+    cells::{Aligned, Built, CellIndex, build, leaves_centroids},
     codes::Rotation,
-    env::Executor,
+    env::{Cancel, Executor, Never, Workers},
     error::{Result, ShardexError},
     format::{
-        cells::{CellTable, decode_head, encode_head},
+        cells::{CellTable, RECALLS, decode_head, encode_head},
         crc32c,
         node::Entry,
     },
@@ -37,6 +40,8 @@ pub struct RegroupJob<S: Storage> {
     snapshot: Arc<Snapshot<Lent<S>>>,
     data: Arc<DataFile<S::File>>,
     rotation: Arc<Rotation>,
+    /// The cells to start from, unfinished ones too.
+    before: Option<Arc<CellIndex<Lease<Lent<S>>>>>,
     index_id: u128,
     executor: Arc<dyn Executor>,
 }
@@ -47,28 +52,64 @@ impl<S: Storage> RegroupJob<S> {
     /// # Errors
     /// `Corruption` if a vector is damaged.
     pub fn run(&self) -> Result<Option<Built>> {
-        let Self { snapshot, data, rotation, index_id, executor } = self;
+        self.run_until(&Never)
+    }
+
+    /// The same, unless it is cancelled: then the centroids that it has reached, if that leaves anything.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); `Closed` if it is cancelled and leaves nothing.
+    pub fn run_until(&self, cancel: &dyn Cancel) -> Result<Option<Built>> {
+        let Self { snapshot, data, rotation, before, index_id, executor } = self;
         let shards: Vec<_> = snapshot.iter().map(|(number, shard)| (number, Arc::clone(shard))).collect();
         let seed = (*index_id, DRAWS + snapshot.lsn.0);
+        let workers = Workers { executor: &**executor, cancel };
         let geometry = data.geometry();
         let largest = geometry.chunk_pages() as usize * geometry.page_size;
-        let before = snapshot.cells.as_deref();
-        let built = build(&shards, data, (rotation, before), (seed, &**executor), largest)?;
+        let before = before.as_deref();
+        let built = build(&shards, data, (rotation, before), (seed, workers), largest)?;
         let Some(mut built) = built else { return Ok(None) };
         if encode_head(&vec![Entry::default(); built.table.encode().len().div_ceil(largest)]).len() > largest {
             return Ok(None);
         }
         let trial: CellIndex<Aligned> =
             CellIndex::new(built.table.clone(), Arc::clone(rotation), built.groups.clone(), Vec::new());
-        built.table.efforts = calibrate(snapshot, data, &trial, &**executor, seed)?;
-        Ok(Some(built))
+        if trial.is_unfinished() {
+            return Ok(Some(built));
+        }
+        built.table.efforts = calibrate(snapshot, data, &trial, workers, seed)?;
+        let calibrated = built.table.calibrated();
+        if calibrated == RECALLS.len() || !cancel.is_cancelled() {
+            return Ok(Some(built));
+        }
+        // Searches look at everything where the effort is not known, which is no more than without cells while these are few.
+        let bytes: usize = built.groups.iter().map(|group| group.len()).sum();
+        let few = bytes <= limits::UNCALIBRATED_BYTES;
+        match leaves_centroids(before) {
+            true if few => Ok(Some(built)),
+            true => Ok(Some(built.into_unfinished(limits::CELL_ROUNDS))),
+            false if few && before.is_some_and(|before| before.calibrated() < calibrated) => Ok(Some(built)),
+            false => Err(ShardexError::Closed),
+        }
     }
 }
 
 /// Cells of which a root names the head, and that head.
 pub(super) type Named<L> = (Arc<CellIndex<Lease<L>>>, Entry);
 
+/// The cells that searches use: finished ones.
+pub(super) fn searched<L: Deref<Target = [u8]>>(named: &Option<Named<L>>) -> Option<&Arc<CellIndex<Lease<L>>>> {
+    named.as_ref().map(|(cells, _)| cells).filter(|cells| !cells.is_unfinished())
+}
+
 impl<S: Storage> Engine<S> {
+    /// Whether a build of cells was given up, so that the next one goes on from there: there are its centroids alone, or
+    /// cells that look at everything for some recalls.
+    #[must_use]
+    pub fn has_unfinished_cells(&self) -> bool {
+        self.work.cells.as_ref().is_some_and(|(cells, _)| cells.is_unfinished() || cells.calibrated() < RECALLS.len())
+    }
+
     /// Postings that are in no cell, and removed ones that are, as far as the figures tell.
     pub(super) fn unsettled(&self) -> u64 {
         match &self.published.cells {
@@ -77,16 +118,18 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Whether cells should be made: there are none or damaged ones, or more postings are in none than in some.
+    /// Whether cells should be made: there are none, unfinished or damaged ones, or more postings are in none than in some.
     #[must_use]
     pub fn wants_regroup(&mut self) -> bool {
         let live = self.published.live;
-        // Before the first write nothing is stored (see `recovery`).
-        let may = live >= limits::LEAST_FOR_CELLS && self.epoch_open && self.poisoned.is_none();
+        // Before the first write nothing is stored (see `recovery`), unless an earlier open has begun with it.
+        let begun = self.epoch_open || self.has_unfinished_cells();
+        let writable = self.poisoned.is_none() && self.read_only.is_none();
+        let may = live >= limits::LEAST_FOR_CELLS && begun && writable;
         if !may || self.counters.operations < self.regroup_at {
             return false;
         }
-        let wants = self.unsettled() * 2 > live;
+        let wants = self.unsettled() * 2 > live || self.has_unfinished_cells();
         if !wants {
             // It costs a look at every shard, so not after every write.
             self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS / 4;
@@ -101,7 +144,8 @@ impl<S: Storage> Engine<S> {
     pub fn regroup_begin(&mut self) -> Result<RegroupJob<S>> {
         self.check_writable()?;
         self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS / 4;
-        let rotation = match &self.published.cells {
+        let before = self.work.cells.as_ref().map(|(cells, _)| Arc::clone(cells));
+        let rotation = match &before {
             Some(cells) => Arc::clone(cells.rotation()),
             None => Arc::new(Rotation::new(self.geometry().dimension, self.index_id)),
         };
@@ -109,6 +153,7 @@ impl<S: Storage> Engine<S> {
             snapshot: self.snapshot(),
             data: Arc::clone(&self.data),
             rotation,
+            before,
             index_id: self.index_id,
             executor: Arc::clone(&self.executor),
         })
@@ -116,7 +161,6 @@ impl<S: Storage> Engine<S> {
 
     /// Notes that cells could not be made, so that the next try is not soon.
     pub fn regroup_failed(&mut self) {
-        self.note_error();
         self.regroup_at = self.counters.operations + 16 * limits::LEAST_FOR_CELLS;
     }
 

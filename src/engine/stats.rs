@@ -2,10 +2,26 @@
 
 use std::{fmt, time::Duration};
 
+use super::Engine;
 use crate::{
     config::Metric,
     id::{Generation, Lsn},
+    storage::Storage,
 };
+
+impl<S: Storage> Engine<S> {
+    /// Bytes of WAL of accepted writes that wait to be made durable.
+    #[must_use]
+    pub fn uncommitted_bytes(&self) -> u64 {
+        self.wal.undurable_bytes()
+    }
+
+    /// Whether a sync has failed, so that nothing is acknowledged any more.
+    #[must_use]
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned.is_some()
+    }
+}
 
 /// What one flush did and what each of its stages cost.
 ///
@@ -113,6 +129,34 @@ pub struct RecoveryStats {
     pub duration: Duration,
 }
 
+/// Work that is done without being asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BackgroundWork {
+    /// Commits of the timer, and those tried again.
+    Commit,
+    /// Flushes by the timer or by the size of the WAL, and those tried again.
+    Flush,
+    /// Cells, and codes of what is in none. Without them searches take longer, and find the same.
+    Cells,
+}
+
+/// An error of work that nobody waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackgroundError {
+    /// What failed.
+    pub work: BackgroundWork,
+    /// The newest error's text.
+    pub error: String,
+    /// How long ago it failed first, of the failures that followed one another without a success.
+    pub began: Duration,
+    /// How many failures these were.
+    pub failures: u64,
+    /// Whether it lasts: nothing of the kind has succeeded since.
+    pub lasts: bool,
+}
+
 /// A snapshot of an index's figures. See [`stats`](crate::Shardex::stats).
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
@@ -127,6 +171,10 @@ pub struct IndexStats {
     pub pending_operations: u64,
     /// Operations accepted and not yet durable.
     pub uncommitted_operations: u64,
+    /// Bytes of WAL that these take.
+    pub uncommitted_bytes: u64,
+    /// How long the oldest of them has waited; `None` while there is none, and below the async API, which has the clock.
+    pub uncommitted_for: Option<Duration>,
     /// Numbers per vector.
     pub dimension: usize,
     /// The metric.
@@ -184,6 +232,8 @@ pub struct IndexStats {
     pub bytes_stored: u64,
     /// Errors since the open, in background work too.
     pub errors: u64,
+    /// The last error of background work since the open, and since when; below the async API, which does that work, none.
+    pub background_error: Option<BackgroundError>,
     /// The newest flush.
     pub last_flush: Option<FlushStats>,
     /// All flushes since the open, added up.

@@ -216,6 +216,12 @@ pub struct CellTable {
 }
 
 impl CellTable {
+    /// Recalls of which the effort was found.
+    #[must_use]
+    pub fn calibrated(&self) -> usize {
+        self.efforts.iter().filter(|&&effort| effort != Effort::everything()).count()
+    }
+
     /// The table's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

@@ -14,8 +14,8 @@ use super::{
 use crate::{
     cells::{Asked, CellIndex, held_out},
     codes::Query,
-    env::Executor,
-    error::Result,
+    env::Workers,
+    error::{Result, ShardexError},
     format::cells::{Effort, RECALLS},
     limits,
     shard::{self, DataFile},
@@ -137,7 +137,8 @@ impl Table {
 }
 
 /// Fills in what each recall takes, by searches for some stored vectors that look at far more than it should take, and by
-/// asking for them again with what it should. Deterministic.
+/// asking for them again with what it should. Deterministic. Cancelled, it leaves [`Effort::everything`] in the place of
+/// what was not found yet.
 ///
 /// # Errors
 /// `Corruption` if a vector is damaged.
@@ -145,31 +146,25 @@ pub fn calibrate<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &DataFile<F>,
     cells: &CellIndex<B>,
-    executor: &dyn Executor,
+    workers: Workers<'_>,
     seed: (u128, u64),
 ) -> Result<[Effort; RECALLS.len()]> {
     let shards = snapshot.iter().map(|(number, shard)| (number, &**shard));
     let queries = held_out(shards, snapshot.live as usize, seed);
-    let held_out = HeldOut { snapshot, data, cells, executor, queries };
-    let took = held_out.each(&|query| held_out.search_wide(query))?;
+    let held_out = HeldOut { snapshot, data, cells, workers, queries };
+    let took = match held_out.each(&|query| held_out.search_wide(query)) {
+        Err(ShardexError::Closed) => Vec::new(),
+        took => took?,
+    };
     if took.iter().all(|took| took.results.is_empty()) {
         return Ok([Effort::everything(); RECALLS.len()]);
     }
     let table = Table::new(&took);
     let mut efforts = [Effort::everything(); RECALLS.len()];
     for (effort, recall) in efforts.iter_mut().zip(RECALLS) {
-        // A search that looks at far more has results sooner than others, so what it seems to need is too much; what the
-        // estimates of codes and cells miss comes on top. So the share is halved in on by asking with it.
-        let (mut enough, mut too_much) = limits::CALIBRATION_SHARES;
-        *effort = table.effort(&took, enough * (1.0 - recall));
-        for _ in 0..limits::CALIBRATION_ROUNDS {
-            let share = 0.5 * (enough + too_much);
-            let tried = table.effort(&took, share * (1.0 - recall));
-            if held_out.recall(tried, recall, &took)? >= recall {
-                (enough, *effort) = (share, tried);
-            } else {
-                too_much = share;
-            }
+        match held_out.halve(&table, &took, recall) {
+            Err(ShardexError::Closed) => break,
+            found => *effort = found?,
         }
     }
     Ok(efforts)
@@ -192,7 +187,7 @@ struct HeldOut<'a, F: StorageFile, B> {
     snapshot: &'a Arc<Snapshot<F::Lent>>,
     data: &'a DataFile<F>,
     cells: &'a CellIndex<B>,
-    executor: &'a dyn Executor,
+    workers: Workers<'a>,
     queries: Vec<(usize, u32, usize)>,
 }
 
@@ -204,7 +199,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> HeldOut<'_, F, B> {
     fn each<T: Send + Sync>(&self, ask: &(impl Fn(usize) -> Result<T> + Sync)) -> Result<Vec<T>> {
         let results: Vec<OnceLock<Result<T>>> = self.queries.iter().map(|_| OnceLock::new()).collect();
         // Each number is given out once, so each place is set once.
-        self.executor.for_each(results.len(), &|i| drop(results[i].set(ask(i))));
+        self.workers.for_each(results.len(), &|i| drop(results[i].set(ask(i))))?;
         results.into_iter().filter_map(OnceLock::into_inner).collect()
     }
 
@@ -251,6 +246,24 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> HeldOut<'_, F, B> {
         let wanted = (codes as u64 * cells.cells() / cells.codes().max(1)).min(limits::CALIBRATION_CELLS) as usize;
         took.groups = cells.router().ranks(&query, wanted.max(1), &mut asked);
         Ok(took)
+    }
+
+    /// What it takes to find a share of the results. A search that looks at far more has results sooner than others, so what
+    /// it seems to need is too much; what the estimates of codes and cells miss comes on top. So the share is halved in on
+    /// by asking with it.
+    fn halve(&self, table: &Table, took: &[Took], recall: f32) -> Result<Effort> {
+        let (mut enough, mut too_much) = limits::CALIBRATION_SHARES;
+        let mut effort = table.effort(took, enough * (1.0 - recall));
+        for _ in 0..limits::CALIBRATION_ROUNDS {
+            let share = 0.5 * (enough + too_much);
+            let tried = table.effort(took, share * (1.0 - recall));
+            if self.recall(tried, recall, took)? >= recall {
+                (enough, effort) = (share, tried);
+            } else {
+                too_much = share;
+            }
+        }
+        Ok(effort)
     }
 
     /// The share of the results that is found with so much effort, less some of its standard errors: others are asked later,

@@ -6,6 +6,7 @@ use super::fresh::{Fresh, FreshCodes, fresh, rows};
 use crate::{
     cells::CellIndex,
     codes::Rotation,
+    env::Cancel,
     error::Result,
     format::geometry::Geometry,
     id::{Lsn, ShardId},
@@ -92,25 +93,34 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
     }
 
     /// The shards whose codes are not what their vectors give: none, unless vectors rotted since.
-    #[must_use]
-    pub fn wrong_codes(&self, geometry: &Geometry) -> Vec<u32> {
-        let Some(cells) = &self.cells else { return Vec::new() };
-        let wrong = self.fresh().filter(|(_, shard, fresh)| {
+    ///
+    /// # Errors
+    /// `Closed` if it is cancelled.
+    pub fn wrong_codes(&self, geometry: &Geometry, cancel: &dyn Cancel) -> Result<Vec<u32>> {
+        let Some(cells) = &self.cells else { return Ok(Vec::new()) };
+        let wrong = self.fresh().take_while(|_| !cancel.is_cancelled()).filter(|(_, shard, fresh)| {
             let known = (&***shard, &*fresh.centroid);
             fresh.codes.as_ref().is_some_and(|codes| !codes.are_of(known, (cells.rotation(), geometry)))
         });
-        wrong.map(|(number, ..)| number).collect()
+        let numbers = wrong.map(|(number, ..)| number).collect();
+        cancel.check().map(|()| numbers)
     }
 
     /// Codes of all slots that are in no cell, of shards where some have none.
     ///
     /// # Errors
-    /// `Corruption` if a vector is damaged.
-    pub fn code_fresh<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>, rotation: &Rotation) -> Result<Coded> {
+    /// `Corruption` if a vector is damaged, `Closed` if it is cancelled.
+    pub fn code_fresh<F: StorageFile<Lent = L>>(
+        &self,
+        data: &DataFile<F>,
+        rotation: &Rotation,
+        cancel: &dyn Cancel,
+    ) -> Result<Coded> {
         let (mut made, slots) = (Vec::new(), data.geometry().extent_slots());
         for (number, shard, fresh) in self.uncoded() {
             let from = fresh.from as usize;
             for extent in &shard.extents()[from / slots..] {
+                cancel.check()?;
                 extent.slots(data)?;
             }
             let codes = FreshCodes::of(None, (shard, &fresh.centroid), from, (rotation, data.geometry()));

@@ -3,10 +3,14 @@
 //! Invariants:
 //! 1. One writer owns the engine; everything that changes it comes to that writer by one bounded queue.
 //! 2. A snapshot is published before the write that it shows is answered.
-//! 3. A request that reached the writer is carried out even if its caller is gone.
+//! 3. A request that reached the writer is carried out even if its caller is gone. An index that was opened for a caller
+//!    who is gone is let go at once.
 
+mod flushes;
+mod jobs;
 mod snapshot;
 mod threads;
+mod timers;
 mod writer;
 
 use std::{
@@ -19,7 +23,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
     config::{CheckLevel, OpenOptions, ShardexConfig},
@@ -27,7 +31,7 @@ use crate::{
         ConsistencyReport, Engine, Lent,
         stats::{FlushStats, IndexStats},
     },
-    env::{Env, Executor},
+    env::{Env, Executor, Threads},
     error::{Result, ShardexError},
     id::DocumentId,
     index::{Hits, Snapshot},
@@ -37,7 +41,7 @@ use crate::{
 };
 
 pub use snapshot::IndexSnapshot;
-use threads::{Panic, WriterHandle, spawn_writer};
+use threads::{Stopped, Syncer, WriterHandle, spawn_writer};
 use writer::Writer;
 
 type Reply<T> = oneshot::Sender<Result<T>>;
@@ -54,6 +58,42 @@ enum Command {
     Close(Reply<()>),
 }
 
+impl Command {
+    /// Whether it may wait for a flush.
+    fn is_write(&self) -> bool {
+        matches!(self, Self::Add(..) | Self::Remove(..) | Self::RemoveRange(..))
+    }
+}
+
+/// A call on its way, and its place in the queue.
+struct Request {
+    command: Command,
+    slot: OwnedSemaphorePermit,
+}
+
+/// The way to the writer. Writes have places of their own, for they may have to wait there for a flush: others do not wait
+/// behind them.
+struct Queue {
+    requests: mpsc::UnboundedSender<Request>,
+    writes: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
+
+impl Queue {
+    fn new(size: usize) -> (Self, mpsc::UnboundedReceiver<Request>) {
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let slots = || Arc::new(Semaphore::new(size.min(Semaphore::MAX_PERMITS)));
+        (Self { requests, writes: slots(), others: slots() }, receiver)
+    }
+
+    /// Waits for a place; `None` if the writer is gone.
+    async fn send(&self, command: Command) -> Option<()> {
+        let slots = if command.is_write() { &self.writes } else { &self.others };
+        let slot = Arc::clone(slots).acquire_owned().await.ok()?;
+        self.requests.send(Request { command, slot }).ok()
+    }
+}
+
 /// What searches need of the engine.
 struct Shared<S: Storage> {
     /// `None` from the close on: a closed handle holds no byte of the index, and so not its lock.
@@ -61,14 +101,14 @@ struct Shared<S: Storage> {
     path: PathBuf,
     options: OpenOptions,
     closed: AtomicBool,
-    panic: Panic,
+    stopped: Stopped,
     executor: Arc<dyn Executor>,
 }
 
 impl<S: Storage> Shared<S> {
     /// Why nobody answers any more.
     fn gone(&self) -> ShardexError {
-        if self.closed.load(Ordering::Acquire) { ShardexError::Closed } else { stopped(&self.panic) }
+        if self.closed.load(Ordering::Acquire) { ShardexError::Closed } else { stopped_by(&self.stopped) }
     }
 }
 
@@ -87,11 +127,19 @@ impl<S: Storage> View<S> {
 
 /// A handle on an open index. Clones share it; the last one to be dropped lets the index go.
 ///
-/// All calls may come from any task at once. Searches never wait for writes, and writes not for flushes. A call whose
+/// All calls may come from any task at once. Searches never wait for writes. A write waits for a flush only once as much
+/// came in behind it as [`flush_wal_bytes`](OpenOptions::flush_wal_bytes) says; no other call waits for either. A call whose
 /// future is dropped before it is queued is not carried out; afterwards it is, once and whole, though nobody hears of it.
 ///
+/// A commit or flush in the background that fails for another reason than a sync is tried again by itself, until it
+/// succeeds. While it fails [`stats`](Self::stats) shows the error, and writes go on until more is undurable than
+/// [`max_undurable_ms`](OpenOptions::max_undurable_ms) or [`max_undurable_bytes`](OpenOptions::max_undurable_bytes) allow.
+///
 /// Dropping the last handle without [`close`](Self::close) tries a last commit, unless durability is `Manual`, and
-/// releases the lock; it may block for one sync, and until cells that are being made are done.
+/// releases the lock; it may block for the syncs of that commit and of a flush. Cells that are being made are given up, but
+/// what of them was reached is flushed, unless durability is `Manual`.
+///
+/// Dropping the future of an open or a `create` lets the index go, as soon as the step under way is done.
 ///
 /// A [snapshot](IndexSnapshot) or [`Hits`] that outlives the handle stays readable, whatever became of the handle, and keeps
 /// the index locked: an open meanwhile gets [`Locked`](ShardexError::Locked), which says that a reader holds it. A child that
@@ -102,7 +150,7 @@ pub struct Shardex<S: Storage = MmapStorage> {
 
 struct Inner<S: Storage> {
     /// `None` only while dropping.
-    queue: Option<mpsc::Sender<Command>>,
+    queue: Option<Queue>,
     shared: Arc<Shared<S>>,
     writer: Mutex<Option<WriterHandle>>,
 }
@@ -166,8 +214,8 @@ impl<S: Storage> Shardex<S> {
     /// As [`create`](Shardex::create).
     pub async fn create_on(storage: S, config: ShardexConfig, env: Env) -> Result<Self> {
         let options = config.options.clone();
-        let executor = Arc::clone(&env.executor);
-        Self::start(options, executor, move || Engine::create(storage, &config, &env)).await
+        let parallel = (Arc::clone(&env.executor), Arc::clone(&env.threads));
+        Self::start(options, parallel, move || Engine::create(storage, &config, &env)).await
     }
 
     /// [`open_with`](Shardex::open_with) on another storage.
@@ -175,43 +223,52 @@ impl<S: Storage> Shardex<S> {
     /// # Errors
     /// As [`open`](Shardex::open).
     pub async fn open_on(storage: S, options: OpenOptions, env: Env) -> Result<Self> {
-        let executor = Arc::clone(&env.executor);
-        Self::start(options.clone(), executor, move || Engine::open(storage, options, &env)).await
+        let parallel = (Arc::clone(&env.executor), Arc::clone(&env.threads));
+        Self::start(options.clone(), parallel, move || Engine::open(storage, options, &env)).await
     }
 
     async fn start(
         options: OpenOptions,
-        executor: Arc<dyn Executor>,
+        (executor, threads): (Arc<dyn Executor>, Arc<dyn Threads>),
         make: impl FnOnce() -> Result<Engine<S>> + Send + 'static,
     ) -> Result<Self> {
         options.validate()?;
-        let (queue, requests) = mpsc::channel(options.queue_size);
+        let (queue, requests) = Queue::new(options.queue_size);
         let (opened, is_open) = oneshot::channel();
-        let panic: Panic = Arc::default();
-        let told = Arc::clone(&panic);
+        let (taken, is_taken) = oneshot::channel();
+        let stop = Stopped::default();
+        let (stopped, of_writer) = (Arc::clone(&stop), Arc::clone(&threads));
         let make = move || {
+            // Before anything is made: without this thread there is no index.
+            let syncer = Syncer::start(&*of_writer)?;
             let engine = make()?;
             let shared = Arc::new(Shared {
                 view: ArcSwapOption::new(Some(View::of(&engine))),
                 path: engine.storage().path(),
                 options: engine.options().clone(),
                 closed: AtomicBool::new(false),
-                panic: told,
+                stopped,
                 executor,
             });
-            Writer::new(engine, Arc::clone(&shared)).map(|writer| (writer, shared))
+            Ok((Writer::new(engine, Arc::clone(&shared), syncer, of_writer), shared))
         };
-        let writer = spawn_writer(Arc::clone(&panic), async move {
+        let writer = spawn_writer(&*threads, Arc::clone(&stop), async move {
+            // Nobody may be left who wants it, before it is open or before its handle is made: then nothing is begun.
+            if opened.is_closed() {
+                return;
+            }
             match make() {
                 Err(error) => drop(opened.send(Err(error))),
                 Ok((writer, shared)) => {
-                    if opened.send(Ok(shared)).is_ok() {
+                    if opened.send(Ok((shared, taken))).is_ok() && is_taken.await.is_ok() {
                         writer.run(requests).await;
                     }
                 }
             }
         })?;
-        let shared = is_open.await.unwrap_or_else(|_| Err(stopped(&panic)))?;
+        let (shared, taken) = is_open.await.unwrap_or_else(|_| Err(stopped_by(&stop)))?;
+        // Without an await after this: from here on the handle is what keeps the index open.
+        let _: std::result::Result<(), ()> = taken.send(());
         let writer = Mutex::new(Some(writer));
         Ok(Self { inner: Arc::new(Inner { queue: Some(queue), shared, writer }) })
     }
@@ -220,7 +277,7 @@ impl<S: Storage> Shardex<S> {
         let (reply, answer) = oneshot::channel();
         let shared = &self.inner.shared;
         let Some(queue) = &self.inner.queue else { return Err(shared.gone()) };
-        queue.send(command(reply)).await.map_err(|_| shared.gone())?;
+        queue.send(command(reply)).await.ok_or_else(|| shared.gone())?;
         answer.await.unwrap_or_else(|_| Err(shared.gone()))
     }
 
@@ -233,8 +290,8 @@ impl<S: Storage> Shardex<S> {
     /// # Errors
     /// `InvalidDimension`, `InvalidVector`, `InvalidPosting` naming the index of the first bad posting; `BatchTooLarge`,
     /// `OutOfSpace`, `Io`, `Corruption`: nothing has changed. With `Durability::Immediate` an error of the commit leaves
-    /// the batch accepted. `Poisoned`, `Closed`. An error of background work since the last call is returned here
-    /// too, and the batch is not accepted.
+    /// the batch accepted. `Undurable` while commits or flushes in the background fail and more is undurable than the
+    /// options allow: nothing has changed, and writes go on once a commit succeeds. `Poisoned`, `Closed`.
     pub async fn add_postings(&self, postings: Vec<Posting>) -> Result<()> {
         self.ask(|reply| Command::Add(postings, reply)).await
     }
@@ -262,11 +319,12 @@ impl<S: Storage> Shardex<S> {
     }
 
     /// Makes everything accepted before it durable: one sync of the WAL, shared by all who wait for one; none if
-    /// nothing is to be made durable.
+    /// nothing is to be made durable. Waits for no flush and no check.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io` from a store: what was accepted stays accepted, call again. An `Io` of a sync poisons the
-    /// handle. `Poisoned`, `Closed`.
+    /// `OutOfSpace`, `Io` from a store: what was accepted stays accepted; call again, or leave it to the timer unless
+    /// durability is `Manual`. While commits in the background fail this fails for the same reason. An `Io` of a sync
+    /// poisons the handle. `Poisoned`, `Closed`.
     pub async fn commit(&self) -> Result<()> {
         self.ask(Command::Commit).await
     }
@@ -275,7 +333,8 @@ impl<S: Storage> Shardex<S> {
     /// number of shards; none if there is nothing to flush.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit); `Inconsistent` if the check of the flush finds a contradiction.
+    /// As [`commit`](Self::commit), and while flushes in the background fail for the same reason as they do;
+    /// `Inconsistent` if the check of the flush finds a contradiction.
     pub async fn flush(&self) -> Result<FlushStats> {
         self.ask(Command::Flush).await
     }
@@ -288,12 +347,14 @@ impl<S: Storage> Shardex<S> {
     /// eighty microseconds a posting of 384 dimensions on two cores.
     ///
     /// # Errors
-    /// `Corruption` if a vector is damaged, `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`, `Closed`.
+    /// `Corruption` if a vector is damaged, `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`; `Closed`, also if the
+    /// index is closed meanwhile: the next open goes on from where this came to, unless there were cells before.
     pub async fn optimize(&self) -> Result<()> {
         self.ask(Command::Optimize).await
     }
 
-    /// Figures of the index as it is now. Cost: O(shards); no vector is read.
+    /// Figures of the index as it is now, and the last error of background work, with how long ago it began and whether it
+    /// lasts. Cost: O(shards); no vector is read.
     ///
     /// # Errors
     /// `Closed`, `Io`.
@@ -302,10 +363,12 @@ impl<S: Storage> Shardex<S> {
     }
 
     /// Looks for contradictions between WAL, shards, index and free space. `Quick` reads no vector, `Full` every byte
-    /// that the index holds; writes wait meanwhile.
+    /// that the index holds as it is now: the metadata and the WAL while other calls wait, after a commit for those that
+    /// wait for one; vectors and codes beside writes, commits and flushes, on a thread of its own. Of full checks one runs
+    /// at a time.
     ///
     /// # Errors
-    /// `Io`, `Closed`. Damage is a finding in the report, not an error.
+    /// `Io`; `Closed`, also if the index is closed meanwhile. Damage is a finding in the report, not an error.
     pub async fn check(&self, level: CheckLevel) -> Result<ConsistencyReport> {
         self.ask(|reply| Command::Check(level, reply)).await
     }
@@ -385,10 +448,15 @@ impl<S: Storage> Shardex<S> {
     }
 
     /// Flushes (or commits, if so configured), marks the end of the WAL, and lets the index go. Every further call on any
-    /// clone gets `Closed`. The index is locked until the last snapshot and the last [`Hits`] are dropped, too.
+    /// clone gets `Closed`. A full check and cells that are being made are given up: beyond its own commit, flush and syncs,
+    /// and those of a flush under way, a close waits some milliseconds for them. What of the cells was reached is flushed
+    /// too, and the next open goes on from there.
+    /// The index is locked until the last snapshot and the last [`Hits`] are dropped, too.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush): the index is let go all the same, and the next open recovers.
+    /// As [`flush`](Self::flush): the index is let go all the same, and the next open recovers. If the flush found no room
+    /// for the shards, or a contradiction, everything accepted was committed; if the commit failed too, its error is
+    /// returned.
     pub async fn close(&self) -> Result<()> {
         let closed = self.ask(Command::Close).await;
         let writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -412,10 +480,7 @@ impl<S: Storage> Drop for Inner<S> {
 }
 
 /// The writer is gone, and nobody closed it.
-fn stopped(panic: &OnceLock<String>) -> ShardexError {
-    let cause = match panic.get() {
-        Some(what) => format!("the writer panicked: {what}"),
-        None => "the writer stopped unexpectedly".to_owned(),
-    };
-    ShardexError::Poisoned { cause }
+fn stopped_by(stopped: &OnceLock<ShardexError>) -> ShardexError {
+    let unexpected = || ShardexError::Poisoned { cause: "the writer stopped unexpectedly".into() };
+    stopped.get().cloned().unwrap_or_else(unexpected)
 }

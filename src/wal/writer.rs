@@ -65,6 +65,11 @@ pub struct WalWriter<F> {
     /// Up to here it grows by more than it needs, to grow seldom.
     target_bytes: u64,
     bytes_stored: u64,
+    /// Bytes of frames appended, and how many of these are known to be on the device, or will be once the sync that was
+    /// handed out has returned.
+    appended: u64,
+    appended_durable: u64,
+    appended_syncing: u64,
     recycled: u64,
 }
 
@@ -110,6 +115,9 @@ impl<F: StorageFile> WalWriter<F> {
             max_bytes,
             target_bytes,
             bytes_stored: 0,
+            appended: 0,
+            appended_durable: 0,
+            appended_syncing: 0,
             recycled: 0,
         })
     }
@@ -154,6 +162,12 @@ impl<F: StorageFile> WalWriter<F> {
     #[must_use]
     pub fn pending_bytes(&self) -> u64 {
         self.pending.iter().map(|run| run.bytes.len() as u64).sum()
+    }
+
+    /// Bytes of accepted records that are not known to be on the device.
+    #[must_use]
+    pub fn undurable_bytes(&self) -> u64 {
+        self.appended - self.appended_durable
     }
 
     /// Bytes from `start` to the end of the WAL.
@@ -276,6 +290,7 @@ impl<F: StorageFile> WalWriter<F> {
         let Some(run) = self.pending.back_mut() else { unreachable!("a run is open") };
         frame.encode(self.seed, parts, &mut run.bytes);
         self.cursor = Some((slot, offset + frame.size() as u64));
+        self.appended += frame.size() as u64;
     }
 
     /// Fills `bytes` bytes with a frame of padding; 0 is nothing to fill.
@@ -331,6 +346,7 @@ impl<F: StorageFile> WalWriter<F> {
     pub fn sync_job(&mut self, purpose: Purpose) -> Option<(SyncJob<F>, Lsn)> {
         debug_assert!(self.pending.is_empty(), "stored before synced");
         let (from, to) = self.unsynced.take()?;
+        self.appended_syncing = self.appended;
         let job = if std::mem::take(&mut self.grown) {
             self.syncing_segments = self.slots.len();
             self.file.sync_all(purpose)
@@ -344,6 +360,7 @@ impl<F: StorageFile> WalWriter<F> {
     pub fn synced(&mut self, up_to: Lsn) {
         self.durable = self.durable.max(up_to);
         self.durable_segments = self.syncing_segments;
+        self.appended_durable = self.appended_syncing;
     }
 
     /// Segments that the file holds whatever happens.

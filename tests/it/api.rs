@@ -148,6 +148,8 @@ fn bad_configurations_are_refused_by_field() {
         (options(|o| o.batch_write_interval_ms(0)), "batch_write_interval_ms"),
         (options(|o| o.shardex_segment_size(0)), "shardex_segment_size"),
         (options(|o| o.queue_size(0)), "queue_size"),
+        (options(|o| o.max_undurable_ms(0)), "max_undurable_ms"),
+        (options(|o| o.max_undurable_bytes(0)), "max_undurable_bytes"),
     ];
     for (config, expected) in cases {
         match block_on(Shardex::create(config)) {

@@ -310,9 +310,10 @@ fn a_length_that_only_the_page_cache_knows_is_synced_before_a_root_relies_on_it(
     }
 }
 
-/// Nobody waits for what the timer does; so the next write, commit or flush is told, once, and nothing more is acknowledged.
+/// Nobody waits for what the timer does. If one of its syncs fails, figures show the error, every call that writes is refused
+/// for the poisoning that it caused, and nothing more is acknowledged.
 #[test]
-fn an_error_of_background_work_is_told_to_the_next_call() {
+fn a_sync_of_background_work_that_fails_is_shown_and_poisons() {
     let failing = Arc::new(AtomicBool::new(false));
     let fails = Arc::clone(&failing);
     let plain = SimStorage::new(256, 64, 1);
@@ -338,13 +339,15 @@ fn an_error_of_background_work_is_told_to_the_next_call() {
                 break error;
             }
         };
-        assert!(matches!(told, ShardexError::Io { op: "sync", .. }), "{told}");
+        assert!(matches!(&told, ShardexError::Poisoned { cause } if cause.contains("sync")), "{told}");
         for _ in 0..2 {
             assert!(matches!(index.commit().await, Err(ShardexError::Poisoned { .. })));
             assert!(matches!(index.add_postings(more.clone()).await, Err(ShardexError::Poisoned { .. })));
         }
         let stats = index.stats().await?;
         assert!(stats.errors == 1 && stats.poisoned.is_some(), "{stats:?}");
+        let shown = stats.background_error.expect("it is shown");
+        assert!(shown.lasts && shown.failures == 1 && shown.error.contains("sync"), "{shown:?}");
         // Searches go on, from the last durable root.
         assert_eq!(index.search(&vector(1, DIMENSION), 100, None).await?.len(), postings.len());
         assert!(matches!(index.close().await, Err(ShardexError::Poisoned { .. })));

@@ -1,6 +1,8 @@
 //! The integration tests, in one binary.
 
 mod api;
+mod async_faults;
+mod background;
 mod cells;
 #[cfg(feature = "cli")]
 mod cli;

@@ -128,7 +128,7 @@ async fn rest(rng: &mut ChaCha8Rng, nap_ms: u64) {
     }
 }
 
-async fn wait(turns: u32) {
+pub(crate) async fn wait(turns: u32) {
     for _ in 0..turns {
         yield_now().await;
     }

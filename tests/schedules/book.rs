@@ -6,16 +6,19 @@ use std::{
 };
 
 use shardex::{Durability, IndexStats, engine};
-use shardex_sim::OpInfo;
+use shardex_sim::{Fault, Op, OpInfo};
 use tokio::time::Instant;
 
 use crate::{
     batch::{self, Action, State},
     history::{Call, Ending, Fnv, Life, Outcome, Refusal, Sight},
-    plan::{LifePlan, PAGE},
+    plan::{LifePlan, PAGE, Trouble},
     tally::{Seen, Tally},
     verdict::Findings,
 };
+
+/// The virtual time within which the writer hears of a sync that failed: all that is ready runs before a timer does.
+const HEARD: Duration = Duration::from_millis(1);
 
 /// What a writer would like to do.
 #[derive(Clone, Debug)]
@@ -41,6 +44,14 @@ pub(crate) struct Book {
     pub(crate) strike_at: u64,
     /// Syncs before the one that fails.
     pub(crate) syncs_left: Option<u64>,
+    /// What of the trouble is still to come.
+    pub(crate) trouble: Option<Trouble>,
+    /// Starts of threads before the one that fails.
+    pub(crate) starts_left: Option<u64>,
+    /// Whether it has failed and nobody was told yet.
+    pub(crate) start_failed: bool,
+    /// When the sync failed.
+    pub(crate) failed_at: Duration,
     /// Callers that were given the failing sync's own error after it had failed.
     pub(crate) told: u64,
     pub(crate) writers_left: usize,
@@ -68,6 +79,10 @@ impl Book {
             events: 0,
             strike_at: u64::MAX,
             syncs_left: None,
+            trouble: None,
+            starts_left: None,
+            start_failed: false,
+            failed_at: Duration::ZERO,
             told: 0,
             writers_left: 0,
             operations: 0,
@@ -132,9 +147,49 @@ impl Book {
         }
     }
 
+    /// The fault that befalls the operation about to be done, if one does.
+    pub(crate) fn fault(&mut self, info: &OpInfo) -> Option<Fault> {
+        let trouble = self.trouble.as_mut().filter(|trouble| self.open && trouble.operations > 0)?;
+        if trouble.after > 0 {
+            trouble.after -= 1;
+            return None;
+        }
+        trouble.operations -= 1;
+        let (fault, seen) = match (trouble.full, info.op) {
+            _ if trouble.file.is_some_and(|file| file != info.file) => return None,
+            (false, Op::Store) => (Fault::FailStore { full: false }, Seen::StoresFailed),
+            (true, Op::Store) => (Fault::FailStore { full: true }, Seen::StoresFull),
+            (true, Op::Allocate) => (Fault::NoSpace, Seen::StoresFull),
+            _ => return None,
+        };
+        self.life.disturbed = true;
+        self.tally.note(seen);
+        Some(fault)
+    }
+
+    /// Whether a thread may be started.
+    pub(crate) fn may_start(&mut self) -> bool {
+        match self.starts_left {
+            Some(0) => {
+                (self.starts_left, self.start_failed) = (None, true);
+                false
+            }
+            left => {
+                self.starts_left = left.map(|left| left - 1);
+                true
+            }
+        }
+    }
+
     /// After a while without writes nothing is left that is to be made durable by itself.
     pub(crate) fn note_timers(&mut self, before: &IndexStats, after: &IndexStats) {
         let options = &self.plan.as_ref().expect("a life has a plan").options;
+        if before.background_error.as_ref().is_some_and(|error| error.lasts) {
+            self.tally.note(Seen::TroublesShown);
+            let lasts = after.background_error.as_ref().is_none_or(|error| error.lasts);
+            assert!(!lasts, "it lasts though nothing fails any more: {after:?}");
+            self.tally.note(Seen::TroublesOver);
+        }
         if options.durability == Durability::Interval {
             assert!(after.uncommitted_operations == 0, "the timer did not commit: {after:?}");
             self.tally.add(Seen::TimedCommits, u64::from(before.uncommitted_operations > 0));
@@ -151,6 +206,7 @@ impl Book {
     pub(crate) fn note_failure(&mut self) {
         if self.open {
             self.life.failed = true;
+            self.failed_at = self.start.elapsed();
             self.tally.note(Seen::Poisonings);
             if self.by_itself() {
                 self.tally.note(Seen::PoisonedBySelf);
@@ -164,6 +220,9 @@ impl Book {
         let call = &mut self.life.calls[index];
         match outcome {
             Outcome::Refused(Refusal::Closed) => assert!(closing, "{call:?} was refused as closed"),
+            Outcome::Refused(Refusal::Store | Refusal::Full | Refusal::Undurable) => {
+                assert!(self.life.disturbed, "no store had failed, and yet {call:?}: {outcome:?}");
+            }
             Outcome::Refused(_) => assert!(failed, "{call:?} was refused as poisoned: {outcome:?}"),
             _ => {
                 assert!(!call.after_failure, "after a failed sync {call:?} succeeded");
@@ -176,6 +235,9 @@ impl Book {
         }
         match outcome {
             Outcome::Refused(Refusal::Closed) => self.tally.note(Seen::RefusedClosed),
+            Outcome::Refused(Refusal::Store) => self.tally.note(Seen::RefusedStore),
+            Outcome::Refused(Refusal::Full) => self.tally.note(Seen::RefusedFull),
+            Outcome::Refused(Refusal::Undurable) => self.tally.note(Seen::RefusedUndurable),
             Outcome::Refused(_) => self.tally.note(Seen::RefusedPoisoned),
             _ => {}
         }
@@ -192,6 +254,10 @@ impl Book {
         }
         if self.life.failed {
             self.tally.note(Seen::SearchedPoisoned);
+            // Until the writer has heard of it, a search shows the state of before or that of after.
+            if self.start.elapsed() < self.failed_at + HEARD {
+                return;
+            }
         }
         self.life.sights.push(Sight { at, after_failure: self.life.failed, lsn, state });
     }

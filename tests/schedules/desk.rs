@@ -6,8 +6,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use shardex::{CheckLevel, IndexStats, SearchResponse, Shardex, ShardexError, storage::Storage as _};
-use shardex_sim::{CrashKind, HookStorage, OpInfo, SimStorage, Verdict};
+use shardex::{
+    CheckLevel, IndexStats, SearchResponse, Shardex, ShardexError,
+    env::{Env, Threads},
+    storage::Storage as _,
+};
+use shardex_sim::{CrashKind, HookStorage, OpInfo, SimStorage, Verdict, workload};
 use tokio::sync::Notify;
 
 use crate::{
@@ -49,6 +53,10 @@ impl Desk {
         (book.open, book.closing, book.crashed) = (false, false, false);
         book.strike_at = book.events.saturating_add(plan.end.after());
         book.syncs_left = plan.failing_sync.map(|nth| nth - 1);
+        book.starts_left = plan.failing_start.map(|nth| nth - 1);
+        (book.trouble, book.start_failed) = (plan.trouble, false);
+        // What a stopped machine was spared.
+        self.storage.clear_plan();
         book.tally.note(Seen::Lives);
         drop(book);
         (self.strike, self.restart) = Default::default();
@@ -71,6 +79,11 @@ impl Desk {
             desk.operation(info);
             Verdict::Proceed
         })
+    }
+
+    /// The environment of the index: threads start when the desk says so.
+    pub(crate) fn env(&self) -> Env {
+        Env { threads: Arc::new(self.clone()), ..workload::env() }
     }
 
     /// Whether a sync of the parent has failed on this machine.
@@ -112,6 +125,10 @@ impl Desk {
     fn operation(&self, info: &OpInfo) {
         let mut book = self.book();
         let at = self.count(&mut book);
+        if let Some(fault) = book.fault(info) {
+            self.storage.plan(1, fault);
+            book.hash(|text| write!(text, "{at} {fault};"));
+        }
         if !info.op.is_sync() {
             return;
         }
@@ -153,9 +170,27 @@ impl Desk {
         }
     }
 
-    /// An open was refused: only a failed sync may do that.
+    /// Stores succeed from now on. Returns whether some have failed.
+    pub(crate) fn end_trouble(&self) -> bool {
+        let mut book = self.book();
+        book.trouble = None;
+        book.life.disturbed
+    }
+
+    /// A check was refused: only a thread that could not be started may do that.
+    pub(crate) fn check_refused(&self) {
+        let mut book = self.book();
+        assert!(std::mem::take(&mut book.start_failed), "every thread was started");
+        book.tally.note(Seen::ChecksWithoutThread);
+    }
+
+    /// An open was refused: only a failed sync or a thread that could not be started may do that.
     pub(crate) fn open_refused(&self, error: &ShardexError) {
         let mut book = self.book();
+        if matches!(error, ShardexError::Io { op: "start", .. }) {
+            assert!(std::mem::take(&mut book.start_failed), "every thread was started");
+            return book.tally.note(Seen::OpensWithoutThread);
+        }
         let failed = book.plan.as_ref().is_some_and(|plan| plan.failing_sync.is_some()) && book.syncs_left.is_none();
         assert!(failed && Refusal::of(error) == Some(Refusal::Sync), "the open was refused: {error:?}");
         // Once: the next open has nothing to fear.
@@ -286,10 +321,11 @@ impl Desk {
                 }
                 Err(error) => {
                     let why = Refusal::of(error);
-                    let poisoned = matches!(why, Some(Refusal::Sync | Refusal::Poisoned));
-                    assert!(poisoned && book.life.failed, "close was refused: {error:?}");
+                    let poisoned = matches!(why, Some(Refusal::Sync | Refusal::Poisoned)) && book.life.failed;
+                    let disturbed = matches!(why, Some(Refusal::Store | Refusal::Full)) && book.life.disturbed;
+                    assert!(poisoned || disturbed, "close was refused: {error:?}");
                     book.life.ending = Ending::CloseRefused;
-                    book.tally.note(Seen::ClosePoisoned);
+                    book.tally.note(if poisoned { Seen::ClosePoisoned } else { Seen::CloseDisturbed });
                 }
             }
         });
@@ -298,6 +334,12 @@ impl Desk {
     /// The lock is free as soon as `close` has returned.
     pub(crate) fn assert_released(&self) {
         drop(self.storage.lock("LOCK").expect("close releases the lock before it returns"));
+    }
+
+    /// The turns after which an open is given up; once in a life, and not where a sync of the parent has failed before.
+    pub(crate) fn patience(&self) -> Option<u32> {
+        let failed = self.parent_failed();
+        self.book().plan.as_mut().and_then(|plan| plan.abandons.take()).filter(|_| !failed)
     }
 
     /// Whether there is an index to open.
@@ -353,6 +395,15 @@ impl Desk {
             book.hash.feed(bytes);
         });
         (book.hash, book.tally.clone())
+    }
+}
+
+impl Threads for Desk {
+    fn may_start(&self, _: &'static str) -> io::Result<()> {
+        match self.book().may_start() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 }
 

@@ -51,6 +51,12 @@ pub(crate) enum Refusal {
     Sync,
     Poisoned,
     Closed,
+    /// A store failed.
+    Store,
+    /// There was no room.
+    Full,
+    /// Too much was undurable already.
+    Undurable,
 }
 
 impl Refusal {
@@ -60,6 +66,9 @@ impl Refusal {
             ShardexError::Io { op: "sync", .. } => Some(Self::Sync),
             ShardexError::Poisoned { cause } if !cause.contains("stopped unexpectedly") => Some(Self::Poisoned),
             ShardexError::Closed => Some(Self::Closed),
+            ShardexError::Io { op: "write", .. } => Some(Self::Store),
+            ShardexError::OutOfSpace { .. } => Some(Self::Full),
+            ShardexError::Undurable { .. } => Some(Self::Undurable),
             _ => None,
         }
     }
@@ -109,6 +118,8 @@ pub(crate) struct Life {
     pub(crate) sights: Vec<Sight>,
     /// Whether a sync has failed since the open.
     pub(crate) failed: bool,
+    /// Whether stores have failed since.
+    pub(crate) disturbed: bool,
     pub(crate) ending: Ending,
     /// When the last event was.
     pub(crate) last_event: Duration,
@@ -125,6 +136,7 @@ impl Life {
             calls: Vec::new(),
             sights: Vec::new(),
             failed: false,
+            disturbed: false,
             ending: Ending::Crash,
             last_event: Duration::ZERO,
         }
@@ -135,7 +147,7 @@ impl Life {
             Outcome::Done { .. } => Fate::Accepted,
             Outcome::Open | Outcome::Dropped => Fate::Maybe,
             // An error of the commit leaves the batch accepted.
-            Outcome::Refused(Refusal::Sync | Refusal::Poisoned)
+            Outcome::Refused(Refusal::Sync | Refusal::Poisoned | Refusal::Store | Refusal::Full)
                 if self.durability == Durability::Immediate && !call.after_failure =>
             {
                 Fate::Maybe

@@ -8,7 +8,7 @@ use madsim::{
 };
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{DocumentId, Shardex, ShardexError, storage::Storage as _};
-use shardex_sim::{CrashKind, SimStorage, workload};
+use shardex_sim::{CrashKind, SimStorage};
 use tokio::{
     select,
     task::{JoinHandle, spawn},
@@ -20,12 +20,15 @@ use crate::{
     desk::{CHECK, Desk, Index},
     history::Fnv,
     plan::{End, LifePlan, PAGE, Plan, SECTOR},
-    tally::Tally,
+    tally::{Seen, Tally},
     verdict::TIMER_SLACK,
 };
 
 /// Virtual time that two flushes take, the one under way and the next: a millisecond for each sync but that of the log.
 const FLUSH_TIME: Duration = Duration::from_millis(5);
+
+/// The longest that work which failed waits to be tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Virtual time that no seed needs: a call that is never answered is found out.
 const TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -57,7 +60,7 @@ async fn lives(seed: u64, plan: Plan) -> (Fnv, Tally) {
             }
         }
         if matches!(life.end, End::Drop { .. }) {
-            released(&storage).await;
+            released(&desk, &storage).await;
         }
     }
     desk.result()
@@ -85,9 +88,9 @@ async fn process(desk: &Desk, plan: &Plan, life: &LifePlan) -> Option<CrashKind>
 }
 
 /// Waits until the writer has let the index go: it serves what is queued, which may have to wait for flushes.
-async fn released(storage: &SimStorage) {
+async fn released(desk: &Desk, storage: &SimStorage) {
     for _ in 0..100 {
-        if storage.lock("LOCK").map(drop).is_ok() {
+        if desk.stopped() || !matches!(storage.lock("LOCK"), Err(ShardexError::Locked { .. })) {
             return;
         }
         sleep(Duration::from_millis(1)).await;
@@ -98,7 +101,11 @@ async fn released(storage: &SimStorage) {
 /// One life, seen from the process that holds the index.
 async fn session(desk: Desk, plan: Plan, life: LifePlan) {
     let index = open(&desk, &plan, &life).await;
-    let (stats, report) = (index.stats().await, index.check(CHECK).await);
+    let (stats, mut report) = (index.stats().await, index.check(CHECK).await);
+    while let Err(ShardexError::Io { op: "start", .. }) = report {
+        desk.check_refused();
+        report = index.check(CHECK).await;
+    }
     match (stats, report) {
         _ if desk.stopped() => return pending().await,
         (Ok(stats), Ok(report)) => {
@@ -125,12 +132,29 @@ async fn session(desk: Desk, plan: Plan, life: LifePlan) {
 /// Opens or makes the index. A sync that fails refuses it once; one of the parent ends the process, for the directory's own
 /// entry cannot be made anew, and no second sync in the same life of the machine makes up for the first (R8).
 async fn open(desk: &Desk, plan: &Plan, life: &LifePlan) -> Index {
-    let storage = desk.storage();
+    let (storage, mut patience) = (desk.storage(), desk.patience());
     loop {
         let config = plan.config.clone().options(life.options.clone());
-        let opened = match desk.made() {
-            true => Shardex::open_on(storage.clone(), life.options.clone(), workload::env()).await,
-            false => Shardex::create_on(storage.clone(), config, workload::env()).await,
+        let opening = async {
+            match desk.made() {
+                true => Shardex::open_on(storage.clone(), life.options.clone(), desk.env()).await,
+                false => Shardex::create_on(storage.clone(), config, desk.env()).await,
+            }
+        };
+        let opened = select! {
+            biased;
+            opened = opening => opened,
+            () = actor::wait(patience.unwrap_or(0)), if patience.is_some() => {
+                desk.note(Seen::OpensAbandoned);
+                patience = None;
+                released(desk, storage.inner()).await;
+                if desk.parent_failed() {
+                    // Nobody was told, and the next open would not know.
+                    desk.restart.notify_one();
+                    return pending().await;
+                }
+                continue;
+            }
         };
         match opened {
             _ if desk.stopped() => return pending().await,
@@ -171,7 +195,8 @@ async fn settle(desk: &Desk, index: &Index, life: &LifePlan) {
     }
     let before = index.stats().await.expect("an open index has figures");
     let interval = life.options.batch_write_interval_ms.max(life.options.flush_interval_ms);
-    sleep(Duration::from_millis(interval) + TIMER_SLACK + FLUSH_TIME).await;
+    let retry = if desk.end_trouble() { RETRY + FLUSH_TIME } else { Duration::ZERO };
+    sleep(Duration::from_millis(interval) + retry + TIMER_SLACK + FLUSH_TIME).await;
     let after = index.stats().await.expect("an open index has figures");
     let found = index.search_with(&actor::QUERY, &actor::everything()).await.expect("an open index can be searched");
     // The sync that the timer asked for may have failed.

@@ -36,7 +36,37 @@ pub(crate) struct LifePlan {
     pub(crate) nap_ms: u64,
     /// The sync that fails, counted from the open.
     pub(crate) failing_sync: Option<u64>,
+    /// What keeps stores from succeeding for a while.
+    pub(crate) trouble: Option<Trouble>,
+    /// The start of a thread that fails, counted from the first one of the life.
+    pub(crate) failing_start: Option<u64>,
+    /// Turns after which the first open is given up, if it is not done by then.
+    pub(crate) abandons: Option<u32>,
     pub(crate) end: End,
+}
+
+/// Stores that fail, one after another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trouble {
+    /// Operations on the open index before it begins.
+    pub(crate) after: u64,
+    /// Operations that it takes in.
+    pub(crate) operations: u64,
+    /// Whether it is the room that is missing, not the medium that fails.
+    pub(crate) full: bool,
+    /// The file that it befalls; all, if none is named.
+    pub(crate) file: Option<&'static str>,
+}
+
+impl Trouble {
+    fn drawn(rng: &mut ChaCha8Rng) -> Self {
+        Self {
+            after: rng.random_range(0..=30),
+            operations: rng.random_range(1..=40),
+            full: rng.random_bool(0.6),
+            file: [None, Some("wal"), Some("data"), Some("root")][rng.random_range(0..4)],
+        }
+    }
 }
 
 /// How a life ends, when the writers have done all they wanted or, if that is sooner, after so many events.
@@ -85,7 +115,7 @@ impl Plan {
         // The last life with work in it closes, and one more opens what it left.
         let mut last = lives[count - 1].clone();
         (last.failing_sync, last.end) = (None, End::Close { after: u64::MAX });
-        let epilogue = LifePlan { writers: 0, readers: 0, ..last.clone() };
+        let epilogue = LifePlan { writers: 0, readers: 0, trouble: None, ..last.clone() };
         lives[count - 1] = last;
         lives.push(epilogue);
         Self { config, garbage, lives }
@@ -104,6 +134,8 @@ impl LifePlan {
             .shardex_segment_size(4)
             .queue_size(if rng.random_bool(0.6) { rng.random_range(1..=8) } else { 64 })
             .flush_on_close(rng.random_bool(0.6))
+            .max_undurable_bytes(if rng.random_bool(0.4) { rng.random_range(64..=1024) } else { 64 << 20 })
+            .max_undurable_ms(if rng.random_bool(0.4) { rng.random_range(1..=20) } else { 60_000 })
             .flush_check(if rng.random_bool(0.2) { CheckLevel::Full } else { CheckLevel::Quick });
         let (calls, searches) = (rng.random_range(4..=14), rng.random_range(4..=16));
         // A call is two events, and every operation on the storage one.
@@ -121,6 +153,9 @@ impl LifePlan {
             commits: rng.random_bool(0.6),
             nap_ms: if rng.random_bool(0.7) { rng.random_range(1..=20) } else { 0 },
             failing_sync: rng.random_bool(0.3).then(|| rng.random_range(1..=20)),
+            trouble: rng.random_bool(0.35).then(|| Trouble::drawn(rng)),
+            failing_start: rng.random_bool(0.15).then(|| rng.random_range(1..=3)),
+            abandons: rng.random_bool(0.15).then(|| rng.random_range(0..=2)),
             end: Self::end(rng, after, events),
         }
     }

@@ -201,7 +201,7 @@ fn acknowledged(life: &Life) -> Calls {
     let all = match life.ending {
         Ending::Closed => true,
         // The last commit is tried, and nobody is told if it fails.
-        Ending::Dropped => life.durability != Durability::Manual && !life.failed,
+        Ending::Dropped => life.durability != Durability::Manual && !life.failed && !life.disturbed,
         Ending::Crash | Ending::CloseRefused => false,
     };
     if all || life.durability == Durability::Immediate {
@@ -210,9 +210,10 @@ fn acknowledged(life: &Life) -> Calls {
     last_call(life, |action| !action.is_write()).map_or_else(Calls::new, |began| life.done_before(began))
 }
 
-/// Writes that the timer had time to make durable before the crash.
+/// Writes that the timer had time to make durable before the crash. Where stores failed it tries again later; that it does is
+/// looked at in lives that are closed.
 fn timed(life: &Life) -> Calls {
-    if life.durability != Durability::Interval || life.failed {
+    if life.durability != Durability::Interval || life.failed || life.disturbed {
         return Calls::new();
     }
     let in_time = |time: Duration| time + life.commit_interval + TIMER_SLACK < life.last_event;

@@ -1,0 +1,159 @@
+//! Laying cells out: codes into groups of a bounded size, with the table that names them.
+
+use super::{
+    Aligned, CellIndex, CodeBlocks, Router,
+    build::{Coded, Numbered},
+    grouped::{Centroids, Grouped},
+};
+use crate::{
+    codes::CentroidBytes,
+    config::Metric,
+    distance::BLOCK,
+    env::Cancel,
+    error::Result,
+    format::{
+        cells::{CellEntry, CellTable, Covered, Effort, GroupEntry, GroupLayout, cell, encode_group},
+        crc32c,
+        node::Entry,
+    },
+};
+
+/// Cells that are on no disk yet: a table without places, and the groups' bytes.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The table. The groups' places say how long they are and what they sum to.
+    pub table: CellTable,
+    /// The groups.
+    pub groups: Vec<Aligned>,
+}
+
+impl Built {
+    /// The centroids alone, after so many rounds: what a later build starts from.
+    ///
+    /// They are cells of the known format that cover no shard and hold no code, so that nothing is found in them. Their
+    /// efforts say that everything is to be looked at, for none was found by asking. The first one counts the rounds: its
+    /// number of cells is so much less than the largest, which is still more than there can be.
+    #[must_use]
+    pub fn into_unfinished(mut self, rounds: usize) -> Self {
+        let words = self.table.words;
+        for (group, bytes) in self.table.groups.iter_mut().zip(&mut self.groups) {
+            let layout = GroupLayout { cells: group.cells as usize, codes: group.codes as usize, words };
+            let cells = (0..layout.cells).map(|i| CellEntry { first: 0, count: 0, ..cell(bytes, i) });
+            let centroids = &bytes[layout.centroids()];
+            let coded = encode_group(GroupLayout { codes: 0, ..layout }, &cells.collect::<Vec<_>>(), centroids, &[]);
+            group.place = Entry { page: 0, len: coded.len() as u32, crc: crc32c(0, &coded) };
+            group.codes = 0;
+            *bytes = Aligned::new(&coded);
+        }
+        self.table.shards.clear();
+        self.table.efforts.fill(Effort::everything());
+        self.table.efforts[0].cells -= rounds as u32;
+        self
+    }
+}
+
+/// The rounds that made unfinished cells.
+pub(super) fn rounds_of(table: &CellTable) -> usize {
+    Effort::everything().cells.saturating_sub(table.efforts[0].cells) as usize
+}
+
+/// Whether a build that starts from these cells leaves its centroids behind when it is given up: not in the place of cells
+/// that searches use, for they would have none until it is done.
+pub fn leaves_centroids<B: std::ops::Deref<Target = [u8]>>(before: Option<&CellIndex<B>>) -> bool {
+    before.is_none_or(|before| before.is_unfinished() || before.is_damaged())
+}
+
+/// A cell to be laid out, and which of its codes.
+#[derive(Clone)]
+struct Piece {
+    cell: usize,
+    codes: std::ops::Range<usize>,
+}
+
+/// Puts codes into groups of at most `largest` bytes; without any codes, all centroids.
+///
+/// # Errors
+/// `Closed` if it is cancelled.
+pub(super) fn lay_out<L>(
+    (shards, metric): (&[Numbered<L>], Metric),
+    grouped: &Grouped,
+    (centroids, coded): (&Centroids, &[Coded]),
+    (words, largest): (usize, usize),
+    cancel: &dyn Cancel,
+) -> Result<Built>
+where
+    L: std::ops::Deref<Target = [u8]> + Clone,
+{
+    // For each cell its codes, as (shard, position).
+    let mut codes: Vec<Vec<(u32, u32)>> = vec![Vec::new(); centroids.count()];
+    for (i, coded) in coded.iter().enumerate() {
+        coded.cells.iter().enumerate().for_each(|(at, &cell)| codes[cell as usize].push((i as u32, at as u32)));
+    }
+    let shards =
+        shards.iter().map(|(number, shard)| Covered { number: *number, slots: shard.len() as u32, id: shard.id });
+    let mut table = CellTable { words, shards: shards.collect(), ..CellTable::default() };
+    let fits = |cells: usize, codes: usize| GroupLayout { cells, codes, words }.len() <= largest;
+    let most_codes = (1..).map(|blocks| blocks * BLOCK).take_while(|&codes| fits(1, codes)).last().unwrap_or(BLOCK);
+    let mut groups = Vec::new();
+    let mut members: Vec<(usize, Vec<usize>)> = Vec::new();
+    for (g, cells) in grouped.members.iter().enumerate() {
+        cancel.check()?;
+        // A cell of too many codes becomes several with one centroid, a group of too many cells several with one pivot.
+        let mut pieces: Vec<Piece> = Vec::new();
+        for &cell in cells {
+            let all = codes[cell].len();
+            let starts = (0..all.max(usize::from(coded.is_empty()))).step_by(most_codes);
+            pieces.extend(starts.map(|at| Piece { cell, codes: at..all.min(at + most_codes) }));
+        }
+        let mut rest = pieces.as_slice();
+        while !rest.is_empty() {
+            let (mut taken, mut sum) = (0, 0);
+            while let Some(piece) = rest.get(taken)
+                && (taken == 0 || fits(taken + 1, sum + piece.codes.len()))
+            {
+                sum += piece.codes.len();
+                taken += 1;
+            }
+            let (group, after) = rest.split_at(taken);
+            rest = after;
+            let layout = GroupLayout { cells: taken, codes: sum, words };
+            let bytes = group_bytes(layout, group, grouped, &codes, coded);
+            let place = Entry { page: 0, len: bytes.len() as u32, crc: crc32c(0, &bytes) };
+            let CentroidBytes { step, square } = grouped.stored[g];
+            table.groups.push(GroupEntry { place, step, square, cells: taken as u32, codes: sum as u32 });
+            groups.push(Aligned::new(&bytes));
+            members.push((g, group.iter().map(|piece| piece.cell).collect()));
+        }
+    }
+    let of_group = members.iter().map(|(g, cells)| {
+        let cells = cells.iter().map(|&cell| centroids.row(cell)).collect();
+        (grouped.pivots.row(*g), grouped.stored[*g], cells)
+    });
+    let router = Router::of(words, metric, of_group);
+    table.centroids = router.codes.to_vec();
+    table.pivots = router.pivots;
+    Ok(Built { table, groups })
+}
+
+fn group_bytes(
+    layout: GroupLayout,
+    pieces: &[Piece],
+    grouped: &Grouped,
+    codes: &[Vec<(u32, u32)>],
+    coded: &[Coded],
+) -> Vec<u8> {
+    let mut cells = Vec::with_capacity(pieces.len());
+    let mut centroids = Vec::with_capacity(layout.centroids().len());
+    let mut blocks = CodeBlocks::new(layout.words);
+    for piece in pieces {
+        let CentroidBytes { step, square } = grouped.centroid_bytes[piece.cell];
+        cells.push(CellEntry { step, square, first: blocks.len() as u32, count: piece.codes.len() as u32 });
+        centroids.extend_from_slice(grouped.row(piece.cell));
+        for &(shard, position) in &codes[piece.cell][piece.codes.clone()] {
+            let (coded, position) = (&coded[shard as usize], position as usize);
+            let signs = &coded.signs[position * layout.words..(position + 1) * layout.words];
+            blocks.push(signs, coded.factors[position], coded.references[position]);
+        }
+    }
+    encode_group(layout, &cells, &centroids, blocks.bytes())
+}

@@ -1,0 +1,420 @@
+//! Work beside the callers: threads that cannot be started, opens that nobody waits for any more, and builds of cells that
+//! are given up and gone on with.
+
+use std::{
+    env,
+    future::Future,
+    io,
+    pin::pin,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use shardex::{
+    BackgroundWork, CheckLevel, Engine, OpenOptions, SearchOptions, Shardex, ShardexConfig, ShardexError,
+    env::{AllCores, Cancel, Env, Executor, Inline, Never, Threads},
+    storage::Storage as _,
+};
+use shardex_sim::{CrashKind, SimStorage, workload};
+use tempfile::TempDir;
+
+use crate::{
+    async_faults::{config, run},
+    support::{DIMENSION, block_on, documents, vector},
+};
+
+const NO_THREADS: &str = "SHARDEX_TEST_NO_THREADS";
+
+/// Not a test of its own: what the child of the next one runs, where no thread can be started.
+#[test]
+fn without_threads() {
+    if env::var_os(NO_THREADS).is_none() {
+        return;
+    }
+    assert!(std::thread::Builder::new().spawn(|| ()).is_err(), "no thread can be started here");
+    let dir = TempDir::new().expect("a temporary directory");
+    let path = dir.path().join("index");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let made = runtime.block_on(Shardex::create(ShardexConfig::new(&path)));
+    assert!(matches!(made, Err(ShardexError::Io { op: "start", .. })), "{made:?}");
+    assert!(!path.exists(), "nothing is made");
+    let made = runtime.block_on(Shardex::open(&path));
+    assert!(matches!(made, Err(ShardexError::Io { op: "start", .. })), "{made:?}");
+    // What uses all cores uses the one that there is.
+    let done = AtomicUsize::new(0);
+    for _ in 0..2 {
+        AllCores.for_each(100, &|i| {
+            done.fetch_add(i, Ordering::Relaxed);
+        });
+    }
+    assert_eq!(done.load(Ordering::Relaxed), 2 * 4950);
+    println!("without threads: done");
+}
+
+/// `create` panicked: the runtime that it had made for its thread was dropped in the caller's. An exact search panicked in
+/// the pool.
+#[test]
+fn where_no_thread_can_be_started_calls_say_so() {
+    let mut child = Command::new(env::current_exe().expect("this binary"));
+    child.args(["--exact", "background::without_threads", "--nocapture", "--test-threads=1"]);
+    // No address space holds such a stack, so every start of a thread fails.
+    child.env(NO_THREADS, "1").env("RUST_MIN_STACK", (1u64 << 50).to_string());
+    let output = child.output().expect("the child runs");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("without threads: done"), "{out}\n{err}");
+}
+
+/// Notes that it was woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// An open whose caller is gone lets the index go, whenever that was: before it has begun, meanwhile, or when it is done and
+/// nobody has looked yet.
+#[test]
+fn an_abandoned_open_lets_the_index_go() {
+    let sim = SimStorage::new(4096, 512, 1);
+    run(async {
+        let index = Shardex::create_on(sim.clone(), config(OpenOptions::default()), Env::system()).await?;
+        index.add_postings(documents(0..50)).await?;
+        index.close().await
+    });
+    for round in 0..40 {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        {
+            let mut open = pin!(Shardex::open_on(sim.clone(), OpenOptions::default(), Env::system()));
+            match open.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(opened) => drop(opened.expect("nobody has the index open")),
+                // Dropped at once, after a while, or when the answer is there and nobody has taken it.
+                Poll::Pending if round % 4 == 0 => {}
+                Poll::Pending if round % 4 < 3 => (0..1_000 * round).for_each(|_| std::hint::spin_loop()),
+                Poll::Pending => {
+                    while !woken.0.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
+                }
+            }
+        }
+        let again = (0..100_000).find_map(|_| {
+            let opened = block_on(Shardex::open_on(sim.clone(), OpenOptions::default(), Env::system()));
+            match opened {
+                Err(ShardexError::Locked { .. }) => {
+                    std::thread::yield_now();
+                    None
+                }
+                opened => Some(opened),
+            }
+        });
+        let index = again.expect("the lock is released").expect("opened");
+        block_on(index.close()).expect("closed");
+    }
+}
+
+/// Refuses threads of one name while it is told to, and counts the others of that name.
+#[derive(Default)]
+struct Refusing {
+    name: &'static str,
+    refuses: AtomicBool,
+    started: AtomicUsize,
+}
+
+impl Refusing {
+    fn env(name: &'static str, refuses: bool) -> (Arc<Self>, Env) {
+        let threads = Arc::new(Self { name, refuses: refuses.into(), started: AtomicUsize::new(0) });
+        (Arc::clone(&threads), Env { threads, ..Env::system() })
+    }
+}
+
+impl Threads for Refusing {
+    fn may_start(&self, name: &'static str) -> io::Result<()> {
+        if name != self.name {
+            return Ok(());
+        }
+        if self.refuses.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.started.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+}
+
+/// Without the thread of its syncs no index is made, and none is held; without the one for long work an index does without
+/// cells, and says so.
+#[test]
+fn each_thread_that_cannot_be_started_is_told_where_it_is_missed() {
+    for name in ["shardex-writer", "shardex-sync"] {
+        let sim = SimStorage::new(4096, 512, 1);
+        let (threads, env) = Refusing::env(name, true);
+        run(async {
+            let made = Shardex::create_on(sim.clone(), config(OpenOptions::default()), env.clone()).await;
+            assert!(matches!(made, Err(ShardexError::Io { op: "start", .. })), "{made:?}");
+            assert!(!sim.exists()?, "nothing is made");
+            threads.refuses.store(false, Ordering::Release);
+            Shardex::create_on(sim.clone(), config(OpenOptions::default()), env.clone()).await?.close().await?;
+            threads.refuses.store(true, Ordering::Release);
+            let opened = Shardex::open_on(sim.clone(), OpenOptions::default(), env).await;
+            assert!(matches!(opened, Err(ShardexError::Io { op: "start", .. })), "{opened:?}");
+            Shardex::open_on(sim.clone(), OpenOptions::default(), Env::system()).await?.close().await
+        });
+    }
+    let (threads, env) = Refusing::env("shardex-work", true);
+    run(async {
+        let index = Shardex::create_on(SimStorage::new(4096, 512, 1), config(OpenOptions::default()), env).await?;
+        index.add_postings(documents(0..5_000)).await?;
+        let stats = index.stats().await?;
+        let shown = stats.background_error.expect("cells are missed");
+        assert!(shown.lasts && shown.work == BackgroundWork::Cells && stats.errors > 0, "{shown:?}");
+        for refused in [index.optimize().await, index.check(CheckLevel::Full).await.map(drop)] {
+            assert!(matches!(refused, Err(ShardexError::Io { op: "start", .. })), "{refused:?}");
+        }
+        // Nobody else is refused for it.
+        index.add_postings(documents(5_000..5_001)).await?;
+        index.flush().await?;
+        threads.refuses.store(false, Ordering::Release);
+        index.optimize().await?;
+        assert!(index.check(CheckLevel::Full).await?.is_clean());
+        let stats = index.stats().await?;
+        assert!(stats.cells > 0 && stats.background_error.is_some_and(|shown| !shown.lasts));
+        index.close().await
+    });
+}
+
+/// An index whose newest postings have no codes after an open.
+fn uncoded() -> SimStorage {
+    let mut sim = SimStorage::new(4096, 512, 1);
+    let mut engine = Engine::create(sim.clone(), &config(OpenOptions::default()), &workload::env()).expect("made");
+    engine.add(&documents(0..500)).expect("accepted");
+    engine.optimize().expect("cells are made");
+    engine.flush().expect("flushed");
+    engine.add(&documents(500..600)).expect("accepted");
+    engine.commit().expect("durable");
+    drop(engine);
+    let picks: Vec<usize> = sim.choices(CrashKind::Process).iter().map(|choice| choice.newest).collect();
+    sim.crash_with(CrashKind::Process, &picks);
+    sim
+}
+
+/// What an open begins beside the writer it begins for somebody: an open that was given up held the lock until every vector
+/// without a code was read.
+#[test]
+fn an_abandoned_open_begins_nothing() {
+    let sim = uncoded();
+    let mut seen = [false; 2];
+    while seen != [true; 2] {
+        let abandoned = !seen[0];
+        let (threads, env) = Refusing::env("shardex-work", false);
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut open = Box::pin(Shardex::open_on(sim.clone(), OpenOptions::default(), env));
+        let mut polled = open.as_mut().poll(&mut Context::from_waker(&waker));
+        if polled.is_pending() {
+            // The answer is there when it wakes.
+            while !woken.0.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            if !abandoned {
+                polled = open.as_mut().poll(&mut Context::from_waker(&waker));
+            }
+        }
+        drop(open);
+        match polled {
+            Poll::Ready(index) => {
+                block_on(index.expect("opened").close()).expect("closed");
+                assert!(threads.started.load(Ordering::Acquire) > 0, "there is something to begin");
+                seen[1] = true;
+            }
+            Poll::Pending => {
+                while matches!(sim.lock("LOCK"), Err(ShardexError::Locked { .. })) {
+                    std::thread::yield_now();
+                }
+                assert_eq!(threads.started.load(Ordering::Acquire), 0, "nobody waits for it");
+                seen[0] = true;
+            }
+        }
+    }
+}
+
+/// Cancelled when it has been asked so often.
+struct Budget(AtomicI64);
+
+impl Budget {
+    fn of(questions: i64) -> Self {
+        Self(AtomicI64::new(questions))
+    }
+}
+
+impl Cancel for Budget {
+    fn is_cancelled(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::AcqRel) <= 0
+    }
+}
+
+fn open(sim: &SimStorage) -> Engine<SimStorage> {
+    Engine::open(sim.clone(), OpenOptions::default(), &workload::env()).expect("opened")
+}
+
+/// Share of the ten nearest that a search finds, of all queries.
+fn recall(engine: &Engine<SimStorage>) -> f64 {
+    let find = |query: &[f32], breadth| {
+        let hits = shardex::index::search(&engine.snapshot(), engine.data(), query, 10, breadth).expect("searched");
+        hits.iter().map(|hit| hit.document_id).collect::<Vec<_>>()
+    };
+    let queries = 100;
+    let found: usize = (0..queries)
+        .map(|n| {
+            let query = vector(1_000_000 + n, DIMENSION);
+            let wanted = find(&query, shardex::index::Breadth::exact());
+            let default = shardex::index::Breadth {
+                exact: false,
+                slop: None,
+                recall: Some(0.95),
+                default_slop: 1,
+                default_recall: 0.95,
+            };
+            find(&query, default).iter().filter(|id| wanted.contains(id)).count()
+        })
+        .sum();
+    found as f64 / (queries * 10) as f64
+}
+
+/// Sessions that end before a build does begun anew each time, so that there were never any cells. Each leaves the
+/// centroids that it has reached, and the next one goes on from there, without a write.
+#[test]
+fn sessions_shorter_than_a_build_come_to_have_cells() {
+    // Most questions are those of the calibration, which is not waited for.
+    const SESSIONS_A_BUILD: i64 = 40;
+    let sim = SimStorage::new(4096, 512, 1);
+    let mut engine = Engine::create(sim.clone(), &config(OpenOptions::default()), &workload::env()).expect("made");
+    engine.add(&documents(0..6_000)).expect("accepted");
+    engine.flush().expect("flushed");
+    let whole = Budget::of(i64::MAX);
+    assert!(engine.regroup_begin().expect("a job").run_until(&whole).expect("made").is_some());
+    let questions = i64::MAX - whole.0.load(Ordering::Acquire);
+    let mut sessions = 0;
+    let mut unfinished = 0;
+    loop {
+        sessions += 1;
+        assert!(sessions <= 3 * SESSIONS_A_BUILD, "still no cells");
+        assert!(engine.wants_regroup() || sessions == 1, "session {sessions} goes on with it");
+        match engine.regroup_begin().expect("a job").run_until(&Budget::of(questions / SESSIONS_A_BUILD)) {
+            Ok(built) => engine.regrouped(built).expect("taken in"),
+            Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
+        }
+        let stats = engine.stats().expect("figures");
+        if stats.cells > 0 {
+            break;
+        }
+        unfinished += usize::from(engine.has_unfinished_cells());
+        // No search sees centroids alone.
+        assert!(engine.snapshot().cells.is_none());
+        let report = engine.check(CheckLevel::Full).expect("checked");
+        assert!(report.is_clean(), "{report}");
+        engine.close().expect("closed");
+        drop(engine);
+        engine = open(&sim);
+    }
+    assert!(unfinished > 1, "{sessions} sessions, {unfinished} of which left something");
+    // Where no effort is known everything is looked at.
+    assert!(engine.has_unfinished_cells() && recall(&engine) >= 0.95, "{}", recall(&engine));
+    let report = engine.check(CheckLevel::Full).expect("checked");
+    assert!(report.is_clean(), "{report}");
+    engine.close().expect("closed");
+    drop(engine);
+    let mut engine = open(&sim);
+    assert!(engine.stats().expect("figures").cells > 0 && engine.wants_regroup(), "a longer session goes on");
+    engine.optimize().expect("cells are made");
+    assert!(!engine.has_unfinished_cells() && !engine.wants_regroup());
+    assert!(recall(&engine) >= 0.95, "{}", recall(&engine));
+}
+
+/// Wherever a build is given up, it leaves an index that is whole, and cells that searches use are never replaced by less.
+#[test]
+fn a_build_may_be_given_up_anywhere() {
+    let sim = SimStorage::new(4096, 512, 1);
+    let mut engine = Engine::create(sim.clone(), &config(OpenOptions::default()), &workload::env()).expect("made");
+    engine.add(&documents(0..1_000)).expect("accepted");
+    let whole = Budget::of(i64::MAX);
+    let built = engine.regroup_begin().expect("a job").run_until(&whole).expect("made");
+    let questions = i64::MAX - whole.0.load(Ordering::Acquire);
+    for tenth in 0..10 {
+        match engine.regroup_begin().expect("a job").run_until(&Budget::of(questions * tenth / 10)) {
+            Ok(built) => engine.regrouped(built).expect("taken in"),
+            Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
+        }
+        let cells = engine.snapshot().cells.clone();
+        assert!(cells.is_none_or(|cells| !cells.is_unfinished()), "no search sees centroids alone");
+        engine.flush().expect("flushed");
+        let report = engine.check(CheckLevel::Full).expect("checked");
+        assert!(report.is_clean(), "{report}");
+    }
+    assert!(engine.has_unfinished_cells());
+    engine.regrouped(built).expect("taken in");
+    let cells = engine.stats().expect("figures").cells;
+    assert!(cells > 0);
+    for tenth in 0..9 {
+        let given_up = engine.regroup_begin().expect("a job").run_until(&Budget::of(questions * tenth / 20));
+        assert!(matches!(given_up, Err(ShardexError::Closed)), "cells that are used stay");
+    }
+    engine.add(&documents(1_000..1_010)).expect("accepted");
+    engine.flush().expect("flushed");
+    let job = engine.fresh_begin();
+    assert!(job.is_none(), "what was added has codes");
+    drop(engine);
+    let engine = open(&sim);
+    let job = engine.fresh_begin().expect("an open finds no codes");
+    assert!(matches!(job.run_until(&Budget::of(0)), Err(ShardexError::Closed)));
+    assert!(job.run_until(&Never).is_ok());
+    let check = engine.check_begin().expect("checked");
+    assert!(matches!(check.run_until(&Budget::of(3)), Err(ShardexError::Closed)));
+}
+
+/// So slow that no build comes to its end within the limit of a test.
+struct Slow(AtomicUsize);
+
+impl Executor for Slow {
+    fn for_each(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+        for i in 0..tasks {
+            self.0.fetch_add(1, Ordering::AcqRel);
+            std::thread::sleep(Duration::from_millis(20));
+            Inline.for_each(1, &|_| work(i));
+        }
+    }
+}
+
+/// `close` and dropping the last handle waited for a build of cells to its end.
+#[test]
+fn closing_and_dropping_give_a_build_up() {
+    for closes in [true, false] {
+        let sim = SimStorage::new(4096, 512, 1);
+        run(async {
+            let slow = Arc::new(Slow(AtomicUsize::new(0)));
+            let env = Env { executor: Arc::<Slow>::clone(&slow), ..Env::system() };
+            let index = Shardex::create_on(sim.clone(), config(OpenOptions::default()), env).await?;
+            index.add_postings(documents(0..5_000)).await?;
+            // Its threads are busy.
+            while slow.0.load(Ordering::Acquire) < 4 {
+                tokio::task::yield_now().await;
+            }
+            if closes {
+                index.close().await?;
+            }
+            drop(index);
+            let index = Shardex::open_on(sim.clone(), OpenOptions::default(), Env::system()).await?;
+            assert_eq!(index.search_with(&vector(1, DIMENSION), &SearchOptions::new(5)).await?.results.len(), 5);
+            index.optimize().await?;
+            assert!(index.check(CheckLevel::Full).await?.is_clean());
+            index.close().await
+        });
+    }
+}
