@@ -32,6 +32,7 @@ pub mod fsck;
 pub mod fuzz;
 pub mod hook;
 pub mod model;
+pub mod monitor;
 pub mod mutant;
 pub mod mutation;
 pub mod oracle;
@@ -39,6 +40,7 @@ pub mod pool;
 pub mod readers;
 pub mod shrink;
 pub mod storage;
+pub mod watch;
 pub mod workload;
 
 pub use hook::{HookStorage, Verdict};

@@ -124,6 +124,12 @@ impl Model {
         state
     }
 
+    /// The LSN of the last batch; of what comes after it in the log, a closing mark, nothing is promised.
+    #[must_use]
+    pub fn last_lsn(&self) -> u64 {
+        self.accepted.last().map_or(0, |(_, lsn)| lsn.0)
+    }
+
     /// After a recovery: finds the prefix that the engine holds, and goes on from there.
     ///
     /// # Errors

@@ -11,8 +11,10 @@ use shardex::{
 
 use crate::{
     model::{Batch, Model},
+    monitor::Event,
     mutant::next_turn,
     readers::Readers,
+    watch::Watch,
 };
 
 /// One thing to do.
@@ -150,6 +152,8 @@ pub struct Runner<S: Storage> {
     pub flushed: usize,
     /// Who reads meanwhile.
     pub readers: Readers<S>,
+    /// Hears of opens and acknowledgements.
+    pub watch: Option<Watch>,
 }
 
 impl<S: Storage + Clone> Runner<S> {
@@ -157,7 +161,15 @@ impl<S: Storage + Clone> Runner<S> {
     #[must_use]
     pub fn new(workload: &Workload, env: Env) -> Self {
         let readers = Readers::default();
-        Self { config: workload.config.clone(), env, engine: None, model: Model::default(), flushed: 0, readers }
+        Self {
+            config: workload.config.clone(),
+            env,
+            engine: None,
+            model: Model::default(),
+            flushed: 0,
+            readers,
+            watch: None,
+        }
     }
 
     /// Makes or opens the index.
@@ -167,7 +179,11 @@ impl<S: Storage + Clone> Runner<S> {
     pub fn open(&mut self, storage: &S) -> Result<&mut Engine<S>> {
         let engine = match self.engine.take() {
             Some(engine) => engine,
-            None => Engine::create(storage.clone(), &self.config, &self.env)?,
+            None => {
+                let engine = Engine::create(storage.clone(), &self.config, &self.env)?;
+                self.tell(&Event::Opened);
+                engine
+            }
         };
         Ok(self.engine.insert(engine))
     }
@@ -179,6 +195,12 @@ impl<S: Storage + Clone> Runner<S> {
     pub fn drop_engine(&mut self, storage: &S) -> Result<()> {
         self.engine = None;
         self.readers.outlive_engine(storage, &self.config.options, &self.env)
+    }
+
+    fn tell(&self, event: &Event<'_>) {
+        if let Some(watch) = &self.watch {
+            watch.see(event);
+        }
     }
 
     /// Does one step.
@@ -204,17 +226,23 @@ impl<S: Storage + Clone> Runner<S> {
             }
             Step::Remove { first, count } => {
                 let batch: Vec<DocumentId> = (*first..first + count).map(|id| DocumentId(id.into())).collect();
+                let before = engine.last_lsn();
                 let (lsn, _) = engine.remove(&batch)?;
-                self.model.accept_at(Batch::Remove(batch), lsn);
+                // A removal that found nothing is not logged, and no batch.
+                if lsn > before {
+                    self.model.accept_at(Batch::Remove(batch), lsn);
+                }
             }
             Step::Commit => {
                 engine.commit()?;
                 self.model.acknowledge();
+                self.tell(&Event::Acknowledge { lsn: self.model.last_lsn() });
             }
             Step::Flush => {
                 engine.flush()?;
                 self.model.acknowledge();
                 self.flushed = self.model.accepted();
+                self.tell(&Event::Acknowledge { lsn: self.model.last_lsn() });
             }
             Step::SlowFlush { first, count, salt } => {
                 let mut between = 0;
@@ -240,12 +268,14 @@ impl<S: Storage + Clone> Runner<S> {
                 };
                 // It may have been one that was begun before.
                 self.flushed = self.flushed.max(self.model.acknowledge_up_to(stats.checkpoint_lsn));
+                self.tell(&Event::Acknowledge { lsn: stats.checkpoint_lsn.0 });
                 return refused.map_or(Ok(()), Err);
             }
             Step::Optimize => engine.optimize()?,
             Step::Close | Step::Reopen => {
                 engine.close()?;
                 self.model.acknowledge();
+                self.tell(&Event::Acknowledge { lsn: self.model.last_lsn() });
                 if self.config.options.flush_on_close {
                     self.flushed = self.model.accepted();
                 }

@@ -199,24 +199,24 @@ impl<F: StorageFile> Roots<F> {
         self.storing = false;
     }
 
-    /// After a crash: stores the newest root again, for it may be in the page cache alone (R10). In its own slot if the
-    /// other holds a root too; else in the other, which cannot be read, so that the one that can is not endangered.
+    /// After a crash: stores both roots again, for they may be in the page cache alone (R10), and the device may hold others: after
+    /// a sync of this file has failed, also one that is newer than both and names places that are taken for free now. The newest
+    /// first, in its own slot if the other holds a root too; else in the other, which cannot be read, so that the one that can is
+    /// not endangered.
     ///
     /// # Errors
     /// `OutOfSpace`, `Io`: the index cannot be opened.
     pub fn restore(&mut self, purpose: Purpose) -> Result<()> {
-        let slot = if site::holds(site::Kind::Ordering, self.older.is_some()) {
-            self.newest_slot
+        let newest = self.newest.clone();
+        let (first, second) = if site::holds(site::Kind::Ordering, self.older.is_some()) {
+            (self.newest_slot, 1 - self.newest_slot)
         } else {
-            1 - self.newest_slot
-        };
-        let root = self.newest.clone();
-        self.store(slot, &root, purpose)?.run()?;
-        if self.older.is_none() {
             site::reach(Mark::RestoredInOtherSlot);
-            self.older = Some(root);
-            self.newest_slot = slot;
-        }
-        Ok(())
+            (1 - self.newest_slot, self.newest_slot)
+        };
+        self.store(first, &newest, purpose)?.run()?;
+        let older = self.older.get_or_insert(newest).clone();
+        self.newest_slot = first;
+        self.store(second, &older, purpose)?.run()
     }
 }

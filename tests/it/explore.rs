@@ -202,6 +202,11 @@ post_mortems! {
     /// The only segment header had rotten, and later the root file was gone. `create` asked the headers whether the log was
     /// written to, and cleared everything. An interrupted `create` has stored file headers alone: what holds more is kept.
     create_clears_nothing_but_headers: "index-without-root-and-log-header.case";
+    /// A root's sync failed. The page cache fell back to the root before it, and the device held the new one. The recovery in
+    /// the same process stored over places that only the new one named, before it stored over that root: a power cut between
+    /// left a newest root of foreign bytes. Recovery stores both slots anew before anything else. The protocol monitor
+    /// found it; of the crashes tried, none did.
+    a_recovery_stores_over_a_newer_root_first: "newer-root-behind-the-cache.case";
 }
 
 #[test]

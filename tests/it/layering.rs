@@ -143,3 +143,21 @@ fn the_engine_takes_neither_time_nor_chance_nor_threads_by_itself() {
         }
     }
 }
+
+/// The second judge is worth something only if it has not learnt from the accused: what reads the files for it imports nothing
+/// from the engine.
+#[test]
+fn the_second_judge_has_parsers_of_its_own() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/src");
+    let mut files = Vec::new();
+    sources(&root.join("fsck"), &mut files);
+    sources(&root.join("monitor"), &mut files);
+    assert!(files.len() > 15, "{files:?}");
+    for file in files {
+        let text = fs::read_to_string(&file).expect("readable");
+        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let foreign = ["shardex::", "extern crate", "crate::storage", "crate::model", "crate::workload"];
+            assert!(!foreign.iter().any(|name| line.contains(name)), "{}: {line}", file.display());
+        }
+    }
+}

@@ -17,6 +17,7 @@ mod fuzz;
 mod kill;
 mod layering;
 mod model;
+mod monitor;
 mod reclaim;
 mod routing;
 mod schedules;

@@ -97,7 +97,7 @@ impl Run<'_> {
             Ok(held) => held,
             Err(what) if clean => return Err(broken(format!("P4: a full check is clean, and then: {what}"))),
             Err(what) if self.doubt() && what.contains("P4:") => return Err(End::Detected(what)),
-            Err(what) => return Err(broken(what)),
+            Err(what) => return Err(self.mismatch(engine, what, clean)),
         };
         let accepted = self.runner.model.accepted();
         let fits = |n: &usize| model::same(&held, &self.runner.model.state(*n), metric);

@@ -14,21 +14,23 @@ use super::{Case, Crash, Damage, Event, Survivors, Verdict};
 use crate::{
     explorer::{root_at_rest, roots},
     hook::{HookStorage, Verdict as Answer},
-    model,
+    model, monitor,
     mutant::{MutantStorage, next_turn},
     mutation::panic_text,
     oracle,
     storage::{Counters, CrashKind, Fault, Op, SimStorage, Stop},
+    watch::{Watch, WatchedStorage},
     workload::{self, Runner, Step, vector},
 };
 
 /// The storage as the engine gets it.
-pub(super) type Rig = MutantStorage<HookStorage<SimStorage>>;
+pub(super) type Rig = MutantStorage<HookStorage<WatchedStorage>>;
 
 /// The storage with a guard: nothing is stored over the only root that can be read (R3).
-fn rig(sim: &SimStorage) -> Rig {
+fn rig(sim: &SimStorage, watch: &Watch) -> Rig {
     let disk = sim.clone();
-    MutantStorage::new(HookStorage::new(sim.clone(), move |operation| {
+    let watched = WatchedStorage::new(sim.clone(), watch.clone());
+    MutantStorage::new(HookStorage::new(watched, move |operation| {
         if operation.op == Op::Store && operation.file == "root" {
             let slot = operation.offset as usize / disk.page_size();
             // It may have rotten since the open, and nobody reads it before the next; or that open was told something else.
@@ -56,6 +58,8 @@ pub(super) struct Run<'a> {
     pub(super) env: Env,
     pub(super) runner: Runner<Rig>,
     rig: Rig,
+    /// The monitor of the protocol.
+    watch: Watch,
     /// Crashes planned, in the order of their faults.
     crashes: VecDeque<Crash>,
     /// What root slots held before their last change.
@@ -89,10 +93,17 @@ impl Case {
         sim.set_trace(true);
         let env = Env { clock: sim.clock(), ..workload::env() };
         drop(site::mutants::take_reached());
+        let watch = Watch::new(&sim);
+        if !self.is_honest() {
+            watch.stop();
+        }
+        let mut runner = Runner::new(&self.workload, env.clone());
+        runner.watch = Some(watch.clone());
         let mut run = Run {
             case: self,
-            runner: Runner::new(&self.workload, env.clone()),
-            rig: rig(&sim),
+            runner,
+            rig: rig(&sim, &watch),
+            watch,
             sim,
             env,
             crashes: VecDeque::new(),
@@ -123,6 +134,20 @@ impl Case {
         // A panic may have left the engine in the middle of something.
         drop(catch_unwind(AssertUnwindSafe(|| drop(run))));
         verdict
+    }
+}
+
+impl Case {
+    /// Whether the medium does nothing that the monitor can't follow: it loses what was not synced, and no more.
+    fn is_honest(&self) -> bool {
+        let lies = |event: &Event| match event {
+            Event::Do(_) => false,
+            Event::Crash(crash) => crash.damage.is_some(),
+            Event::Fault { fault, .. } => {
+                matches!(fault, Fault::LieAtSync | Fault::Misdirect | Fault::Rot | Fault::StaleRead)
+            }
+        };
+        !self.garbage && !self.events.iter().any(lies)
     }
 }
 
@@ -469,6 +494,12 @@ impl Run<'_> {
                 self.sim.crash_with(crash.kind, &(0..choices.len()).map(pick).collect::<Vec<_>>());
             }
         }
+        if crash.kind == CrashKind::Process && crash.after > 0 && crash.stop != Stop::Before {
+            // The operation at which the machine stopped was done, and nobody has told the monitor.
+            self.watch.stop();
+        } else {
+            self.watch.crashed(&self.sim, crash.kind);
+        }
         // A sector may have been torn apart that held older bytes, too.
         self.damaged |= self.sim.counters().garbage_sectors > garbage;
         if let Some(damage) = crash.damage {
@@ -479,7 +510,7 @@ impl Run<'_> {
     /// Opens what is there, checks it in full, and goes on from it.
     fn recover(&mut self, damage: Option<Damage>) -> Result<(), End> {
         for _ in 0..20 {
-            self.rig = rig(&self.sim);
+            self.rig = rig(&self.sim, &self.watch);
             let before = self.sim.counters();
             drop(self.sim.take_failures());
             self.collect_marks();
@@ -492,6 +523,9 @@ impl Run<'_> {
             let opened = Engine::create(self.rig.clone(), &self.case.workload.config, &self.env);
             next_turn();
             let now = self.sim.counters();
+            if opened.is_ok() && !self.sim.stopped() {
+                self.watch.see(&monitor::Event::Opened);
+            }
             if self.sim.stopped() {
                 drop(opened);
                 self.fired("crash in a recovery");

@@ -14,6 +14,7 @@ use crate::{
     model::State,
     mutant::MutantStorage,
     storage::{Image, OpInfo, SimStorage},
+    watch::{Watch, WatchedStorage},
     workload::{Runner, Workload, env},
 };
 
@@ -65,7 +66,9 @@ pub(super) fn watched(sim: &SimStorage, before: impl Fn(&OpInfo) + Send + Sync +
 /// What the engine says, or what it holds that it should not: without any crash.
 pub(super) fn record(workload: &Workload) -> Result<Recorded, String> {
     let sim = SimStorage::new(workload.page_size, workload.sector_size, 1);
+    let watch = Watch::new(&sim);
     let mut runner = Runner::new(workload, env());
+    runner.watch = Some(watch.clone());
     let points = Arc::new(Mutex::new((Vec::new(), RootHistory::default())));
     let (kept, progress, disk) = (Arc::clone(&points), runner.model.progress(), sim.clone());
     let keep = move |operation: Option<&OpInfo>| {
@@ -76,7 +79,11 @@ pub(super) fn record(workload: &Workload) -> Result<Recorded, String> {
         kept.0.push(Point { image: disk.image(), operation: operation.cloned(), durable, accepted, roots_before });
     };
     let before = keep.clone();
-    let storage = watched(&sim, move |operation| before(Some(operation)));
+    let storage = HookStorage::new(WatchedStorage::new(sim, watch), move |operation| {
+        before(Some(operation));
+        Verdict::Proceed
+    });
+    let storage = MutantStorage::new(storage);
     for step in &workload.steps {
         runner.step(&storage, step).map_err(|error| format!("{step}: {error}"))?;
     }

@@ -107,6 +107,24 @@ fn either_root_leads_to_the_same_contents() {
 }
 
 #[test]
+fn damage_of_the_older_root_alone_costs_no_contents() {
+    let mut image = image();
+    let held = image.check().contents(&image.files());
+    image.data[18 * PAGE + 50] ^= 1;
+    named(&image, Kind::ChecksumMismatch, Some(1), "data", at_page(18));
+    assert_eq!(image.check().contents(&image.files()), held);
+    image.data[23 * PAGE + 50] ^= 1;
+    assert!(image.check().contents(&image.files()).is_err());
+}
+
+#[test]
+fn vectors_are_normalised_unless_they_have_no_norm() {
+    assert_eq!(normalised(&[3.0, -4.0]), [0.6, -0.8]);
+    assert_eq!(normalised(&[0.0, 0.0]), [0.0, 0.0]);
+    assert_eq!(normalised(&[f32::MAX, 0.0]), [1.0, 0.0]);
+}
+
+#[test]
 fn an_extent_that_two_shards_name() {
     let twice = |state: &mut Vec<u8>| set(state, EXTENT_PAGE, 1u64.to_le_bytes());
     let image = planted(&Tweaks { state: only(1, twice), ..Tweaks::default() });
@@ -141,7 +159,8 @@ fn roots_that_overlap() {
     assert_eq!(found, [(Kind::ChecksumMismatch, Some(1), "data", at_page(18)), overlap]);
 }
 
-fn head() -> Head {
+/// The newer root of the image, without cells.
+pub(super) fn head() -> Head {
     Head {
         slot: 0,
         generation: 6,
@@ -162,7 +181,7 @@ fn an_extent_whose_page_the_other_root_has_for_metadata() {
     put_tree(&mut image, head(), &shards, &Tweaks::default());
     let found = found(&image);
     let mixed: Vec<_> = found.into_iter().filter(|finding| finding.0 == Kind::ChunkMixed).collect();
-    // Of the newer root's tree alone it is known; the older one's metadata is what it contradicts at the first page.
+    // Named once, though both roots' metadata is in that chunk.
     assert_eq!(mixed, [(Kind::ChunkMixed, Some(0), "data", at_page(31))]);
 }
 
@@ -334,6 +353,44 @@ fn a_directory_that_contradicts_its_root() {
     assert!(found(&planted_root).contains(&(Kind::CountMismatch, Some(0), "root", 0)), "{:?}", found(&planted_root));
     let root = only(6, |root| set(root, 112, 128u32.to_le_bytes()));
     names(Tweaks { root, ..Tweaks::default() }, Kind::WrongLength, at_page(25));
+}
+
+#[test]
+fn norms_under_cosine() {
+    let at = at_page(1) + 44;
+    for (norm, bad) in
+        [(1.0f32, false), (0.0, false), (3.5, false), (-1.0, true), (f32::INFINITY, true), (f32::NAN, true)]
+    {
+        let root = only(6, |root| set(root, 44, 1u32.to_le_bytes()));
+        let extent = only(0, move |extent| set(extent, 44, norm.to_le_bytes()));
+        let found = found(&planted(&Tweaks { root, extent, ..Tweaks::default() }));
+        assert_eq!(found.contains(&(Kind::BadNorm, Some(0), "data", at)), bad, "{norm}: {found:?}");
+    }
+}
+
+#[test]
+fn a_shard_that_is_full_and_one_on_the_last_page() {
+    let mut image = image();
+    let mut shards = shards()[1].clone();
+    shards[0].slots.extend((70..76).map(|document| (document, false)));
+    shards[0].state = 48;
+    put_tree(&mut image, head(), &shards, &Tweaks::default());
+    assert_eq!(found(&image), []);
+}
+
+#[test]
+fn an_entry_of_the_header_or_of_no_bytes() {
+    let entry = only(1, |entry| set(entry, 0, 0u64.to_le_bytes()));
+    names(Tweaks { entry, ..Tweaks::default() }, Kind::OutOfBounds, 0);
+    let entry = only(1, |entry| set(entry, 8, 0u32.to_le_bytes()));
+    names(Tweaks { entry, ..Tweaks::default() }, Kind::OutOfBounds, at_page(23));
+}
+
+#[test]
+fn shard_numbers_without_a_directory() {
+    let root = only(6, |root| root[104..120].fill(0));
+    let found = found(&planted(&Tweaks { root, ..Tweaks::default() }));
+    assert!(found.contains(&(Kind::CountMismatch, Some(0), "root", 0)), "{found:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Faults planted in roots, headers and files as a whole.
 
 use super::build::*;
-use super::faults::{at_page, found, named, names, only, set};
+use super::faults::{at_page, found, head, named, names, only, set};
 use super::*;
 
 /// Fields of a root that are changed.
@@ -142,6 +142,38 @@ fn headers_that_are_none() {
 #[test]
 fn a_file_that_ends_before_what_it_holds() {
     let mut image = image();
-    image.data.truncate(25 * PAGE);
+    image.data.truncate(24 * PAGE + 100);
     assert!(found(&image).contains(&(Kind::TruncatedFile, Some(0), "data", at_page(25))), "{:?}", found(&image));
+    let kind = image.check().contents(&image.files()).map_err(|finding| finding.kind);
+    assert_eq!(kind, Err(Kind::TruncatedFile));
+    // Even where no run lies, it is not the file that the root names.
+    let mut image = self::image();
+    image.data.truncate(48 * PAGE);
+    let kind = image.check().contents(&image.files()).map_err(|finding| finding.kind);
+    assert_eq!(kind, Err(Kind::TruncatedFile));
+}
+
+#[test]
+fn a_newer_root_whose_log_starts_earlier() {
+    for (segment, contradicts) in [(1, true), (2, false)] {
+        let mut image = image();
+        let [old, new] = shards();
+        let offset = (SECTOR + 512) as u64;
+        let head = Head { offset, ..head() };
+        put_tree(&mut image, Head { slot: 1, generation: 5, nodes: [20, 21, 22], ..head }, &old, &Tweaks::default());
+        put_tree(&mut image, Head { segment, offset: SECTOR as u64, ..head }, &new, &Tweaks::default());
+        let found = found(&image);
+        assert_eq!(found.contains(&(Kind::RootsContradict, None, "root", PAGE as u64)), contradicts, "{found:?}");
+    }
+}
+
+#[test]
+fn two_roots_that_have_different_postings_in_the_same_slots() {
+    let mut image = image();
+    let mut shards = shards()[1].clone();
+    (shards[2].slots[0].0, shards[2].state) = (9, 30);
+    put_tree(&mut image, head(), &shards, &Tweaks::default());
+    let found = found(&image);
+    assert!(found.contains(&(Kind::Overlap, None, "data", at_page(5))), "{found:?}");
+    assert!(found.contains(&(Kind::ChecksumMismatch, Some(1), "data", at_page(5))), "{found:?}");
 }

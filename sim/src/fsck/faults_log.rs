@@ -124,3 +124,52 @@ fn a_closing_mark_that_says_something() {
     image.wal[LOG_END..LOG_END + bytes.len()].copy_from_slice(&bytes);
     named(&image, Kind::BadRecord, None, "wal", LOG_END as u64);
 }
+
+/// The image with bytes where the log has ended.
+fn with_more(bytes: &[u8]) -> Image {
+    let mut image = image();
+    image.wal[LOG_END..LOG_END + bytes.len()].copy_from_slice(bytes);
+    image
+}
+
+#[test]
+fn what_is_no_frame_ends_the_log() {
+    let end = End::Torn { at: LOG_END as u64, missing: 10 };
+    assert_ne!(with_more(&frame(2, (1, 3), 10, 9, &add_payload(&[70]))).check().log.end, end);
+    // Of another epoch, of another LSN, of no kind, over the end of the segment, of a length that no frame has.
+    let long = SEGMENT - 2 * SECTOR - 24;
+    let mut odd = frame(2, (1, 3), 10, 9, &[0; 12]);
+    odd.truncate(44);
+    odd[26] = 0;
+    odd[..4].fill(0);
+    let sum = crc_on(crc_on(crc(&ID.to_le_bytes()), &2u64.to_le_bytes()), &odd);
+    odd[..4].copy_from_slice(&sum.to_le_bytes());
+    let frames = [
+        frame(3, (1, 3), 10, 9, &add_payload(&[70])),
+        frame(2, (1, 3), 11, 9, &add_payload(&[70])),
+        frame(2, (5, 3), 10, 9, &add_payload(&[70])),
+        frame(2, (1, 4), 10, 9, &add_payload(&[70])),
+        frame(2, (1, 3), 10, 9, &vec![0; long]),
+        odd,
+    ];
+    for bytes in frames {
+        let report = with_more(&bytes).check();
+        assert_eq!((report.log.end, report.findings), (end, Vec::new()), "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_header_whose_sum_does_not_hold_is_none() {
+    let mut image = image();
+    image.wal[PAGE + 2 * SEGMENT + 12] ^= 1;
+    assert_eq!(image.check().log.end, End::Torn { at: image.wal.len() as u64, missing: 9 });
+}
+
+#[test]
+fn a_record_of_two_kinds_or_of_another_dimension() {
+    let halves = [frame(2, (1, 1), 10, 9, &[0; 8]), frame(2, (2, 2), 11, 9, &[0; 8])].concat();
+    assert!(found(&with_more(&halves)).contains(&(Kind::BadRecord, None, "wal", LOG_END as u64 + 40)));
+    let mut payload = add_payload(&[70]);
+    payload[4] = 6;
+    named(&with_more(&frame(2, (1, 3), 10, 9, &payload)), Kind::BadRecord, None, "wal", LOG_END as u64);
+}

@@ -200,11 +200,7 @@ impl<'a> Walk<'a> {
 
     fn check_tombstones(&mut self, page: u64, tombstones: &[u64], slots: u32, live: u32) {
         let removed: u32 = tombstones.iter().map(|word| word.count_ones()).sum();
-        let beyond = match (tombstones.last(), slots % 64) {
-            (Some(last), used) if used > 0 => last >> used,
-            _ => 0,
-        };
-        if beyond != 0 {
+        if any_beyond(tombstones, slots) {
             let what = format!("tombstones of slots beyond the {slots} used");
             self.find_in(Kind::OutOfBounds, Part::State, page, 40, what);
         } else if slots.checked_sub(removed) != Some(live) {
@@ -317,8 +313,30 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Whether a tombstone is of a slot that is not used.
+fn any_beyond(tombstones: &[u64], slots: u32) -> bool {
+    match (tombstones.last(), slots % 64) {
+        (Some(last), used) if used > 0 => last >> used != 0,
+        _ => false,
+    }
+}
+
 /// The tombstones of a state.
 fn tombstones(root: &RootInfo, state: &[u8], slots: u32) -> Option<Vec<u64>> {
     let extents = u64::from(slots).div_ceil(root.geometry().extent_slots);
     (0..u64::from(slots).div_ceil(64)).map(|word| u64_at(state, 40 + 16 * extents + 8 * word)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::any_beyond;
+
+    #[test]
+    fn tombstones_end_with_the_slots() {
+        assert!(!any_beyond(&[], 0));
+        assert!(!any_beyond(&[u64::MAX], 64));
+        assert!(!any_beyond(&[0, 1], 65));
+        assert!(any_beyond(&[0, 2], 65));
+        assert!(any_beyond(&[1 << 63], 63));
+    }
 }

@@ -1,0 +1,237 @@
+//! The log as it grows: the chain of frames from each root's checkpoint on, and what of it is needed.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{mutant::MonitorMutant, shadow::Shadow};
+use crate::fsck::{
+    RecordKind, RootInfo,
+    log::{Frame, Header, SEGMENT_HEADER_BYTES, Wal},
+};
+
+/// Epoch, checkpoint, segment and offset of a root: where a chain starts.
+pub(super) type Start = (u64, u64, u64, u64);
+
+/// Length and sum of each frame that was stored whole, by index, epoch and LSN.
+type Given = BTreeMap<(u128, u64, u64), (u64, u32)>;
+
+/// Where a root's log starts.
+pub(super) fn start_of(root: &RootInfo) -> Start {
+    (root.epoch, root.checkpoint, root.segment, root.offset)
+}
+
+/// A frame of a chain.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    lsn: u64,
+    padding: bool,
+    start: u64,
+    end: u64,
+    /// Its segment's number, and which of the file's it is.
+    number: u64,
+    place: u64,
+}
+
+/// The frames after a checkpoint, as far as anybody has asked.
+#[derive(Clone, Debug, Default)]
+struct Chain {
+    links: Vec<Link>,
+    /// Links that are known to be durable; until they are stored to they stay so.
+    durable: usize,
+    /// Links that an acknowledged LSN needs, and their bytes in whole sectors.
+    needed: usize,
+    kept: Vec<(u64, u64)>,
+}
+
+/// What the monitor knows of the log.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Log {
+    headers: Vec<Option<Header>>,
+    chains: BTreeMap<Start, Chain>,
+    given: Arc<Given>,
+}
+
+impl Chain {
+    /// Follows the frames until one has `lsn`, or there is none.
+    fn extend(&mut self, root: &RootInfo, wal: &Wal<'_>, headers: &[Option<Header>], lsn: u64) {
+        loop {
+            let last = self.links.last().copied();
+            if last.is_some_and(|last| last.lsn >= lsn && !last.padding) {
+                return;
+            }
+            let held = last.map_or(root.checkpoint, |last| last.lsn);
+            let (number, within) = match last {
+                Some(last) => (last.number, last.end - wal.start(last.place)),
+                None => (root.segment, root.offset),
+            };
+            let (number, within) =
+                if within >= root.segment_bytes { (number.wrapping_add(1), root.sector) } else { (number, within) };
+            let here = |header: &Option<Header>| header.is_some_and(|h| h.epoch == root.epoch && h.number == number);
+            let Some(place) = headers.iter().position(here) else { return };
+            let place = place as u64;
+            let Some(frame) = wal.frame(wal.start(place) + within, wal.start(place + 1)) else { return };
+            let padding = frame.kind == RecordKind::Padding;
+            if frame.lsn != if padding { held } else { held.wrapping_add(1) } {
+                return;
+            }
+            self.links.push(Link { lsn: frame.lsn, padding, start: frame.offset, end: frame.end(), number, place });
+        }
+    }
+
+    /// Links up to the one that has `lsn`.
+    fn up_to(&self, lsn: u64) -> Option<usize> {
+        let first = self.links.partition_point(|link| link.lsn < lsn);
+        let links = self.links.get(first..)?;
+        links.iter().position(|link| !link.padding && link.lsn == lsn).map(|index| first + index + 1)
+    }
+
+    /// Bytes from `from` to `to` are stored to: nothing from there on is known any more.
+    fn forget(&mut self, from: u64, to: u64, headers: bool) {
+        let met = if headers { Some(0) } else { self.links.iter().position(|link| link.start < to && from < link.end) };
+        if let Some(met) = met {
+            self.links.truncate(met);
+            self.durable = self.durable.min(met);
+        }
+    }
+}
+
+impl Log {
+    /// Nothing is known of the bytes any more; what was given to whom is.
+    pub(super) fn forget_bytes(&mut self) {
+        self.headers.clear();
+        self.chains.clear();
+    }
+
+    /// Keeps the chains of these roots alone.
+    pub(super) fn retain(&mut self, starts: &[Start]) {
+        self.chains.retain(|start, _| starts.contains(start));
+    }
+
+    fn read_headers(&mut self, wal: &Wal<'_>) {
+        let known = self.headers.len() as u64;
+        self.headers.extend((known..wal.segments()).map(|place| wal.header(place).ok().flatten()));
+    }
+
+    /// The sectors from `from` to `to` that an acknowledged LSN needs.
+    pub(super) fn keeps(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
+        let kept = self.chains.values().flat_map(|chain| &chain.kept);
+        kept.filter(move |kept| kept.0 < to && from < kept.1).copied()
+    }
+
+    /// Bytes were stored. The frames in them that were given other bytes before, and all of them.
+    pub(super) fn stored(&mut self, root: &RootInfo, bytes: &[u8], (from, to): (u64, u64), ok: bool) -> Stored {
+        let wal = Wal::new(root, bytes);
+        self.read_headers(&wal);
+        let mut frames = Vec::new();
+        let first = from.saturating_sub(root.page) / root.segment_bytes;
+        let last = to.saturating_sub(root.page).div_ceil(root.segment_bytes).min(wal.segments());
+        let mut headers = false;
+        for place in first..last {
+            let (start, end) = (wal.start(place), wal.start(place + 1).min(to));
+            if from < start + SEGMENT_HEADER_BYTES && start < to {
+                headers = true;
+                if let Some(held) = usize::try_from(place).ok().and_then(|place| self.headers.get_mut(place)) {
+                    *held = wal.header(place).ok().flatten();
+                }
+            }
+            let header = usize::try_from(place).ok().and_then(|place| self.headers.get(place)).copied().flatten();
+            let Some(Header { epoch, .. }) = header else { continue };
+            let wal = Wal::of(root, epoch, bytes);
+            let mut at = from.max(start + root.sector);
+            while let Some(frame) = wal.frame(at, end) {
+                frames.push((epoch, frame));
+                at = frame.end();
+            }
+        }
+        self.chains.values_mut().for_each(|chain| chain.forget(from, to, headers));
+        let changed = if ok { self.give(root.index_id, &frames) } else { None };
+        let closes = frames.iter().any(|(_, frame)| frame.kind == RecordKind::Close);
+        Stored { changed, durable: frames.iter().map(|(_, frame)| frame.durable).max(), closes }
+    }
+
+    fn give(&mut self, index_id: u128, frames: &[(u64, Frame)]) -> Option<(u64, u64)> {
+        for (epoch, frame) in frames.iter().filter(|(_, frame)| frame.kind != RecordKind::Padding) {
+            let key = (index_id, *epoch, frame.lsn);
+            let now = (frame.bytes, frame.crc);
+            match self.given.get(&key) {
+                Some(before) if *before != now => return Some((*epoch, frame.lsn)),
+                Some(_) => {}
+                None => {
+                    Arc::make_mut(&mut self.given).insert(key, now);
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether the log of `root` reaches `lsn`.
+    pub(super) fn reaches(&mut self, root: &RootInfo, wal: &Shadow, lsn: u64) -> bool {
+        let bytes = Wal::new(root, wal.bytes());
+        self.read_headers(&bytes);
+        let chain = self.chains.entry(start_of(root)).or_default();
+        chain.extend(root, &bytes, &self.headers, lsn);
+        root.checkpoint >= lsn || chain.up_to(lsn).is_some()
+    }
+
+    /// Whether the log of `root` up to `lsn` survives every crash; what does not, if not.
+    pub(super) fn survives(
+        &mut self,
+        root: &RootInfo,
+        wal: &Shadow,
+        lsn: u64,
+        mutant: Option<MonitorMutant>,
+    ) -> Result<(), String> {
+        if root.checkpoint >= lsn {
+            return Ok(());
+        }
+        self.reaches(root, wal, lsn);
+        let Some(chain) = self.chains.get_mut(&start_of(root)) else { return Ok(()) };
+        let Some(needed) = chain.up_to(lsn) else {
+            let held = chain.links.last().map_or(root.checkpoint, |link| link.lsn);
+            return Err(format!("the log from LSN {} of epoch {} on ends at {held}", root.checkpoint, root.epoch));
+        };
+        let geometry = Wal::new(root, &[]);
+        let mut place = chain.durable.checked_sub(1).and_then(|last| chain.links.get(last)).map(|link| link.place);
+        for link in chain.links.iter().take(needed).skip(chain.durable) {
+            let header = geometry.start(link.place);
+            if place != Some(link.place)
+                && mutant != Some(MonitorMutant::IgnoresHeaders)
+                && !wal.is_durable(header, header + SEGMENT_HEADER_BYTES, mutant)
+            {
+                return Err(format!("the header of segment {} at {header} is not durable", link.number));
+            }
+            if !wal.is_durable(link.start, link.end, mutant) {
+                return Err(format!("the frame of LSN {} at {} is not durable", link.lsn, link.start));
+            }
+            place = Some(link.place);
+        }
+        chain.durable = chain.durable.max(needed);
+        Ok(())
+    }
+
+    /// What `lsn` needs of the log of `root` is kept from now on.
+    pub(super) fn keep(&mut self, root: &RootInfo, lsn: u64, mutant: Option<MonitorMutant>) {
+        let Some(chain) = self.chains.get_mut(&start_of(root)) else { return };
+        let Some(needed) = chain.up_to(lsn) else { return };
+        let geometry = Wal::new(root, &[]);
+        let sector = if mutant == Some(MonitorMutant::KeepsBytesNotSectors) { 1 } else { root.sector };
+        for link in chain.links.iter().take(needed).skip(chain.needed) {
+            let (start, end) = (link.start / sector * sector, link.end.next_multiple_of(sector));
+            let header = geometry.start(link.place);
+            match chain.kept.last_mut() {
+                Some(last) if last.1 >= start && last.0 <= start => last.1 = last.1.max(end),
+                _ => chain.kept.extend([(header, header + sector.max(SEGMENT_HEADER_BYTES)), (start, end)]),
+            }
+        }
+        chain.needed = chain.needed.max(needed);
+    }
+}
+
+/// What was found in bytes that were stored.
+pub(super) struct Stored {
+    /// Epoch and LSN of a frame that had other bytes before.
+    pub(super) changed: Option<(u64, u64)>,
+    /// The highest LSN that a frame says is durable.
+    pub(super) durable: Option<u64>,
+    /// Whether a closing mark is among the frames.
+    pub(super) closes: bool,
+}

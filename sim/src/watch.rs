@@ -1,0 +1,287 @@
+//! The simulated disk under the eyes of the [monitor](crate::monitor): it is told of each operation as it happens, and the
+//! first that breaks a rule panics.
+
+use std::{
+    ops::Deref,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use shardex::{
+    error::Result,
+    storage::{Purpose, Storage, StorageFile},
+};
+
+use crate::{
+    monitor::{Event, Monitor},
+    storage::{CrashKind, SimFile, SimLent, SimLock, SimStorage},
+};
+
+/// The monitor of one disk, through all its crashes. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// `None` once the disk has done what the monitor can't follow.
+    monitor: Arc<Mutex<Option<Monitor>>>,
+    next: Arc<AtomicU64>,
+}
+
+impl Watch {
+    /// Watches a disk without a directory.
+    #[must_use]
+    pub fn new(sim: &SimStorage) -> Self {
+        let monitor = Monitor::new(sim.page_size(), sim.sector_size());
+        Self { monitor: Arc::new(Mutex::new(Some(monitor))), next: Arc::default() }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Option<Monitor>> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Tells the monitor.
+    ///
+    /// # Panics
+    /// If it finds a rule broken.
+    pub fn see(&self, event: &Event<'_>) {
+        let breach = self.locked().as_mut().and_then(|monitor| monitor.see(event).err());
+        if let Some(breach) = breach {
+            panic!("protocol: {breach}");
+        }
+    }
+
+    /// Looks away from now on: for a medium that lies or rots, and for what was done without anybody hearing of it.
+    pub fn stop(&self) {
+        *self.locked() = None;
+    }
+
+    /// The disk has crashed.
+    pub fn crashed(&self, sim: &SimStorage, kind: CrashKind) {
+        self.see(&Event::Crash { power: kind == CrashKind::Power });
+        self.look(sim);
+    }
+
+    /// Shows the monitor what the files hold, where that is not the work of a store.
+    fn look(&self, sim: &SimStorage) {
+        for (file, bytes) in sim.files() {
+            self.see(&Event::Contents { file: &file, bytes: &bytes });
+        }
+    }
+}
+
+/// A simulated disk that is watched.
+#[derive(Clone, Debug)]
+pub struct WatchedStorage {
+    sim: SimStorage,
+    watch: Watch,
+}
+
+impl WatchedStorage {
+    /// Puts a monitor to a disk.
+    #[must_use]
+    pub fn new(sim: SimStorage, watch: Watch) -> Self {
+        Self { sim, watch }
+    }
+
+    fn wrap(&self, name: &str, inner: Arc<SimFile>) -> Arc<WatchedFile> {
+        Arc::new(WatchedFile { inner, name: name.to_owned(), sim: self.sim.clone(), watch: self.watch.clone() })
+    }
+
+    /// Tells of an operation that was done. One at which the machine stopped is told of by nobody.
+    fn done<T>(&self, result: Result<T>, event: &Event<'_>) -> Result<T> {
+        if result.is_ok() {
+            self.watch.see(event);
+        }
+        result
+    }
+
+    fn synced(&self, result: Result<()>, event: &Event<'_>) -> Result<()> {
+        if !self.sim.stopped() {
+            self.watch.see(event);
+        }
+        result
+    }
+}
+
+impl Storage for WatchedStorage {
+    type File = WatchedFile;
+    type Lock = SimLock;
+
+    fn page_size(&self) -> usize {
+        self.sim.page_size()
+    }
+
+    fn sector_size(&self) -> usize {
+        self.sim.sector_size()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.sim.path()
+    }
+
+    fn exists(&self) -> Result<bool> {
+        self.sim.exists()
+    }
+
+    fn make_dir(&self, purpose: Purpose) -> Result<()> {
+        self.done(self.sim.make_dir(purpose), &Event::MakeDir)
+    }
+
+    fn sync_parent(&self, purpose: Purpose) -> Result<()> {
+        self.watch.see(&Event::SyncParentBegin);
+        let result = self.sim.sync_parent(purpose);
+        let ok = result.is_ok();
+        self.synced(result, &Event::SyncParentEnd { ok })
+    }
+
+    fn lock(&self, name: &str) -> Result<SimLock> {
+        self.sim.lock(name)
+    }
+
+    fn list(&self) -> Result<Vec<String>> {
+        self.sim.list()
+    }
+
+    fn create(&self, name: &str, purpose: Purpose) -> Result<Arc<WatchedFile>> {
+        let made = self.done(self.sim.create(name, purpose), &Event::Create { name });
+        made.map(|file| self.wrap(name, file))
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<WatchedFile>> {
+        self.sim.open(name).map(|file| self.wrap(name, file))
+    }
+
+    fn rename(&self, from: &str, to: &str, purpose: Purpose) -> Result<()> {
+        self.done(self.sim.rename(from, to, purpose), &Event::Rename { from, to })
+    }
+
+    fn remove(&self, name: &str, purpose: Purpose) -> Result<()> {
+        self.done(self.sim.remove(name, purpose), &Event::Remove { name })
+    }
+
+    fn sync_dir(&self, purpose: Purpose) -> Result<()> {
+        self.watch.see(&Event::SyncDirBegin);
+        let result = self.sim.sync_dir(purpose);
+        let ok = result.is_ok();
+        self.synced(result, &Event::SyncDirEnd { ok })
+    }
+}
+
+/// A file of a [`WatchedStorage`].
+#[derive(Debug)]
+pub struct WatchedFile {
+    inner: Arc<SimFile>,
+    name: String,
+    sim: SimStorage,
+    watch: Watch,
+}
+
+impl WatchedFile {
+    fn sync(&self, range: Option<(u64, u64)>, sync: impl FnOnce() -> Result<()>) -> Result<()> {
+        let id = self.watch.id();
+        self.watch.see(&Event::SyncBegin { file: &self.name, id, range });
+        let result = sync();
+        if !self.sim.stopped() {
+            self.watch.see(&Event::SyncEnd { id, ok: result.is_ok() });
+            if result.is_err() {
+                // The cache may have fallen back (R8).
+                self.watch.look(&self.sim);
+            }
+        }
+        result
+    }
+}
+
+#[expect(unsafe_code, reason = "the trait's two unsafe functions")]
+impl StorageFile for WatchedFile {
+    type Lent = WatchedLent;
+
+    fn path(&self) -> PathBuf {
+        self.inner.path()
+    }
+
+    fn len(&self) -> Result<u64> {
+        self.inner.len()
+    }
+
+    fn allocate(&self, len: u64, purpose: Purpose) -> Result<()> {
+        let result = self.inner.allocate(len, purpose);
+        if !self.sim.stopped()
+            && let Ok(len) = self.inner.len()
+        {
+            self.watch.see(&Event::Allocate { file: &self.name, len });
+        }
+        result
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.inner.read_at(offset, buffer)
+    }
+
+    unsafe fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
+        let result = self.inner.write_at(offset, bytes, purpose);
+        if self.sim.stopped() {
+            return result;
+        }
+        let mut held = bytes.to_vec();
+        if result.is_err() {
+            // Some of it may be there (R9).
+            self.sim.read_files(|name, all| {
+                if name == self.name
+                    && let Some(there) = all.get(offset as usize..offset as usize + bytes.len())
+                {
+                    held.copy_from_slice(there);
+                }
+            });
+        }
+        self.watch.see(&Event::Store { file: &self.name, offset, bytes: &held, ok: result.is_ok() });
+        result
+    }
+
+    fn sync_range(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
+        self.sync(Some((offset, len)), || self.inner.sync_range(offset, len, purpose))
+    }
+
+    fn sync_all(&self, purpose: Purpose) -> Result<()> {
+        self.sync(None, || self.inner.sync_all(purpose))
+    }
+
+    unsafe fn lend(&self, offset: u64, len: usize) -> Result<WatchedLent> {
+        let bytes = self.inner.lend(offset, len)?;
+        let id = self.watch.id();
+        self.watch.see(&Event::Lend { file: &self.name, offset, len: len as u64, id });
+        Ok(WatchedLent { bytes, _loan: Arc::new(Loan { id, watch: self.watch.clone() }) })
+    }
+}
+
+/// Bytes lent by a [`WatchedFile`].
+#[derive(Clone, Debug)]
+pub struct WatchedLent {
+    bytes: SimLent,
+    _loan: Arc<Loan>,
+}
+
+impl Deref for WatchedLent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[derive(Debug)]
+struct Loan {
+    id: u64,
+    watch: Watch,
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.watch.see(&Event::Return { id: self.id });
+    }
+}
