@@ -1,9 +1,9 @@
 //! `shardex remove`, `flush`, `optimize` and `stats`.
 
-use std::{ops::Range, time::Instant};
+use std::time::Instant;
 
 use serde_json::json;
-use shardex::{DocumentId, FlushStats, IndexStats, Shardex};
+use shardex::{DocumentId, FlushStats, IndexStats, Shardex, ShardexError};
 
 use super::{
     Answer, Failure, Outcome,
@@ -12,9 +12,6 @@ use super::{
     interrupt::Interrupt,
     output::{Output, command},
 };
-
-/// Documents per removal.
-const BATCH: u128 = 10_000;
 
 pub(super) fn remove(args: &Remove, output: &Output) -> Outcome {
     let interrupt = Interrupt::listen()?;
@@ -43,18 +40,24 @@ pub(super) fn remove(args: &Remove, output: &Output) -> Outcome {
     })
 }
 
-/// Removes batch after batch, until somebody stops it; tells how many postings, and the first document that is left.
+/// Removes the whole range, or what of it fits one batch, until somebody stops it; tells how many postings, and the first document
+/// that is left.
 async fn remove_all(
     index: &Shardex,
     args: &Remove,
     interrupt: &Interrupt,
     (removed, at): (&mut u64, &mut u128),
 ) -> Result<(), Failure> {
+    let mut end = args.ids.end;
     while *at < args.ids.end && interrupt.code().is_none() {
-        let batch: Range<u128> = *at..args.ids.end.min(at.saturating_add(BATCH));
-        let end = batch.end;
-        *removed += index.remove_documents(batch.map(DocumentId).collect()).await?;
-        *at = end;
+        match index.remove_document_range(DocumentId(*at)..=DocumentId(end - 1)).await {
+            Ok(found) => {
+                *removed += found;
+                (*at, end) = (end, args.ids.end);
+            }
+            Err(ShardexError::BatchTooLarge { .. }) if end - *at > 1 => end = *at + (end - *at) / 2,
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(index.commit().await?)
 }
