@@ -1,6 +1,12 @@
 //! The files of an index as the engine has them: what lends, and what is stored to at will.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use super::{IndexLock, Lease, Place, place::Claim};
 use crate::{
@@ -16,11 +22,12 @@ pub const LENDING: &str = "data";
 pub struct PlainFile<F> {
     file: Arc<F>,
     lock: IndexLock,
+    syncing: Arc<AtomicBool>,
 }
 
 impl<F> Clone for PlainFile<F> {
     fn clone(&self) -> Self {
-        Self { file: Arc::clone(&self.file), lock: self.lock.clone() }
+        Self { file: Arc::clone(&self.file), lock: self.lock.clone(), syncing: Arc::clone(&self.syncing) }
     }
 }
 
@@ -34,7 +41,7 @@ impl<F: StorageFile> PlainFile<F> {
     /// If it is the file that lends: a mistake of the caller.
     pub fn open<S: Storage<File = F>>(storage: &S, name: &str, lock: &IndexLock) -> Result<Self> {
         assert_ne!(name, LENDING, "its bytes are lent");
-        Ok(Self { file: storage.open(name)?, lock: lock.clone() })
+        Ok(Self { file: storage.open(name)?, lock: lock.clone(), syncing: Arc::default() })
     }
 
     /// Creates an empty file, which must not exist.
@@ -46,7 +53,7 @@ impl<F: StorageFile> PlainFile<F> {
     /// As [`open`](Self::open).
     pub fn create<S: Storage<File = F>>(storage: &S, name: &str, why: Purpose, lock: &IndexLock) -> Result<Self> {
         assert_ne!(name, LENDING, "its bytes are lent");
-        Ok(Self { file: storage.create(name, why)?, lock: lock.clone() })
+        Ok(Self { file: storage.create(name, why)?, lock: lock.clone(), syncing: Arc::default() })
     }
 
     /// The file itself, for reading.
@@ -77,13 +84,13 @@ impl<F: StorageFile> PlainFile<F> {
     /// A sync of the bytes `from..to`.
     #[must_use]
     pub fn sync_range(&self, from: u64, to: u64, why: Purpose) -> SyncJob<F> {
-        SyncJob::new(&self.file, &self.lock, Some((from, to - from)), why)
+        SyncJob::new((&self.file, &self.lock, &self.syncing), Some((from, to - from)), why)
     }
 
     /// A sync of everything, the length too.
     #[must_use]
     pub fn sync_all(&self, why: Purpose) -> SyncJob<F> {
-        SyncJob::new(&self.file, &self.lock, None, why)
+        SyncJob::new((&self.file, &self.lock, &self.syncing), None, why)
     }
 }
 
@@ -92,6 +99,7 @@ impl<F: StorageFile> PlainFile<F> {
 pub struct LendingFile<F> {
     file: Arc<F>,
     lock: IndexLock,
+    syncing: Arc<AtomicBool>,
     page_size: u64,
 }
 
@@ -102,7 +110,8 @@ impl<F: StorageFile> LendingFile<F> {
     /// # Errors
     /// `Io`.
     pub fn open<S: Storage<File = F>>(storage: &S, lock: &IndexLock, page_size: usize) -> Result<Self> {
-        Ok(Self { file: storage.open(LENDING)?, lock: lock.clone(), page_size: page_size as u64 })
+        let file = storage.open(LENDING)?;
+        Ok(Self { file, lock: lock.clone(), syncing: Arc::default(), page_size: page_size as u64 })
     }
 
     /// Creates the data file, with `header` as its first bytes, durable with its length of `len` bytes. Nothing can be lent
@@ -206,13 +215,13 @@ impl<F: StorageFile> LendingFile<F> {
     /// A sync of the bytes `from..to`.
     #[must_use]
     pub fn sync_range(&self, from: u64, to: u64, why: Purpose) -> SyncJob<F> {
-        SyncJob::new(&self.file, &self.lock, Some((from, to - from)), why)
+        SyncJob::new((&self.file, &self.lock, &self.syncing), Some((from, to - from)), why)
     }
 
     /// A sync of everything, the length too.
     #[must_use]
     pub fn sync_all(&self, why: Purpose) -> SyncJob<F> {
-        SyncJob::new(&self.file, &self.lock, None, why)
+        SyncJob::new((&self.file, &self.lock, &self.syncing), None, why)
     }
 }
 
@@ -222,6 +231,8 @@ impl<F: StorageFile> LendingFile<F> {
 pub struct SyncJob<F> {
     file: Arc<F>,
     lock: IndexLock,
+    /// Whether one of this file is under way.
+    syncing: Arc<AtomicBool>,
     /// `None`: the whole file with its length.
     range: Option<(u64, u64)>,
     purpose: Purpose,
@@ -229,13 +240,19 @@ pub struct SyncJob<F> {
 
 impl<F> Clone for SyncJob<F> {
     fn clone(&self) -> Self {
-        Self { file: Arc::clone(&self.file), lock: self.lock.clone(), range: self.range, purpose: self.purpose }
+        let (file, syncing) = (Arc::clone(&self.file), Arc::clone(&self.syncing));
+        Self { file, lock: self.lock.clone(), syncing, range: self.range, purpose: self.purpose }
     }
 }
 
 impl<F> SyncJob<F> {
-    fn new(file: &Arc<F>, lock: &IndexLock, range: Option<(u64, u64)>, purpose: Purpose) -> Self {
-        Self { file: Arc::clone(file), lock: lock.clone(), range, purpose }
+    fn new(
+        (file, lock, syncing): (&Arc<F>, &IndexLock, &Arc<AtomicBool>),
+        range: Option<(u64, u64)>,
+        purpose: Purpose,
+    ) -> Self {
+        let (file, syncing) = (Arc::clone(file), Arc::clone(syncing));
+        Self { file, lock: lock.clone(), syncing, range, purpose }
     }
 
     /// Why it is done.
@@ -250,10 +267,16 @@ impl<F: StorageFile> SyncJob<F> {
     ///
     /// # Errors
     /// As [`StorageFile::sync_range`] and [`StorageFile::sync_all`].
+    ///
+    /// # Panics
+    /// If another sync of this file is under way: an error goes to one of the two only (R8). A mistake of the caller.
     pub fn run(&self) -> Result<()> {
-        match self.range {
+        assert!(!self.syncing.swap(true, Ordering::AcqRel), "two syncs of {} at once", self.file.path().display());
+        let done = match self.range {
             Some((offset, len)) => self.file.sync_range(offset, len, self.purpose),
             None => self.file.sync_all(self.purpose),
-        }
+        };
+        self.syncing.store(false, Ordering::Release);
+        done
     }
 }

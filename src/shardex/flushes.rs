@@ -81,7 +81,9 @@ impl<S: Storage> Writer<S> {
     /// A flush has ended: answers those whose writes it covers, and begins the next one for the others.
     fn flushed(&mut self, done: Result<FlushStats>, automatic: bool) {
         let limit = self.engine.options().flush_wal_bytes;
-        self.flush_above = if done.is_ok() { limit } else { self.engine.wal_bytes() + limit / 8 };
+        // One that the size of the WAL asks for and that fails waits for some more of it; the timer tries again, too.
+        let wal = self.engine.wal_bytes();
+        self.flush_above = if done.is_err() && wal > limit { wal + limit / 8 } else { limit };
         self.note_durable();
         let waiters = std::mem::take(&mut self.flush_waiters);
         match done {

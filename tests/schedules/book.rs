@@ -200,7 +200,10 @@ impl Book {
         }
         // A commit pads, and may come to the end of a segment.
         let most = options.flush_wal_bytes + PAGE as u64;
-        assert!(options.flush_wal_bytes == 0 || after.wal_bytes <= most, "the WAL was not flushed: {after:?}");
+        assert!(
+            options.flush_wal_bytes == 0 || after.wal_bytes <= most,
+            "the WAL was not flushed below {most} bytes: {after:?}"
+        );
     }
 
     pub(crate) fn note_failure(&mut self) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use shardex::{
-    CheckLevel, IndexStats, SearchResponse, Shardex, ShardexError,
+    CheckLevel, IndexStats, LockHolder, SearchResponse, Shardex, ShardexError,
     env::{Env, Threads},
     storage::Storage as _,
 };
@@ -331,9 +331,17 @@ impl Desk {
         });
     }
 
-    /// The lock is free as soon as `close` has returned.
+    /// As soon as `close` has returned the lock is free, or held by whoever still reads.
+    pub(crate) fn assert_let_go(&self) {
+        match self.storage.lock("LOCK").map(drop) {
+            Ok(()) | Err(ShardexError::Locked { holder: LockHolder::Reader, .. }) => {}
+            other => panic!("close lets the lock go before it returns: {other:?}"),
+        }
+    }
+
+    /// Nobody reads any more: the lock is free.
     pub(crate) fn assert_released(&self) {
-        drop(self.storage.lock("LOCK").expect("close releases the lock before it returns"));
+        drop(self.storage.lock("LOCK").expect("the lock goes with the last reader"));
     }
 
     /// The turns after which an open is given up; once in a life, and not where a sync of the parent has failed before.

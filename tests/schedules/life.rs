@@ -181,10 +181,11 @@ async fn close(desk: &Desk, index: &Index, life: &LifePlan, tasks: Vec<JoinHandl
     desk.begin_close();
     let closed = index.close().await;
     desk.end_close(&closed, failed_before);
-    desk.assert_released();
+    desk.assert_let_go();
     for task in tasks {
         task.await.expect("an actor leaves by itself");
     }
+    desk.assert_released();
     assert_closed(index).await;
 }
 

@@ -98,7 +98,7 @@ pub(super) const CREATE: &[Case] = &[
         |s| {
             let roots = s.image.root.clone();
             s.root_file(&roots, true, false)?;
-            s.ack(9)
+            s.commit_ten()
         },
         Some(Rule::AcknowledgedWithoutNames),
     ),
@@ -110,9 +110,19 @@ pub(super) const CREATE: &[Case] = &[
             let roots = s.image.root.clone();
             s.root_file(&roots, true, false)?;
             s.see(&Event::SyncDirEnd { ok: true })?;
-            s.ack(9)
+            s.commit_ten()
         },
         Some(Rule::AcknowledgedWithoutNames),
+    ),
+    (
+        "E1 is left out, and what was promised before is said again",
+        true,
+        |s| {
+            let roots = s.image.root.clone();
+            s.root_file(&roots, true, false)?;
+            s.ack(9)
+        },
+        None,
     ),
     ("the log is removed", true, |s| s.see(&Event::Remove { name: "wal" }), Some(Rule::NameRemoved)),
     ("a file of no meaning is removed", true, |s| s.see(&Event::Remove { name: "root.new" }), None),

@@ -236,6 +236,8 @@ pub struct Monitor {
     /// The last LSN that is known to survive every crash.
     durable: u64,
     failed: bool,
+    /// Nothing was stored since the last crash, or since a file got the name `root`.
+    quiet: bool,
     mutant: Option<MonitorMutant>,
 }
 
@@ -256,6 +258,7 @@ impl Monitor {
             acknowledged: 0,
             durable: 0,
             failed: false,
+            quiet: false,
             mutant: None,
         }
     }
@@ -378,6 +381,7 @@ impl Monitor {
     }
 
     fn crash(&mut self, power: bool) {
+        self.quiet = true;
         self.loans.clear();
         self.syncs.clear();
         if power {
