@@ -234,7 +234,7 @@ pub enum ShardexError {
 
     /// A flush waits for one of its syncs, and this call needs that flush to be over first.
     ///
-    /// Only whoever drives an [`Engine`](crate::Engine) step by step can meet this. Nothing was changed. Recover by
+    /// Only whoever drives an `Engine` step by step can meet this. Nothing was changed. Recover by
     /// finishing the flush.
     #[error("a flush is in progress: finish it first")]
     FlushInProgress,

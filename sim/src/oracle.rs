@@ -1,4 +1,4 @@
-//! The judge that does not ask the accused: what the files say, by [`fsck`](crate::fsck), against the model and the engine.
+//! The judge that does not ask the accused: what the files say, by `fsck`, against the model and the engine.
 
 use std::collections::BTreeMap;
 

@@ -29,7 +29,7 @@ pub struct LookupCounts {
     pub slots: u64,
 }
 
-/// See the [module](self).
+/// Filters of documents and of keys over all shards: names the shards where one may be.
 #[derive(Clone, Debug)]
 pub struct Finder {
     documents: SlicedBlooms,

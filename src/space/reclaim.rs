@@ -78,7 +78,7 @@ struct Waiting<P> {
     used_as: Use,
 }
 
-/// See the [module](self).
+/// Says when a place is free: owner of the free-space map and of all that waits to be free.
 #[derive(Debug)]
 pub struct Reclaimer<P = Arc<Place>> {
     map: SpaceMap,
