@@ -123,8 +123,11 @@ async fn open(args: &Ingest, rows: &Rows) -> Result<(Shardex, Made), Failure> {
 /// Takes away what a `create` that failed has left in the directory that it made. What cannot be taken away is cleared by the
 /// next `create`.
 fn clear(dir: &Path) {
-    let lock = std::fs::OpenOptions::new().write(true).open(dir.join("LOCK"));
-    if lock.as_ref().is_ok_and(|lock| lock.try_lock().is_err()) {
+    // Without the lock, which a failed `create` leaves behind, nothing there is known to be ours.
+    let Ok(lock) = std::fs::OpenOptions::new().write(true).open(dir.join("LOCK")) else {
+        return drop(std::fs::remove_dir(dir));
+    };
+    if lock.try_lock().is_err() {
         return;
     }
     // Somebody else may have had more luck meanwhile.

@@ -141,6 +141,10 @@ impl<S: Storage> Engine<S> {
             let (checkpoint_lsn, generation) = (newest.checkpoint, newest.generation);
             return Ok(FlushStep::Done(Box::new(FlushStats { checkpoint_lsn, generation, ..FlushStats::default() })));
         }
+        if self.wal.epoch() > newest.epoch {
+            self.make_root_file_anew()?;
+        }
+        let newest = self.roots.newest();
         let began = self.clock.elapsed();
         self.wal.write_out()?;
         let totals = self.work.totals;

@@ -15,8 +15,9 @@ use crate::{
 
 /// A directory that is locked.
 pub(super) struct LockedDirectory<S: Storage> {
-    directory: S::Lock,
+    /// Released first: who gets the directory's lock shall get this one too.
     data: Option<S::Lock>,
+    directory: S::Lock,
     /// Names of its files, sorted, without those that are tolerated.
     pub(super) found: Vec<String>,
 }

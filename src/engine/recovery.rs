@@ -595,7 +595,6 @@ impl<S: Storage> Engine<S> {
         if site::holds(site::Kind::Ordering, self.epoch_open) {
             return Ok(());
         }
-        self.make_root_file_anew()?;
         self.flush_forced()?;
         let twin = Root { generation: self.roots.newest().generation.next(), ..self.roots.newest().clone() };
         self.work.space.begin(twin.generation);
@@ -610,8 +609,9 @@ impl<S: Storage> Engine<S> {
         Ok(())
     }
 
-    /// Replaces a root file of epoch 1, so that its entry is durable: invariant 1 of the [module](self).
-    fn make_root_file_anew(&mut self) -> Result<()> {
+    /// Replaces a root file of epoch 1, so that its entry is durable: invariant 1 of the [module](self). No flush is under way,
+    /// whose root the new file would lack.
+    pub(super) fn make_root_file_anew(&mut self) -> Result<()> {
         if site::holds(site::Kind::Ordering, self.roots.newest().epoch > 1) {
             return Ok(());
         }

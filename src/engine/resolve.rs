@@ -10,6 +10,9 @@ use crate::{
     storage::StorageFile,
 };
 
+/// Postings that are looked at in the time that the lookup of one id takes, at the least.
+const LOOKUP_POSTINGS: u128 = 64;
+
 /// The documents of these that have a posting, in the order given, each once.
 ///
 /// # Errors
@@ -58,7 +61,8 @@ pub fn range<F: StorageFile>(
     if first > last {
         return Ok(Vec::new());
     }
-    if last - first < u128::from(work.totals.live) {
+    // A lookup asks the filters of all shards, a posting that is looked at costs a comparison.
+    if (last - first).saturating_mul(LOOKUP_POSTINGS) < u128::from(work.totals.live) {
         return documents(work, data, (first..=last).map(DocumentId));
     }
     let geometry = data.geometry();

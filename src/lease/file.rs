@@ -17,6 +17,9 @@ use crate::{
 /// The name of the file that lends its bytes.
 pub const LENDING: &str = "data";
 
+/// The names of the files that are never lent.
+const PLAIN: [&str; 3] = ["wal", "root", "root.new"];
+
 /// A file that is never lent: the log and the roots.
 #[derive(Debug)]
 pub struct PlainFile<F> {
@@ -38,9 +41,9 @@ impl<F: StorageFile> PlainFile<F> {
     /// `Io`.
     ///
     /// # Panics
-    /// If it is the file that lends: a mistake of the caller.
+    /// If it is none of the files that are never lent: a mistake of the caller.
     pub fn open<S: Storage<File = F>>(storage: &S, name: &str, lock: &IndexLock) -> Result<Self> {
-        assert_ne!(name, LENDING, "its bytes are lent");
+        assert!(PLAIN.contains(&name), "{name} is no file that is never lent");
         Ok(Self { file: storage.open(name)?, lock: lock.clone(), syncing: Arc::default() })
     }
 
@@ -52,7 +55,7 @@ impl<F: StorageFile> PlainFile<F> {
     /// # Panics
     /// As [`open`](Self::open).
     pub fn create<S: Storage<File = F>>(storage: &S, name: &str, why: Purpose, lock: &IndexLock) -> Result<Self> {
-        assert_ne!(name, LENDING, "its bytes are lent");
+        assert!(PLAIN.contains(&name), "{name} is no file that is never lent");
         Ok(Self { file: storage.create(name, why)?, lock: lock.clone(), syncing: Arc::default() })
     }
 
@@ -111,6 +114,7 @@ impl<F: StorageFile> LendingFile<F> {
     /// `Io`.
     pub fn open<S: Storage<File = F>>(storage: &S, lock: &IndexLock, page_size: usize) -> Result<Self> {
         let file = storage.open(LENDING)?;
+        lock.open_once();
         Ok(Self { file, lock: lock.clone(), syncing: Arc::default(), page_size: page_size as u64 })
     }
 
@@ -164,6 +168,7 @@ impl<F: StorageFile> LendingFile<F> {
     /// # Panics
     /// If the place has fewer bytes: a mistake of the caller.
     pub fn lease(&self, place: &Arc<Place>, len: usize) -> Result<Lease<F::Lent>> {
+        assert!(place.is_under(&self.lock), "{:?} is of another index", place.run());
         assert!(len as u64 <= self.bytes_of(place), "{len} bytes of {:?}", place.run());
         let mut leases = place.leases();
         #[expect(unsafe_code, reason = "no store may meet the bytes while they are lent")]
@@ -196,6 +201,7 @@ impl<F: StorageFile> LendingFile<F> {
     /// As [`store`](Self::store); if there is a gap between the places.
     pub fn store_over(&self, places: &[&Place], at: usize, bytes: &[u8], why: Purpose) -> Result<()> {
         let Some((first, rest)) = places.split_first() else { return Ok(()) };
+        assert!(places.iter().all(|place| place.is_under(&self.lock)), "{:?} is of another index", first.run());
         let follow = places.windows(2).all(|pair| pair[0].run().end() == pair[1].run().page);
         assert!(follow, "places with a gap between them are stored one by one");
         let room: u64 = places.iter().map(|place| self.bytes_of(place)).sum();

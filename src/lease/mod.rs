@@ -18,7 +18,13 @@
 mod file;
 mod place;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 pub use file::{LENDING, LendingFile, PlainFile, SyncJob};
 pub use place::{Lease, Place, Run};
@@ -37,6 +43,9 @@ struct Guards {
     /// Released first: who gets the directory's lock shall get this one too.
     data: Option<Box<dyn StorageLock>>,
     directory: Box<dyn StorageLock>,
+    /// The data file was opened, and its reclaimer made: each once under a lock, or places could overlap.
+    opened: AtomicBool,
+    reclaimed: AtomicBool,
 }
 
 impl IndexLock {
@@ -44,7 +53,8 @@ impl IndexLock {
     #[must_use]
     pub fn new(directory: impl StorageLock, data: Option<impl StorageLock>) -> Self {
         let data = data.map(|data| Box::new(data) as Box<dyn StorageLock>);
-        Self { guards: Arc::new(Guards { data, directory: Box::new(directory) }) }
+        let (opened, reclaimed) = Default::default();
+        Self { guards: Arc::new(Guards { data, directory: Box::new(directory), opened, reclaimed }) }
     }
 
     /// A lock that locks nothing, for places that no file has.
@@ -55,14 +65,34 @@ impl IndexLock {
 
     /// Notes that the engine is gone: what holds the lock from now on is a reader.
     pub fn owner_left(&self) {
-        let Guards { data, directory } = &*self.guards;
+        let Guards { data, directory, .. } = &*self.guards;
         data.iter().chain([directory]).for_each(|guard| guard.owner_left());
     }
 
     /// Removes the files that taking the lock made. An open that fails leaves nothing behind.
     pub fn withdraw(&self) {
-        let Guards { data, directory } = &*self.guards;
+        let Guards { data, directory, .. } = &*self.guards;
         data.iter().chain([directory]).for_each(|guard| guard.withdraw());
+    }
+
+    /// Notes that the data file is opened.
+    ///
+    /// # Panics
+    /// If it was under this lock before: a mistake of the caller.
+    fn open_once(&self) {
+        assert!(!self.guards.opened.swap(true, Ordering::AcqRel), "the data file is opened once under a lock");
+    }
+
+    /// Notes that the reclaimer is made.
+    ///
+    /// # Panics
+    /// If one was under this lock before: a mistake of the caller.
+    pub(crate) fn reclaim_once(&self) {
+        assert!(!self.guards.reclaimed.swap(true, Ordering::AcqRel), "one reclaimer under a lock");
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.guards, &other.guards)
     }
 }
 

@@ -33,7 +33,7 @@ pub struct Place {
     born: Generation,
     /// For each lease that lives, the number of bytes from the start of the place that it holds.
     leases: Mutex<Vec<u32>>,
-    _lock: IndexLock,
+    lock: IndexLock,
 }
 
 impl Place {
@@ -41,7 +41,7 @@ impl Place {
     /// [module](super)): for the reclaimer.
     #[must_use]
     pub(crate) fn new(run: Run, born: Generation, lock: IndexLock) -> Self {
-        Self { run, born, leases: Mutex::default(), _lock: lock }
+        Self { run, born, leases: Mutex::default(), lock }
     }
 
     /// Where it is.
@@ -54,6 +54,11 @@ impl Place {
     #[must_use]
     pub fn born(&self) -> Generation {
         self.born
+    }
+
+    /// Whether it is of the index that this is the lock of.
+    pub(super) fn is_under(&self, lock: &IndexLock) -> bool {
+        self.lock.is(lock)
     }
 
     /// The leases, which nobody changes while the guard lives.

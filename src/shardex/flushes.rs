@@ -83,6 +83,7 @@ impl<S: Storage> Writer<S> {
         let limit = self.engine.options().flush_wal_bytes;
         // One that the size of the WAL asks for and that fails waits for some more of it; the timer tries again, too.
         let wal = self.engine.wal_bytes();
+        self.flush_failed = done.is_err();
         self.flush_above = if done.is_err() && wal > limit { wal + limit / 8 } else { limit };
         self.note_durable();
         let waiters = std::mem::take(&mut self.flush_waiters);

@@ -80,6 +80,8 @@ pub(super) struct Writer<S: Storage> {
     pub(super) undurable_since: Option<Instant>,
     /// A flush that failed is not tried again by the size of the WAL before it has this many bytes.
     pub(super) flush_above: u64,
+    /// The last flush failed.
+    pub(super) flush_failed: bool,
     /// Errors of background work.
     pub(super) troubles: Troubles,
     /// What runs beside the writer was cancelled.
@@ -113,6 +115,7 @@ impl<S: Storage> Writer<S> {
             flush_at: None,
             undurable_since: None,
             flush_above: engine.options().flush_wal_bytes,
+            flush_failed: false,
             troubles: Troubles::default(),
             closing: false,
             waiting: Vec::new(),
@@ -227,9 +230,8 @@ impl<S: Storage> Writer<S> {
     /// waited for. Two roots are retained, so it takes the flush under way and two more at most, even if nothing has changed.
     fn waits_for_wal(&mut self, limit: u64) -> bool {
         for _ in 0..=ROOTS_RETAINED {
-            // If the last flush failed, the next try comes later.
-            let failed = self.flush_above > limit && self.engine.wal_bytes() <= self.flush_above;
-            if failed || self.engine.wal_retained() <= limit.saturating_mul(limits::WAL_SHARES) {
+            // If the last flush failed, the next try is the timer's.
+            if self.flush_failed || self.engine.wal_retained() <= limit.saturating_mul(limits::WAL_SHARES) {
                 return false;
             }
             if self.flushing.is_none() {
@@ -329,11 +331,7 @@ impl<S: Storage> Writer<S> {
         self.check_waiters.drain(..).for_each(|reply| drop(reply.send(Err(ShardexError::Closed))));
         self.regroup_waiters.drain(..).for_each(|reply| drop(reply.send(Err(ShardexError::Closed))));
         self.coding = None;
-        while self.flushing.is_some() {
-            let synced = synced(&mut self.flushing).await;
-            self.go_on(synced);
-            self.carry_out();
-        }
+        self.carry_out_all().await;
         self.settle();
         if let Some(cells) = &mut self.regrouping {
             let made = cells.job.ended().await;
@@ -342,6 +340,18 @@ impl<S: Storage> Writer<S> {
         if let Some(check) = &mut self.checking {
             let checked = check.job.ended().await;
             self.checked(checked);
+        }
+        // Cells may have been queued, behind a flush that has begun since.
+        self.carry_out_all().await;
+    }
+
+    /// Carries out every write that waits, and finishes every flush that is under way for it.
+    async fn carry_out_all(&mut self) {
+        self.carry_out();
+        while self.flushing.is_some() {
+            let synced = synced(&mut self.flushing).await;
+            self.go_on(synced);
+            self.carry_out();
         }
     }
 

@@ -233,6 +233,17 @@ impl SpaceMap {
         }
     }
 
+    /// Whether all of a run is in use.
+    #[must_use]
+    pub fn is_used(&self, run: Run) -> bool {
+        let Some((chunk, at)) = self.locate(run.page) else { return false };
+        match &self.chunks[chunk] {
+            Chunk::Free => false,
+            Chunk::Extents(used) => used.get(at / self.extent_pages as usize).is_some_and(|&used| used),
+            Chunk::Meta(used) => used.get(at..at + run.pages as usize).is_some_and(|pages| pages.iter().all(|&used| used)),
+        }
+    }
+
     /// Frees a run that [`take_extent`](Self::take_extent) or [`take_meta`](Self::take_meta) handed out.
     ///
     /// # Panics

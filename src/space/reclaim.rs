@@ -94,6 +94,7 @@ impl<P: Shared> Reclaimer<P> {
     /// A data file of `chunks` chunks that hold nothing, whose newest durable root is `durable`.
     #[must_use]
     pub fn new(geometry: &Geometry, chunks: usize, durable: Generation, lock: IndexLock) -> Self {
+        lock.reclaim_once();
         Self { map: SpaceMap::new(geometry, chunks), lock, begun: durable, durable, waiting: Vec::new() }
     }
 
@@ -193,7 +194,11 @@ impl<P: Shared> Reclaimer<P> {
     }
 
     /// Gives up a place of which only the page is known, with the last root that named it: no reader holds it.
+    ///
+    /// # Panics
+    /// If the map does not mark it as used: a mistake of the caller.
     pub fn retire_named(&mut self, run: Run, used_as: Use, last_named: Generation) {
+        assert!(self.map.is_used(run), "{run:?} is not in use");
         let place = self.place(run);
         self.waiting.push(Waiting { last_named: Some(last_named), place, used_as });
     }

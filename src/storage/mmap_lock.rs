@@ -35,6 +35,8 @@ pub struct MmapLock {
     id: FileId,
     /// Taking it made the file.
     made: bool,
+    /// Who took it. A forked child that drops what it has inherited must not release it.
+    process: u32,
 }
 
 impl MmapLock {
@@ -58,7 +60,7 @@ impl MmapLock {
             match fs::metadata(&path) {
                 Ok(now) if id_of(&now) == id => {
                     held().insert(id, LockHolder::Handle);
-                    return Ok(Self { path, file, id, made });
+                    return Ok(Self { path, file, id, made, process: std::process::id() });
                 }
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -102,6 +104,9 @@ impl StorageLock for MmapLock {
 
 impl Drop for MmapLock {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return;
+        }
         held().remove(&self.id);
         // Not left to the closing: a process being started by another thread holds a copy of the descriptor until it
         // has become another program. An error leaves it to the closing after all.

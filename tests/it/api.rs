@@ -534,3 +534,29 @@ fn creates_and_opens_that_race_end_well() {
         assert!(report.is_clean(), "{report}");
     }
 }
+
+/// A child that dropped what it had inherited released the lock of the parent, which was still reading.
+#[test]
+fn a_forked_child_releases_no_lock_of_its_parent() {
+    use std::{os::unix::process::CommandExt as _, process::Command, sync::Mutex};
+
+    use shardex::storage::{MmapStorage, Storage as _};
+
+    let dir = TempDir::new().expect("a temporary directory");
+    let storage = MmapStorage::new(dir.path());
+    let lock = std::sync::Arc::new(Mutex::new(Some(storage.lock("LOCK").expect("free"))));
+    let inherited = std::sync::Arc::clone(&lock);
+    let mut child = Command::new("true");
+    #[expect(unsafe_code, reason = "what runs in a forked child")]
+    // SAFETY: the child takes a lock that nobody else holds, and closes a descriptor.
+    unsafe {
+        child.pre_exec(move || {
+            drop(inherited.lock().expect("no panic").take());
+            Ok(())
+        });
+    }
+    assert!(child.status().expect("it runs").success());
+    assert!(matches!(storage.lock("LOCK").map(drop), Err(ShardexError::Locked { holder: LockHolder::Handle, .. })));
+    drop(lock.lock().expect("no panic").take());
+    drop(storage.lock("LOCK").expect("free again"));
+}

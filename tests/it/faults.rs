@@ -11,8 +11,8 @@ use std::{
 
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
-    CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, Shardex, ShardexConfig, ShardexError, env::Env,
-    storage::MmapStorage,
+    CheckLevel, DocumentId, Engine, FlushStep, Metric, OpenOptions, Posting, Shardex, ShardexConfig, ShardexError,
+    env::Env, storage::MmapStorage,
 };
 use shardex_sim::{
     CrashKind, SimStorage,
@@ -415,5 +415,59 @@ fn a_place_taken_after_a_flush_was_given_up_is_held_for_the_next_root() {
     engine.remove(&removed).expect("removed");
     engine.flush().expect("flushed");
     let report = engine.check(shardex::CheckLevel::Full).expect("readable");
+    assert!(report.is_clean(), "{report}");
+}
+
+/// The first write after a clean open replaced the root file, and the store of its root failed. The flush was gone on with, and
+/// while its root was being synced another write replaced the root file once more, without that root: the sync was of a file
+/// that nobody could find any more, and its places were freed by it. The file is replaced only before a flush begins.
+#[test]
+fn no_root_file_is_replaced_under_a_flush() {
+    let sim = SimStorage::new(256, 64, 1);
+    let config = config("sim", 1024);
+    let Batch::Add(postings) = batch(0) else { unreachable!("it is an addition") };
+    let mut engine = Engine::create(sim.clone(), &config, &env()).expect("made");
+    engine.add(&postings).expect("added");
+    engine.close().expect("closed");
+    drop(engine);
+    let fails = Arc::new(AtomicBool::new(true));
+    let trap = Arc::clone(&fails);
+    let storage = HookStorage::new(sim.clone(), move |info| {
+        let is_root = info.file == "root" && info.purpose.0 == "root: store";
+        if is_root && trap.load(Ordering::Relaxed) { Verdict::Fail(ErrorKind::Other) } else { Verdict::Proceed }
+    });
+    let mut engine = Engine::create(storage, &config, &env()).expect("opened");
+    assert!(matches!(engine.add(&postings), Err(ShardexError::Io { op: "write", .. })));
+    fails.store(false, Ordering::Relaxed);
+    let FlushStep::Sync(root) = engine.flush_begin(false).expect("gone on with") else { panic!("a sync is due") };
+    assert!(root.purpose().0.starts_with("B3"), "{root:?}");
+    assert!(matches!(engine.add(&postings), Err(ShardexError::FlushInProgress)));
+    let mut step = engine.flush_synced(root.run()).expect("synced");
+    while let FlushStep::Sync(job) = step {
+        step = engine.flush_synced(job.run()).expect("synced");
+    }
+    let report = engine.check(CheckLevel::Full).expect("readable");
+    assert!(report.is_clean(), "{report}");
+    engine.add(&postings).expect("added");
+    engine.flush().expect("flushed");
+    assert!(engine.check(CheckLevel::Full).expect("readable").is_clean());
+}
+
+/// A flush that a failed sync has ended left places that nothing named: a full check called that a contradiction.
+#[test]
+fn a_poisoned_engine_contradicts_nothing() {
+    let fails = Arc::new(AtomicBool::new(false));
+    let trap = Arc::clone(&fails);
+    // The sync fails before it reaches the disk, so that the page cache keeps everything and all bytes are right.
+    let storage = HookStorage::new(SimStorage::new(256, 64, 1), move |info| {
+        let fails = trap.load(Ordering::Relaxed) && info.purpose.0.starts_with("B2");
+        if fails { Verdict::Fail(ErrorKind::Other) } else { Verdict::Proceed }
+    });
+    let Batch::Add(postings) = batch(0) else { unreachable!("it is an addition") };
+    let mut engine = Engine::create(storage, &config("sim", 1024), &env()).expect("made");
+    engine.add(&postings).expect("added");
+    fails.store(true, Ordering::Relaxed);
+    assert!(matches!(engine.flush(), Err(ShardexError::Io { op: "sync", .. })));
+    let report = engine.check(CheckLevel::Full).expect("readable");
     assert!(report.is_clean(), "{report}");
 }
