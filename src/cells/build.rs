@@ -6,16 +6,16 @@
 use std::sync::{Arc, OnceLock};
 
 use super::{
-    CellIndex, Near,
+    CellIndex, GroupView, Near,
     grouped::{Asking, Centroids, Grouped, Sums},
-    layout::{Built, lay_out, leaves_centroids, rounds_of},
+    layout::{Built, lay_out},
 };
 use crate::{
     codes::{Factors, Rotation, encode, sample},
     distance::{self, BLOCK},
     env::{Never, Workers},
     error::{Result, ShardexError},
-    format::cells::GroupLayout,
+    format::{FormatError, cells::GroupLayout},
     limits,
     shard::{DataFile, Shard, row},
     storage::StorageFile,
@@ -135,19 +135,21 @@ impl<F: StorageFile> Pass<'_, F> {
     ) -> Result<(Centroids, Start)> {
         let mut centroids = Centroids { len: self.rotation.len(), rows: Vec::new() };
         let mut start = Start { done: 0, rounds: limits::CELL_ROUNDS };
-        if let Some(before) = before.filter(|before| {
-            // Many more centroids than there were cannot be told from these by a few rounds: a posting alone is no mean.
-            let known = before.cells() as usize;
-            known * 10 >= cells * 9 && known * 9 <= cells * 10
-        }) {
-            centroids.rows = centroids_of(before);
-            centroids.rows.truncate(cells * centroids.len);
-            start = match before.is_unfinished() {
-                true => Start::after(rounds_of(before.table())),
+        // Many more centroids than there were cannot be told from these by a few rounds: a posting alone is no mean.
+        let serve = |known: u64| known * 10 >= cells as u64 * 9 && known * 9 <= cells as u64 * 10;
+        match before {
+            Some(before) if before.has_ahead() && serve(before.cells_ahead()) => {
+                centroids.rows = centroids_of(before.ahead());
+                start = Start::after(before.table().rounds as usize);
+            }
+            Some(before) if before.is_searchable() && serve(before.cells()) => {
+                centroids.rows = centroids_of((0..before.len()).map(|i| before.group(i)));
                 // Centroids that have settled need little more.
-                false => Start { done: 0, rounds: limits::CELL_ROUNDS / 2 },
-            };
+                start.rounds = limits::CELL_ROUNDS / 2;
+            }
+            _ => {}
         }
+        centroids.rows.truncate(cells * centroids.len);
         let known = centroids.count();
         centroids.rows.extend(self.sample(cells - known, seed)?);
         Ok((centroids, start))
@@ -236,7 +238,7 @@ fn second_cell(x: &[f32], first: usize, near: &[Near], centroids: &Centroids) ->
 /// cell fits `largest` bytes.
 ///
 /// `before` are cells to start from, which makes it quicker. Cost: a few hundred products of bytes a posting and round.
-/// Cancelled after a round, it returns the centroids alone, unfinished, where [`leaves_centroids`] allows.
+/// Cancelled after a round, it returns the centroids that it has reached, [beside](Built::into_ahead) the cells before.
 ///
 /// # Errors
 /// `Corruption` if a vector is damaged, `Closed` if it is cancelled and leaves nothing.
@@ -269,14 +271,14 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     // What a build that is given up leaves: the centroids of the last round that came to its end.
     let left = |grouped: &Grouped, done| {
         let left = lay_out(of, grouped, (&grouped.centroids(), &[]), sizes, &Never)?;
-        Ok(Some(left.into_unfinished(done)))
+        Ok(Some(left.into_ahead(done, before)))
     };
     let (mut homes, mut done) = (Vec::new(), start.done);
     for _ in 0..start.rounds {
         let refined = pass.refine(&mut centroids, &grouped, &mut homes);
         match refined.and_then(|()| Grouped::new(&mut centroids, seed, workers)) {
             Ok(next) => grouped = next,
-            Err(ShardexError::Closed) if done > start.done && leaves_centroids(before) => return left(&grouped, done),
+            Err(ShardexError::Closed) if done > start.done => return left(&grouped, done),
             Err(error) => return Err(error),
         }
         done = (done + 1).min(limits::CELL_ROUNDS);
@@ -284,7 +286,7 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     let coded = pass.encode(&centroids, &grouped);
     match coded.and_then(|coded| lay_out(of, &grouped, (&centroids, &coded), sizes, workers.cancel)) {
         Ok(built) => Ok(Some(built)),
-        Err(ShardexError::Closed) if leaves_centroids(before) => left(&grouped, done),
+        Err(ShardexError::Closed) => left(&grouped, done),
         Err(error) => Err(error),
     }
 }
@@ -311,9 +313,9 @@ pub fn held_out<'a, L: std::ops::Deref<Target = [u8]> + Clone + 'a>(
 }
 
 /// The rotated centroids of cells whose groups can be read.
-fn centroids_of<B: std::ops::Deref<Target = [u8]>>(cells: &CellIndex<B>) -> Vec<f32> {
+fn centroids_of<'a>(groups: impl Iterator<Item = std::result::Result<GroupView<'a>, FormatError>>) -> Vec<f32> {
     let mut rows = Vec::new();
-    for group in (0..cells.len()).filter_map(|i| cells.group(i).ok()) {
+    for group in groups.flatten() {
         for i in 0..group.cells() {
             let step = group.cell(i).step;
             rows.extend(group.centroid(i).iter().map(|&byte| f32::from(i16::from(byte) - 128) * step));

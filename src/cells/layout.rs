@@ -12,55 +12,60 @@ use crate::{
     env::Cancel,
     error::Result,
     format::{
-        cells::{CellEntry, CellTable, Covered, Effort, GroupEntry, GroupLayout, cell, encode_group},
+        cells::{CellEntry, CellTable, Covered, Effort, GroupEntry, GroupLayout, RECALLS, cell, encode_group},
         crc32c,
         node::Entry,
     },
 };
 
-/// Cells that are on no disk yet: a table without places, and the groups' bytes.
+/// Cells that are not stored yet: a table, and the bytes of the groups that have no place in it.
 #[derive(Clone, Debug)]
 pub struct Built {
-    /// The table. The groups' places say how long they are and what they sum to.
+    /// The table. A group of page 0 has no place yet: its entry says how long it is and what it sums to.
     pub table: CellTable,
-    /// The groups.
+    /// The groups that have no place; none if all are those of the cells before.
     pub groups: Vec<Aligned>,
+    /// The groups of centroids ahead, none of which has a place.
+    pub ahead: Vec<Aligned>,
+    /// Whether the job was cancelled, so that there is more to be done.
+    pub cut: bool,
 }
 
 impl Built {
-    /// The centroids alone, after so many rounds: what a later build starts from.
-    ///
-    /// They are cells of the known format that cover no shard and hold no code, so that nothing is found in them. Their
-    /// efforts say that everything is to be looked at, for none was found by asking. The first one counts the rounds: its
-    /// number of cells is so much less than the largest, which is still more than there can be.
+    /// The cells as they are in the table of some that are stored.
     #[must_use]
-    pub fn into_unfinished(mut self, rounds: usize) -> Self {
+    pub fn kept<B: std::ops::Deref<Target = [u8]>>(before: &CellIndex<B>) -> Self {
+        Self { table: before.whole_table(), groups: Vec::new(), ahead: Vec::new(), cut: false }
+    }
+
+    /// The centroids alone, after so many rounds, which a later build starts from. They come beside the cells before, as far
+    /// as searches can use these.
+    #[must_use]
+    pub fn into_ahead<B: std::ops::Deref<Target = [u8]>>(self, rounds: usize, before: Option<&CellIndex<B>>) -> Self {
         let words = self.table.words;
-        for (group, bytes) in self.table.groups.iter_mut().zip(&mut self.groups) {
+        let before = before.filter(|before| before.is_searchable() && !before.is_damaged());
+        let mut built = match before {
+            Some(before) => Self::kept(before),
+            None => {
+                let efforts = [Effort::everything(); RECALLS.len()];
+                let table = CellTable { words, efforts, ..CellTable::default() };
+                Self { table, groups: Vec::new(), ahead: Vec::new(), cut: true }
+            }
+        };
+        built.cut = true;
+        built.table.ahead.clear();
+        built.table.rounds = rounds as u32;
+        for (group, bytes) in self.table.groups.iter().zip(&self.groups) {
             let layout = GroupLayout { cells: group.cells as usize, codes: group.codes as usize, words };
             let cells = (0..layout.cells).map(|i| CellEntry { first: 0, count: 0, ..cell(bytes, i) });
             let centroids = &bytes[layout.centroids()];
             let coded = encode_group(GroupLayout { codes: 0, ..layout }, &cells.collect::<Vec<_>>(), centroids, &[]);
-            group.place = Entry { page: 0, len: coded.len() as u32, crc: crc32c(0, &coded) };
-            group.codes = 0;
-            *bytes = Aligned::new(&coded);
+            let place = Entry { page: 0, len: coded.len() as u32, crc: crc32c(0, &coded) };
+            built.table.ahead.push(GroupEntry { place, codes: 0, ..*group });
+            built.ahead.push(Aligned::new(&coded));
         }
-        self.table.shards.clear();
-        self.table.efforts.fill(Effort::everything());
-        self.table.efforts[0].cells -= rounds as u32;
-        self
+        built
     }
-}
-
-/// The rounds that made unfinished cells.
-pub(super) fn rounds_of(table: &CellTable) -> usize {
-    Effort::everything().cells.saturating_sub(table.efforts[0].cells) as usize
-}
-
-/// Whether a build that starts from these cells leaves its centroids behind when it is given up: not in the place of cells
-/// that searches use, for they would have none until it is done.
-pub fn leaves_centroids<B: std::ops::Deref<Target = [u8]>>(before: Option<&CellIndex<B>>) -> bool {
-    before.is_none_or(|before| before.is_unfinished() || before.is_damaged())
 }
 
 /// A cell to be laid out, and which of its codes.
@@ -132,7 +137,7 @@ where
     let router = Router::of(words, metric, of_group);
     table.centroids = router.codes.to_vec();
     table.pivots = router.pivots;
-    Ok(Built { table, groups })
+    Ok(Built { table, groups, ahead: Vec::new(), cut: false })
 }
 
 fn group_bytes(

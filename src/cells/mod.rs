@@ -26,7 +26,7 @@ use std::{
 };
 
 pub use build::{build, held_out};
-pub use layout::{Built, leaves_centroids};
+pub use layout::Built;
 pub use router::{Asked, CodeBlocks, Router};
 
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
     error::ShardexError,
     format::{
         FormatError,
-        cells::{self, CellEntry, CellTable, Covered, Effort, GroupLayout, RECALLS},
+        cells::{self, CellEntry, CellTable, Covered, Effort, GroupEntry, GroupLayout, RECALLS},
         crc32c,
     },
     id::ShardId,
@@ -49,6 +49,17 @@ pub struct Group<B> {
     layout: GroupLayout,
     crc: u32,
     checked: AtomicBool,
+}
+
+impl<B> Group<B> {
+    /// Checks bytes that should be its own, whose codes are of postings below `postings`.
+    fn check(&self, bytes: &[u8], postings: u32) -> std::result::Result<(), FormatError> {
+        let found = crc32c(0, bytes);
+        if !site::holds(Kind::Checksum, found == self.crc) {
+            return Err(FormatError::new(0, format!("checksum {:08x} expected, {found:08x} found", self.crc)));
+        }
+        cells::check_group(bytes, self.layout, postings)
+    }
 }
 
 /// A group whose bytes were checked.
@@ -99,17 +110,19 @@ pub struct CellIndex<B> {
     router: Router,
     /// Before `places`: bytes are given back before their place is.
     groups: Vec<Group<B>>,
+    /// The centroids that a build had reached, for the next one to go on from.
+    ahead: Vec<Group<B>>,
     /// For each shard of the table, the number of its first posting.
     firsts: Vec<u32>,
     /// For each 64 postings, the shard of the table that they are of.
     by_posting: Vec<u32>,
-    /// The places of head, parts and groups; none for cells that are on no disk.
+    /// The places of groups, those ahead, parts and head, in this order; none for cells that are not stored.
     places: Vec<Arc<Place>>,
     damaged: AtomicBool,
 }
 
 impl<B: Deref<Target = [u8]>> CellIndex<B> {
-    /// Puts cells together: `bytes` are those of the table's groups.
+    /// Puts cells together: `bytes` are those of the table's groups, and of the ones ahead.
     #[must_use]
     pub fn new(mut table: CellTable, rotation: Arc<Rotation>, bytes: Vec<B>, places: Vec<Arc<Place>>) -> Self {
         let (mut firsts, mut by_posting) = (Vec::new(), Vec::new());
@@ -117,28 +130,35 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
             firsts.push(by_posting.len() as u32 * 64);
             by_posting.resize(by_posting.len() + shard.slots.div_ceil(64) as usize, i as u32);
         }
-        let groups = bytes
-            .into_iter()
-            .zip(&table.groups)
-            .map(|(bytes, group)| Group {
+        let mut bytes = bytes.into_iter();
+        let mut groups_of = |entries: &[GroupEntry]| -> Vec<Group<B>> {
+            let group = |(group, bytes): (&GroupEntry, B)| Group {
                 bytes,
                 layout: GroupLayout { cells: group.cells as usize, codes: group.codes as usize, words: table.words },
                 crc: group.place.crc,
                 checked: AtomicBool::new(false),
-            })
-            .collect();
+            };
+            entries.iter().zip(bytes.by_ref()).map(group).collect()
+        };
+        let (groups, ahead) = (groups_of(&table.groups), groups_of(&table.ahead));
         let stored =
             table.groups.iter().map(|group| CentroidBytes { step: group.step, square: group.square }).collect();
         let counts = table.groups.iter().map(|group| group.cells).collect();
         let pivots = std::mem::take(&mut table.pivots);
         let router = Router::new(table.words, pivots, stored, counts, &std::mem::take(&mut table.centroids));
-        Self { table, rotation, router, groups, firsts, by_posting, places, damaged: AtomicBool::new(false) }
+        Self { table, rotation, router, groups, ahead, firsts, by_posting, places, damaged: AtomicBool::new(false) }
     }
 
     /// What is stored of it besides the groups; what the router holds is left out.
     #[must_use]
     pub fn table(&self) -> &CellTable {
         &self.table
+    }
+
+    /// The same with what the router holds.
+    #[must_use]
+    pub fn whole_table(&self) -> CellTable {
+        CellTable { pivots: self.router.pivots.clone(), centroids: self.router.codes.to_vec(), ..self.table.clone() }
     }
 
     /// Finds the cells that are near.
@@ -165,11 +185,30 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    /// Whether these are no cells to search by, but the centroids that a build had reached when it was given up: they cover
-    /// no shard, and no code is in them. Cells that were finished cover every shard that there was.
+    /// Whether there are cells to search by. If not, there are only centroids that a build had reached.
     #[must_use]
-    pub fn is_unfinished(&self) -> bool {
-        self.table.shards.is_empty()
+    pub fn is_searchable(&self) -> bool {
+        !self.groups.is_empty()
+    }
+
+    /// Whether there are centroids that a build had reached when it was given up.
+    #[must_use]
+    pub fn has_ahead(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn cells_ahead(&self) -> u64 {
+        self.table.ahead.iter().map(|group| u64::from(group.cells)).sum()
+    }
+
+    /// The groups that hold them, their bytes checked. No search depends on them, so cells are not damaged if they are.
+    pub fn ahead(&self) -> impl Iterator<Item = std::result::Result<GroupView<'_>, FormatError>> {
+        self.ahead.iter().map(|group| {
+            group.check(&group.bytes, self.postings())?;
+            Ok(GroupView { bytes: &group.bytes, layout: group.layout })
+        })
     }
 
     /// Recalls of which the effort was found; a search for another one looks at everything.
@@ -226,17 +265,13 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
         Ok(GroupView { bytes: &group.bytes, layout: group.layout })
     }
 
-    /// Checks bytes that should be those of group `i`.
+    /// Checks bytes that should be those of group `i`, the ones ahead being counted on from the others.
     ///
     /// # Errors
     /// Names what is wrong.
     pub fn check_bytes(&self, i: usize, bytes: &[u8]) -> std::result::Result<(), FormatError> {
-        let group = &self.groups[i];
-        let found = crc32c(0, bytes);
-        if !site::holds(Kind::Checksum, found == group.crc) {
-            return Err(FormatError::new(0, format!("checksum {:08x} expected, {found:08x} found", group.crc)));
-        }
-        cells::check_group(bytes, group.layout, self.postings())
+        let group = self.groups.get(i).unwrap_or_else(|| &self.ahead[i - self.groups.len()]);
+        group.check(bytes, self.postings())
     }
 
     /// A view of bytes that [`check_bytes`](Self::check_bytes) found to be those of group `i`.

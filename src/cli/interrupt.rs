@@ -18,24 +18,33 @@ use tokio::{
 
 use super::{Failure, output};
 
+/// The exit code of the first signal; 0 while there was none, or nobody listens.
+static CODE: AtomicU8 = AtomicU8::new(0);
+
 /// Whether somebody wants this process to stop.
 #[derive(Clone, Debug)]
 pub(crate) struct Interrupt {
-    /// The exit code of the signal; 0 while there was none.
-    code: Arc<AtomicU8>,
     told: Arc<Notify>,
+}
+
+/// The exit code, if somebody listens and there was a signal.
+pub(crate) fn code() -> Option<u8> {
+    match CODE.load(Ordering::Acquire) {
+        0 => None,
+        code => Some(code),
+    }
 }
 
 impl Interrupt {
     /// Listens from now on; a command that does not is ended by the first signal.
     pub(crate) fn listen() -> Result<Self, Failure> {
-        let (code, told) = (Arc::<AtomicU8>::default(), Arc::<Notify>::default());
+        let told = Arc::<Notify>::default();
         let runtime = Builder::new_current_thread().enable_io().build()?;
         let (mut int, mut term) = {
             let _inside = runtime.enter();
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
         };
-        let interrupt = Self { code: Arc::clone(&code), told: Arc::clone(&told) };
+        let interrupt = Self { told: Arc::clone(&told) };
         thread::Builder::new().name("shardex-signals".into()).spawn(move || {
             let mut next = || {
                 runtime.block_on(async {
@@ -45,7 +54,7 @@ impl Interrupt {
                     }
                 })
             };
-            code.store(next(), Ordering::Release);
+            CODE.store(next(), Ordering::Release);
             told.notify_one();
             let second = next();
             output::complain("stopped at once; the next open recovers everything that was acknowledged");
@@ -54,15 +63,18 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Removes a directory at the first signal, and ends the process.
-    pub(crate) fn removes(self, dir: &Path) -> Result<(), Failure> {
-        let dir: PathBuf = dir.to_path_buf();
+    /// Removes a file, or a directory with all that it holds, at the first signal, and ends the process.
+    pub(crate) fn removes(self, path: &Path) -> Result<(), Failure> {
+        let path: PathBuf = path.to_path_buf();
         let runtime = Builder::new_current_thread().build()?;
         thread::Builder::new().name("shardex-remove".into()).spawn(move || {
             runtime.block_on(self.wait());
-            match std::fs::remove_dir_all(&dir) {
-                Ok(()) => output::complain(&format!("interrupted; {} is removed", dir.display())),
-                Err(error) => output::complain(&format!("interrupted; remove {}: {error}", dir.display())),
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            match removed {
+                Ok(()) => output::complain(&format!("interrupted; {} is removed", path.display())),
+                // It has its name by now.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => output::complain("interrupted"),
+                Err(error) => output::complain(&format!("interrupted; remove {}: {error}", path.display())),
             }
             std::process::exit(self.code().unwrap_or(2).into());
         })?;
@@ -71,10 +83,7 @@ impl Interrupt {
 
     /// The exit code, if there was a signal.
     pub(crate) fn code(&self) -> Option<u8> {
-        match self.code.load(Ordering::Acquire) {
-            0 => None,
-            code => Some(code),
-        }
+        code()
     }
 
     /// Waits for the first signal. One caller at a time.

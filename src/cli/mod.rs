@@ -96,7 +96,8 @@ pub(crate) fn main() -> ExitCode {
         Ok(Answer::Stopped(code)) => ExitCode::from(code),
         Err(Failure(line)) => {
             output::complain(&line);
-            ExitCode::from(2)
+            // What fails after a signal has failed because of it.
+            ExitCode::from(interrupt::code().unwrap_or(2))
         }
     }
 }

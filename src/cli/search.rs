@@ -20,6 +20,7 @@ use super::{
     args::Search,
     block_on,
     hits::{Found, print},
+    interrupt::Interrupt,
     npy::{self, Rows},
     output::{self, Output, ms},
     target::Target,
@@ -28,6 +29,9 @@ use super::{
 pub(super) fn run(args: &Search, output: &Output) -> Outcome {
     let mut rows = Rows::open_or_one(&args.queries)?;
     let target = target(args)?;
+    if let Some(target) = &target {
+        Interrupt::listen()?.removes(target.unfinished())?;
+    }
     let truth = truth(args, rows.rows())?;
     let queries = rows.vectors(rows.rows())?;
     let mut options = SearchOptions::new(args.k);

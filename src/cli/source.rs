@@ -5,14 +5,22 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufReader, IsTerminal as _, Read},
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    io::Errno,
+};
 
-use super::Failure;
+use super::{Failure, interrupt};
 
 /// What stands for stdin where a file is named.
 const STDIN: &str = "-";
@@ -27,6 +35,29 @@ pub(crate) struct Source {
     pub(crate) reader: Box<dyn Read>,
     /// Bytes in it, if that can be told before they are read.
     pub(crate) len: Option<u64>,
+}
+
+/// How long a read from a pipe waits before it looks whether it is to stop.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// What may make its reader wait: a read ends with an error after the first signal, where somebody listens for one.
+struct Patient<F>(F);
+
+impl<F: Read + AsFd> Read for Patient<F> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
+        loop {
+            if interrupt::code().is_some() {
+                return Err(io::Error::other("no more is read after a signal"));
+            }
+            match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&patience)) {
+                // Nothing has come yet.
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return self.0.read(out),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
 }
 
 /// Whether stdin was taken already: it can be read once.
@@ -67,7 +98,7 @@ impl Source {
         if STDIN_TAKEN.swap(true, Ordering::Relaxed) {
             return Err(Failure(format!("{name} can be read only once: name a file for the other argument")));
         }
-        Ok(Self { name, reader: Box::new(BufReader::with_capacity(BUFFER, io::stdin())), len: None })
+        Ok(Self { name, reader: Box::new(BufReader::with_capacity(BUFFER, Patient(io::stdin()))), len: None })
     }
 
     /// A pipe of this process, under the name of its descriptor.
@@ -78,7 +109,7 @@ impl Source {
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
         let flags = fcntl_getfl(&file).map_err(|e| failed(e.into()))?;
         fcntl_setfl(&file, flags - OFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
-        Ok(Self { name, reader: Box::new(BufReader::with_capacity(BUFFER, file)), len: None })
+        Ok(Self { name, reader: Box::new(BufReader::with_capacity(BUFFER, Patient(file))), len: None })
     }
 }
 

@@ -60,6 +60,11 @@ impl Target {
         Ok(Self { name, path, replace, file })
     }
 
+    /// Where the file is until it has its name.
+    pub(crate) fn unfinished(&self) -> &Path {
+        self.file.path()
+    }
+
     /// Writes the file, and gives it its name.
     pub(crate) fn finish(self, write: impl FnOnce(&mut BufWriter<&fs::File>) -> io::Result<()>) -> Result<(), Failure> {
         let Self { name, path, replace, file } = self;

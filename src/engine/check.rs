@@ -388,7 +388,7 @@ fn check_groups_of_root<S: Storage>(engine: &Engine<S>, root: &Root, report: &mu
     }
     // What of the table is damaged has been told.
     let Ok((table, _)) = regroup::read_table(&root.cells, data) else { return Ok(()) };
-    for group in &table.groups {
+    for group in table.groups.iter().chain(&table.ahead) {
         let offset = group.place.page.saturating_mul(data.geometry().page_size as u64);
         let bytes = read(report, data, offset, group.place.len as usize)?;
         let (expected, found) = (group.place.crc, crc32c(0, &bytes));

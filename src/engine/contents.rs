@@ -84,7 +84,7 @@ impl<S: Storage> CheckJob<S> {
         let at = At::new(Component::Cells);
         let wanted = if cells.cells() > 1 { 2 } else { 1 };
         let mut codes = vec![0u8; cells.postings() as usize];
-        for (g, group) in cells.table().groups.iter().enumerate() {
+        for (g, group) in cells.table().groups.iter().chain(&cells.table().ahead).enumerate() {
             cancel.check()?;
             let offset = group.place.page * data.geometry().page_size as u64;
             let bytes = match read(report, data, offset, group.place.len as usize) {
@@ -98,7 +98,9 @@ impl<S: Storage> CheckJob<S> {
                 report.add(at.clone().place(data.path(), offset), "a group of cells", "intact bytes", what.to_string());
                 continue;
             }
-            self.check_codes(report, cells, (g, &cells.view(g, &bytes)), &mut codes);
+            if g < cells.len() {
+                self.check_codes(report, cells, (g, &cells.view(g, &bytes)), &mut codes);
+            }
         }
         for number in self.published.wrong_codes(data.geometry(), cancel)? {
             let at = At::shard(number).of_cells();

@@ -408,7 +408,7 @@ impl<S: Storage> Engine<S> {
             // Nothing was written since the open: the mark is still there.
             return Ok(());
         }
-        self.wal.reserve(0)?;
+        self.wal.reserve_mark()?;
         self.wal.append(FrameKind::Close, &[]);
         self.commit_as(CLOSE)?;
         self.epoch_open = false;

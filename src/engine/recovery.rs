@@ -465,7 +465,12 @@ fn hold_older<F: StorageFile>(
     }
     if !older.cells.is_none() && work.cells.as_ref().is_none_or(|&(_, head)| head != older.cells) {
         match regroup::read_table(&older.cells, data) {
-            Ok((_, runs)) => only.extend(runs.into_iter().map(|run| (run, Use::Meta))),
+            Ok((_, runs)) => {
+                // Both tables may name the same groups: a place that the newest root names is not only the older one's.
+                let newest = work.cells.iter().flat_map(|(cells, _)| cells.places());
+                let newest: BTreeSet<Run> = newest.map(|place| place.run()).collect();
+                only.extend(runs.into_iter().filter(|run| !newest.contains(run)).map(|run| (run, Use::Meta)));
+            }
             // Without these the older root is as good as ever.
             Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {
                 site::reach(Mark::CellsLost);

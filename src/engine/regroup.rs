@@ -5,21 +5,23 @@
 //! 1. Cells are made from a snapshot, by whoever runs the job, while writes go on; taking them in is a step of the writer.
 //! 2. They are stored in free places, and durable with the next root, which names their head. The cells before are held
 //!    as long as a root or a snapshot names them.
-//! 3. A build that is given up leaves the centroids that it had reached, as cells that no search sees and from which the next
-//!    build starts, in this open of the index or a later one. They never take the place of cells that searches use. Given up
-//!    while it looked for efforts, it leaves cells by which searches look at everything where the effort is not known.
-//! 4. Cells that are damaged or cannot be read cost no posting: searches do without, and the next ones replace them.
+//! 3. A build that is given up leaves the centroids that it had reached, which no search sees and from which the next
+//!    build starts, in this open of the index or a later one. They lie beside the cells that searches use, never in the place
+//!    of these. Given up while it looked for efforts, it leaves cells by which searches look at everything where the effort is
+//!    not known; the next job looks for the other efforts.
+//! 4. Cells that keep their groups keep the groups' places: two tables may name one place, which is given up with the last.
+//! 5. Cells that are damaged or cannot be read cost no posting: searches do without, and the next ones replace them.
 
 use std::{ops::Deref, sync::Arc};
 
 use super::{Engine, Lent, directory, working::Working};
 use crate::{
-    cells::{Aligned, Built, CellIndex, build, leaves_centroids},
+    cells::{Aligned, Built, CellIndex, build},
     codes::Rotation,
     env::{Cancel, Executor, Never, Workers},
     error::{Result, ShardexError},
     format::{
-        cells::{CellTable, RECALLS, decode_head, encode_head},
+        cells::{CellTable, Effort, RECALLS, decode_head, encode_head},
         crc32c,
         node::Entry,
     },
@@ -40,10 +42,12 @@ pub struct RegroupJob<S: Storage> {
     snapshot: Arc<Snapshot<Lent<S>>>,
     data: Arc<DataFile<S::File>>,
     rotation: Arc<Rotation>,
-    /// The cells to start from, unfinished ones too.
+    /// The cells to start from, and the centroids ahead.
     before: Option<Arc<CellIndex<Lease<Lent<S>>>>>,
     index_id: u128,
     executor: Arc<dyn Executor>,
+    /// Cells that lack nothing but some efforts may stay.
+    goes_on: bool,
 }
 
 impl<S: Storage> RegroupJob<S> {
@@ -55,14 +59,17 @@ impl<S: Storage> RegroupJob<S> {
         self.run_until(&Never)
     }
 
-    /// The same, unless it is cancelled: then the centroids that it has reached, if that leaves anything.
+    /// The same, unless it is cancelled: then what it has reached, if that is more than there was.
     ///
     /// # Errors
     /// As [`run`](Self::run); `Closed` if it is cancelled and leaves nothing.
     pub fn run_until(&self, cancel: &dyn Cancel) -> Result<Option<Built>> {
-        let Self { snapshot, data, rotation, before, index_id, executor } = self;
+        if let Some(before) = self.before.as_deref().filter(|before| self.lacks_efforts_only(before)) {
+            return self.find_efforts(before, cancel);
+        }
+        let Self { snapshot, data, rotation, before, executor, .. } = self;
         let shards: Vec<_> = snapshot.iter().map(|(number, shard)| (number, Arc::clone(shard))).collect();
-        let seed = (*index_id, DRAWS + snapshot.lsn.0);
+        let seed = self.seed();
         let workers = Workers { executor: &**executor, cancel };
         let geometry = data.geometry();
         let largest = geometry.chunk_pages() as usize * geometry.page_size;
@@ -72,25 +79,48 @@ impl<S: Storage> RegroupJob<S> {
         if encode_head(&vec![Entry::default(); built.table.encode().len().div_ceil(largest)]).len() > largest {
             return Ok(None);
         }
-        let trial: CellIndex<Aligned> =
-            CellIndex::new(built.table.clone(), Arc::clone(rotation), built.groups.clone(), Vec::new());
-        if trial.is_unfinished() {
+        if built.groups.is_empty() {
             return Ok(Some(built));
         }
-        built.table.efforts = calibrate(snapshot, data, &trial, workers, seed)?;
-        let calibrated = built.table.calibrated();
-        if calibrated == RECALLS.len() || !cancel.is_cancelled() {
+        let trial: CellIndex<Aligned> =
+            CellIndex::new(built.table.clone(), Arc::clone(rotation), built.groups.clone(), Vec::new());
+        let unknown = [Effort::everything(); RECALLS.len()];
+        built.table.efforts = calibrate(snapshot, data, (&trial, unknown), workers, seed)?;
+        built.cut = built.table.calibrated() < RECALLS.len() && cancel.is_cancelled();
+        if !built.cut {
             return Ok(Some(built));
         }
         // Searches look at everything where the effort is not known, which is no more than without cells while these are few.
         let bytes: usize = built.groups.iter().map(|group| group.len()).sum();
-        let few = bytes <= limits::UNCALIBRATED_BYTES;
-        match leaves_centroids(before) {
-            true if few => Ok(Some(built)),
-            true => Ok(Some(built.into_unfinished(limits::CELL_ROUNDS))),
-            false if few && before.is_some_and(|before| before.calibrated() < calibrated) => Ok(Some(built)),
-            false => Err(ShardexError::Closed),
+        match bytes <= limits::UNCALIBRATED_BYTES {
+            true => Ok(Some(built)),
+            false => Ok(Some(built.into_ahead(limits::CELL_ROUNDS, before))),
         }
+    }
+
+    /// Whether the cells of before are good for searches, but for efforts that were not found, because a job was cancelled.
+    fn lacks_efforts_only(&self, before: &CellIndex<Lease<Lent<S>>>) -> bool {
+        let good = before.is_searchable() && !before.is_damaged() && !before.has_ahead();
+        let few_fresh = self.snapshot.fresh_slots() * 2 <= self.snapshot.live;
+        self.goes_on && good && few_fresh && before.calibrated() < RECALLS.len()
+    }
+
+    /// Looks for the efforts that cells lack.
+    fn find_efforts(&self, before: &CellIndex<Lease<Lent<S>>>, cancel: &dyn Cancel) -> Result<Option<Built>> {
+        let workers = Workers { executor: &*self.executor, cancel };
+        let mut built = Built::kept(before);
+        let known = built.table.efforts;
+        built.table.efforts = calibrate(&self.snapshot, &self.data, (before, known), workers, self.seed())?;
+        built.cut = cancel.is_cancelled();
+        match built.cut && built.table.efforts == known {
+            true => Err(ShardexError::Closed),
+            false => Ok(Some(built)),
+        }
+    }
+
+    /// What draws depend on.
+    fn seed(&self) -> (u128, u64) {
+        (self.index_id, DRAWS + self.snapshot.lsn.0)
     }
 }
 
@@ -99,7 +129,7 @@ pub(super) type Named<L> = (Arc<CellIndex<Lease<L>>>, Entry);
 
 /// The cells that searches use: finished ones.
 pub(super) fn searched<L: Deref<Target = [u8]>>(named: &Option<Named<L>>) -> Option<&Arc<CellIndex<Lease<L>>>> {
-    named.as_ref().map(|(cells, _)| cells).filter(|cells| !cells.is_unfinished())
+    named.as_ref().map(|(cells, _)| cells).filter(|cells| cells.is_searchable())
 }
 
 impl<S: Storage> Engine<S> {
@@ -107,7 +137,7 @@ impl<S: Storage> Engine<S> {
     /// cells that look at everything for some recalls.
     #[must_use]
     pub fn has_unfinished_cells(&self) -> bool {
-        self.work.cells.as_ref().is_some_and(|(cells, _)| cells.is_unfinished() || cells.calibrated() < RECALLS.len())
+        self.work.cells.as_ref().is_some_and(|(cells, _)| cells.has_ahead() || cells.calibrated() < RECALLS.len())
     }
 
     /// Postings that are in no cell, and removed ones that are, as far as the figures tell.
@@ -142,6 +172,18 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// `Poisoned`, or why writes are refused.
     pub fn regroup_begin(&mut self) -> Result<RegroupJob<S>> {
+        self.regroup_job(false)
+    }
+
+    /// What is to be done where cells are [wanted](Self::wants_regroup): the same, or less where a job was given up.
+    ///
+    /// # Errors
+    /// As [`regroup_begin`](Self::regroup_begin).
+    pub fn regroup_go_on(&mut self) -> Result<RegroupJob<S>> {
+        self.regroup_job(true)
+    }
+
+    fn regroup_job(&mut self, goes_on: bool) -> Result<RegroupJob<S>> {
         self.check_writable()?;
         self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS / 4;
         let before = self.work.cells.as_ref().map(|(cells, _)| Arc::clone(cells));
@@ -156,6 +198,7 @@ impl<S: Storage> Engine<S> {
             before,
             index_id: self.index_id,
             executor: Arc::clone(&self.executor),
+            goes_on,
         })
     }
 
@@ -174,6 +217,10 @@ impl<S: Storage> Engine<S> {
         if built.is_none() && self.work.cells.is_none() {
             return Ok(());
         }
+        if built.as_ref().is_some_and(|built| !built.cut && built.table.calibrated() < RECALLS.len()) {
+            // Nobody cut it short, so the next one would find no more.
+            self.regroup_failed();
+        }
         self.open_epoch()?;
         let rotation = match &self.work.cells {
             Some((cells, _)) => Arc::clone(cells.rotation()),
@@ -183,7 +230,9 @@ impl<S: Storage> Engine<S> {
             Some(built) => {
                 let mut taken = Vec::new();
                 match store(&mut self.work, &self.data, built, rotation, &mut taken) {
-                    Ok(named) => Some(named),
+                    Ok(Some(named)) => Some(named),
+                    // Other cells have come meanwhile, and stay.
+                    Ok(None) => return Ok(()),
                     Err(error) => {
                         if site::applies(Kind::ErrorCheck, true) {
                             taken.into_iter().for_each(|place| self.work.space.undo(place));
@@ -213,14 +262,15 @@ impl<S: Storage> Engine<S> {
     }
 }
 
-/// Stores cells in free places, which are noted in `taken` one by one.
+/// Stores cells in free places, which are noted in `taken` one by one. `None` if they keep groups that are not those of the
+/// working state: other cells have come meanwhile.
 fn store<F: StorageFile>(
     work: &mut Working<F>,
     data: &DataFile<F>,
     built: Built,
     rotation: Arc<Rotation>,
     taken: &mut Vec<Arc<Place>>,
-) -> Result<Named<F::Lent>> {
+) -> Result<Option<Named<F::Lent>>> {
     let page_size = data.geometry().page_size;
     let mut put = |work: &mut Working<F>, bytes: &[u8]| -> Result<Entry> {
         let place = work.take_meta(data, data.geometry().pages(bytes.len()))?;
@@ -228,8 +278,14 @@ fn store<F: StorageFile>(
         data.store_cells(&place, bytes)?;
         Ok(Entry { page: place.run().page, len: bytes.len() as u32, crc: crc32c(0, bytes) })
     };
-    let Built { mut table, groups } = built;
-    for (entry, bytes) in table.groups.iter_mut().zip(&groups) {
+    let Built { mut table, groups, ahead, cut: _ } = built;
+    let mut places = Vec::new();
+    if groups.is_empty() && !table.groups.is_empty() {
+        let known = work.cells.as_ref().map(|(cells, _)| cells).filter(|cells| cells.table().groups == table.groups);
+        let Some(known) = known else { return Ok(None) };
+        places.extend_from_slice(&known.places()[..known.len()]);
+    }
+    for (entry, bytes) in table.groups.iter_mut().zip(&groups).chain(table.ahead.iter_mut().zip(&ahead)) {
         entry.place = put(work, bytes)?;
     }
     let part_bytes = work.space.map().largest_run() as usize * page_size;
@@ -239,13 +295,14 @@ fn store<F: StorageFile>(
     }
     let head = put(work, &encode_head(&parts))?;
     // The groups' places were taken first, in the table's order.
-    let leases = lease(&table, data, taken)?;
-    Ok((Arc::new(CellIndex::new(table, rotation, leases, taken.clone())), head))
+    places.extend_from_slice(taken);
+    let leases = lease(&table, data, &places)?;
+    Ok(Some((Arc::new(CellIndex::new(table, rotation, leases, places)), head)))
 }
 
-/// Leases of the table's groups; `places` begins with theirs.
+/// Leases of the table's groups, and of those ahead; `places` begins with theirs.
 fn lease<F: StorageFile>(table: &CellTable, data: &DataFile<F>, places: &[Arc<Place>]) -> Result<Vec<Lease<F::Lent>>> {
-    let groups = table.groups.iter().zip(places);
+    let groups = table.groups.iter().chain(&table.ahead).zip(places);
     groups.map(|(group, place)| data.lease(place, group.place.len as usize)).collect()
 }
 
@@ -280,7 +337,7 @@ pub(super) fn read_table<F: StorageFile>(head: &Entry, data: &DataFile<F>) -> Re
     if large.is_some() || table.shards.iter().map(|shard| covered(shard.slots)).sum::<u64>() > extents {
         return Err(damaged(head, "the cells' table covers more slots than there are".into()));
     }
-    let groups = table.groups.iter().map(|group| &group.place);
+    let groups = table.groups.iter().chain(&table.ahead).map(|group| &group.place);
     let runs = groups.chain(&parts).chain([head]).map(|entry| directory::run_of(entry, geometry)).collect();
     Ok((table, runs))
 }

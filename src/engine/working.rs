@@ -113,8 +113,11 @@ impl<F: StorageFile> Working<F> {
     pub fn set_cells(&mut self, cells: Option<Named<F::Lent>>) {
         let before = std::mem::replace(&mut self.cells, cells);
         self.cells_changed = true;
+        let now = self.cells.iter().flat_map(|(cells, _)| cells.places());
+        let kept: BTreeSet<u64> = now.map(|place| place.run().page).collect();
         let places = before.into_iter().flat_map(|(cells, _)| cells.places().to_vec());
-        places.for_each(|place| self.space.retire(place, Use::Meta));
+        let given_up = places.filter(|place| !kept.contains(&place.run().page));
+        given_up.for_each(|place| self.space.retire(place, Use::Meta));
     }
 
     /// A free extent, the file growing if it must.

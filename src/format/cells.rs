@@ -15,7 +15,7 @@ use crate::id::ShardId;
 /// First bytes of a group.
 pub const GROUP_MAGIC: [u8; 4] = *b"SHCG";
 /// First bytes of the table.
-pub const TABLE_MAGIC: [u8; 4] = *b"SHC2";
+pub const TABLE_MAGIC: [u8; 4] = *b"SHC3";
 /// First bytes of the head.
 pub const HEAD_MAGIC: [u8; 4] = *b"SHCH";
 /// Recalls for which a table holds what it takes.
@@ -205,8 +205,12 @@ pub struct CellTable {
     pub words: usize,
     /// What each of [`RECALLS`] takes.
     pub efforts: [Effort; RECALLS.len()],
-    /// The groups.
+    /// The groups that searches use; none before the first build is finished.
     pub groups: Vec<GroupEntry>,
+    /// Groups without codes: the centroids that a build had reached when it was given up.
+    pub ahead: Vec<GroupEntry>,
+    /// Rounds of k-means that made these.
+    pub rounds: u32,
     /// The groups' pivots, as blocks of bytes.
     pub pivots: Vec<u8>,
     /// Codes of the cells' centroids against their pivots, group by group, each group in blocks of its own.
@@ -230,6 +234,8 @@ impl CellTable {
         out.put_u32(self.words as u32);
         out.put_u32(self.groups.len() as u32);
         out.put_u32(self.shards.len() as u32);
+        out.put_u32(self.ahead.len() as u32);
+        out.put_u32(self.rounds);
         for effort in &self.efforts {
             out.put_u32(effort.margin.to_bits());
             out.put_u32(effort.impatience.to_bits());
@@ -237,7 +243,7 @@ impl CellTable {
             out.put_u32(effort.groups);
             out.put_u32(effort.cells);
         }
-        for group in &self.groups {
+        for group in self.groups.iter().chain(&self.ahead) {
             group.place.encode(&mut out);
             out.put_u32(group.step.to_bits());
             out.put_u32(group.square.to_bits());
@@ -263,30 +269,36 @@ impl CellTable {
         r.expect(&TABLE_MAGIC)?;
         r.expect(&(words as u32).to_le_bytes())?;
         let (groups, shards) = (r.u32()? as usize, r.u32()? as usize);
-        if groups == 0 {
-            return Err(FormatError::new(8, "a table without a group"));
+        let (ahead, rounds) = (r.u32()? as usize, r.u32()?);
+        if groups == 0 && (ahead == 0 || shards > 0) {
+            return Err(FormatError::new(8, format!("no group for {shards} shards, and {ahead} ahead")));
+        }
+        if (ahead == 0) != (rounds == 0) {
+            return Err(FormatError::new(16, format!("{rounds} rounds have made {ahead} groups")));
         }
         let number = |r: &mut Reader<'_>| -> Result<f32, FormatError> {
             let at = r.at();
             let x = f32::from_bits(r.u32()?);
             if x.is_nan() { Err(FormatError::new(at, "a number is none")) } else { Ok(x) }
         };
-        let mut table = Self { words, ..Self::default() };
+        let mut table = Self { words, rounds, ..Self::default() };
         for effort in &mut table.efforts {
             let (margin, impatience, shard_margin) = (number(&mut r)?, number(&mut r)?, number(&mut r)?);
             *effort = Effort { margin, impatience, shard_margin, groups: r.u32()?, cells: r.u32()? };
         }
         // Nothing is reserved for a count that the bytes do not bear out.
-        for _ in 0..groups {
+        for i in 0..groups.saturating_add(ahead) {
             let place = Entry::decode(&mut r)?;
             let (step, square) = (number(&mut r)?, number(&mut r)?);
             let group = GroupEntry { place, step, square, cells: r.u32()?, codes: r.u32()? };
             let layout = GroupLayout { cells: group.cells as usize, codes: group.codes as usize, words };
             let finite = step.is_finite() && square.is_finite();
-            if place.is_none() || !finite || layout.is_empty() || layout.len() != place.len as usize {
+            let codes = i < groups || group.codes == 0;
+            if place.is_none() || !finite || layout.is_empty() || layout.len() != place.len as usize || !codes {
                 return Err(FormatError::new(r.at(), format!("no group is {group:?}")));
             }
-            table.groups.push(group);
+            let list = if i < groups { &mut table.groups } else { &mut table.ahead };
+            list.push(group);
         }
         let mut postings = 0u64;
         for _ in 0..shards {

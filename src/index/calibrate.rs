@@ -137,15 +137,15 @@ impl Table {
 }
 
 /// Fills in what each recall takes, by searches for some stored vectors that look at far more than it should take, and by
-/// asking for them again with what it should. Deterministic. Cancelled, it leaves [`Effort::everything`] in the place of
-/// what was not found yet.
+/// asking for them again with what it should. Deterministic. Efforts that are known stay; cancelled, it leaves
+/// [`Effort::everything`] in the place of what was not found yet.
 ///
 /// # Errors
 /// `Corruption` if a vector is damaged.
 pub fn calibrate<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &DataFile<F>,
-    cells: &CellIndex<B>,
+    (cells, known): (&CellIndex<B>, [Effort; RECALLS.len()]),
     workers: Workers<'_>,
     seed: (u128, u64),
 ) -> Result<[Effort; RECALLS.len()]> {
@@ -157,11 +157,11 @@ pub fn calibrate<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync>(
         took => took?,
     };
     if took.iter().all(|took| took.results.is_empty()) {
-        return Ok([Effort::everything(); RECALLS.len()]);
+        return Ok(known);
     }
     let table = Table::new(&took);
-    let mut efforts = [Effort::everything(); RECALLS.len()];
-    for (effort, recall) in efforts.iter_mut().zip(RECALLS) {
+    let mut efforts = known;
+    for (effort, recall) in efforts.iter_mut().zip(RECALLS).filter(|(effort, _)| **effort == Effort::everything()) {
         match held_out.halve(&table, &took, recall) {
             Err(ShardexError::Closed) => break,
             found => *effort = found?,

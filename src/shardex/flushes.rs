@@ -61,6 +61,7 @@ impl<S: Storage> Writer<S> {
 
     /// Does what a flush asks for next, to its end or to a sync that is waited for elsewhere.
     fn take_step(&mut self, mut step: Result<FlushStep<S::File>>, automatic: bool) {
+        self.blocked = false;
         let done = loop {
             match step {
                 // Of the WAL there is one sync at a time, the writer's own.

@@ -71,7 +71,11 @@ impl<S: Storage> Writer<S> {
         if self.regrouping.is_some() || self.cells_wait() {
             return;
         }
-        let begun = self.engine.regroup_begin();
+        // Who asks for cells gets them of everything.
+        let begun = match self.regroup_waiters.is_empty() {
+            true => self.engine.regroup_go_on(),
+            false => self.engine.regroup_begin(),
+        };
         let begun = begun.and_then(|job| Background::run(&*self.threads, "cells", move |cancel| job.run_until(cancel)));
         let waiters = std::mem::take(&mut self.regroup_waiters);
         match begun {

@@ -82,6 +82,8 @@ pub(super) struct Writer<S: Storage> {
     pub(super) flush_above: u64,
     /// The last flush failed.
     pub(super) flush_failed: bool,
+    /// The first write that waits was tried, and needs the next step of the flush under way.
+    pub(super) blocked: bool,
     /// Errors of background work.
     pub(super) troubles: Troubles,
     /// What runs beside the writer was cancelled.
@@ -116,6 +118,7 @@ impl<S: Storage> Writer<S> {
             undurable_since: None,
             flush_above: engine.options().flush_wal_bytes,
             flush_failed: false,
+            blocked: false,
             troubles: Troubles::default(),
             closing: false,
             waiting: Vec::new(),
@@ -210,9 +213,10 @@ impl<S: Storage> Writer<S> {
 
     /// Carries out the writes that need not wait.
     fn carry_out(&mut self) {
-        while !self.must_wait() {
+        while !self.blocked && !self.must_wait() {
             let Some((write, slot)) = self.writes.pop_front() else { return };
             if let Some(write) = self.attempt(write) {
+                self.blocked = true;
                 return self.writes.push_front((write, slot));
             }
         }

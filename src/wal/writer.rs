@@ -211,6 +211,18 @@ impl<F: StorageFile> WalWriter<F> {
         Ok(())
     }
 
+    /// Makes room for the closing mark, after a commit. Where a record came before, its [reservation](Self::reserve) was for
+    /// the mark, too, so that a close needs no room that there may not be.
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve).
+    pub fn reserve_mark(&mut self) -> Result<()> {
+        match self.room() < FRAME_HEADER_BYTES + FRAME_ALIGN {
+            true => self.reserve(0),
+            false => Ok(()),
+        }
+    }
+
     /// The largest payload that fits an empty WAL.
     #[must_use]
     pub fn max_payload(&self) -> u64 {

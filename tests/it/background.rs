@@ -309,7 +309,7 @@ fn sessions_shorter_than_a_build_come_to_have_cells() {
         sessions += 1;
         assert!(sessions <= 3 * SESSIONS_A_BUILD, "still no cells");
         assert!(engine.wants_regroup() || sessions == 1, "session {sessions} goes on with it");
-        match engine.regroup_begin().expect("a job").run_until(&Budget::of(questions / SESSIONS_A_BUILD)) {
+        match engine.regroup_go_on().expect("a job").run_until(&Budget::of(questions / SESSIONS_A_BUILD)) {
             Ok(built) => engine.regrouped(built).expect("taken in"),
             Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
         }
@@ -331,12 +331,51 @@ fn sessions_shorter_than_a_build_come_to_have_cells() {
     assert!(engine.has_unfinished_cells() && recall(&engine) >= 0.95, "{}", recall(&engine));
     let report = engine.check(CheckLevel::Full).expect("checked");
     assert!(report.is_clean(), "{report}");
-    engine.close().expect("closed");
-    drop(engine);
-    let mut engine = open(&sim);
-    assert!(engine.stats().expect("figures").cells > 0 && engine.wants_regroup(), "a longer session goes on");
-    engine.optimize().expect("cells are made");
-    assert!(!engine.has_unfinished_cells() && !engine.wants_regroup());
+    // What is found of the efforts is kept, too, though every session writes something.
+    let cells = engine.stats().expect("figures").cells;
+    for session in 0..=3 * 6 {
+        assert!(session < 3 * 6, "efforts are still unknown");
+        engine.close().expect("closed");
+        drop(engine);
+        engine = open(&sim);
+        engine.add(&documents(6_000 + session..6_001 + session)).expect("accepted");
+        assert!(engine.wants_regroup());
+        match engine.regroup_go_on().expect("a job").run_until(&Budget::of(questions / 6)) {
+            Ok(built) => engine.regrouped(built).expect("taken in"),
+            Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
+        }
+        assert_eq!(engine.stats().expect("figures").cells, cells, "the same cells");
+        let report = engine.check(CheckLevel::Full).expect("checked");
+        assert!(report.is_clean(), "{report}");
+        if !engine.has_unfinished_cells() {
+            break;
+        }
+    }
+    assert!(!engine.wants_regroup());
+    assert!(recall(&engine) >= 0.95, "{}", recall(&engine));
+    // An index that grows to more than twice its size keeps its cells for searches, while others are made beside them.
+    engine.add(&documents(10_000..18_000)).expect("accepted");
+    let (mut sessions, mut beside) = (0, 0);
+    while engine.wants_regroup() {
+        sessions += 1;
+        assert!(sessions <= 3 * SESSIONS_A_BUILD, "still the old cells");
+        match engine.regroup_go_on().expect("a job").run_until(&Budget::of(questions / 6)) {
+            Ok(built) => engine.regrouped(built).expect("taken in"),
+            Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
+        }
+        let cells = engine.snapshot().cells.clone().expect("searches have cells");
+        beside += usize::from(cells.has_ahead());
+        assert!(recall(&engine) >= 0.93, "{}", recall(&engine));
+        engine.flush().expect("flushed");
+        let report = engine.check(CheckLevel::Full).expect("checked");
+        assert!(report.is_clean(), "{report}");
+        engine.close().expect("closed");
+        drop((engine, cells));
+        engine = open(&sim);
+    }
+    assert!(beside > 0 && !engine.has_unfinished_cells());
+    let stats = engine.stats().expect("figures");
+    assert!(stats.cells > cells && stats.fresh_postings == 0, "{stats:?}");
     assert!(recall(&engine) >= 0.95, "{}", recall(&engine));
 }
 
@@ -355,7 +394,7 @@ fn a_build_may_be_given_up_anywhere() {
             Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
         }
         let cells = engine.snapshot().cells.clone();
-        assert!(cells.is_none_or(|cells| !cells.is_unfinished()), "no search sees centroids alone");
+        assert!(cells.is_none_or(|cells| cells.is_searchable()), "no search sees centroids alone");
         engine.flush().expect("flushed");
         let report = engine.check(CheckLevel::Full).expect("checked");
         assert!(report.is_clean(), "{report}");
@@ -365,9 +404,24 @@ fn a_build_may_be_given_up_anywhere() {
     let cells = engine.stats().expect("figures").cells;
     assert!(cells > 0);
     for tenth in 0..9 {
-        let given_up = engine.regroup_begin().expect("a job").run_until(&Budget::of(questions * tenth / 20));
-        assert!(matches!(given_up, Err(ShardexError::Closed)), "cells that are used stay");
+        match engine.regroup_begin().expect("a job").run_until(&Budget::of(questions * tenth / 20)) {
+            Ok(built) => engine.regrouped(built).expect("taken in"),
+            Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
+        }
+        assert_eq!(engine.stats().expect("figures").cells, cells, "cells that are used stay");
+        engine.flush().expect("flushed");
+        let report = engine.check(CheckLevel::Full).expect("checked");
+        assert!(report.is_clean(), "{report}");
     }
+    // Cells that were made from others than there are now are not taken.
+    let job = engine.regroup_begin().expect("a job");
+    engine.optimize().expect("cells are made");
+    let left = |questions| job.run_until(&Budget::of(questions)).ok().flatten().filter(|left| left.groups.is_empty());
+    let stale = (1..questions).find_map(left).expect("it leaves centroids");
+    drop(job);
+    let before = engine.snapshot().cells.clone().map(|cells| cells.whole_table());
+    engine.regrouped(Some(stale)).expect("not taken in");
+    assert_eq!(engine.snapshot().cells.clone().map(|cells| cells.whole_table()), before);
     engine.add(&documents(1_000..1_010)).expect("accepted");
     engine.flush().expect("flushed");
     let job = engine.fresh_begin();

@@ -241,11 +241,11 @@ pub fn put_cells(image: &mut Image, shards: &[Shard], tweaks: &Tweaks) -> Entry 
     }
     tweak(&tweaks.group, 0, &mut group);
     image.put(40, &group);
-    let mut table = b"SHC2".to_vec();
+    let mut table = b"SHC3".to_vec();
     for number in [1, 1, shards.len() as u32] {
         table.extend(number.to_le_bytes());
     }
-    table.resize(176, 0);
+    table.resize(184, 0);
     table.extend(entry_bytes(Entry { page: 40, len: group.len() as u32, crc: crc(&group) }));
     table.extend([0; 8]);
     table.extend([2u32.to_le_bytes(), (codes.len() as u32).to_le_bytes()].concat());

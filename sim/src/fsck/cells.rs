@@ -5,7 +5,7 @@ use super::tree::Walk;
 use super::{Entry, Kind, Level, Part, What};
 
 /// Bytes of the table before the groups.
-const FIXED: u64 = 176;
+const FIXED: u64 = 184;
 const PER_GROUP: u64 = 32;
 const PER_SHARD: u64 = 24;
 
@@ -15,6 +15,8 @@ struct Table {
     words: u64,
     groups: u64,
     shards: u64,
+    /// Groups ahead, behind the others: they hold no code.
+    ahead: u64,
     /// Of each covered shard, the first reference and the number of slots.
     slots: Vec<(u64, u64)>,
 }
@@ -69,7 +71,7 @@ impl Walk<'_> {
             whole.extend_from_slice(bytes);
         }
         if let Some(table) = self.table(head.page, whole) {
-            for index in 0..table.groups {
+            for index in 0..table.groups + table.ahead {
                 let Some(group) = Group::read(&table.bytes, index) else { return };
                 self.group(&table, index, &group);
             }
@@ -77,19 +79,25 @@ impl Walk<'_> {
     }
 
     fn table(&mut self, page: u64, bytes: Vec<u8>) -> Option<Table> {
-        if !bytes.starts_with(b"SHC2") {
+        if !bytes.starts_with(b"SHC3") {
             self.find_in(Kind::BadMagic, Part::Cells, page, 0, "the parts are no table of cells");
             return None;
         }
         let count = |at| u32_at(&bytes, at).map_or(0, u64::from);
         let (words, groups, shards) = (count(4), count(8), count(12));
+        let (ahead, rounds) = (count(16), count(20));
         if words != u64::from(self.root.dimension).div_ceil(64) {
             let what = format!("{words} words a code, for {} numbers a vector", self.root.dimension);
             self.find_in(Kind::CountMismatch, Part::Cells, page, 0, what);
             return None;
         }
+        if groups == 0 && (ahead == 0 || shards > 0) || (ahead == 0) != (rounds == 0) {
+            let what = format!("{groups} groups for {shards} shards, {ahead} ahead after {rounds} rounds");
+            self.find_in(Kind::CountMismatch, Part::Cells, page, 8, what);
+            return None;
+        }
         let pivots = 64 * words * groups.next_multiple_of(16);
-        let fixed = FIXED + PER_GROUP * groups + PER_SHARD * shards + pivots;
+        let fixed = FIXED + PER_GROUP * (groups + ahead) + PER_SHARD * shards + pivots;
         // Of a table that is too short, the groups missing add nothing; the length is wrong all the same.
         let cells = (0..groups).map_while(|index| Group::read(&bytes, index)).map(|group| group.cells.div_ceil(8));
         let wanted = fixed + cells.sum::<u64>() * block_bytes(words);
@@ -98,7 +106,7 @@ impl Walk<'_> {
             self.find_in(Kind::WrongLength, Part::Cells, page, 0, what);
             return None;
         }
-        let mut table = Table { bytes, words, groups, shards, slots: Vec::new() };
+        let mut table = Table { bytes, words, groups, shards, ahead, slots: Vec::new() };
         self.covered(page, &mut table);
         Some(table)
     }
@@ -107,7 +115,7 @@ impl Walk<'_> {
     fn covered(&mut self, page: u64, table: &mut Table) {
         let (mut last, mut first) = (None, 0u64);
         for index in 0..table.shards {
-            let at = FIXED + PER_GROUP * table.groups + PER_SHARD * index;
+            let at = FIXED + PER_GROUP * (table.groups + table.ahead) + PER_SHARD * index;
             let Some((number, slots)) = u32_at(&table.bytes, at).zip(u32_at(&table.bytes, at + 4)) else { return };
             if last.is_some_and(|last| last >= number) {
                 let what = format!("covered shard {number} follows {last:?}");
@@ -129,6 +137,10 @@ impl Walk<'_> {
 
     fn group(&mut self, table: &Table, index: u64, group: &Group) {
         let (.., end) = group.places(table.words);
+        if index >= table.groups && group.codes > 0 {
+            let what = format!("group {index} is ahead, and has {} codes", group.codes);
+            self.find_in(Kind::CountMismatch, Part::Cells, group.entry.page, 8, what);
+        }
         if end != u64::from(group.entry.len) {
             let what = format!("group {index} of {} bytes instead of {end}", group.entry.len);
             self.find_in(Kind::WrongLength, Part::Cells, group.entry.page, 0, what);

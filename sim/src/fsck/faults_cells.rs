@@ -5,7 +5,7 @@ use super::faults::{at_page, found, named, names, set, with};
 use super::*;
 
 /// Where the table of one group has its shards.
-const SHARDS: usize = 176 + 32;
+const SHARDS: usize = 184 + 32;
 
 #[test]
 fn a_group_of_cells_that_rots() {
@@ -22,13 +22,17 @@ fn cells_that_contradict_themselves() {
     let of_group =
         |change: fn(&mut Vec<u8>)| Tweaks { group: with(move |_, group| change(group)), ..Tweaks::default() };
     let of_head = |change: fn(&mut Vec<u8>)| Tweaks { head: with(move |_, head| change(head)), ..Tweaks::default() };
-    let faults: [(Kind, u64, Tweaks); 14] = [
+    let faults: [(Kind, u64, Tweaks); 17] = [
         (Kind::BadMagic, 33, of_head(|head| head[3] = 0)),
         (Kind::WrongLength, 33, of_head(|head| head[4] = 2)),
         (Kind::NotAscending, 33, of_table(|table| table[SHARDS] = 1)),
         (Kind::OutOfBounds, 33, of_table(|table| table[SHARDS + 4] = 3)),
         (Kind::WrongLength, 33, of_table(|table| table[12] = 2)),
         (Kind::CountMismatch, 33, of_table(|table| table[4] = 2)),
+        // No group for two shards; groups ahead that no round has made; rounds that made no group.
+        (Kind::CountMismatch, 33, of_table(|table| table[8] = 0)),
+        (Kind::CountMismatch, 33, of_table(|table| table[16] = 1)),
+        (Kind::CountMismatch, 33, of_table(|table| table[20] = 1)),
         (Kind::BadMagic, 33, of_table(|table| table[0] = 0)),
         (Kind::WrongLength, 40, of_table(|table| table[SHARDS - 4] = 9)),
         (Kind::BadMagic, 40, of_group(|group| group[0] = 0)),
@@ -46,6 +50,27 @@ fn cells_that_contradict_themselves() {
     }
 }
 
+/// The group without a shard, an effort or a pivot, as one ahead: its codes are too many there.
+#[test]
+fn a_group_ahead_that_holds_codes() {
+    let ahead = |codes: bool| {
+        let table = with(move |_, table| {
+            table[8..24].copy_from_slice(&[[0; 8], [1, 0, 0, 0, 3, 0, 0, 0]].concat());
+            table.truncate(SHARDS);
+            if !codes {
+                table[SHARDS - 4..].fill(0);
+                let len = 64u32 + 128;
+                table[184 + 8..184 + 12].copy_from_slice(&len.to_le_bytes());
+            }
+        });
+        found(&planted(&Tweaks { table, ..Tweaks::default() }))
+    };
+    let here = |f: &(Kind, Option<usize>, &str, u64)| f.3 / PAGE as u64 == 40;
+    assert!(ahead(true).iter().any(|f| f.0 == Kind::CountMismatch && here(f)), "{:?}", ahead(true));
+    // Cut before its codes, it is whole but for its checksum and the number in its header.
+    assert!(ahead(false).iter().all(|f| f.0 == Kind::ChecksumMismatch && here(f)), "{:?}", ahead(false));
+}
+
 #[test]
 fn a_code_of_a_slot_that_is_not_covered() {
     // The reference of code 1, in the first block behind header and centroids.
@@ -56,7 +81,7 @@ fn a_code_of_a_slot_that_is_not_covered() {
 
 #[test]
 fn cells_of_a_shard_that_was_replaced_are_no_fault() {
-    let table = with(|_, table| table[176 + 32 + 8] ^= 1);
+    let table = with(|_, table| table[184 + 32 + 8] ^= 1);
     assert_eq!(found(&planted(&Tweaks { table, ..Tweaks::default() })), []);
 }
 

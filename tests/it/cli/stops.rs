@@ -180,3 +180,53 @@ fn a_benchmark_that_is_interrupted_leaves_nothing_behind() {
     assert_eq!(ended(child).status.code(), Some(130));
     assert!(!made(), "its directory is removed");
 }
+
+/// Starts a command that reads rows from a pipe in which no more comes, and sends it a signal when `is_ready`.
+fn waiting(args: &[&std::ffi::OsStr], rows: &[u8], is_ready: impl Fn() -> bool) -> Output {
+    let mut child = shardex()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let mut stdin = child.stdin.take().expect("its stdin");
+    stdin.write_all(&header("<f4", &format!("(10000, {DIMENSION})"))).expect("read");
+    stdin.write_all(rows).expect("read");
+    while !is_ready() {
+        std::thread::yield_now();
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().expect("it runs").success());
+    let output = ended(child);
+    drop(stdin);
+    output
+}
+
+/// The first signal waited for rows that did not come.
+#[test]
+fn an_ingest_that_waits_for_rows_is_interrupted_at_once() {
+    let desk = Desk::new();
+    let dir = desk.path("index");
+    let args = ["ingest".as_ref(), dir.as_ref(), "-".as_ref(), "--batch".as_ref(), "100".as_ref()];
+    let output = waiting(&args, &rows(0..350), || dir.join("root").exists());
+    let text = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(143), "{text}");
+    assert!(text.contains("interrupted: ") && text.contains(" --from-row "), "{text}");
+    assert_eq!(desk.json(&[&"check", &dir, &"--full"]).0, 0);
+}
+
+/// A search that was interrupted left the file in which it had begun to write its answers.
+#[test]
+fn a_search_that_is_interrupted_leaves_no_file_behind() {
+    let desk = Desk::new();
+    let (dir, outs) = (desk.path("index"), desk.path("outs"));
+    desk.json(&[&"ingest", &dir, &desk.vectors("rows.npy", 0..200)]);
+    fs::create_dir(&outs).expect("made");
+    let out = outs.join("out.npy");
+    let args = ["search".as_ref(), dir.as_ref(), "-".as_ref(), "--out".as_ref(), out.as_ref()];
+    let made = || fs::read_dir(&outs).expect("readable").next().is_some();
+    let output = waiting(&args, &rows(0..10), made);
+    assert_eq!(output.status.code(), Some(143), "{output:?}");
+    assert!(!made(), "its file is removed");
+}
