@@ -110,6 +110,10 @@ marks! {
     ShardFreed,
     /// cells were made
     Regrouped,
+    /// cells kept their groups
+    GroupsKept,
+    /// centroids were left for a later build
+    CentroidsLeft,
     /// cells were found damaged, and done without
     CellsLost,
     /// a batch was undone

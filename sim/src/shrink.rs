@@ -114,6 +114,9 @@ fn steps(step: &Step) -> Vec<Step> {
             .collect(),
         Step::Flush => vec![Step::Commit],
         Step::Reopen => vec![Step::Close],
+        Step::OptimizeUntil { questions } => std::iter::once(Step::Optimize)
+            .chain(below(questions, 0).into_iter().map(|questions| Step::OptimizeUntil { questions }))
+            .collect(),
         Step::Commit | Step::Close | Step::SecondOpen | Step::Optimize | Step::Read => Vec::new(),
     }
 }

@@ -1,11 +1,14 @@
 //! What an engine is made to do: named workloads, and ones generated from a seed.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
     CheckLevel, DocumentId, Engine, FlushStep, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
-    env::{Clock, Env, Inline, SystemThreads},
+    env::{Cancel, Clock, Env, Inline, SystemThreads},
     storage::Storage,
 };
 
@@ -53,6 +56,11 @@ pub enum Step {
     },
     /// Makes the cells anew.
     Optimize,
+    /// Goes on with the cells, and gives up when it has been asked so often whether to.
+    OptimizeUntil {
+        /// How often.
+        questions: u64,
+    },
     /// Closes; the next step opens again.
     Close,
     /// Closes and opens again.
@@ -74,6 +82,7 @@ impl std::fmt::Display for Step {
             Self::Flush => f.write_str("flush"),
             Self::SlowFlush { first, count, salt } => write!(f, "slow-flush first={first} count={count} salt={salt}"),
             Self::Optimize => f.write_str("optimize"),
+            Self::OptimizeUntil { questions } => write!(f, "optimize-until questions={questions}"),
             Self::Close => f.write_str("close"),
             Self::Reopen => f.write_str("reopen"),
             Self::SecondOpen => f.write_str("second-open"),
@@ -97,6 +106,30 @@ pub struct Workload {
     pub steps: Vec<Step>,
     /// Small enough for every recovery to be crashed at each of its operations in every state.
     pub small: bool,
+}
+
+/// Cancels work when it has been asked so often whether to.
+#[derive(Debug)]
+pub struct Budget(AtomicU64);
+
+impl Budget {
+    /// With so many questions.
+    #[must_use]
+    pub fn of(questions: u64) -> Self {
+        Self(AtomicU64::new(questions))
+    }
+
+    /// Questions that are left.
+    pub fn left(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Cancel for Budget {
+    fn is_cancelled(&self) -> bool {
+        let asked = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        asked.is_err()
+    }
 }
 
 /// A clock that stands still: the state of an index does not depend on it (R14), its bytes would.
@@ -272,6 +305,14 @@ impl<S: Storage + Clone> Runner<S> {
                 return refused.map_or(Ok(()), Err);
             }
             Step::Optimize => engine.optimize()?,
+            Step::OptimizeUntil { questions } => {
+                match engine.regroup_go_on()?.run_until(&Budget::of(*questions)) {
+                    Ok(built) => engine.regrouped(built)?,
+                    // It leaves nothing.
+                    Err(ShardexError::Closed) => {}
+                    Err(error) => return Err(error),
+                }
+            }
             Step::Close | Step::Reopen => {
                 engine.close()?;
                 self.model.acknowledge();
@@ -337,6 +378,7 @@ impl Workload {
                 4 if slow => Step::SlowFlush { first: rng.random_range(0..24), count: rng.random_range(1..5), salt: n },
                 5 | 6 => Step::Commit,
                 8 if cells => Step::Optimize,
+                9 if cells => Step::OptimizeUntil { questions: rng.random_range(0..400) },
                 7 if reopens => [Step::Close, Step::Reopen][rng.random_range(0..2)].clone(),
                 _ => Step::Add {
                     first: if replacements { rng.random_range(0..20) } else { n * 40 },
@@ -582,6 +624,29 @@ pub fn reference() -> Vec<Workload> {
                 add(14, 2),
                 Flush,
                 add(16, 1),
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "cells given up",
+            (5, 4, Metric::L2),
+            vec![
+                add(0, 9),
+                Step::OptimizeUntil { questions: 20 },
+                Flush,
+                Step::OptimizeUntil { questions: 40 },
+                Step::Reopen,
+                Step::Optimize,
+                add(20, 12),
+                Step::OptimizeUntil { questions: 30 },
+                Flush,
+                Step::OptimizeUntil { questions: 30 },
+                Step::Reopen,
+                Step::OptimizeUntil { questions: 100 },
+                Flush,
+                add(40, 1),
+                Flush,
+                Step::Optimize,
                 Flush,
             ],
         ),

@@ -469,7 +469,8 @@ fn hold_older<F: StorageFile>(
                 // Both tables may name the same groups: a place that the newest root names is not only the older one's.
                 let newest = work.cells.iter().flat_map(|(cells, _)| cells.places());
                 let newest: BTreeSet<Run> = newest.map(|place| place.run()).collect();
-                only.extend(runs.into_iter().filter(|run| !newest.contains(run)).map(|run| (run, Use::Meta)));
+                let only_older = |run: &Run| !site::applies(site::Kind::Ordering, newest.contains(run));
+                only.extend(runs.into_iter().filter(only_older).map(|run| (run, Use::Meta)));
             }
             // Without these the older root is as good as ever.
             Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {

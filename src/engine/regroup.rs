@@ -284,6 +284,7 @@ fn store<F: StorageFile>(
         let known = work.cells.as_ref().map(|(cells, _)| cells).filter(|cells| cells.table().groups == table.groups);
         let Some(known) = known else { return Ok(None) };
         places.extend_from_slice(&known.places()[..known.len()]);
+        site::reach(Mark::GroupsKept);
     }
     for (entry, bytes) in table.groups.iter_mut().zip(&groups).chain(table.ahead.iter_mut().zip(&ahead)) {
         entry.place = put(work, bytes)?;
@@ -294,6 +295,9 @@ fn store<F: StorageFile>(
         parts.push(put(work, part)?);
     }
     let head = put(work, &encode_head(&parts))?;
+    if !table.ahead.is_empty() {
+        site::reach(Mark::CentroidsLeft);
+    }
     // The groups' places were taken first, in the table's order.
     places.extend_from_slice(taken);
     let leases = lease(&table, data, &places)?;

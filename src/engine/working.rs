@@ -116,7 +116,8 @@ impl<F: StorageFile> Working<F> {
         let now = self.cells.iter().flat_map(|(cells, _)| cells.places());
         let kept: BTreeSet<u64> = now.map(|place| place.run().page).collect();
         let places = before.into_iter().flat_map(|(cells, _)| cells.places().to_vec());
-        let given_up = places.filter(|place| !kept.contains(&place.run().page));
+        let given_up =
+            places.filter(|place| !site::applies(site::Kind::Ordering, kept.contains(&place.run().page)));
         given_up.for_each(|place| self.space.retire(place, Use::Meta));
     }
 

@@ -9,7 +9,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
     time::Duration,
@@ -17,10 +17,13 @@ use std::{
 
 use shardex::{
     BackgroundWork, CheckLevel, Engine, OpenOptions, SearchOptions, Shardex, ShardexConfig, ShardexError,
-    env::{AllCores, Cancel, Env, Executor, Inline, Never, Threads},
+    env::{AllCores, Env, Executor, Inline, Never, Threads},
     storage::Storage as _,
 };
-use shardex_sim::{SimStorage, workload};
+use shardex_sim::{
+    SimStorage,
+    workload::{self, Budget},
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -247,21 +250,6 @@ fn an_abandoned_open_begins_nothing() {
     }
 }
 
-/// Cancelled when it has been asked so often.
-struct Budget(AtomicI64);
-
-impl Budget {
-    fn of(questions: i64) -> Self {
-        Self(AtomicI64::new(questions))
-    }
-}
-
-impl Cancel for Budget {
-    fn is_cancelled(&self) -> bool {
-        self.0.fetch_sub(1, Ordering::AcqRel) <= 0
-    }
-}
-
 fn open(sim: &SimStorage) -> Engine<SimStorage> {
     Engine::open(sim.clone(), OpenOptions::default(), &workload::env()).expect("opened")
 }
@@ -295,14 +283,14 @@ fn recall(engine: &Engine<SimStorage>) -> f64 {
 #[test]
 fn sessions_shorter_than_a_build_come_to_have_cells() {
     // Most questions are those of the calibration, which is not waited for.
-    const SESSIONS_A_BUILD: i64 = 40;
+    const SESSIONS_A_BUILD: u64 = 40;
     let sim = SimStorage::new(4096, 512, 1);
     let mut engine = Engine::create(sim.clone(), &config(OpenOptions::default()), &workload::env()).expect("made");
     engine.add(&documents(0..6_000)).expect("accepted");
     engine.flush().expect("flushed");
-    let whole = Budget::of(i64::MAX);
+    let whole = Budget::of(u64::MAX);
     assert!(engine.regroup_begin().expect("a job").run_until(&whole).expect("made").is_some());
-    let questions = i64::MAX - whole.0.load(Ordering::Acquire);
+    let questions = u64::MAX - whole.left();
     let mut sessions = 0;
     let mut unfinished = 0;
     loop {
@@ -385,9 +373,9 @@ fn a_build_may_be_given_up_anywhere() {
     let sim = SimStorage::new(4096, 512, 1);
     let mut engine = Engine::create(sim.clone(), &config(OpenOptions::default()), &workload::env()).expect("made");
     engine.add(&documents(0..1_000)).expect("accepted");
-    let whole = Budget::of(i64::MAX);
+    let whole = Budget::of(u64::MAX);
     let built = engine.regroup_begin().expect("a job").run_until(&whole).expect("made");
-    let questions = i64::MAX - whole.0.load(Ordering::Acquire);
+    let questions = u64::MAX - whole.left();
     for tenth in 0..10 {
         match engine.regroup_begin().expect("a job").run_until(&Budget::of(questions * tenth / 10)) {
             Ok(built) => engine.regrouped(built).expect("taken in"),

@@ -161,6 +161,7 @@ impl Case {
             "commit" => Step::Commit,
             "flush" => Step::Flush,
             "optimize" => Step::Optimize,
+            "optimize-until" => Step::OptimizeUntil { questions: words.get("questions")? },
             "close" => Step::Close,
             "reopen" => Step::Reopen,
             "second-open" => Step::SecondOpen,
