@@ -88,11 +88,13 @@ fn without_damaged_cells(report: &Report) -> Report {
     report
 }
 
-/// Whether a finding is about what an open does not read: the bytes of shards, and groups of cells.
+/// Whether a finding is about what an open does not read: the bytes of shards, groups of cells, and the log before the newest
+/// root's checkpoint.
 #[must_use]
 pub fn is_lazily_read(finding: &Finding) -> bool {
     // A sum of vectors is wrong when a vector is.
-    matches!(finding.part, Part::Extent | Part::Cells) || finding.kind == Kind::SumMismatch
+    let of_older_log = finding.part == Part::Log && finding.slot.is_some();
+    of_older_log || matches!(finding.part, Part::Extent | Part::Cells) || finding.kind == Kind::SumMismatch
 }
 
 /// Whether contents told by the files are those of the model, to within the rounding of a norm.

@@ -359,9 +359,11 @@ fn check_files<S: Storage>(
             engine.work.space.map().used_pages(),
         );
     }
-    // The WAL after the older root's checkpoint, which a rotten newest root would need.
+    // The WAL after the older root's checkpoint, which a rotten newest root would need. Before the first write after a clean
+    // open that is the log of the epoch before; after a crash that one may be torn, and recovery makes both roots do without.
     let root = engine.roots.older().filter(|older| older.epoch == newest.epoch).unwrap_or(newest);
-    if root.epoch == engine.wal.epoch() && engine.poisoned.is_none() {
+    let is_whole = root.epoch == engine.wal.epoch() || !engine.recovery.crashed;
+    if is_whole && engine.poisoned.is_none() {
         let layout = wal::WalLayout::new(engine.data.geometry());
         let epoch = (engine.index_id, root.epoch);
         let mut bytes = 0;

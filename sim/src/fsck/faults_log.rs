@@ -37,6 +37,15 @@ fn a_hole_before_a_record_that_says_it_was_durable() {
     named(&image, Kind::LogHole, None, "wal", image.wal.len() as u64);
 }
 
+/// Between the checkpoints of the older root and the newest.
+#[test]
+fn a_hole_that_only_the_older_root_would_meet() {
+    let mut image = image();
+    image.wal[LOG_START + 40] ^= 1;
+    named(&image, Kind::LogHole, Some(1), "wal", LOG_START as u64);
+    assert!(image.check().contents(&image.files()).is_ok());
+}
+
 #[test]
 fn a_segment_of_another_index() {
     let mut image = image();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::bytes::part;
 use super::root::{RootInfo, parse_header, parse_root};
 use super::{
-    Contents, Entry, Files, Finding, Invalid, Kind, Level, Log, Part, Posting, Run, contents, log, space, tree,
+    Contents, End, Entry, Files, Finding, Invalid, Kind, Level, Log, Part, Posting, Run, contents, log, space, tree,
 };
 
 /// What a slot of the file `root` holds.
@@ -174,7 +174,24 @@ pub(super) fn check(files: &Files<'_>, level: Level) -> Report {
     }
     let counted = newest.and_then(|slot| roots[slot].root());
     let log = counted.zip(files.wal).map(|(root, wal)| log::read(root, wal, &mut findings)).unwrap_or_default();
+    if let (Some(newest), Some(wal)) = (newest, files.wal) {
+        findings.extend(holes_behind_the_older(&roots, newest, wal));
+    }
     Report { roots, newest, trees, log, findings }
+}
+
+/// Records that were durable and are gone, between the checkpoints of two roots of one epoch: without the newest root they
+/// would be needed.
+fn holes_behind_the_older(roots: &[Slot; 2], newest: usize, wal: &[u8]) -> Vec<Finding> {
+    let (Some(new), Some(old)) = (roots[newest].root(), roots[1 - newest].root()) else { return Vec::new() };
+    let mut findings = Vec::new();
+    // What is behind the newest checkpoint is found with the newest root.
+    let between = |end| matches!(end, End::Hole { missing, .. } if missing <= new.checkpoint);
+    if old.epoch != new.epoch || !between(log::read(old, wal, &mut findings).end) {
+        return Vec::new();
+    }
+    findings.retain(|finding| finding.kind == Kind::LogHole);
+    findings.into_iter().map(|finding| Finding { slot: Some(1 - newest), ..finding }).collect()
 }
 
 /// Both slots. Where the second is follows from the page size, which only roots know.

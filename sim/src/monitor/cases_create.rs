@@ -3,6 +3,7 @@
 use super::scene::{Outcome, Scene, pages};
 use super::tests::Case;
 use super::{Event, Rule};
+use crate::fsck::build::LOG_END;
 
 pub(super) const CREATE: &[Case] = &[
     (
@@ -121,6 +122,19 @@ pub(super) const CREATE: &[Case] = &[
             let roots = s.image.root.clone();
             s.root_file(&roots, true, false)?;
             s.ack(9)
+        },
+        None,
+    ),
+    (
+        "E1 is left out, and the process dies: both files lead to what is promised now",
+        true,
+        |s| {
+            s.append(LOG_END, (2, 10, 9), 70)?;
+            s.sync("wal", Some((LOG_END as u64, 128)))?;
+            let roots = s.image.root.clone();
+            s.root_file(&roots, true, false)?;
+            s.process_crash()?;
+            s.ack(10)
         },
         None,
     ),

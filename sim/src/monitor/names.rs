@@ -45,6 +45,11 @@ impl Names {
         self.current.contains_key(name) && !self.changes.contains_key(name)
     }
 
+    /// Whether every crash leaves the name, of whichever file.
+    pub(super) fn is_durable(&self, name: &str) -> bool {
+        self.durable.contains_key(name) && self.current.contains_key(name)
+    }
+
     /// Whether a crash leaves the directory.
     pub(super) fn is_directory_certain(&self) -> bool {
         self.parent.is_none()
