@@ -205,6 +205,18 @@ impl<F: StorageFile> StorageFile for HookFile<F> {
         self.inner.sync_all(purpose)
     }
 
+    fn sync_begin(&self, range: Option<(u64, u64)>, purpose: Purpose) -> Result<u64> {
+        match range {
+            Some((offset, len)) => self.ask(Op::SyncRange, offset, len, purpose)?,
+            None => self.ask(Op::SyncAll, 0, 0, purpose)?,
+        }
+        self.inner.sync_begin(range, purpose)
+    }
+
+    fn sync_end(&self, begun: u64, range: Option<(u64, u64)>, purpose: Purpose) -> Result<()> {
+        self.inner.sync_end(begun, range, purpose)
+    }
+
     unsafe fn lend(&self, offset: u64, len: usize) -> Result<F::Lent> {
         // SAFETY: what the caller has promised.
         unsafe { self.inner.lend(offset, len) }

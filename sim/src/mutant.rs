@@ -320,6 +320,9 @@ impl<S: Storage + Clone> Storage for MutantStorage<S> {
     }
 }
 
+/// The number of a sync that is mutated.
+const AT_ITS_END: u64 = u64::MAX;
+
 /// A file of a [`MutantStorage`].
 pub struct MutantFile<F> {
     inner: Arc<F>,
@@ -377,6 +380,23 @@ impl<F: StorageFile> StorageFile for MutantFile<F> {
             move || inner.sync_all(purpose),
             || weak.len().and_then(|len| weak.sync_range(0, len, purpose)),
         )
+    }
+
+    /// One that is mutated is done as a whole, at its end.
+    fn sync_begin(&self, range: Option<(u64, u64)>, purpose: Purpose) -> Result<u64> {
+        let op = if range.is_some() { Op::SyncRange } else { Op::SyncAll };
+        match self.state.ask(op, purpose, self.name) {
+            None => self.inner.sync_begin(range, purpose),
+            Some(_) => Ok(AT_ITS_END),
+        }
+    }
+
+    fn sync_end(&self, begun: u64, range: Option<(u64, u64)>, purpose: Purpose) -> Result<()> {
+        match (begun, range) {
+            (AT_ITS_END, Some((offset, len))) => self.sync_range(offset, len, purpose),
+            (AT_ITS_END, None) => self.sync_all(purpose),
+            _ => self.inner.sync_end(begun, range, purpose),
+        }
     }
 
     unsafe fn lend(&self, offset: u64, len: usize) -> Result<F::Lent> {

@@ -112,6 +112,14 @@ fn steps(step: &Step) -> Vec<Step> {
             .chain(below(first, 0).into_iter().map(|first| Step::SlowFlush { first, count, salt }))
             .chain(below(salt, 0).into_iter().map(|salt| Step::SlowFlush { first, count, salt }))
             .collect(),
+        Step::OverlappedFlush { first, count, salt } => {
+            let slow = Step::SlowFlush { first, count, salt };
+            let plainer = steps(&slow).into_iter().map(|step| match step {
+                Step::SlowFlush { first, count, salt } => Step::OverlappedFlush { first, count, salt },
+                other => other,
+            });
+            std::iter::once(slow.clone()).chain(plainer).collect()
+        }
         Step::Flush => vec![Step::Commit],
         Step::Reopen => vec![Step::Close],
         Step::OptimizeUntil { questions } => std::iter::once(Step::Optimize)

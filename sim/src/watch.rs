@@ -2,6 +2,7 @@
 //! first that breaks a rule panics.
 
 use std::{
+    collections::BTreeMap,
     ops::Deref,
     path::PathBuf,
     sync::{
@@ -89,7 +90,8 @@ impl WatchedStorage {
     }
 
     fn wrap(&self, name: &str, inner: Arc<SimFile>) -> Arc<WatchedFile> {
-        Arc::new(WatchedFile { inner, name: name.to_owned(), sim: self.sim.clone(), watch: self.watch.clone() })
+        let (name, begun) = (name.to_owned(), Mutex::default());
+        Arc::new(WatchedFile { inner, name, sim: self.sim.clone(), watch: self.watch.clone(), begun })
     }
 
     /// Tells of an operation that was done. One at which the machine stopped is told of by nobody.
@@ -179,6 +181,8 @@ pub struct WatchedFile {
     name: String,
     sim: SimStorage,
     watch: Watch,
+    /// The monitor's numbers of syncs that have begun, by the disk's.
+    begun: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl WatchedFile {
@@ -187,13 +191,17 @@ impl WatchedFile {
         self.watch.see(&Event::SyncBegin { file: &self.name, id, range });
         let result = sync();
         if !self.sim.stopped() {
-            self.watch.see(&Event::SyncEnd { id, ok: result.is_ok() });
-            if result.is_err() {
-                // The cache may have fallen back (R8).
-                self.watch.look(&self.sim);
-            }
+            self.ended(id, &result);
         }
         result
+    }
+
+    fn ended(&self, id: u64, result: &Result<()>) {
+        self.watch.see(&Event::SyncEnd { id, ok: result.is_ok() });
+        if result.is_err() {
+            // The cache may have fallen back (R8).
+            self.watch.look(&self.sim);
+        }
     }
 }
 
@@ -249,6 +257,32 @@ impl StorageFile for WatchedFile {
 
     fn sync_all(&self, purpose: Purpose) -> Result<()> {
         self.sync(None, || self.inner.sync_all(purpose))
+    }
+
+    fn sync_begin(&self, range: Option<(u64, u64)>, purpose: Purpose) -> Result<u64> {
+        let id = self.watch.id();
+        self.watch.see(&Event::SyncBegin { file: &self.name, id, range });
+        match self.inner.sync_begin(range, purpose) {
+            Ok(begun) => {
+                self.begun.lock().unwrap_or_else(PoisonError::into_inner).insert(begun, id);
+                Ok(begun)
+            }
+            Err(error) => {
+                if !self.sim.stopped() {
+                    self.watch.see(&Event::SyncEnd { id, ok: false });
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn sync_end(&self, begun: u64, range: Option<(u64, u64)>, purpose: Purpose) -> Result<()> {
+        let result = self.inner.sync_end(begun, range, purpose);
+        let id = self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(&begun);
+        if let Some(id) = id.filter(|_| !self.sim.stopped()) {
+            self.ended(id, &result);
+        }
+        result
     }
 
     unsafe fn lend(&self, offset: u64, len: usize) -> Result<WatchedLent> {

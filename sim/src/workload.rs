@@ -9,6 +9,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
     CheckLevel, DocumentId, Engine, FlushStep, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
     env::{Cancel, Clock, Env, Inline, SystemThreads},
+    lease::SyncUnderWay,
     storage::Storage,
 };
 
@@ -54,6 +55,15 @@ pub enum Step {
         /// Changes the vectors.
         salt: u64,
     },
+    /// Flushes, with an addition while each of its syncs runs.
+    OverlappedFlush {
+        /// First document added.
+        first: u64,
+        /// Documents added each time.
+        count: u64,
+        /// Changes the vectors.
+        salt: u64,
+    },
     /// Makes the cells anew.
     Optimize,
     /// Goes on with the cells, and gives up when it has been asked so often whether to.
@@ -81,6 +91,9 @@ impl std::fmt::Display for Step {
             Self::Commit => f.write_str("commit"),
             Self::Flush => f.write_str("flush"),
             Self::SlowFlush { first, count, salt } => write!(f, "slow-flush first={first} count={count} salt={salt}"),
+            Self::OverlappedFlush { first, count, salt } => {
+                write!(f, "overlapped-flush first={first} count={count} salt={salt}")
+            }
             Self::Optimize => f.write_str("optimize"),
             Self::OptimizeUntil { questions } => write!(f, "optimize-until questions={questions}"),
             Self::Close => f.write_str("close"),
@@ -277,7 +290,8 @@ impl<S: Storage + Clone> Runner<S> {
                 self.flushed = self.model.accepted();
                 self.tell(&Event::Acknowledge { lsn: self.model.last_lsn() });
             }
-            Step::SlowFlush { first, count, salt } => {
+            Step::SlowFlush { first, count, salt } | Step::OverlappedFlush { first, count, salt } => {
+                let overlaps = matches!(step, Step::OverlappedFlush { .. });
                 let mut between = 0;
                 let mut refused = None;
                 let mut flush = engine.flush_begin(false)?;
@@ -286,7 +300,8 @@ impl<S: Storage + Clone> Runner<S> {
                         FlushStep::Sync(job) => job,
                         FlushStep::Done(stats) => break stats,
                     };
-                    let synced = job.run();
+                    let begun = overlaps.then(|| job.begin());
+                    let synced = if overlaps { Ok(()) } else { job.run() };
                     let from = first + between * count;
                     let batch = postings(from..from + count, 0, salt + between, dimension);
                     match engine.add(&batch) {
@@ -297,6 +312,7 @@ impl<S: Storage + Clone> Runner<S> {
                         Err(error) => refused = Some(error),
                     }
                     between += 1;
+                    let synced = begun.map_or(synced, |begun| begun.and_then(SyncUnderWay::end));
                     flush = engine.flush_synced(synced)?;
                 };
                 // It may have been one that was begun before.
@@ -375,7 +391,13 @@ impl Workload {
                 0 | 1 if removals => Step::Remove { first: rng.random_range(0..24), count: rng.random_range(1..16) },
                 2 | 3 if flushes => Step::Flush,
                 2 | 3 => Step::Commit,
-                4 if slow => Step::SlowFlush { first: rng.random_range(0..24), count: rng.random_range(1..5), salt: n },
+                4 if slow => {
+                    let (first, count, salt) = (rng.random_range(0..24), rng.random_range(1..5), n);
+                    match rng.random() {
+                        true => Step::SlowFlush { first, count, salt },
+                        false => Step::OverlappedFlush { first, count, salt },
+                    }
+                }
                 5 | 6 => Step::Commit,
                 8 if cells => Step::Optimize,
                 9 if cells => Step::OptimizeUntil { questions: rng.random_range(0..400) },
@@ -624,6 +646,20 @@ pub fn reference() -> Vec<Workload> {
                 add(14, 2),
                 Flush,
                 add(16, 1),
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "writes while syncs run",
+            l2(3, 4),
+            vec![
+                add(0, 6),
+                Step::OverlappedFlush { first: 10, count: 3, salt: 1 },
+                Commit,
+                Step::OverlappedFlush { first: 20, count: 2, salt: 2 },
+                Reopen,
+                add(30, 3),
+                Step::OverlappedFlush { first: 10, count: 4, salt: 3 },
                 Flush,
             ],
         ),

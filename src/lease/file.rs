@@ -277,12 +277,59 @@ impl<F: StorageFile> SyncJob<F> {
     /// # Panics
     /// If another sync of this file is under way: an error goes to one of the two only (R8). A mistake of the caller.
     pub fn run(&self) -> Result<()> {
-        assert!(!self.syncing.swap(true, Ordering::AcqRel), "two syncs of {} at once", self.file.path().display());
-        let done = match self.range {
+        let _syncing = Syncing::begin(self);
+        match self.range {
             Some((offset, len)) => self.file.sync_range(offset, len, self.purpose),
             None => self.file.sync_all(self.purpose),
-        };
-        self.syncing.store(false, Ordering::Release);
-        done
+        }
+    }
+
+    /// Begins to sync, where other things happen before the end: what is stored from here on is not covered. For simulations;
+    /// on a real disk all of it is done at the end.
+    ///
+    /// # Errors
+    /// As [`StorageFile::sync_begin`].
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn begin(&self) -> Result<SyncUnderWay<F>> {
+        let syncing = Syncing::begin(self);
+        let begun = self.file.sync_begin(self.range, self.purpose)?;
+        Ok(SyncUnderWay { job: self.clone(), begun, _syncing: syncing })
+    }
+}
+
+/// A sync that has begun. Dropped before its end it may have made durable what it covers, or not.
+#[derive(Debug)]
+pub struct SyncUnderWay<F> {
+    job: SyncJob<F>,
+    begun: u64,
+    _syncing: Syncing,
+}
+
+impl<F: StorageFile> SyncUnderWay<F> {
+    /// Ends it.
+    ///
+    /// # Errors
+    /// As [`SyncJob::run`].
+    pub fn end(self) -> Result<()> {
+        self.job.file.sync_end(self.begun, self.job.range, self.job.purpose)
+    }
+}
+
+/// The mark that a sync of a file is under way.
+#[derive(Debug)]
+struct Syncing(Arc<AtomicBool>);
+
+impl Syncing {
+    fn begin<F: StorageFile>(job: &SyncJob<F>) -> Self {
+        assert!(!job.syncing.swap(true, Ordering::AcqRel), "two syncs of {} at once", job.file.path().display());
+        Self(Arc::clone(&job.syncing))
+    }
+}
+
+impl Drop for Syncing {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }

@@ -26,7 +26,7 @@ use std::{
     },
 };
 
-pub use file::{LENDING, LendingFile, PlainFile, SyncJob};
+pub use file::{LENDING, LendingFile, PlainFile, SyncJob, SyncUnderWay};
 pub use place::{Lease, Place, Run};
 
 use crate::storage::StorageLock;

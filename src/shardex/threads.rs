@@ -221,12 +221,14 @@ impl<F: StorageFile> Syncer<F> {
         Ok(Self { file: std::marker::PhantomData })
     }
 
-    /// A task that takes some virtual time, so that others come between.
+    /// A task that takes some virtual time, so that others come between: the sync covers what there is at this call, and it is
+    /// durable when the time is over.
     pub(super) fn run(&self, job: SyncJob<F>) -> oneshot::Receiver<Result<()>> {
         let (done, synced) = oneshot::channel();
+        let begun = job.begin();
         tokio::task::spawn(async move {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-            drop(done.send(job.run()));
+            drop(done.send(begun.and_then(crate::lease::SyncUnderWay::end)));
         });
         synced
     }

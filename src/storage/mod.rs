@@ -218,6 +218,29 @@ pub trait StorageFile: Send + Sync + 'static {
     /// `Io`; afterwards nothing may be assumed durable (R8).
     fn sync_all(&self, purpose: Purpose) -> Result<()>;
 
+    /// Begins a sync of a range (offset and length), or of everything, that [`sync_end`](Self::sync_end) ends: what is stored
+    /// in between it need not cover. Returns a number for that call. For simulations, where a sync takes time; elsewhere
+    /// nothing happens yet.
+    ///
+    /// # Errors
+    /// As [`sync_range`](Self::sync_range); then there is nothing to end.
+    fn sync_begin(&self, range: Option<(u64, u64)>, purpose: Purpose) -> Result<u64> {
+        let _ = (range, purpose);
+        Ok(0)
+    }
+
+    /// Ends a sync: now it is durable, or has failed. The range and the purpose are those of the begin.
+    ///
+    /// # Errors
+    /// As [`sync_range`](Self::sync_range) and [`sync_all`](Self::sync_all).
+    fn sync_end(&self, begun: u64, range: Option<(u64, u64)>, purpose: Purpose) -> Result<()> {
+        let _ = begun;
+        match range {
+            Some((offset, len)) => self.sync_range(offset, len, purpose),
+            None => self.sync_all(purpose),
+        }
+    }
+
     /// Lends bytes of the file for reading without a copy. The address of the first lent byte is aligned as its
     /// offset is, up to 64 bytes.
     ///

@@ -58,6 +58,9 @@ fn steps() -> impl Strategy<Value = Step> {
         4 => Just(Step::Flush),
         2 => Just(Step::Optimize),
         2 => (0..60u64, 1..12u64, 0..1_000u64).prop_map(|(first, count, salt)| Step::SlowFlush { first, count, salt }),
+        2 => (0..60u64, 1..12u64, 0..1_000u64)
+            .prop_map(|(first, count, salt)| Step::OverlappedFlush { first, count, salt }),
+        1 => (0..400u64).prop_map(|questions| Step::OptimizeUntil { questions }),
         1 => Just(Step::Reopen),
         1 => Just(Step::Close),
     ]

@@ -44,6 +44,8 @@ pub(crate) struct Book {
     pub(crate) strike_at: u64,
     /// Syncs before the one that fails.
     pub(crate) syncs_left: Option<u64>,
+    /// Syncs that have failed, as far as that was noted.
+    pub(crate) failed_syncs: u64,
     /// What of the trouble is still to come.
     pub(crate) trouble: Option<Trouble>,
     /// Starts of threads before the one that fails.
@@ -79,6 +81,7 @@ impl Book {
             events: 0,
             strike_at: u64::MAX,
             syncs_left: None,
+            failed_syncs: 0,
             trouble: None,
             starts_left: None,
             start_failed: false,

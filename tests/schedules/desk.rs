@@ -43,7 +43,14 @@ impl Desk {
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        // A sync that runs beside the writer fails when its time is over.
+        let failed = self.storage.counters().failed_syncs;
+        if failed > book.failed_syncs {
+            book.failed_syncs = failed;
+            book.note_failure();
+        }
+        book
     }
 
     /// Another life is about to begin.
@@ -137,7 +144,6 @@ impl Desk {
             Some(0) => {
                 book.syncs_left = None;
                 self.storage.fail_next_sync(io::ErrorKind::Other);
-                book.note_failure();
                 book.hash(|text| write!(text, "{at} sync fails;"));
             }
             left => book.syncs_left = left.map(|left| left - 1),

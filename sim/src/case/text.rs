@@ -158,6 +158,11 @@ impl Case {
             "slow-flush" => {
                 Step::SlowFlush { first: words.get("first")?, count: words.get("count")?, salt: words.get("salt")? }
             }
+            "overlapped-flush" => Step::OverlappedFlush {
+                first: words.get("first")?,
+                count: words.get("count")?,
+                salt: words.get("salt")?,
+            },
             "commit" => Step::Commit,
             "flush" => Step::Flush,
             "optimize" => Step::Optimize,

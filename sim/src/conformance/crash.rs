@@ -58,6 +58,7 @@ pub fn conformance_crash<S: Crash>(make: &dyn Fn(u64) -> S) {
     suite.sectors_are_independent();
     suite.every_version_may_survive();
     suite.a_range_sync_covers_its_pages_alone();
+    suite.a_sync_covers_what_there_was_when_it_began();
     suite.length_is_durable_by_sync_all();
     suite.cut_off_bytes_do_not_come_back();
     suite.entries_are_durable_by_sync_dir();
@@ -207,6 +208,56 @@ impl<S: Crash> Suite<'_, S> {
             },
         );
         Self::expect(&seen, [(0, 0), (0, 1), (1, 0), (1, 1)], "R4: pages beside the range are not durable");
+    }
+
+    fn a_sync_covers_what_there_was_when_it_began(&self) {
+        for whole in [false, true] {
+            let seen = |ends: bool| {
+                self.outcomes(
+                    CrashKind::Power,
+                    |storage| {
+                        let (sector, page) = (storage.sector_size() as u64, storage.page_size() as u64);
+                        let range = (!whole).then_some((0, page));
+                        let file = Self::durable(storage, "a", page);
+                        ok(file.store(0, &vec![1; 2 * sector as usize], TEST));
+                        let begun = ok(file.sync_begin(range, TEST));
+                        ok(file.store(sector, &vec![2; sector as usize], TEST));
+                        if ends {
+                            ok(file.sync_end(begun, range, TEST));
+                        }
+                    },
+                    |storage| Self::firsts(storage, 2, storage.sector_size()),
+                )
+            };
+            Self::expect(
+                &seen(true),
+                [[1, 1], [1, 2]].map(Vec::from),
+                "R4: what comes while a sync runs is not covered",
+            );
+            let any = [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]].map(Vec::from);
+            Self::expect(&seen(false), any, "R4: a sync that has not ended promises nothing");
+        }
+        // What it covers is durable, whatever is stored again meanwhile; a length that comes meanwhile is not.
+        let seen = self.outcomes(
+            CrashKind::Power,
+            |storage| {
+                let sector = storage.sector_size();
+                let file = Self::durable(storage, "a", sector as u64);
+                ok(file.store(0, &vec![1; sector], TEST));
+                let begun = ok(file.sync_begin(None, TEST));
+                ok(file.store(0, &vec![2; sector], TEST));
+                ok(file.store(0, &vec![1; sector], TEST));
+                ok(file.allocate(2 * sector as u64, TEST));
+                ok(file.sync_end(begun, None, TEST));
+            },
+            |storage| (Self::firsts(storage, 1, storage.sector_size()), ok(ok(storage.open("a")).len())),
+        );
+        let first =
+            |seen: &BTreeMap<(Vec<u8>, u64), usize>| seen.keys().map(|(first, _)| first.clone()).collect::<Vec<_>>();
+        assert!(first(&seen).iter().all(|first| *first == [1] || *first == [2]), "R4: {seen:?}");
+        assert!(seen.keys().any(|(first, _)| *first == [2]), "R3: {seen:?}");
+        let lengths: std::collections::BTreeSet<u64> = seen.keys().map(|(_, len)| *len).collect();
+        assert_eq!(lengths.len(), 2, "R6: {seen:?}");
     }
 
     fn length_is_durable_by_sync_all(&self) {

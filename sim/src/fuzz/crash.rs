@@ -56,7 +56,12 @@ fn event(bytes: &mut Bytes<'_>) -> Event {
         6 | 7 => Event::Do(Step::Commit),
         8 | 9 => Event::Do(Step::Flush),
         10 => {
-            Event::Do(Step::SlowFlush { first: bytes.below(64), count: 1 + bytes.below(10), salt: bytes.byte().into() })
+            let (first, count, salt) = (bytes.below(64), 1 + bytes.below(10), bytes.byte().into());
+            Event::Do(match bytes.below(3) {
+                0 => Step::OverlappedFlush { first, count, salt },
+                1 => Step::OptimizeUntil { questions: 4 * salt },
+                _ => Step::SlowFlush { first, count, salt },
+            })
         }
         11 => Event::Do([Step::Close, Step::Reopen, Step::SecondOpen, Step::Read][bytes.below(4) as usize].clone()),
         12 | 13 => Event::Fault { after: 1 + bytes.below(40), fault: fault(bytes) },

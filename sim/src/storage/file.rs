@@ -19,7 +19,7 @@ use super::{
     fault::Fault,
     inode::{Extent, Inode},
     locked,
-    machine::{Machine, OnceFault, SyncFault},
+    machine::{Flight, Machine, OnceFault, SyncFault},
     mutant::{SimMutant, wrong},
     path_of,
     trace::{Op, OpInfo},
@@ -177,6 +177,51 @@ impl StorageFile for SimFile {
                 inode.sync_all();
             },
         )
+    }
+
+    fn sync_begin(&self, range: Option<(u64, u64)>, purpose: Purpose) -> Result<u64> {
+        let info = match range {
+            Some((offset, len)) => self.info(Op::SyncRange, offset, len, purpose),
+            None => self.info(Op::SyncAll, 0, 0, purpose),
+        };
+        locked(&self.machine).run(self.boot, info, |machine, _, _| {
+            let fault = machine.sync_fault.take();
+            let captured = machine.disk.inode(self.file).capture(range);
+            let token = machine.token();
+            machine.flights.insert(token, Flight { file: self.file, captured, fault });
+            Ok(token)
+        })
+    }
+
+    fn sync_end(&self, begun: u64, range: Option<(u64, u64)>, _: Purpose) -> Result<()> {
+        let mut guard = locked(&self.machine);
+        let machine = &mut *guard;
+        let gone = || io::Error::other("power lost");
+        machine.look(self.boot).map_err(self.error("sync"))?;
+        let flight = machine.flights.remove(&begun).filter(|_| !machine.stopped);
+        let Some(Flight { file, captured, fault }) = flight else { return Err(self.error("sync")(gone())) };
+        machine.count_sync(fault, if range.is_some() { Op::SyncRange } else { Op::SyncAll });
+        let inode = machine.disk.inode(file);
+        match fault {
+            None if wrong(SimMutant::SyncCoversWhatComesMeanwhile) => match range {
+                Some((offset, len)) => inode.sync_range(offset, len),
+                None => inode.sync_all(),
+            },
+            None => inode.land(captured),
+            // One sector more or less: this covers what came meanwhile, too.
+            Some(SyncFault::Misdirect) => {
+                let (offset, len) = range.unwrap_or((0, u64::MAX));
+                inode.misdirect(offset, len, &mut machine.chance.next());
+                inode.land(captured);
+            }
+            Some(SyncFault::Lie) => inode.land_nowhere(&captured),
+            Some(SyncFault::Fail(kind)) => {
+                inode.crash_land(captured, &mut machine.chance.next());
+                machine.note_failure("sync", &self.name);
+                return Err(self.error("sync")(kind.into()));
+            }
+        }
+        Ok(())
     }
 
     unsafe fn lend(&self, offset: u64, len: usize) -> Result<SimLent> {

@@ -32,6 +32,15 @@ pub(super) struct Extent {
     pub(super) allocated: u64,
 }
 
+/// What a sync covers, as it was when the sync began.
+#[derive(Clone, Debug)]
+pub(super) struct Captured {
+    /// Dirty sectors with their versions, the newest last.
+    sectors: Vec<(u64, Vec<Arc<[u8]>>)>,
+    /// Lengths and allocations that were pending.
+    extents: Vec<Extent>,
+}
+
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Inode {
     geometry: Geometry,
@@ -298,6 +307,85 @@ impl Inode {
     pub(super) fn lie_about_sync_all(&mut self) {
         self.lie_about_sync_range(0, u64::MAX);
         self.pending.clear();
+    }
+
+    /// R4, R5. What a sync that begins now will make durable.
+    pub(super) fn capture(&self, range: Option<(u64, u64)>) -> Captured {
+        let (offset, len) = range.unwrap_or((0, u64::MAX));
+        let dirty = self.dirty.range(self.covering(offset, len));
+        let sectors = dirty.map(|(sector, versions)| (*sector, versions.clone())).collect();
+        let extents = if range.is_none() { self.pending.clone() } else { Vec::new() };
+        Captured { sectors, extents }
+    }
+
+    /// The versions of a sector that came after some were captured.
+    fn newer(&mut self, sector: u64, captured: &[Arc<[u8]>]) -> Vec<Arc<[u8]>> {
+        let versions = self.dirty.remove(&sector).unwrap_or_default();
+        // One that was stored again is a copy of its own.
+        versions.into_iter().filter(|version| !captured.iter().any(|c| Arc::ptr_eq(c, version))).collect()
+    }
+
+    fn keep_newer(&mut self, sector: u64, newer: Vec<Arc<[u8]>>) {
+        if !newer.is_empty() {
+            self.dirty.insert(sector, newer);
+        }
+    }
+
+    /// R4, R5. The end of a sync: what was captured is durable, and what came after it is as dirty as before.
+    pub(super) fn land(&mut self, captured: Captured) {
+        for (sector, versions) in captured.sectors {
+            let newer = self.newer(sector, &versions);
+            if let Some(version) = versions.last() {
+                self.put(sector, version);
+            }
+            self.keep_newer(sector, newer);
+        }
+        if let Some(extent) = captured.extents.last() {
+            self.durable = *extent;
+            self.pending.retain(|pending| !captured.extents.contains(pending));
+        }
+    }
+
+    /// R8. The end of a sync that fails: as one that fails at once, but what came meanwhile is still dirty.
+    pub(super) fn crash_land(&mut self, captured: Captured, rng: &mut ChaCha8Rng) {
+        for (sector, versions) in captured.sectors {
+            let before = sector_of(&self.device, sector, self.geometry);
+            let newer = self.newer(sector, &versions);
+            let reached = rng.random_range(0..=versions.len());
+            let on_device = versions.get(reached).unwrap_or(&before).clone();
+            self.put(sector, &on_device);
+            if newer.is_empty() {
+                match rng.random_range(0..3) {
+                    0 => {}
+                    1 => self.fill_cache(sector, &before),
+                    _ => self.fill_cache(sector, &on_device),
+                }
+                if sector_of(&self.cache, sector, self.geometry) != on_device {
+                    self.stale.insert(sector);
+                }
+            }
+            self.keep_newer(sector, newer);
+        }
+        if !captured.extents.is_empty() {
+            let mut extents = vec![self.durable];
+            extents.extend(&captured.extents);
+            self.durable = extents[rng.random_range(0..extents.len())];
+            self.pending.retain(|pending| !captured.extents.contains(pending));
+        }
+    }
+
+    /// R13. The end of a sync that lies.
+    pub(super) fn land_nowhere(&mut self, captured: &Captured) {
+        for (sector, versions) in &captured.sectors {
+            let newer = self.newer(*sector, versions);
+            if newer.is_empty()
+                && sector_of(&self.cache, *sector, self.geometry) != sector_of(&self.device, *sector, self.geometry)
+            {
+                self.stale.insert(*sector);
+            }
+            self.keep_newer(*sector, newer);
+        }
+        self.pending.retain(|pending| !captured.extents.contains(pending));
     }
 
     /// What the length and allocation may be after a power cut: the durable first, the newest last (R6).

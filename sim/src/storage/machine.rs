@@ -14,6 +14,7 @@ use super::{
     directory::FileId,
     disk::Disk,
     fault::{Fault, Plan, error_kind},
+    inode::Captured,
     trace::{Counters, Op, OpInfo},
 };
 
@@ -37,6 +38,15 @@ pub(super) enum SyncFault {
     Lie,
     /// R13: a sector goes elsewhere.
     Misdirect,
+}
+
+/// A sync that has begun and not ended.
+#[derive(Clone, Debug)]
+pub(super) struct Flight {
+    pub(super) file: FileId,
+    pub(super) captured: Captured,
+    /// What it does instead, at its end.
+    pub(super) fault: Option<SyncFault>,
 }
 
 /// What a store or an allocation does instead, once.
@@ -83,6 +93,8 @@ pub(super) struct Machine {
     /// Bytes that files may take in all.
     pub(super) capacity: Option<u64>,
     pub(super) sync_fault: Option<SyncFault>,
+    /// Syncs that have begun.
+    pub(super) flights: BTreeMap<u64, Flight>,
     pub(super) store_fault: Option<io::ErrorKind>,
     /// For the operation that is being done.
     pub(super) once: Option<OnceFault>,
@@ -117,6 +129,7 @@ impl Machine {
             last_token: 0,
             capacity: None,
             sync_fault: None,
+            flights: BTreeMap::new(),
             store_fault: None,
             once: None,
             plan: Plan::default(),
@@ -235,6 +248,12 @@ impl Machine {
     /// The fault planned for the sync that is being done, counted as fired.
     pub(super) fn take_sync_fault(&mut self, op: Op) -> Option<SyncFault> {
         let fault = self.sync_fault.take();
+        self.count_sync(fault, op);
+        fault
+    }
+
+    /// Counts a sync that has ended, one way or another.
+    pub(super) fn count_sync(&mut self, fault: Option<SyncFault>, op: Op) {
         match fault {
             Some(SyncFault::Fail(_)) => self.counters.failed_syncs += 1,
             Some(SyncFault::Lie) => self.counters.lying_syncs += 1,
@@ -242,7 +261,6 @@ impl Machine {
             None if matches!(op, Op::SyncDir | Op::SyncParent) => self.counters.dir_syncs += 1,
             None => self.counters.file_syncs += 1,
         }
-        fault
     }
 
     /// A bit flips in some file that has bytes: half of the time in bytes that are lent, which will be read again. They are

@@ -209,6 +209,7 @@ impl SimStorage {
             machine.locks.clear();
         }
         machine.loans.clear();
+        machine.flights.clear();
         machine.sync_fault = None;
         machine.once = None;
         match kind {

@@ -23,6 +23,8 @@ pub enum SimMutant {
     RangeSyncLength,
     /// R4: a sync of a range covers the sectors it touches, not their pages.
     RangeSyncSectors,
+    /// R4: a sync covers what is stored while it runs.
+    SyncCoversWhatComesMeanwhile,
     /// R5: a sync of all does not make the length durable.
     SyncAllWithoutLength,
     /// R5: a sync of all makes no byte durable.
