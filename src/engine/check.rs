@@ -340,6 +340,7 @@ fn check_files<S: Storage>(
             mark(report, &mut space, &mut seen, extent.place().run(), Use::Extent);
         }
     }
+    let in_flush = taken.is_some();
     // The root of a flush under way is in memory alone, but its states and nodes have places.
     if taken.is_none() {
         check_extents_of_roots(engine, report)?;
@@ -360,9 +361,10 @@ fn check_files<S: Storage>(
         );
     }
     // The WAL after the older root's checkpoint, which a rotten newest root would need. Before the first write after a clean
-    // open that is the log of the epoch before; after a crash that one may be torn, and recovery makes both roots do without.
+    // open that is the log of the epoch before; else recovery makes both roots do without that one, which may be torn.
     let root = engine.roots.older().filter(|older| older.epoch == newest.epoch).unwrap_or(newest);
-    let is_whole = root.epoch == engine.wal.epoch() || !engine.recovery.crashed;
+    let was_closed = !engine.recovery.crashed && engine.recovery.records_replayed == 0;
+    let is_whole = root.epoch == engine.wal.epoch() || (was_closed && !in_flush);
     if is_whole && engine.poisoned.is_none() {
         let layout = wal::WalLayout::new(engine.data.geometry());
         let epoch = (engine.index_id, root.epoch);
