@@ -65,7 +65,7 @@ pub enum SimMutant {
 
 impl SimMutant {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::StoreInvisible,
         Self::StoreDurable,
         Self::PagesWhole,
@@ -75,6 +75,7 @@ impl SimMutant {
         Self::RangeSyncAll,
         Self::RangeSyncLength,
         Self::RangeSyncSectors,
+        Self::SyncCoversWhatComesMeanwhile,
         Self::SyncAllWithoutLength,
         Self::SyncAllWithoutBytes,
         Self::LengthDurable,
