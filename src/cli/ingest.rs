@@ -47,6 +47,8 @@ pub(super) fn run(args: &Ingest, output: &Output) -> Outcome {
         let done = load.run(first).await;
         let stopped = load.stopped(&done).await;
         load.bar.finish_and_clear();
+        // What fails after a signal fails because of it: a read that was waiting, or whoever was to write the rows.
+        let done = if matches!(stopped, Answer::Stopped(_)) { Ok(()) } else { done };
         if load.done == args.from_row && stopped != Answer::Yes {
             match (discard(&index, args, made).await, &done) {
                 (Ok(true), _) => return done.map(|()| stopped),
@@ -57,14 +59,9 @@ pub(super) fn run(args: &Ingest, output: &Output) -> Outcome {
         }
         // Closed whatever came of it: what was acknowledged is durable either way.
         let closed = index.close().await;
-        match (done, load.interrupt.code()) {
-            (Ok(()), _) => closed?,
-            (Err(Failure(line)), None) => return Err(Failure(format!("{line}; {}", load.how_to_go_on()))),
-            // Whoever was to write the rows has been interrupted too.
-            (Err(Failure(line)), Some(code)) => {
-                output::complain(&format!("interrupted: {line}; {}", load.how_to_go_on()));
-                return Ok(Answer::Stopped(code));
-            }
+        match done {
+            Ok(()) => closed?,
+            Err(Failure(line)) => return Err(Failure(format!("{line}; {}", load.how_to_go_on()))),
         }
         Ok(stopped)
     })
@@ -313,14 +310,13 @@ impl<'a> Load<'a> {
 
     /// What an interrupted ingest comes to, and what it says; makes what was accepted before an error durable.
     async fn stopped(&mut self, done: &Result<(), Failure>) -> Answer {
-        if done.is_err() {
-            // A second error follows from the first one, and then less is durable.
-            if self.index.commit().await.is_ok() {
-                self.durable = self.done;
-            }
-            return Answer::No;
+        // A second error follows from the first one, and then less is durable.
+        if done.is_err() && self.index.commit().await.is_ok() {
+            self.durable = self.done;
         }
-        let Some(code) = self.interrupt.code() else { return Answer::Yes };
+        let Some(code) = self.interrupt.code() else {
+            return if done.is_ok() { Answer::Yes } else { Answer::No };
+        };
         let go_on = self.go_on();
         let object = json!({ "interrupted": true, "durable_rows": self.durable, "go_on": go_on });
         self.output.result(&object, &format!("interrupted: {}", self.how_to_go_on()));

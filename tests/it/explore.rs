@@ -207,6 +207,20 @@ post_mortems! {
     /// left a newest root of foreign bytes. Recovery stores both slots anew before anything else. The protocol monitor
     /// found it; of the crashes tried, none did.
     a_recovery_stores_over_a_newer_root_first: "newer-root-behind-the-cache.case";
+    /// The log between the checkpoints of the two roots had rotten before a clean open. The full check looked there only once
+    /// something was written, so that the damage was found when the newest root went back.
+    a_full_check_after_a_clean_open_reads_the_log_between_the_roots: "rot-before-a-clean-open.case";
+    /// A root goes back after a clean close, and the one before it names a log that was used again since. A full check in the
+    /// flush of the recovery, which makes both roots do without that log, asked for it.
+    a_full_check_in_a_recovery_needs_no_log_of_before: "full-check-after-a-stale-root.case";
+    /// The judges: a root file that is made anew and has its name, but not yet its entry, leads where the one before leads.
+    what_both_root_files_lead_to_may_be_acknowledged: "root-file-under-either-name.case";
+    /// Two prefixes that leave the same are told apart by the LSN.
+    of_prefixes_that_leave_the_same_the_lsn_tells: "prefixes-that-leave-the-same.case";
+    /// A directory node that rots hides a vector below it that rots, too, from who has only the files.
+    rot_below_a_rotten_node_is_an_excuse: "rot-below-a-rotten-node.case";
+    /// A planned crash comes in the judge's own question.
+    a_crash_may_come_while_the_judge_asks: "stop-while-the-judge-asks.case";
 }
 
 #[test]

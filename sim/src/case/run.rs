@@ -212,6 +212,7 @@ impl Run<'_> {
             let now = self.runner.model.current(engine);
             self.honest(now.map_err(|what| format!("P2, live: {what}")))?;
         }
+        self.frees_what_nobody_needs()?;
         let end = Crash {
             after: 0,
             stop: Stop::Before,
@@ -221,6 +222,25 @@ impl Run<'_> {
         };
         self.crash(&end);
         self.recover(None)
+    }
+
+    /// P6 in the life of one engine: after two more flushes no page is used that neither root, nor the working state, nor a
+    /// reader needs. Of every other case, for it changes what the last crash meets.
+    fn frees_what_nobody_needs(&mut self) -> Result<(), End> {
+        let Some(engine) = &self.runner.engine else { return Ok(()) };
+        let stats = engine.stats().map_err(|e| broken(e.to_string()))?;
+        let works = stats.poisoned.is_none() && stats.read_only.is_none();
+        if !works || self.doubt() || self.case.garbage || !self.case.seed.is_multiple_of(2) {
+            return Ok(());
+        }
+        self.runner.readers.forget();
+        for salt in 0..2 {
+            self.step(&Step::Add { first: 0, count: 1, start: 0, salt })?;
+            self.step(&Step::Flush)?;
+        }
+        let Some(engine) = &self.runner.engine else { return Ok(()) };
+        let image = oracle::Image::of(&self.sim);
+        oracle::agrees(&image, &image.check(), engine, false).map_err(broken)
     }
 
     /// A broken promise; unless a bit has rotten under what was read before, and the check says so.

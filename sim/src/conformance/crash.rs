@@ -216,9 +216,9 @@ impl<S: Crash> Suite<'_, S> {
                 self.outcomes(
                     CrashKind::Power,
                     |storage| {
-                        let (sector, page) = (storage.sector_size() as u64, storage.page_size() as u64);
-                        let range = (!whole).then_some((0, page));
-                        let file = Self::durable(storage, "a", page);
+                        let sector = storage.sector_size() as u64;
+                        let range = (!whole).then_some((0, 2 * sector));
+                        let file = Self::durable(storage, "a", 2 * sector);
                         ok(file.store(0, &vec![1; 2 * sector as usize], TEST));
                         let begun = ok(file.sync_begin(range, TEST));
                         ok(file.store(sector, &vec![2; sector as usize], TEST));
