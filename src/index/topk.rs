@@ -102,27 +102,32 @@ mod tests {
 
     #[test]
     fn ties_are_broken_by_key_whatever_the_order_of_offers() {
-        let candidate = |distance, id, start| Candidate {
+        let candidate = |distance, id, start, length| Candidate {
             distance,
             document_id: DocumentId(id),
             start,
-            length: 1,
+            length,
             shard: 0,
             slot: 0,
         };
         let mut all = [
-            candidate(1.0, 3, 0),
-            candidate(-0.0, 9, 0),
-            candidate(0.0, 2, 5),
-            candidate(1.0, 3, 1),
-            candidate(1.0, 1, 9),
+            candidate(1.0, 3, 0, 1),
+            candidate(-0.0, 9, 0, 1),
+            candidate(0.0, 2, 5, 1),
+            candidate(1.0, 3, 1, 1),
+            candidate(1.0, 1, 9, 8),
+            candidate(1.0, 1, 9, 7),
+            candidate(1.0, 1, 9, 9),
         ];
-        for turn in 0..5 {
+        for turn in 0..7 {
             all.rotate_left(turn);
-            let mut top = TopK::new(3);
-            all.iter().for_each(|&c| top.offer(c));
-            let ids: Vec<_> = top.into_sorted().iter().map(|c| (c.document_id.0, c.start)).collect();
-            assert_eq!(ids, [(2, 5), (9, 0), (1, 9)]);
+            for (k, last) in [(3, 7), (4, 8), (5, 9)] {
+                let mut top = TopK::new(k);
+                all.iter().for_each(|&c| top.offer(c));
+                let keys: Vec<_> = top.into_sorted().iter().map(|c| (c.document_id.0, c.start, c.length)).collect();
+                assert_eq!(keys[..3], [(2, 5, 1), (9, 0, 1), (1, 9, 7)]);
+                assert_eq!(keys[k - 1], (1, 9, last));
+            }
         }
     }
 }

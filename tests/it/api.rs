@@ -389,21 +389,57 @@ fn cosine_refuses_zero_keeps_norms_and_scores_angles() {
     .expect("the calls succeed");
 }
 
+/// Calls that are dropped while the writer is held up: those that had a place in the queue are carried out, the others are
+/// not, and none by halves.
 #[test]
 fn a_dropped_call_is_carried_out_or_not_but_never_by_halves() {
-    with_index(async |index, config| {
-        for n in 0..50 {
-            let add = index.add_postings(documents(n * 10..n * 10 + 10));
-            // Polled once, then dropped: the request may be in the queue.
-            tokio::select! { biased; _ = add => {}, () = std::future::ready(()) => {} }
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use shardex::{env::Env, storage::MmapStorage};
+    use shardex_sim::hook::{HookStorage, Verdict};
+
+    const QUEUE: u64 = 3;
+    let dir = TempDir::new().expect("a temporary directory");
+    let disk = MmapStorage::new(dir.path().join("index"));
+    let (held, reached) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+    let (hold, reach) = (Arc::clone(&held), Arc::clone(&reached));
+    let storage = HookStorage::new(disk.clone(), move |info| {
+        if info.purpose.0 == "add: postings" {
+            reach.store(true, Ordering::Release);
+            while hold.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
         }
-        let total = index.stats().await?.total_postings;
-        assert!(total.is_multiple_of(10) && total > 0, "{total}");
-        index.close().await?;
-        let index = Shardex::open(&config.directory_path).await?;
-        assert_eq!(index.stats().await?.total_postings, total);
-        Ok(())
+        Verdict::Proceed
     });
+    let config = ShardexConfig::new("unused").vector_size(DIMENSION).metric(Metric::L2);
+    let options = OpenOptions::default().queue_size(QUEUE as usize);
+    block_on(async {
+        let index = Shardex::create_on(storage, config.options(options), Env::system()).await?;
+        let poll_once = async |n: u64| {
+            let add = index.add_postings(documents(n * 10..n * 10 + 10));
+            tokio::select! { biased; _ = add => {}, () = std::future::ready(()) => {} }
+        };
+        poll_once(0).await;
+        while !reached.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        for n in 1..50 {
+            poll_once(n).await;
+        }
+        held.store(false, Ordering::Release);
+        let total = index.stats().await?.total_postings;
+        // The one that is carried out holds its place in the queue until it has been.
+        assert_eq!(total, QUEUE * 10);
+        index.close().await?;
+        let index = Shardex::open_on(disk, OpenOptions::default(), Env::system()).await?;
+        assert_eq!(index.stats().await?.total_postings, total);
+        Ok::<_, ShardexError>(())
+    })
+    .expect("the calls succeed");
 }
 
 /// The lock lived in the engine and the bytes in the snapshot: the next engine freed and stored over what an old reader still
@@ -559,4 +595,33 @@ fn a_forked_child_releases_no_lock_of_its_parent() {
     assert!(matches!(storage.lock("LOCK").map(drop), Err(ShardexError::Locked { holder: LockHolder::Handle, .. })));
     drop(lock.lock().expect("no panic").take());
     drop(storage.lock("LOCK").expect("free again"));
+}
+
+/// Postings at one distance come in the order of document, start and length where all are looked at; by cells any of them may
+/// be found.
+#[test]
+fn postings_that_tie_come_in_the_order_of_their_keys() {
+    with_index(async |index, _| {
+        let tie = |document: u128, start, length| Posting {
+            document_id: DocumentId(document),
+            start,
+            length,
+            vector: vector(7, DIMENSION),
+        };
+        let mut postings: Vec<Posting> = (1..=60).rev().map(|length| tie(5, 3, length)).collect();
+        postings.extend([tie(5, 2, 90), tie(4, 9, 90), tie(6, 0, 1)]);
+        let expected = [(4, 9, 90), (5, 2, 90), (5, 3, 1), (5, 3, 2)];
+        index.add_postings(postings).await?;
+        for optimized in [false, true] {
+            if optimized {
+                index.optimize().await?;
+            }
+            let found = index.search_with(&vector(7, DIMENSION), &SearchOptions::new(4).exact()).await?.results;
+            let keys: Vec<_> = found.iter().map(|hit| (hit.document_id.0, hit.start, hit.length)).collect();
+            assert_eq!(keys, expected, "{optimized}");
+            let found = index.search_with(&vector(7, DIMENSION), &SearchOptions::new(4)).await?.results;
+            assert!(found.len() == 4 && found.iter().all(|hit| hit.similarity_score == 0.0), "{found:?}");
+        }
+        Ok(())
+    });
 }

@@ -17,7 +17,7 @@ use shardex::{
 };
 use shardex_sim::{CrashKind, HookStorage, OpInfo, SimStorage, Verdict, storage::Op};
 
-use crate::support::{DIMENSION, documents, vector};
+use crate::support::{DIMENSION, Limit, documents, vector};
 
 /// Far above what any call here needs: a call that is never answered fails its test instead of hanging it.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -32,6 +32,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// Runs a test that must come to an end.
 pub(crate) fn run(test: impl Future<Output = Result<(), ShardexError>>) {
+    let _limit = Limit::start();
     let ended = runtime().block_on(async { tokio::time::timeout(LIMIT, test).await });
     ended.expect("every call is answered").expect("the test's calls succeed");
 }

@@ -14,7 +14,7 @@ use shardex::{
 use shardex_sim::{HookStorage, SimStorage, Verdict};
 use tempfile::TempDir;
 
-use crate::support::vector;
+use crate::support::{Limit, vector};
 
 const DIMENSION: usize = 16;
 const WRITERS: u64 = 4;
@@ -23,6 +23,12 @@ const BATCH: u64 = 5;
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().expect("a runtime")
+}
+
+/// Runs a test on several threads.
+fn run<T>(test: impl Future<Output = T>) -> T {
+    let _limit = Limit::start();
+    runtime().block_on(test)
 }
 
 fn config() -> ShardexConfig {
@@ -65,8 +71,7 @@ fn seen(found: &[shardex::SearchResult]) -> Vec<u64> {
 
 /// Writers replace their own postings; readers see whole batches, none going back; flushes run all the time.
 fn side_by_side<S: Storage + Clone>(storage: S) {
-    let runtime = runtime();
-    runtime.block_on(async {
+    run(async {
         let index = Shardex::create_on(storage.clone(), config(), Env::system()).await.expect("made");
         let done = Arc::new(AtomicBool::new(false));
         let searches = Arc::new(AtomicU64::new(0));
@@ -145,7 +150,7 @@ fn durable_writes_share_their_syncs() {
         }
         Verdict::Proceed
     });
-    runtime().block_on(async {
+    run(async {
         let config = config().options(OpenOptions::default().durability(Durability::Immediate).flush_wal_bytes(0));
         let index = Shardex::create_on(slow, config, Env::system()).await.expect("made");
         let before = index.stats().await.expect("stats").commits;
@@ -179,7 +184,7 @@ fn a_write_and_a_commit_come_back_while_a_flush_waits() {
         }
         Verdict::Proceed
     });
-    runtime().block_on(async {
+    run(async {
         let config = config().options(OpenOptions::default().flush_interval_ms(0));
         let index = Shardex::create_on(storage, config, Env::system()).await.expect("made");
         index.add_postings(batch(0, 1)).await.expect("accepted");
@@ -212,7 +217,7 @@ fn a_panic_in_the_writer_is_told_to_everybody_and_hangs_nobody() {
         assert!(!trap.load(Ordering::Acquire), "a mistake in the storage");
         Verdict::Proceed
     });
-    runtime().block_on(async {
+    run(async {
         let index = Shardex::create_on(storage, config(), Env::system()).await.expect("made");
         index.add_postings(batch(0, 1)).await.expect("durable");
         broken.store(true, Ordering::Release);
@@ -246,7 +251,7 @@ fn a_panic_in_a_sync_of_a_flush_poisons() {
         assert!(!operation.purpose.0.starts_with("B2"), "a mistake in a sync");
         Verdict::Proceed
     });
-    runtime().block_on(async {
+    run(async {
         let config = config().options(OpenOptions::default().flush_interval_ms(0));
         let index = Shardex::create_on(storage, config, Env::system()).await.expect("made");
         index.add_postings(batch(0, 1)).await.expect("accepted");
@@ -259,6 +264,7 @@ fn a_panic_in_a_sync_of_a_flush_poisons() {
 fn a_runtime_that_shuts_down_with_calls_under_way_hangs_nobody() {
     let dir = TempDir::new().expect("a temporary directory");
     let storage = MmapStorage::new(dir.path().join("index"));
+    let _limit = Limit::start();
     let first = runtime();
     let index = first.block_on(Shardex::create_on(storage.clone(), config(), Env::system())).expect("made");
     for writer in 0..8 {
@@ -282,7 +288,7 @@ fn a_runtime_that_shuts_down_with_calls_under_way_hangs_nobody() {
 #[test]
 fn a_snapshot_stays_as_it_is_and_holds_its_places() {
     let storage = SimStorage::new(4096, 512, 1);
-    runtime().block_on(async {
+    run(async {
         let config = config().options(OpenOptions::default().flush_interval_ms(0));
         let index = Shardex::create_on(storage, config, Env::system()).await.expect("made");
         let all = SearchOptions::new(100).exact();
@@ -314,7 +320,7 @@ fn a_snapshot_stays_as_it_is_and_holds_its_places() {
 /// Many shards are scanned on several threads: the same answer as on one, ties and all.
 #[test]
 fn a_search_on_all_cores_answers_as_one_on_a_single_thread() {
-    runtime().block_on(async {
+    run(async {
         let config = config().shard_size(2).options(OpenOptions::default());
         let storage = SimStorage::new(4096, 512, 1);
         let index = Shardex::create_on(storage.clone(), config, Env::system()).await.expect("made");

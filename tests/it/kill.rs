@@ -16,7 +16,7 @@ use shardex_sim::{
 };
 use tempfile::TempDir;
 
-use crate::support::vector;
+use crate::support::{Limit, vector};
 
 const DIMENSION: usize = 12;
 const DIR: &str = "SHARDEX_TEST_KILL_DIR";
@@ -91,7 +91,7 @@ fn say(line: &str) {
 }
 
 /// A child that dies with its handle.
-struct Running(Child, BufReader<ChildStdout>);
+struct Running(Child, BufReader<ChildStdout>, Limit);
 
 impl Running {
     fn start(dir: &Path, step: Option<(&str, usize)>) -> Self {
@@ -102,7 +102,7 @@ impl Running {
         }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the child starts");
         let out = BufReader::new(child.stdout.take().expect("its output"));
-        Self(child, out)
+        Self(child, out, Limit::start())
     }
 
     /// The next thing it says; `None` when it has ended.

@@ -1,6 +1,6 @@
 //! What the tests share: an index in a temporary directory of its own, and postings that are easy to tell apart.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::mpsc, thread, time::Duration};
 
 use shardex::{
     DocumentId, Engine, Metric, Posting, SearchResult, ShardexConfig, ShardexError, env::Env, index,
@@ -136,7 +136,30 @@ pub(crate) fn check_clean(engine: &Engine<MmapStorage>) {
     assert!(report.is_clean(), "{report}");
 }
 
+/// Ends the process if a test takes far longer than it needs: one that fails only by hanging says so, and which it is.
+pub(crate) struct Limit {
+    /// Whoever waits at the other end hears of the drop.
+    _ended: mpsc::Sender<()>,
+}
+
+impl Limit {
+    const SECONDS: u64 = 400;
+
+    pub(crate) fn start() -> Self {
+        let (ended, end) = mpsc::channel();
+        let test = thread::current().name().unwrap_or("a test").to_owned();
+        thread::spawn(move || {
+            if end.recv_timeout(Duration::from_secs(Self::SECONDS)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{test} hangs");
+                std::process::abort();
+            }
+        });
+        Self { _ended: ended }
+    }
+}
+
 /// A runtime for the async API.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let _limit = Limit::start();
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
 }
