@@ -91,7 +91,7 @@ fn say(line: &str) {
 }
 
 /// A child that dies with its handle.
-struct Running(Child, BufReader<ChildStdout>, Limit);
+struct Running(Child, BufReader<ChildStdout>, #[expect(dead_code, reason = "it ends with the child")] Limit);
 
 impl Running {
     fn start(dir: &Path, step: Option<(&str, usize)>) -> Self {
