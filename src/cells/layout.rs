@@ -32,10 +32,11 @@ pub struct Built {
 }
 
 impl Built {
-    /// The cells as they are in the table of some that are stored.
+    /// Cells that are stored already, in a table of their own; without the centroids ahead.
     #[must_use]
     pub fn kept<B: std::ops::Deref<Target = [u8]>>(before: &CellIndex<B>) -> Self {
-        Self { table: before.whole_table(), groups: Vec::new(), ahead: Vec::new(), cut: false }
+        let table = CellTable { ahead: Vec::new(), rounds: 0, ..before.whole_table() };
+        Self { table, groups: Vec::new(), ahead: Vec::new(), cut: false }
     }
 
     /// The centroids alone, after so many rounds, which a later build starts from. They come beside the cells before, as far
@@ -44,17 +45,11 @@ impl Built {
     pub fn into_ahead<B: std::ops::Deref<Target = [u8]>>(self, rounds: usize, before: Option<&CellIndex<B>>) -> Self {
         let words = self.table.words;
         let before = before.filter(|before| before.is_searchable() && !before.is_damaged());
-        let mut built = match before {
-            Some(before) => Self::kept(before),
-            None => {
-                let efforts = [Effort::everything(); RECALLS.len()];
-                let table = CellTable { words, efforts, ..CellTable::default() };
-                Self { table, groups: Vec::new(), ahead: Vec::new(), cut: true }
-            }
-        };
-        built.cut = true;
-        built.table.ahead.clear();
-        built.table.rounds = rounds as u32;
+        let efforts = [Effort::everything(); RECALLS.len()];
+        let nothing = || CellTable { words, efforts, ..CellTable::default() };
+        let table = before.map_or_else(nothing, |before| Self::kept(before).table);
+        let table = CellTable { rounds: rounds as u32, ..table };
+        let mut built = Self { table, groups: Vec::new(), ahead: Vec::new(), cut: true };
         for (group, bytes) in self.table.groups.iter().zip(&self.groups) {
             let layout = GroupLayout { cells: group.cells as usize, codes: group.codes as usize, words };
             let cells = (0..layout.cells).map(|i| CellEntry { first: 0, count: 0, ..cell(bytes, i) });

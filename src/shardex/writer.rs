@@ -234,7 +234,7 @@ impl<S: Storage> Writer<S> {
     /// waited for. Two roots are retained, so it takes the flush under way and two more at most, even if nothing has changed.
     fn waits_for_wal(&mut self, limit: u64) -> bool {
         for _ in 0..=ROOTS_RETAINED {
-            // If the last flush failed, the next try is the timer's.
+            // If the last flush failed, the timer or more of the WAL (`flush_above`) makes the next try.
             if self.flush_failed || self.engine.wal_retained() <= limit.saturating_mul(limits::WAL_SHARES) {
                 return false;
             }

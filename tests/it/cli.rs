@@ -33,6 +33,11 @@ fn header(descr: &str, shape: &str) -> Vec<u8> {
     bytes
 }
 
+/// Starts a command whose input and outputs are the test's.
+fn piped_child(command: &mut Command) -> Child {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs")
+}
+
 /// Waits for the end of a process; one that hangs is killed far above what it needs, and fails the test.
 #[track_caller]
 fn ended(mut child: Child) -> Output {

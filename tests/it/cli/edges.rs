@@ -5,7 +5,7 @@ use std::{ffi::OsStr, fs, io::Write as _, os::unix::fs::symlink, process::Stdio}
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 
-use super::{DIMENSION, Desk, ended, header, ids, shardex};
+use super::{DIMENSION, Desk, ended, header, ids, piped_child, shardex};
 use crate::support::vector;
 
 type Args<'a> = Vec<&'a dyn AsRef<OsStr>>;
@@ -275,13 +275,7 @@ fn a_pipe_is_read_and_a_named_one_is_refused_and_nothing_hangs() {
     let desk = Desk::new();
     let (dir, rows) = (desk.path("index"), desk.vectors("rows.npy", 0..300));
     let piped = |args: &Args<'_>, bytes: Vec<u8>| {
-        let mut child = shardex()
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it runs");
+        let mut child = piped_child(shardex().args(args));
         let mut stdin = child.stdin.take().expect("its stdin");
         // One that reads no more is gone: its exit code says whether that is fine.
         let writer = std::thread::spawn(move || drop(stdin.write_all(&bytes)));

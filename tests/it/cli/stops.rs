@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{DIMENSION, Desk, ended, header, ids, shardex};
+use super::{DIMENSION, Desk, ended, header, ids, piped_child, shardex};
 use crate::support::vector;
 
 fn rows(range: std::ops::Range<u64>) -> Vec<u8> {
@@ -106,15 +106,12 @@ fn an_ingest_without_room_leaves_no_index_or_says_what_is_durable() {
 
 /// Feeds an ingest through a pipe without end, and sends it a signal when it has committed something.
 fn interrupted(dir: &Path, signal: &str, options: &[&str]) -> (Output, String) {
-    let mut child = shardex()
+    let mut command = shardex();
+    command
         .args([AsRef::<std::ffi::OsStr>::as_ref("ingest"), dir.as_ref(), "-".as_ref()])
         .args(["--batch", "100", "--commit-each", "--progress", "plain"])
-        .args(options)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it runs");
+        .args(options);
+    let mut child = piped_child(&mut command);
     let mut stdin = child.stdin.take().expect("its stdin");
     let mut out = BufReader::new(child.stdout.take().expect("its stdout"));
     let feeder = std::thread::spawn(move || {
@@ -183,13 +180,7 @@ fn a_benchmark_that_is_interrupted_leaves_nothing_behind() {
 
 /// Starts a command that reads rows from a pipe in which no more comes, and sends it a signal when `is_ready`.
 fn waiting(args: &[&std::ffi::OsStr], rows: &[u8], is_ready: impl Fn() -> bool) -> Output {
-    let mut child = shardex()
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it runs");
+    let mut child = piped_child(shardex().args(args));
     let mut stdin = child.stdin.take().expect("its stdin");
     stdin.write_all(&header("<f4", &format!("(10000, {DIMENSION})"))).expect("read");
     stdin.write_all(rows).expect("read");
