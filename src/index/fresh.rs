@@ -170,11 +170,16 @@ type Before<'a, L> = (&'a [Option<Arc<Shard<L>>>], &'a [Fresh]);
 pub(super) fn fresh<L: Deref<Target = [u8]> + Clone>(
     (members, first): (&[Option<Arc<Shard<L>>>], u32),
     before: Option<Before<'_, L>>,
-    cells: &CellIndex<Lease<L>>,
+    (cells, as_before): (&CellIndex<Lease<L>>, bool),
     (coded, geometry): (bool, &Geometry),
 ) -> Vec<Fresh> {
     let members = members.iter().zip(0u32..).filter_map(|(shard, i)| Some((shard.as_ref()?, i)));
     let of = |(shard, i): (&Arc<Shard<L>>, u32)| {
+        if let Some((shards, fresh)) = before.filter(|_| as_before)
+            && shards.get(i as usize).and_then(Option::as_ref).is_some_and(|old| Arc::ptr_eq(old, shard))
+        {
+            return fresh.iter().find(|fresh| fresh.shard == i).cloned();
+        }
         let covered = cells.covered(first + i, shard.id) as usize;
         if covered >= shard.len() {
             return None;
@@ -202,6 +207,12 @@ pub(super) fn fresh<L: Deref<Target = [u8]> + Clone>(
         Some(Fresh { shard: i, from: covered as u32, centroid, codes })
     };
     members.filter_map(of).collect()
+}
+
+/// Whether the centroids are the same, of the same shards.
+pub(super) fn same_centroids(before: &[Fresh], now: &[Fresh]) -> bool {
+    let same = |(a, b): (&Fresh, &Fresh)| a.shard == b.shard && Arc::ptr_eq(&a.centroid, &b.centroid);
+    before.len() == now.len() && before.iter().zip(now).all(same)
 }
 
 /// The centroids' bytes as the kernel reads them.

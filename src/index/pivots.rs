@@ -57,8 +57,8 @@ struct Level {
     shards: BTreeSet<u32>,
     /// For each shard how near its pivot is, and which that is; none as long as there is no pivot.
     homes: BTreeMap<u32, Near>,
-    /// The shards of each pivot.
-    members: BTreeMap<u32, BTreeSet<u32>>,
+    /// The shards of each pivot, in ascending order: side by side, for every add goes through some of these lists.
+    members: BTreeMap<u32, Vec<u32>>,
 }
 
 impl Level {
@@ -80,19 +80,28 @@ impl Level {
     }
 
     fn move_to(&mut self, number: u32, home: Near) {
-        if let Some(before) = self.homes.insert(number, home)
-            && let Some(members) = self.members.get_mut(&before.1)
-        {
-            members.remove(&number);
+        if let Some(before) = self.homes.insert(number, home) {
+            self.leave(before, number);
         }
-        self.members.entry(home.1).or_default().insert(number);
+        let members = self.members.entry(home.1).or_default();
+        if let Err(at) = members.binary_search(&number) {
+            members.insert(at, number);
+        }
+    }
+
+    fn leave(&mut self, home: Near, number: u32) {
+        if let Some(members) = self.members.get_mut(&home.1)
+            && let Ok(at) = members.binary_search(&number)
+        {
+            members.remove(at);
+        }
     }
 
     /// A shard has come.
     fn insert(&mut self, rows: Rows<'_>, number: u32) {
         self.shards.insert(number);
         if number.is_multiple_of(self.every) {
-            self.members.insert(number, BTreeSet::new());
+            self.members.insert(number, Vec::new());
             let pivot = rows.row(number);
             let nearer: Vec<(u32, Near)> = self
                 .shards
@@ -111,10 +120,8 @@ impl Level {
     /// A shard has gone. Its row need not be there any more.
     fn remove(&mut self, rows: Rows<'_>, number: u32) {
         self.shards.remove(&number);
-        if let Some(home) = self.homes.remove(&number)
-            && let Some(members) = self.members.get_mut(&home.1)
-        {
-            members.remove(&number);
+        if let Some(home) = self.homes.remove(&number) {
+            self.leave(home, number);
         }
         for orphan in self.members.remove(&number).into_iter().flatten() {
             self.homes.remove(&orphan);

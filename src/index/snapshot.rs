@@ -2,7 +2,7 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use super::fresh::{Fresh, FreshCodes, fresh, rows};
+use super::fresh::{Fresh, FreshCodes, fresh, rows, same_centroids};
 use crate::{
     cells::CellIndex,
     codes::Rotation,
@@ -31,8 +31,8 @@ pub struct Chunk<L> {
     pub centroids: Arc<[f32]>,
     /// Shards with slots that are in no cell. Nothing where there are no cells.
     pub fresh: Vec<Fresh>,
-    /// The bytes of their centroids, in blocks.
-    pub fresh_rows: Vec<u8>,
+    /// The bytes of their centroids, in blocks; shared as long as the centroids are the same.
+    pub fresh_rows: Arc<[u8]>,
 }
 
 /// What one search sees, from beginning to end.
@@ -144,7 +144,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             let known = (&**shard, &*fresh[place].centroid);
             fresh[place].codes = Some(FreshCodes::of(Some(codes), known, codes.first, (rotation, geometry)));
             let (shards, centroids) = (chunk.shards.clone(), Arc::clone(&chunk.centroids));
-            *chunk = Arc::new(Chunk { shards, centroids, fresh, fresh_rows: chunk.fresh_rows.clone() });
+            *chunk = Arc::new(Chunk { shards, centroids, fresh, fresh_rows: Arc::clone(&chunk.fresh_rows) });
         }
         Self { chunks, cells: self.cells.clone(), lsn: self.lsn, live: self.live, shards: self.shards }
     }
@@ -185,8 +185,14 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             // Where there were no cells, nothing was fresh, and all that no cell covers came since.
             let before = old.filter(|_| self.cells.is_some()).map(|old| (old.shards.as_slice(), old.fresh.as_slice()));
             let first = (at * CHUNK_SHARDS) as u32;
-            let fresh = cells.map_or_else(Vec::new, |cells| fresh((members, first), before, cells, (coded, geometry)));
-            let fresh_rows = rows(&fresh);
+            let as_before = same_cells && coded;
+            let fresh = cells.map_or_else(Vec::new, |cells| {
+                fresh((members, first), before, (cells, as_before), (coded, geometry))
+            });
+            let fresh_rows = match old {
+                Some(old) if same_centroids(&old.fresh, &fresh) => Arc::clone(&old.fresh_rows),
+                _ => rows(&fresh).into(),
+            };
             let chunk = Arc::new(Chunk { shards: members.to_vec(), centroids, fresh, fresh_rows });
             count += members.iter().flatten().count();
             match old {

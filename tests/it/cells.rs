@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, sync::Arc};
 use shardex::{
     CheckLevel, Component, DocumentId, Engine, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexError,
     env::{AllCores, Env, Executor, Inline},
-    index::{self, Breadth, Hits},
+    index::{self, Breadth, Chunk, Fresh, Hits, Snapshot},
     storage::{MmapFile, MmapStorage},
 };
 
@@ -297,6 +297,50 @@ fn what_is_in_no_cell_is_searched_by_codes() {
         assert_eq!((engine.stats().expect("figures").fresh_postings, engine.snapshot().fresh_memory()), (0, 0));
         check_clean(&engine);
     }
+}
+
+/// A publication looks at what changed, and takes the rest over: it comes to what a look at everything says.
+#[test]
+fn one_publication_after_another_comes_to_the_same_as_one_of_everything() {
+    let dimension = 24;
+    let test = TestIndex::with(|config| config.vector_size(dimension).shard_size(16));
+    let mut engine = test.create();
+    engine.add(&postings(0..800, dimension)).expect("added");
+    engine.optimize().expect("cells are made");
+    let mut partly = 0;
+    for n in 0..60u64 {
+        let first = 800 + n * 13;
+        engine.add(&postings(first..first + 1 + n % 13, dimension)).expect("added");
+        if n % 3 == 0 {
+            let some: Vec<_> = (n * 31..n * 31 + 20).map(|id| DocumentId(id.into())).collect();
+            engine.remove(&some).expect("removed");
+        }
+        if n == 30 {
+            engine.optimize().expect("other cells are made");
+        }
+        let published = engine.snapshot();
+        let mut shards = vec![None; published.chunks.iter().map(|chunk| chunk.shards.len()).sum()];
+        published.iter().for_each(|(number, shard)| shards[number as usize] = Some(Arc::clone(shard)));
+        let anew = Snapshot::empty(published.lsn).with_changes(
+            &shards,
+            0..shards.len() as u32,
+            published.cells.as_ref(),
+            (published.lsn, published.live),
+            (true, engine.geometry()),
+        );
+        assert_eq!((anew.shards, anew.chunks.len()), (published.shards, published.chunks.len()), "write {n}");
+        for (known, made) in published.chunks.iter().zip(&anew.chunks) {
+            let of = |chunk: &Chunk<_>| -> Vec<(u32, u32, Option<usize>)> {
+                let one = |fresh: &Fresh| (fresh.shard, fresh.from, fresh.codes.as_ref().map(|codes| codes.end()));
+                chunk.fresh.iter().map(one).collect()
+            };
+            assert_eq!(of(known), of(made), "write {n}");
+            assert_eq!(known.fresh_rows, made.fresh_rows, "write {n}");
+            assert_eq!(known.centroids, made.centroids, "write {n}");
+            partly += usize::from((1..known.shards.len()).contains(&known.fresh.len()));
+        }
+    }
+    assert!(partly > 100, "{partly} chunks had shards of both kinds");
 }
 
 /// A closed index with cells of the postings below `settled`, and others in none.
