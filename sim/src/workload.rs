@@ -687,6 +687,11 @@ pub fn reference() -> Vec<Workload> {
             ],
         ),
         Workload::new(
+            "cells made last",
+            (17, 4, Metric::L2),
+            vec![add(0, 20), Flush, Step::Optimize, Step::Reopen, add(20, 1), Flush],
+        ),
+        Workload::new(
             "cells of many groups",
             (70, 8, Metric::Cosine),
             vec![

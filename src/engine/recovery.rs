@@ -496,7 +496,8 @@ impl<S: Storage> Engine<S> {
         };
         // Once without applying: whether this was a clean close decides whether (a) comes first.
         let tail = replay(&mut |_| Ok(()))?;
-        if tail.closed && tail.records == 0 && site::holds(site::Kind::ErrorCheck, paired) {
+        let paired = site::holds(site::Kind::ErrorCheck, paired) && self.older_reaches(epoch)?;
+        if tail.closed && tail.records == 0 && paired {
             self.start_after(tail)?;
             site::reach(Mark::CleanOpen);
             return Ok(());
@@ -546,6 +547,17 @@ impl<S: Storage> Engine<S> {
             }
             done => done,
         }
+    }
+
+    /// Whether the log behind the older root is still there, as far as nothing was stored over it. A slot that went back by one
+    /// store holds the root before it, and follows the other as if it were its place; but for that root the log was let go.
+    fn older_reaches(&self, epoch: u64) -> Result<bool> {
+        let Some(older) = self.roots.older().filter(|older| older.checkpoint < self.roots.newest().checkpoint) else {
+            return Ok(true);
+        };
+        let layout = WalLayout::new(self.data.geometry());
+        let found = wal::has_segment(self.wal_file.raw(), layout, (self.index_id, epoch), older.wal_start.seq)?;
+        Ok(site::holds(site::Kind::ErrorCheck, found))
     }
 
     /// LSNs go on after the tail, in an epoch that no segment is of.

@@ -15,5 +15,5 @@ mod reader;
 mod writer;
 
 pub use layout::WalLayout;
-pub use reader::{Record, Tail, replay};
+pub use reader::{Record, Tail, has_segment, replay};
 pub use writer::WalWriter;

@@ -134,6 +134,14 @@ pub fn replay<F: StorageFile>(
     Ok(tail)
 }
 
+/// Whether a segment of an epoch is still there: not used again for a later one. The first ones are used again first.
+///
+/// # Errors
+/// As [`replay`].
+pub fn has_segment<F: StorageFile>(file: &F, layout: WalLayout, epoch: (u128, u64), seq: u64) -> Result<bool> {
+    Ok(segment_slots(file, layout, epoch)?.slots.contains_key(&seq))
+}
+
 /// What the segments' headers say.
 struct Segments {
     /// The slot of each segment of the epoch and its first LSN, by its number.

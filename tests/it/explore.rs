@@ -163,6 +163,11 @@ post_mortems! {
     /// left it at that. When the other slot rotted later, the old root was all there was, and its log was gone. An open is
     /// clean only if both roots are of one epoch and follow one another; else both are stored anew.
     a_clean_open_mends_a_root_that_went_back: "stale-root-left-by-a-clean-open.case";
+    /// The newest root went back by one store, to the root before the other one: these two followed one another, and the clean
+    /// open left it at that. But both of the roots that there had been knew all, so the log behind the older one was let go,
+    /// and the closing mark lay there; had the other slot rotted, nothing would have led to the index. An open is clean only
+    /// if the log behind the older root is still there.
+    a_root_that_went_back_may_still_follow: "stale-root-that-still-follows.case";
     /// A bit rotted after the first read of its extent. The split that came next trusted the first check and copied the
     /// bytes under a new checksum: nobody could find the damage any more. What is copied is checked when it is.
     a_split_does_not_hide_rot: "rot-copied-by-a-split.case";
