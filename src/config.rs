@@ -113,8 +113,6 @@ pub struct OpenOptions {
     /// Most bytes the WAL file may take; a write that needs more flushes first. At least 4 segments.
     /// Default 1 GiB.
     pub wal_max_bytes: u64,
-    /// Shards a search scans when it names neither slop nor recall and there are no cells yet, at least 1.
-    pub default_slop_factor: usize,
     /// Share of the nearest that a search looks for when it names neither slop nor recall, above 0 and at most 1. Default
     /// 0.95.
     pub default_recall: f32,
@@ -144,7 +142,6 @@ impl Default for OpenOptions {
             flush_interval_ms: 30_000,
             flush_wal_bytes: 32 << 20,
             wal_max_bytes: 1 << 30,
-            default_slop_factor: 96,
             default_recall: 0.95,
             shardex_segment_size: 1_000,
             flush_check: CheckLevel::Quick,
@@ -210,7 +207,6 @@ impl ShardexConfig {
         flush_interval_ms: u64,
         flush_wal_bytes: u64,
         wal_max_bytes: u64,
-        default_slop_factor: usize,
         default_recall: f32,
         shardex_segment_size: usize,
         flush_check: CheckLevel,
@@ -267,7 +263,6 @@ impl OpenOptions {
         flush_interval_ms: u64,
         flush_wal_bytes: u64,
         wal_max_bytes: u64,
-        default_slop_factor: usize,
         default_recall: f32,
         shardex_segment_size: usize,
         flush_check: CheckLevel,
@@ -290,7 +285,6 @@ impl OpenOptions {
     pub fn validate(&self) -> Result<()> {
         let at_least_one = [
             ("batch_write_interval_ms", self.batch_write_interval_ms),
-            ("default_slop_factor", self.default_slop_factor as u64),
             ("shardex_segment_size", self.shardex_segment_size as u64),
             ("queue_size", self.queue_size as u64),
             ("max_undurable_ms", self.max_undurable_ms),

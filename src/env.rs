@@ -168,6 +168,27 @@ impl Workers<'_> {
         });
         self.cancel.check()
     }
+
+    /// What `work` makes of each number below `tasks`, in their order.
+    ///
+    /// # Errors
+    /// As [`for_each`](Self::for_each).
+    pub fn map<T: Send + Sync>(&self, tasks: usize, work: &(impl Fn(usize) -> T + Sync)) -> Result<Vec<T>> {
+        let results: Vec<OnceLock<T>> = (0..tasks).map(|_| OnceLock::new()).collect();
+        // Each number is given out once, so each place is set once.
+        self.for_each(tasks, &|i| drop(results[i].set(work(i))))?;
+        Ok(results.into_iter().filter_map(OnceLock::into_inner).collect())
+    }
+}
+
+/// When an index has cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CellPolicy {
+    /// Where searches by them cost less than to look at every vector: not for few postings, not in few dimensions, and not
+    /// where no estimate tells near ones from others.
+    WherePays,
+    /// Always, also of a handful of postings: for simulations and tests of cells.
+    Always,
 }
 
 /// What an engine is given besides its storage.
@@ -181,6 +202,8 @@ pub struct Env {
     pub executor: Arc<dyn Executor>,
     /// Asked before a thread is started.
     pub threads: Arc<dyn Threads>,
+    /// When cells are made.
+    pub cells: CellPolicy,
 }
 
 impl Env {
@@ -198,6 +221,7 @@ impl Env {
             new_index_id: u128::from_le_bytes(id),
             executor: Arc::new(AllCores),
             threads: Arc::new(SystemThreads),
+            cells: CellPolicy::WherePays,
         }
     }
 }

@@ -91,5 +91,5 @@ pub use engine::{Engine, FlushStep};
 pub use error::{LockHolder, Result, ShardexError};
 pub use id::{DocumentId, Generation, Lsn, ShardId};
 pub use index::{Hit, Hits};
-pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult};
+pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult, Stopped};
 pub use shardex::{IndexSnapshot, Shardex};

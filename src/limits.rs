@@ -92,36 +92,47 @@ pub const SOAR_LAMBDA: f32 = 1.5;
 /// root of `1 − t²`, where `t` is the cosine of a residual and its signs, 0.8 in all but the lowest dimensions.
 pub const CODE_DEVIATION: f32 = 0.6;
 
-/// Stored vectors that are searched for to find what a recall takes.
+/// Stored vectors that are searched for to find what a recall takes, half of them, and what it comes to, the other half.
 pub const CALIBRATION_QUERIES: usize = 1_024;
 
-/// Standard errors by which what they find exceeds what was asked for.
-pub const CALIBRATION_ERRORS: f64 = 4.0;
+/// As many of them for so many results or more: each tells of many.
+pub const CALIBRATION_FEW: (usize, usize) = (256, 30);
 
-/// Neighbours of each that are looked for.
-pub const CALIBRATION_K: usize = 10;
+/// Of so many of them one is moved off its place, along the difference of two others, by such a part of it: nobody asks for
+/// just what is stored.
+pub const CALIBRATION_MOVED: (usize, f32) = (4, 0.3);
+
+/// Standard errors by which what they find exceeds what was asked for, and the part of what may be missed that this is at most.
+pub const CALIBRATION_ERRORS: (f64, f64) = (2.0, 0.4);
 
 /// What is taken off a search's margin for each doubling of the cells without a result, in units of what the margins that
 /// are needed spread by: on sentence embeddings it saves a fifth of the codes at a recall of 0.95.
 pub const IMPATIENCE: f32 = 0.5;
 
-/// Of what a recall lets a search miss, the least and the largest share that its margin may.
-pub const CALIBRATION_SHARES: (f32, f32) = (0.3, 1.9);
+/// Standard deviations of an estimate's error that every search allows for.
+pub const LEAST_DEVIATIONS: f32 = 0.5;
 
-/// How often these are halved, by asking with the share between them.
-pub const CALIBRATION_ROUNDS: usize = 4;
+/// How often the share that a search may miss is halved in on.
+pub const CALIBRATION_ROUNDS: usize = 10;
 
-/// Cells of which such a search notes where they were found, at most.
-pub const CALIBRATION_CELLS: u64 = 1_024;
+/// How often a share that does not do for the other half is made smaller, before everything is looked at.
+pub const CALIBRATION_TRIES: usize = 6;
 
-/// Codes that such a search looks at, at least.
-pub const CALIBRATION_CODES: u64 = 400_000;
+/// Beyond the largest number of results that was asked for, up to so many times that many, it is extrapolated what they take.
+pub const CALIBRATION_BEYOND: usize = 3;
 
-/// Bytes that cells may have of which not every effort was found, because their build was given up: searches for such a
-/// recall look at all codes, which takes no longer than to scan a hundred shards.
-pub const UNCALIBRATED_BYTES: usize = 64 << 20;
+/// Of the stored vectors that are asked for, the share that is no farther from its nearest centroid than what counts as far.
+pub const CALIBRATION_FAR: f32 = 0.999;
 
-/// Live postings from which on an index makes cells by itself.
+/// What most searches ask for: the default recall, and a usual number of results.
+pub const USUAL_RECALL: f32 = 0.95;
+/// See [`USUAL_RECALL`].
+pub const USUAL_RESULTS: usize = 10;
+
+/// Up to so many numbers a vector a code saves nothing, and no cells are made.
+pub const LEAST_DIMENSION_FOR_CELLS: usize = 8;
+
+/// Live postings from which on cells are made.
 pub const LEAST_FOR_CELLS: u64 = 4_096;
 
 const _: () = assert!(EXTENT_SLOTS.is_power_of_two() && EXTENT_SLOTS <= 64);

@@ -94,6 +94,26 @@ pub struct SearchResponse {
     pub shards_scanned: usize,
     /// Cells whose codes were scanned.
     pub cells_scanned: usize,
+    /// The share of the true nearest that was aimed at, on the average of many such queries; 1 if every posting was looked at.
+    /// `None` if only a `slop` was given.
+    pub recall: Option<f32>,
+    /// Why the search stopped.
+    pub stopped: Stopped,
+    /// Whether the query is as near to the index as most that its recall was found by. If not, more was looked at, and how much
+    /// of the nearest that finds was tried by nobody.
+    pub calibrated: bool,
     /// The last write that this search saw.
     pub lsn: Lsn,
+}
+
+/// Why a search stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stopped {
+    /// As much of the nearest as was aimed at is likely found.
+    Reached,
+    /// Every posting was looked at.
+    Everything,
+    /// As much was looked at as the `slop` allows.
+    Slop,
 }

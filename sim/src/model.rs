@@ -259,7 +259,7 @@ pub fn answers_as_brute_force<S: Storage>(engine: &Engine<S>, state: &State) -> 
 /// distance, and none is missing where all are asked for.
 fn by_cells<S: Storage>(engine: &Engine<S>, state: &State, query: &[f32]) -> Result<(), String> {
     let metric = engine.geometry().metric;
-    let breadth = Breadth { recall: Some(0.999), slop: None, ..Breadth::slop(2) };
+    let breadth = Breadth { recall: Some(0.999), slop: None, by_cells: true, ..Breadth::slop(2) };
     let k = state.len() + 1;
     let answer = index::search(&engine.snapshot(), engine.data(), query, k, breadth)
         .map_err(|e| format!("P4: {e}"))?

@@ -8,7 +8,7 @@ use std::sync::{
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
     CheckLevel, DocumentId, Engine, FlushStep, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
-    env::{Cancel, Clock, Env, Inline, SystemThreads},
+    env::{Cancel, CellPolicy, Clock, Env, Inline, SystemThreads},
     lease::SyncUnderWay,
     storage::Storage,
 };
@@ -163,7 +163,7 @@ impl Clock for StoppedClock {
 #[must_use]
 pub fn env() -> Env {
     let (clock, executor, threads) = (Arc::new(StoppedClock), Arc::new(Inline), Arc::new(SystemThreads));
-    Env { clock, new_index_id: 7, executor, threads }
+    Env { clock, new_index_id: 7, executor, threads, cells: CellPolicy::Always }
 }
 
 /// The vector of a document under a salt: components spread over -1 to 1.

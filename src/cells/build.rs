@@ -11,7 +11,7 @@ use super::{
     layout::{Built, lay_out},
 };
 use crate::{
-    codes::{Factors, Rotation, encode, sample},
+    codes::{Factors, Frame, Rotation, encode, medians, sample},
     distance::{self, BLOCK},
     env::{Never, Workers},
     error::{Result, ShardexError},
@@ -28,10 +28,17 @@ pub type Numbered<L> = (u32, Arc<Shard<L>>);
 const CENTROIDS: u64 = 1 << 58;
 pub(super) const PIVOTS: u64 = 2 << 58;
 const HELD_OUT: u64 = 3 << 58;
+const CENTRE: u64 = 4 << 58;
+
+/// Postings of whose components the centre of a frame is the median.
+const CENTRE_SAMPLE: usize = 1_024;
+/// A frame serves as long as the square of the distance from its centre to the middle of the data is so small a part of the
+/// mean square of the distance from there to a posting.
+const CENTRE_MOVED: f64 = 1.0 / 64.0;
 
 #[derive(Default)]
 struct Scratch {
-    rotated: Vec<f32>,
+    placed: Vec<f32>,
     asking: Asking,
 }
 
@@ -60,30 +67,33 @@ impl Start {
     }
 }
 
-struct Pass<'a, F: StorageFile> {
+/// The postings that cells are made of.
+struct Rows<'a, F: StorageFile> {
     shards: &'a [Numbered<F::Lent>],
     /// The number of each shard's first posting.
     firsts: Vec<u32>,
-    /// Numbers of postings that no centroid may know, in ascending order.
-    held_out: Vec<u32>,
     data: &'a DataFile<F>,
-    rotation: &'a Rotation,
     workers: Workers<'a>,
 }
 
-impl<F: StorageFile> Pass<'_, F> {
-    /// Calls `work` with each live posting of a shard, rotated.
-    fn each(&self, i: usize, mut work: impl FnMut(u32, &mut Scratch)) -> Result<()> {
+struct Pass<'a, F: StorageFile> {
+    rows: Rows<'a, F>,
+    /// Numbers of postings that no centroid may know, in ascending order.
+    held_out: Vec<u32>,
+    frame: Arc<Frame>,
+}
+
+impl<F: StorageFile> Rows<'_, F> {
+    /// Calls `work` with each live posting of a shard.
+    fn each(&self, i: usize, mut work: impl FnMut(u32, &[f32])) -> Result<()> {
         let geometry = self.data.geometry();
         let (shard, slots) = (&self.shards[i].1, geometry.extent_slots());
-        let mut scratch = Scratch::default();
         for (e, extent) in shard.extents().iter().enumerate() {
             self.workers.cancel.check()?;
             // Codes hide no damage of what they are made of: that keeps its own checksum.
             let bytes = extent.slots(self.data)?;
             for slot in (0..extent.used()).filter(|slot| shard.is_live(e * slots + slot)) {
-                self.rotation.rotate(row(bytes, slot, geometry), &mut scratch.rotated);
-                work(self.firsts[i] + (e * slots + slot) as u32, &mut scratch);
+                work(self.firsts[i] + (e * slots + slot) as u32, row(bytes, slot, geometry));
             }
         }
         Ok(())
@@ -105,25 +115,54 @@ impl<F: StorageFile> Pass<'_, F> {
         Ok(())
     }
 
-    /// As many rotated postings as asked for, by chance.
-    fn sample(&self, count: usize, seed: (u128, u64)) -> Result<Vec<f32>> {
+    /// As many postings as asked for, by chance.
+    fn sample(&self, count: usize, (index_id, draw): (u128, u64)) -> Result<Vec<f32>> {
         let live = self.shards.iter().map(|(_, shard)| shard.live()).sum();
-        let wanted = sample(live, count, seed.0, seed.1 | CENTROIDS);
+        let wanted = sample(live, count, index_id, draw);
         let (mut rows, mut seen, mut next) = (Vec::new(), 0, 0);
         for i in 0..self.shards.len() {
             if wanted.get(next).is_none_or(|&at| at >= seen + self.shards[i].1.live()) {
                 seen += self.shards[i].1.live();
                 continue;
             }
-            self.each(i, |_, scratch| {
+            self.each(i, |_, row| {
                 if wanted.get(next) == Some(&seen) {
-                    rows.extend_from_slice(&scratch.rotated);
+                    rows.extend_from_slice(row);
                     next += 1;
                 }
                 seen += 1;
             })?;
         }
         Ok(rows)
+    }
+
+    /// The frame for these postings: one that there is, if it still serves.
+    fn frame(&self, before: Option<&Arc<Frame>>, rotation: &Arc<Rotation>, seed: (u128, u64)) -> Result<Arc<Frame>> {
+        let geometry = self.data.geometry();
+        let rows = self.sample(CENTRE_SAMPLE, (seed.0, seed.1 | CENTRE))?;
+        let centre = medians(&rows, geometry.dimension);
+        let apart = |row: &[f32]| -> f64 {
+            row.iter().zip(&centre).map(|(x, c)| (f64::from(*x) - f64::from(*c)).powi(2)).sum()
+        };
+        // Most, not all: a few may lie anywhere.
+        let mut spread: Vec<f64> = rows.chunks_exact(geometry.dimension).map(apart).collect();
+        let middle = spread.len() / 2;
+        let spread = *spread.select_nth_unstable_by(middle, f64::total_cmp).1;
+        Ok(match before.filter(|before| apart(before.centre()) <= CENTRE_MOVED * spread) {
+            Some(before) => Arc::clone(before),
+            None => Arc::new(Frame::new(Arc::clone(rotation), centre, geometry.metric)),
+        })
+    }
+}
+
+impl<F: StorageFile> Pass<'_, F> {
+    /// Calls `work` with each live posting of a shard, placed in the frame.
+    fn each(&self, i: usize, mut work: impl FnMut(u32, &mut Scratch)) -> Result<()> {
+        let mut scratch = Scratch::default();
+        self.rows.each(i, |reference, row| {
+            self.frame.place(row, &mut scratch.placed);
+            work(reference, &mut scratch);
+        })
     }
 
     /// The centroids to start from: those of the cells before as far as they serve, and postings by chance.
@@ -133,17 +172,18 @@ impl<F: StorageFile> Pass<'_, F> {
         cells: usize,
         seed: (u128, u64),
     ) -> Result<(Centroids, Start)> {
-        let mut centroids = Centroids { len: self.rotation.len(), rows: Vec::new() };
+        let mut centroids = Centroids { len: self.frame.len(), rows: Vec::new() };
         let mut start = Start { done: 0, rounds: limits::CELL_ROUNDS };
         // Many more centroids than there were cannot be told from these by a few rounds: a posting alone is no mean.
         let serve = |known: u64| known * 10 >= cells as u64 * 9 && known * 9 <= cells as u64 * 10;
         match before {
             Some(before) if before.has_ahead() && serve(before.cells_ahead()) => {
-                centroids.rows = centroids_of(before.ahead());
+                centroids.rows = centroids_of(before.ahead(), &self.frame, before.frame());
                 start = Start::after(before.table().rounds as usize);
             }
             Some(before) if before.is_searchable() && serve(before.cells()) => {
-                centroids.rows = centroids_of((0..before.len()).map(|i| before.group(i)));
+                let groups = (0..before.len()).map(|i| before.group(i));
+                centroids.rows = centroids_of(groups, &self.frame, before.frame());
                 // Centroids that have settled need little more.
                 start.rounds = limits::CELL_ROUNDS / 2;
             }
@@ -151,7 +191,12 @@ impl<F: StorageFile> Pass<'_, F> {
         }
         centroids.rows.truncate(cells * centroids.len);
         let known = centroids.count();
-        centroids.rows.extend(self.sample(cells - known, seed)?);
+        let rows = self.rows.sample(cells - known, (seed.0, seed.1 | CENTROIDS))?;
+        let mut placed = Vec::new();
+        for row in rows.chunks_exact(self.rows.data.geometry().dimension) {
+            self.frame.place(row, &mut placed);
+            centroids.rows.extend_from_slice(&placed);
+        }
         Ok((centroids, start))
     }
 
@@ -160,30 +205,30 @@ impl<F: StorageFile> Pass<'_, F> {
     fn refine(&self, centroids: &mut Centroids, grouped: &Grouped, homes: &mut Vec<Vec<u32>>) -> Result<()> {
         let neighbours = match homes.is_empty() {
             true => Vec::new(),
-            false => grouped.neighbours(centroids, self.workers)?,
+            false => grouped.neighbours(centroids, self.rows.workers)?,
         };
-        let (mut all, mut all_homes) = (Sums::default(), Vec::with_capacity(self.shards.len()));
+        let (mut all, mut all_homes) = (Sums::default(), Vec::with_capacity(self.rows.shards.len()));
         let give = |i: usize| {
             let (mut sums, mut new_homes) = (Sums::default(), Vec::new());
             self.each(i, |reference, scratch| {
                 let home = match homes.get(i) {
                     Some(homes) => {
                         let known = &neighbours[homes[new_homes.len()] as usize];
-                        grouped.nearest_of(&scratch.rotated, known)
+                        grouped.nearest_of(&scratch.placed, known)
                     }
                     None => {
-                        grouped.nearest(&scratch.rotated, 1, &mut scratch.asking);
+                        grouped.nearest(&scratch.placed, 1, &mut scratch.asking);
                         scratch.asking.asked.near.first().map_or(0, |near| near.number() as u32)
                     }
                 };
                 if self.held_out.binary_search(&reference).is_err() {
-                    sums.add(home as usize, &scratch.rotated);
+                    sums.add(home as usize, &scratch.placed);
                 }
                 new_homes.push(home);
             })?;
             Ok((sums, new_homes))
         };
-        self.shards(give, |(sums, new_homes)| {
+        self.rows.shards(give, |(sums, new_homes)| {
             all.merge(sums);
             all_homes.push(new_homes);
         })?;
@@ -194,25 +239,25 @@ impl<F: StorageFile> Pass<'_, F> {
 
     /// Codes every posting twice.
     fn encode(&self, centroids: &Centroids, grouped: &Grouped) -> Result<Vec<Coded>> {
-        let metric = self.data.geometry().metric;
-        let mut all = Vec::with_capacity(self.shards.len());
+        let metric = self.rows.data.geometry().metric;
+        let mut all = Vec::with_capacity(self.rows.shards.len());
         let code = |i: usize| {
             let mut coded = Coded::default();
             self.each(i, |reference, scratch| {
-                grouped.nearest(&scratch.rotated, limits::SOAR_CELLS + 1, &mut scratch.asking);
+                grouped.nearest(&scratch.placed, limits::SOAR_CELLS + 1, &mut scratch.asking);
                 let near = &scratch.asking.asked.near;
                 let Some(first) = near.first().map(|near| near.number()) else { return };
-                let second = second_cell(&scratch.rotated, first, &near[1..], centroids);
+                let second = second_cell(&scratch.placed, first, &near[1..], centroids);
                 for cell in [Some(first), second].into_iter().flatten() {
                     coded.cells.push(cell as u32);
                     coded.references.push(reference);
-                    let factors = encode(&scratch.rotated, centroids.row(cell), metric, &mut coded.signs);
+                    let factors = encode(&scratch.placed, centroids.row(cell), self.frame.turned(), metric, &mut coded.signs);
                     coded.factors.push(factors);
                 }
             })?;
             Ok(coded)
         };
-        self.shards(code, |coded| all.push(coded))?;
+        self.rows.shards(code, |coded| all.push(coded))?;
         Ok(all)
     }
 }
@@ -245,7 +290,7 @@ fn second_cell(x: &[f32], first: usize, near: &[Near], centroids: &Centroids) ->
 pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     shards: &[Numbered<F::Lent>],
     data: &DataFile<F>,
-    (rotation, before): (&Rotation, Option<&CellIndex<B>>),
+    (rotation, before): (&Arc<Rotation>, Option<&CellIndex<B>>),
     (seed, workers): ((u128, u64), Workers<'_>),
     largest: usize,
 ) -> Result<Option<Built>> {
@@ -263,10 +308,12 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     }
     let held_out = held_out(shards.iter().map(|(number, shard)| (*number, &**shard)), live, seed);
     let held_out = held_out.into_iter().map(|(i, _, slot)| firsts[i] + slot as u32).collect();
-    let pass = Pass { shards, firsts, held_out, data, rotation, workers };
+    let rows = Rows { shards, firsts, data, workers };
+    let frame = rows.frame(before.map(CellIndex::frame), rotation, seed)?;
+    let pass = Pass { rows, held_out, frame: Arc::clone(&frame) };
     let (mut centroids, start) = pass.first_centroids(before, live.div_ceil(limits::CELL_POSTINGS), seed)?;
-    let mut grouped = Grouped::new(&mut centroids, seed, workers)?;
-    let sizes = (words, largest);
+    let mut grouped = Grouped::new(&mut centroids, frame.turned(), seed, workers)?;
+    let sizes = (&frame, largest);
     let of = (shards, data.geometry().metric);
     // What a build that is given up leaves: the centroids of the last round that came to its end.
     let left = |grouped: &Grouped, done| {
@@ -276,7 +323,7 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     let (mut homes, mut done) = (Vec::new(), start.done);
     for _ in 0..start.rounds {
         let refined = pass.refine(&mut centroids, &grouped, &mut homes);
-        match refined.and_then(|()| Grouped::new(&mut centroids, seed, workers)) {
+        match refined.and_then(|()| Grouped::new(&mut centroids, frame.turned(), seed, workers)) {
             Ok(next) => grouped = next,
             Err(ShardexError::Closed) if done > start.done => return left(&grouped, done),
             Err(error) => return Err(error),
@@ -312,13 +359,17 @@ pub fn held_out<'a, L: std::ops::Deref<Target = [u8]> + Clone + 'a>(
     found
 }
 
-/// The rotated centroids of cells whose groups can be read.
-fn centroids_of<'a>(groups: impl Iterator<Item = std::result::Result<GroupView<'a>, FormatError>>) -> Vec<f32> {
+/// The centroids, in a frame, of cells whose groups can be read; theirs is `of`.
+fn centroids_of<'a>(
+    groups: impl Iterator<Item = std::result::Result<GroupView<'a>, FormatError>>,
+    frame: &Frame,
+    of: &Frame,
+) -> Vec<f32> {
+    let by = frame.moved_from(of);
     let mut rows = Vec::new();
     for group in groups.flatten() {
         for i in 0..group.cells() {
-            let step = group.cell(i).step;
-            rows.extend(group.centroid(i).iter().map(|&byte| f32::from(i16::from(byte) - 128) * step));
+            rows.extend(group.centroid_values(i).zip(&by).map(|(x, by)| x + by));
         }
     }
     rows

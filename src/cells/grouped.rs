@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use super::{Asked, Near, Router, build::PIVOTS};
+use super::{Asked, Near, Router, build::PIVOTS, layout::values};
 use crate::{
     codes::{ByteQuery, CentroidBytes, Query, sample},
     config::Metric,
@@ -12,7 +12,7 @@ use crate::{
     limits,
 };
 
-/// Rotated centroids, row by row.
+/// Centroids in a frame, row by row.
 pub(super) struct Centroids {
     pub(super) len: usize,
     pub(super) rows: Vec<f32>,
@@ -36,7 +36,7 @@ pub(super) struct Grouped {
     router: Router,
     /// For each number of the router, the cell.
     cells: Vec<usize>,
-    /// Rotated pivots, set to what their bytes say.
+    /// Pivots, set to what their bytes say.
     pub(super) pivots: Centroids,
     pub(super) stored: Vec<CentroidBytes>,
     /// The centroids' bytes, each plus 128.
@@ -45,10 +45,10 @@ pub(super) struct Grouped {
 }
 
 /// Sets rows to what their bytes say.
-fn quantise(rows: &mut Centroids) -> (Vec<CentroidBytes>, Vec<i8>) {
+fn quantise(rows: &mut Centroids, turned: &[f32]) -> (Vec<CentroidBytes>, Vec<i8>) {
     let (mut all, mut bytes) = (Vec::with_capacity(rows.rows.len()), Vec::new());
     let of = |row: &mut [f32]| {
-        let stored = CentroidBytes::of(row, &mut bytes);
+        let stored = CentroidBytes::of(row, turned, &mut bytes);
         all.extend_from_slice(&bytes);
         stored
     };
@@ -60,8 +60,13 @@ impl Grouped {
     ///
     /// # Errors
     /// `Closed` if it is cancelled.
-    pub(super) fn new(centroids: &mut Centroids, seed: (u128, u64), workers: Workers<'_>) -> Result<Self> {
-        let (centroid_bytes, bytes) = quantise(centroids);
+    pub(super) fn new(
+        centroids: &mut Centroids,
+        turned: &[f32],
+        seed: (u128, u64),
+        workers: Workers<'_>,
+    ) -> Result<Self> {
+        let (centroid_bytes, bytes) = quantise(centroids, turned);
         let bytes = bytes.into_iter().map(|byte| (i16::from(byte) + 128) as u8).collect();
         let (cells, len) = (centroids.count(), centroids.len);
         let count = cells.div_ceil(limits::GROUP_CELLS);
@@ -69,12 +74,12 @@ impl Grouped {
         sample(cells, count, seed.0, seed.1 | PIVOTS)
             .into_iter()
             .for_each(|i| pivots.rows.extend_from_slice(centroids.row(i)));
-        let queries: Vec<ByteQuery> = (0..cells).map(|i| ByteQuery::new(centroids.row(i), Metric::L2)).collect();
+        let queries: Vec<ByteQuery> = (0..cells).map(|i| ByteQuery::new(centroids.row(i))).collect();
         let mut homes = vec![0; cells];
         let mut stored = Vec::new();
         for round in 0..limits::GROUP_ROUNDS {
             let pivot_bytes;
-            (stored, pivot_bytes) = quantise(&mut pivots);
+            (stored, pivot_bytes) = quantise(&mut pivots, turned);
             let mut blocks = ByteBlocks::new(len);
             pivot_bytes.chunks_exact(len).for_each(|row| blocks.push(row));
             const CHUNK: usize = 256;
@@ -99,7 +104,11 @@ impl Grouped {
         }
         let mut members = vec![Vec::new(); count];
         homes.iter().enumerate().for_each(|(i, &home)| members[home].push(i));
-        let router = Self::router(&members, centroids, (&pivots, &stored), Metric::L2);
+        // Postings are given to cells by L2, whatever the metric.
+        let groups = members.iter().enumerate().map(|(g, members)| {
+            (pivots.row(g), stored[g], members.iter().map(|&cell| centroids.row(cell)).collect())
+        });
+        let router = Router::of(turned, Metric::L2, groups);
         let mut of_number = vec![usize::MAX; router.numbers()];
         for (g, members) in members.iter().enumerate() {
             members.iter().enumerate().for_each(|(i, &cell)| of_number[router.number(g, i)] = cell);
@@ -111,24 +120,7 @@ impl Grouped {
     pub(super) fn centroids(&self) -> Centroids {
         let len = self.pivots.len;
         let rows = self.bytes.chunks_exact(len).zip(&self.centroid_bytes);
-        let row = |(row, stored): (&'_ [u8], &CentroidBytes)| {
-            let step = stored.step;
-            row.iter().map(move |&byte| f32::from(i16::from(byte) - 128) * step).collect::<Vec<_>>()
-        };
-        Centroids { len, rows: rows.flat_map(row).collect() }
-    }
-
-    fn router(
-        members: &[Vec<usize>],
-        centroids: &Centroids,
-        (pivots, stored): (&Centroids, &[CentroidBytes]),
-        metric: Metric,
-    ) -> Router {
-        let groups = members
-            .iter()
-            .enumerate()
-            .map(|(g, members)| (pivots.row(g), stored[g], members.iter().map(|&cell| centroids.row(cell)).collect()));
-        Router::of(centroids.len / 64, metric, groups)
+        Centroids { len, rows: rows.flat_map(|(row, stored)| values(row, *stored)).collect() }
     }
 
     /// The bytes of a cell's centroid.
@@ -159,7 +151,7 @@ impl Grouped {
 
     /// The nearest by L2 of some cells.
     pub(super) fn nearest_of(&self, rotated: &[f32], cells: &[u32]) -> u32 {
-        let query = ByteQuery::new(rotated, Metric::L2);
+        let query = ByteQuery::new(rotated);
         let near = cells.iter().map(|&cell| {
             let product = distance::dot_byte_row(&query.bytes, self.row(cell as usize));
             Near::new(query.base(self.centroid_bytes[cell as usize], product).1, cell)
@@ -170,7 +162,7 @@ impl Grouped {
     /// The `n` cells nearest by L2, the nearest first, as likely as one-bit codes can tell.
     pub(super) fn nearest(&self, rotated: &[f32], n: usize, asking: &mut Asking) {
         let Asking { query, asked } = asking;
-        query.set_rotated(rotated, Metric::L2);
+        query.set_placed(rotated);
         let wanted = limits::BUILD_CELLS.max(n);
         self.router.ask(query, self.router.groups().div_ceil(2).max(limits::BUILD_GROUPS), wanted, asked);
         for near in &mut asked.near {

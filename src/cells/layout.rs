@@ -1,18 +1,20 @@
 //! Laying cells out: codes into groups of a bounded size, with the table that names them.
 
+use std::sync::Arc;
+
 use super::{
     Aligned, CellIndex, CodeBlocks, Router,
     build::{Coded, Numbered},
     grouped::{Centroids, Grouped},
 };
 use crate::{
-    codes::CentroidBytes,
+    codes::{CentroidBytes, Frame},
     config::Metric,
     distance::BLOCK,
     env::Cancel,
     error::Result,
     format::{
-        cells::{CellEntry, CellTable, Covered, Effort, GroupEntry, GroupLayout, RECALLS, cell, encode_group},
+        cells::{CellEntry, CellTable, Covered, GroupEntry, GroupLayout, cell, encode_group},
         crc32c,
         node::Entry,
     },
@@ -23,6 +25,8 @@ use crate::{
 pub struct Built {
     /// The table. A group of page 0 has no place yet: its entry says how long it is and what it sums to.
     pub table: CellTable,
+    /// The frame around the table's centre.
+    pub frame: Arc<Frame>,
     /// The groups that have no place; none if all are those of the cells before.
     pub groups: Vec<Aligned>,
     /// The groups of centroids ahead, none of which has a place.
@@ -36,7 +40,8 @@ impl Built {
     #[must_use]
     pub fn kept<B: std::ops::Deref<Target = [u8]>>(before: &CellIndex<B>) -> Self {
         let table = CellTable { ahead: Vec::new(), rounds: 0, ..before.whole_table() };
-        Self { table, groups: Vec::new(), ahead: Vec::new(), cut: false }
+        let frame = Arc::clone(before.frame());
+        Self { table, frame, groups: Vec::new(), ahead: Vec::new(), cut: false }
     }
 
     /// The centroids alone, after so many rounds, which a later build starts from. They come beside the cells before, as far
@@ -45,22 +50,49 @@ impl Built {
     pub fn into_ahead<B: std::ops::Deref<Target = [u8]>>(self, rounds: usize, before: Option<&CellIndex<B>>) -> Self {
         let words = self.table.words;
         let before = before.filter(|before| before.is_searchable() && !before.is_damaged());
-        let efforts = [Effort::everything(); RECALLS.len()];
-        let nothing = || CellTable { words, efforts, ..CellTable::default() };
-        let table = before.map_or_else(nothing, |before| Self::kept(before).table);
-        let table = CellTable { rounds: rounds as u32, ..table };
-        let mut built = Self { table, groups: Vec::new(), ahead: Vec::new(), cut: true };
+        let nothing = || Self {
+            table: CellTable { words, centre: self.table.centre.clone(), ..CellTable::default() },
+            frame: Arc::clone(&self.frame),
+            groups: Vec::new(),
+            ahead: Vec::new(),
+            cut: true,
+        };
+        let kept = before.map(Self::kept).unwrap_or_else(nothing);
+        let table = CellTable { rounds: rounds as u32, ..kept.table };
+        let mut built = Self { table, cut: true, ..kept };
+        // A table has one frame.
+        let moved = (!Arc::ptr_eq(&built.frame, &self.frame)).then(|| built.frame.moved_from(&self.frame));
         for (group, bytes) in self.table.groups.iter().zip(&self.groups) {
             let layout = GroupLayout { cells: group.cells as usize, codes: group.codes as usize, words };
-            let cells = (0..layout.cells).map(|i| CellEntry { first: 0, count: 0, ..cell(bytes, i) });
-            let centroids = &bytes[layout.centroids()];
-            let coded = encode_group(GroupLayout { codes: 0, ..layout }, &cells.collect::<Vec<_>>(), centroids, &[]);
+            let mut cells: Vec<_> =
+                (0..layout.cells).map(|i| CellEntry { first: 0, count: 0, ..cell(bytes, i) }).collect();
+            let mut centroids = bytes[layout.centroids()].to_vec();
+            if let Some(moved) = &moved {
+                for (cell, row) in cells.iter_mut().zip(centroids.chunks_exact_mut(words * 64)) {
+                    cell.centroid = move_row(row, cell.centroid, moved, built.frame.turned());
+                }
+            }
+            let coded = encode_group(GroupLayout { codes: 0, ..layout }, &cells, &centroids, &[]);
             let place = Entry { page: 0, len: coded.len() as u32, crc: crc32c(0, &coded) };
             built.table.ahead.push(GroupEntry { place, codes: 0, ..*group });
             built.ahead.push(Aligned::new(&coded));
         }
         built
     }
+}
+
+/// The numbers that a centroid's bytes, each plus 128, stand for.
+pub(super) fn values(row: &[u8], centroid: CentroidBytes) -> impl Iterator<Item = f32> {
+    row.iter().map(move |&byte| f32::from(i16::from(byte) - 128) * centroid.step)
+}
+
+/// Moves a centroid's bytes, as near as bytes can tell.
+fn move_row(row: &mut [u8], centroid: CentroidBytes, by: &[f32], turned: &[f32]) -> CentroidBytes {
+    let mut moved: Vec<f32> = values(row, centroid).zip(by).map(|(x, by)| x + by).collect();
+    let mut bytes = Vec::new();
+    let stored = CentroidBytes::of(&mut moved, turned, &mut bytes);
+    row.iter_mut().zip(bytes).for_each(|(to, byte)| *to = (i16::from(byte) + 128) as u8);
+    stored
 }
 
 /// A cell to be laid out, and which of its codes.
@@ -78,12 +110,13 @@ pub(super) fn lay_out<L>(
     (shards, metric): (&[Numbered<L>], Metric),
     grouped: &Grouped,
     (centroids, coded): (&Centroids, &[Coded]),
-    (words, largest): (usize, usize),
+    (frame, largest): (&Arc<Frame>, usize),
     cancel: &dyn Cancel,
 ) -> Result<Built>
 where
     L: std::ops::Deref<Target = [u8]> + Clone,
 {
+    let words = frame.len() / 64;
     // For each cell its codes, as (shard, position).
     let mut codes: Vec<Vec<(u32, u32)>> = vec![Vec::new(); centroids.count()];
     for (i, coded) in coded.iter().enumerate() {
@@ -91,7 +124,8 @@ where
     }
     let shards =
         shards.iter().map(|(number, shard)| Covered { number: *number, slots: shard.len() as u32, id: shard.id });
-    let mut table = CellTable { words, shards: shards.collect(), ..CellTable::default() };
+    let centre = frame.centre().to_vec();
+    let mut table = CellTable { words, centre, shards: shards.collect(), ..CellTable::default() };
     let fits = |cells: usize, codes: usize| GroupLayout { cells, codes, words }.len() <= largest;
     let most_codes = (1..).map(|blocks| blocks * BLOCK).take_while(|&codes| fits(1, codes)).last().unwrap_or(BLOCK);
     let mut groups = Vec::new();
@@ -119,8 +153,8 @@ where
             let layout = GroupLayout { cells: taken, codes: sum, words };
             let bytes = group_bytes(layout, group, grouped, &codes, coded);
             let place = Entry { page: 0, len: bytes.len() as u32, crc: crc32c(0, &bytes) };
-            let CentroidBytes { step, square } = grouped.stored[g];
-            table.groups.push(GroupEntry { place, step, square, cells: taken as u32, codes: sum as u32 });
+            let pivot = grouped.stored[g];
+            table.groups.push(GroupEntry { place, pivot, cells: taken as u32, codes: sum as u32 });
             groups.push(Aligned::new(&bytes));
             members.push((g, group.iter().map(|piece| piece.cell).collect()));
         }
@@ -129,10 +163,10 @@ where
         let cells = cells.iter().map(|&cell| centroids.row(cell)).collect();
         (grouped.pivots.row(*g), grouped.stored[*g], cells)
     });
-    let router = Router::of(words, metric, of_group);
+    let router = Router::of(frame.turned(), metric, of_group);
     table.centroids = router.codes.to_vec();
     table.pivots = router.pivots;
-    Ok(Built { table, groups, ahead: Vec::new(), cut: false })
+    Ok(Built { table, frame: Arc::clone(frame), groups, ahead: Vec::new(), cut: false })
 }
 
 fn group_bytes(
@@ -146,8 +180,8 @@ fn group_bytes(
     let mut centroids = Vec::with_capacity(layout.centroids().len());
     let mut blocks = CodeBlocks::new(layout.words);
     for piece in pieces {
-        let CentroidBytes { step, square } = grouped.centroid_bytes[piece.cell];
-        cells.push(CellEntry { step, square, first: blocks.len() as u32, count: piece.codes.len() as u32 });
+        let centroid = grouped.centroid_bytes[piece.cell];
+        cells.push(CellEntry { centroid, first: blocks.len() as u32, count: piece.codes.len() as u32 });
         centroids.extend_from_slice(grouped.row(piece.cell));
         for &(shard, position) in &codes[piece.cell][piece.codes.clone()] {
             let (coded, position) = (&coded[shard as usize], position as usize);

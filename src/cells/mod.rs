@@ -30,15 +30,16 @@ pub use layout::Built;
 pub use router::{Asked, CodeBlocks, Router};
 
 use crate::{
-    codes::{CentroidBytes, Factors, Rotation},
+    codes::{Factors, Frame},
     error::ShardexError,
     format::{
         FormatError,
-        cells::{self, CellEntry, CellTable, Covered, Effort, GroupEntry, GroupLayout, RECALLS},
+        cells::{self, Calibration, CellEntry, CellTable, Covered, Effort, GroupEntry, GroupLayout, RECALLS, RESULTS},
         crc32c,
     },
     id::ShardId,
     lease::Place,
+    limits,
     site::{self, Kind},
 };
 
@@ -89,10 +90,21 @@ impl<'a> GroupView<'a> {
         &self.bytes[self.layout.centroids()][i * len..(i + 1) * len]
     }
 
+    /// The numbers that these bytes stand for.
+    pub fn centroid_values(&self, i: usize) -> impl Iterator<Item = f32> + use<'a> {
+        layout::values(self.centroid(i), self.cell(i).centroid)
+    }
+
     /// Whom a code is of, its signs, and its factors.
     #[must_use]
     pub fn code(&self, i: usize) -> (u32, Vec<u64>, Factors) {
         router::read_code(self.blocks(), self.layout.words, i)
+    }
+
+    /// Whom a code is of.
+    #[must_use]
+    pub fn reference(&self, i: usize) -> u32 {
+        router::reference(self.blocks(), self.layout.words, i)
     }
 
     /// The codes.
@@ -106,7 +118,7 @@ impl<'a> GroupView<'a> {
 #[derive(Debug)]
 pub struct CellIndex<B> {
     table: CellTable,
-    rotation: Arc<Rotation>,
+    frame: Arc<Frame>,
     router: Router,
     /// Before `places`: bytes are given back before their place is.
     groups: Vec<Group<B>>,
@@ -122,9 +134,9 @@ pub struct CellIndex<B> {
 }
 
 impl<B: Deref<Target = [u8]>> CellIndex<B> {
-    /// Puts cells together: `bytes` are those of the table's groups, and of the ones ahead.
+    /// Puts cells together: `bytes` are those of the table's groups, and of the ones ahead; the frame's centre is the table's.
     #[must_use]
-    pub fn new(mut table: CellTable, rotation: Arc<Rotation>, bytes: Vec<B>, places: Vec<Arc<Place>>) -> Self {
+    pub fn new(mut table: CellTable, frame: Arc<Frame>, bytes: Vec<B>, places: Vec<Arc<Place>>) -> Self {
         let (mut firsts, mut by_posting) = (Vec::new(), Vec::new());
         for (i, shard) in table.shards.iter().enumerate() {
             firsts.push(by_posting.len() as u32 * 64);
@@ -141,12 +153,11 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
             entries.iter().zip(bytes.by_ref()).map(group).collect()
         };
         let (groups, ahead) = (groups_of(&table.groups), groups_of(&table.ahead));
-        let stored =
-            table.groups.iter().map(|group| CentroidBytes { step: group.step, square: group.square }).collect();
+        let stored = table.groups.iter().map(|group| group.pivot).collect();
         let counts = table.groups.iter().map(|group| group.cells).collect();
         let pivots = std::mem::take(&mut table.pivots);
         let router = Router::new(table.words, pivots, stored, counts, &std::mem::take(&mut table.centroids));
-        Self { table, rotation, router, groups, ahead, firsts, by_posting, places, damaged: AtomicBool::new(false) }
+        Self { table, frame, router, groups, ahead, firsts, by_posting, places, damaged: AtomicBool::new(false) }
     }
 
     /// What is stored of it besides the groups; what the router holds is left out.
@@ -167,10 +178,10 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
         &self.router
     }
 
-    /// The rotation that codes and centroids are in.
+    /// The frame that codes and centroids are in.
     #[must_use]
-    pub fn rotation(&self) -> &Arc<Rotation> {
-        &self.rotation
+    pub fn frame(&self) -> &Arc<Frame> {
+        &self.frame
     }
 
     /// Where it lies.
@@ -209,12 +220,6 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
             group.check(&group.bytes, self.postings())?;
             Ok(GroupView { bytes: &group.bytes, layout: group.layout })
         })
-    }
-
-    /// Recalls of which the effort was found; a search for another one looks at everything.
-    #[must_use]
-    pub fn calibrated(&self) -> usize {
-        self.table.calibrated()
     }
 
     /// Groups.
@@ -299,6 +304,14 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
         self.firsts[i] + slot
     }
 
+    /// The number of a posting in a slot of a shard, if it is covered.
+    #[must_use]
+    pub fn reference_of(&self, (number, id): (u32, ShardId), slot: u32) -> Option<u32> {
+        let i = self.table.shards.binary_search_by_key(&number, |shard| shard.number).ok()?;
+        let shard = &self.table.shards[i];
+        (shard.id == id && slot < shard.slots).then(|| self.reference(i, slot))
+    }
+
     /// How many slots of a shard are covered.
     #[must_use]
     pub fn covered(&self, number: u32, id: ShardId) -> u32 {
@@ -308,35 +321,83 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
         }
     }
 
-    /// What it takes to find a share of the nearest.
+    /// What was found out about searches by them.
     #[must_use]
-    pub fn effort(&self, recall: f32) -> Effort {
-        effort(&self.table.efforts, recall)
+    pub fn calibration(&self) -> &Calibration {
+        &self.table.calibration
+    }
+
+    /// What it takes to find a share of the `k` nearest.
+    #[must_use]
+    pub fn effort(&self, k: usize, recall: f32) -> Effort {
+        effort(&self.table.calibration.efforts, k, recall)
     }
 }
 
-/// Between two recalls of the table what it takes is between theirs.
-fn effort(efforts: &[Effort; RECALLS.len()], recall: f32) -> Effort {
-    let at = RECALLS.partition_point(|&known| known < recall);
-    let (Some(&above), Some(&high)) = (RECALLS.get(at), efforts.get(at)) else {
-        // More than the best that is known of: everything.
-        let most = efforts[RECALLS.len() - 1];
-        return match recall < 1.0 {
-            true => most,
-            false => Effort::everything(),
-        };
-    };
-    let Some(below) = at.checked_sub(1) else { return high };
-    let low = efforts[below];
-    let part = (recall - RECALLS[below]) / (above - RECALLS[below]);
-    let between = |a: f32, b: f32| if a.is_finite() && b.is_finite() { a + (b - a) * part } else { b };
-    Effort {
-        margin: between(low.margin, high.margin),
-        impatience: between(low.impatience, high.impatience),
-        shard_margin: between(low.shard_margin, high.shard_margin),
-        groups: between(low.groups as f32, high.groups as f32).ceil() as u32,
-        cells: between(low.cells as f32, high.cells as f32).ceil() as u32,
+/// What lies between two efforts, `part` of the way; everything if one of them is.
+fn between(low: &Effort, high: &Effort, part: f32) -> Effort {
+    if [low, high].contains(&&Effort::everything()) {
+        return Effort::everything();
     }
+    let on = |a: f32, b: f32| a + (b - a) * part;
+    Effort {
+        margin: on(low.margin, high.margin),
+        impatience: on(low.impatience, high.impatience),
+        shard_margin: on(low.shard_margin, high.shard_margin),
+        deviations: on(low.deviations, high.deviations),
+        groups: on(low.groups as f32, high.groups as f32).ceil() as u32,
+        cells: on(low.cells as f32, high.cells as f32).ceil() as u32,
+    }
+}
+
+/// What a recall takes of which the neighbours in the table are known; more than the best that is known of: everything.
+fn effort_of_recall(efforts: &[Effort; RECALLS.len()], recall: f32) -> Effort {
+    let at = RECALLS.partition_point(|&known| known < recall);
+    let (Some(&above), Some(high)) = (RECALLS.get(at), efforts.get(at)) else { return Effort::everything() };
+    let Some(below) = at.checked_sub(1) else { return *high };
+    let part = (recall - RECALLS[below]) / (above - RECALLS[below]);
+    if part == 1.0 { *high } else { between(&efforts[below], high, part) }
+}
+
+/// Between two numbers of results what it takes is between theirs, by their logarithms. Beyond the last one it is what the
+/// next better recall takes there and on, and far beyond it everything.
+#[must_use]
+pub fn effort(efforts: &[[Effort; RECALLS.len()]; RESULTS.len()], k: usize, recall: f32) -> Effort {
+    let at = RESULTS.partition_point(|&known| (known as usize) < k);
+    let last = RESULTS.len() - 1;
+    let part = |low: usize, high: usize| {
+        let [low, high] = [low, high].map(|i| log2(RESULTS[i]));
+        (log2(k as u32) - low) / (high - low)
+    };
+    match at {
+        0 => effort_of_recall(&efforts[0], recall),
+        _ if at <= last => {
+            let [low, high] = [at - 1, at].map(|i| effort_of_recall(&efforts[i], recall));
+            if RESULTS[at] as usize == k { high } else { between(&low, &high, part(at - 1, at)) }
+        }
+        _ if k > limits::CALIBRATION_BEYOND * RESULTS[last] as usize => Effort::everything(),
+        _ => {
+            let better = RECALLS.iter().copied().find(|&known| known > recall).unwrap_or(1.0);
+            let [low, high] = [last - 1, last].map(|i| effort_of_recall(&efforts[i], better));
+            let on = between(&low, &high, part(last - 1, last));
+            let most = |on: f32, high: f32| on.max(high);
+            Effort {
+                margin: most(on.margin, high.margin),
+                impatience: on.impatience.min(high.impatience),
+                shard_margin: most(on.shard_margin, high.shard_margin),
+                deviations: most(on.deviations, high.deviations),
+                groups: on.groups.max(high.groups),
+                cells: on.cells.max(high.cells),
+            }
+        }
+    }
+}
+
+/// The logarithm of a number from 1 on, straight between powers of two, so that it is the same everywhere.
+#[must_use]
+pub fn log2(n: u32) -> f32 {
+    let whole = n.ilog2();
+    whole as f32 + (n - (1 << whole)) as f32 / (1u32 << whole) as f32
 }
 
 /// Something and how near it is, ordered by that and then by number, as one integer.
@@ -417,17 +478,28 @@ mod tests {
     }
 
     #[test]
-    fn effort_grows_with_the_recall() {
-        let mut efforts = [Effort::default(); RECALLS.len()];
-        for (i, effort) in efforts.iter_mut().enumerate() {
-            let i = i as f32;
-            *effort = Effort { margin: i, impatience: i * 0.5, shard_margin: i * 2.0, groups: i as u32 * 10, cells: 0 };
+    fn effort_grows_with_the_recall_and_the_results() {
+        let mut efforts = [[Effort::default(); RECALLS.len()]; RESULTS.len()];
+        for (j, efforts) in efforts.iter_mut().enumerate() {
+            for (i, effort) in efforts.iter_mut().enumerate() {
+                let (i, j) = (i as f32, j as f32);
+                let margin = i + 100.0 * j;
+                *effort = Effort { margin, shard_margin: i * 2.0, groups: i as u32 * 10, ..Effort::default() };
+            }
         }
-        let at = |recall| effort(&efforts, recall);
-        assert_eq!(at(0.0).margin, 0.0);
-        assert_eq!(at(0.95), Effort { margin: 4.0, impatience: 2.0, shard_margin: 8.0, groups: 40, cells: 0 });
-        assert!((at(0.925).margin - 3.5).abs() < 1e-4);
-        assert_eq!(at(0.999).margin, 7.0);
-        assert_eq!(at(1.0).groups, u32::MAX);
+        let at = |k, recall| effort(&efforts, k, recall);
+        assert_eq!(at(1, 0.0).margin, 0.0);
+        assert_eq!(at(10, 0.95), Effort { margin: 204.0, shard_margin: 8.0, groups: 40, ..Effort::default() });
+        assert!((at(1, 0.925).margin - 3.5).abs() < 1e-4);
+        let between = at(6, 0.95).margin;
+        assert!(between > 104.0 && between < 204.0 && between > at(5, 0.95).margin, "{between}");
+        assert_eq!(at(1, 0.999), Effort::everything());
+        assert_eq!(at(10, 1.0), Effort::everything());
+        // Beyond the last number of results it goes on growing, and then it is everything.
+        assert!(at(400, 0.95).margin > at(300, 0.98).margin && at(900, 0.95).margin > at(400, 0.95).margin);
+        assert_eq!(at(300 * limits::CALIBRATION_BEYOND + 1, 0.5), Effort::everything());
+        efforts[2][4] = Effort::everything();
+        assert_eq!(effort(&efforts, 9, 0.96), Effort::everything());
+        assert_eq!(effort(&efforts, 10, 0.9).margin, 203.0);
     }
 }

@@ -60,26 +60,28 @@ impl Router {
         Self { pivots, stored, counts, codes: Aligned::new(codes), firsts, by_block }
     }
 
-    /// Makes one: for each group its pivot, whose numbers are what its bytes say, and the centroids of its cells.
+    /// Makes one: for each group its pivot, whose numbers are what its bytes say, and the centroids of its cells, all of the
+    /// frame whose rotated centre is `turned`.
     pub fn of<'a>(
-        words: usize,
+        turned: &[f32],
         metric: Metric,
         groups: impl Iterator<Item = (&'a [f32], CentroidBytes, Vec<&'a [f32]>)>,
     ) -> Self {
+        let words = turned.len() / 64;
         let mut pivots = ByteBlocks::new(words * 64);
         let (mut stored, mut counts, mut blocks) = (Vec::new(), Vec::new(), CodeBlocks::new(words));
         let mut bytes = Vec::new();
         let mut signs = Vec::new();
         for (pivot, centroid_bytes, cells) in groups {
             let mut row = pivot.to_vec();
-            CentroidBytes::of(&mut row, &mut bytes);
+            CentroidBytes::of(&mut row, turned, &mut bytes);
             pivots.push(&bytes);
             stored.push(centroid_bytes);
             counts.push(cells.len() as u32);
             blocks.align();
             for centroid in cells {
                 signs.clear();
-                let factors = encode(centroid, pivot, metric, &mut signs);
+                let factors = encode(centroid, pivot, turned, metric, &mut signs);
                 let number = blocks.len() as u32;
                 blocks.push(&signs, factors, number);
             }
@@ -119,15 +121,15 @@ impl Router {
         self.pivots.len() + self.codes.len() + self.by_block.len() * 4 + self.stored.len() * 16
     }
 
-    /// The ranks of the groups that the `wanted` nearest cells are of, the nearest cell's first.
-    pub fn ranks(&self, query: &Query, wanted: usize, asked: &mut Asked) -> Vec<usize> {
-        self.ask(query, self.groups(), wanted, asked);
-        let mut groups = asked.groups.clone();
-        groups.sort_unstable();
-        let mut ranks = vec![0; groups.len()];
-        groups.iter().enumerate().for_each(|(rank, near)| ranks[near.number()] = rank);
-        asked.near.sort_unstable();
-        asked.near.iter().map(|near| ranks[self.cell(near.number()).0]).collect()
+    /// The rank of each group, the nearest being 0.
+    #[must_use]
+    pub fn group_ranks(&self, query: &Query) -> Vec<u32> {
+        let mut asked = Asked::default();
+        self.measure_groups(query, &mut asked);
+        asked.groups.sort_unstable();
+        let mut ranks = vec![0; asked.groups.len()];
+        asked.groups.iter().zip(0..).for_each(|(near, rank)| ranks[near.number()] = rank);
+        ranks
     }
 
     /// The group whose pivot is nearest.
@@ -255,6 +257,13 @@ impl CodeBlocks {
     }
 }
 
+/// Whom a code is of that [`CodeBlocks::push`] wrote.
+pub(super) fn reference(blocks: &[u8], words: usize, i: usize) -> u32 {
+    let block = distance::block_bytes(words);
+    let tail = i / BLOCK * block + words * BLOCK * 8;
+    bytemuck::pod_read_unaligned(&blocks[tail + BLOCK * 4 + i % BLOCK * 4..][..4])
+}
+
 /// What [`CodeBlocks::push`] wrote.
 pub(super) fn read_code(blocks: &[u8], words: usize, i: usize) -> (u32, Vec<u64>, crate::codes::Factors) {
     let block = &blocks[i / BLOCK * distance::block_bytes(words)..];
@@ -263,6 +272,5 @@ pub(super) fn read_code(blocks: &[u8], words: usize, i: usize) -> (u32, Vec<u64>
     let tail = &block[words * BLOCK * 8..];
     let factor = bytemuck::pod_read_unaligned(&tail[lane * 2..][..2]);
     let add = bytemuck::pod_read_unaligned(&tail[BLOCK * 2 + lane * 2..][..2]);
-    let reference = bytemuck::pod_read_unaligned(&tail[BLOCK * 4 + lane * 4..][..4]);
-    (reference, signs, crate::codes::Factors { factor, add })
+    (reference(blocks, words, i), signs, crate::codes::Factors { factor, add })
 }

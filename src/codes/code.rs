@@ -16,6 +16,16 @@ pub struct Factors {
     pub add: u16,
 }
 
+/// The upper half of the largest f32 that has one and is no larger: an estimate of a distance that is short by what is lost
+/// is on the safe side.
+fn to_bf16_below(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let cut = bits >> BF16_SHIFT;
+    let half = f32::from_bits(cut << BF16_SHIFT);
+    // Of a negative number the cut part leads upwards. Past the largest half lies infinity, which no estimate may be.
+    if half > x && cut & 0x7FFF != 0x7F7F { cut as u16 + 1 } else { cut as u16 }
+}
+
 /// The upper half of an f32, rounded to the nearest.
 fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -25,11 +35,12 @@ fn to_bf16(x: f32) -> u16 {
 }
 
 /// Adds up in fixed lanes.
-fn sums<const N: usize>(x: &[f32], c: &[f32], terms: impl Fn(f32, f32) -> [f32; N]) -> [f32; N] {
+fn sums<const N: usize>(x: &[f32], c: &[f32], m: &[f32], terms: impl Fn(f32, f32, f32) -> [f32; N]) -> [f32; N] {
     let mut lanes = [[0.0f32; LANES]; N];
-    for (x, c) in x.as_chunks::<LANES>().0.iter().zip(c.as_chunks::<LANES>().0) {
+    let rows = x.as_chunks::<LANES>().0.iter().zip(c.as_chunks::<LANES>().0);
+    for ((x, c), m) in rows.zip(m.as_chunks::<LANES>().0) {
         for j in 0..LANES {
-            let terms = terms(x[j], c[j]);
+            let terms = terms(x[j], c[j], m[j]);
             for n in 0..N {
                 lanes[n][j] += terms[n];
             }
@@ -38,25 +49,25 @@ fn sums<const N: usize>(x: &[f32], c: &[f32], terms: impl Fn(f32, f32) -> [f32; 
     lanes.map(|lanes| lanes.iter().sum())
 }
 
-/// The code of rotated vector `x` against rotated centroid `c`.
+/// The code of vector `x` against centroid `c`, both of the frame whose centre is `m`, rotated.
 ///
 /// Estimates `⟨q − c, x − c⟩` by `|r|² / Σ|rᵢ| × ⟨q − c, sign r⟩`, `r = x − c`; what does not depend on the query goes
-/// into `add`. Appends the signs, a set bit for each `+`. A vector whose factors no f32 holds gets a code that is always
-/// a candidate.
-pub fn encode(x: &[f32], c: &[f32], metric: Metric, signs: &mut Vec<u64>) -> Factors {
+/// into `add`, a product's part with the centre too. Appends the signs, a set bit for each `+`. A vector whose factors no
+/// f32 holds gets a code that is always a candidate.
+pub fn encode(x: &[f32], c: &[f32], m: &[f32], metric: Metric, signs: &mut Vec<u64>) -> Factors {
     let words = x.as_chunks::<64>().0.iter().zip(c.as_chunks::<64>().0);
     signs.extend(words.map(|(x, c)| word_of(&std::array::from_fn(|i| u8::from(x[i] - c[i] >= 0.0)))));
-    let [magnitude, square, centroid_signs, centroid] = sums(x, c, |x, c| {
+    let [magnitude, square, centroid_signs, along] = sums(x, c, m, |x, c, m| {
         let r = x - c;
-        [r.abs(), r * r, if r >= 0.0 { c } else { -c }, c * r]
+        [r.abs(), r * r, if r >= 0.0 { c } else { -c }, (c + m) * r]
     });
     let factor = if magnitude > 0.0 { square / magnitude } else { 0.0 };
     let (factor, add) = match metric {
         Metric::L2 => (2.0 * factor, square + 2.0 * factor * centroid_signs),
-        Metric::Dot | Metric::Cosine => (factor, factor * centroid_signs - centroid),
+        Metric::Dot | Metric::Cosine => (factor, factor * centroid_signs - along),
     };
     let (factor, add) = if factor.is_finite() && add.is_finite() { (factor, add) } else { (0.0, f32::MIN) };
-    Factors { factor: to_bf16(factor), add: to_bf16(add) }
+    Factors { factor: to_bf16(factor), add: to_bf16_below(add) }
 }
 
 #[cfg(test)]
@@ -69,6 +80,9 @@ mod tests {
         for x in [0.0f32, 1.0, -1.0, 0.1, -3.3e-5, 1e30, 1e-40, f32::MIN] {
             assert!((back(to_bf16(x)) - x).abs() <= x.abs() / 256.0 + 1e-38, "{x}");
             assert!(back(to_bf16(x)).is_finite());
+            let below = back(to_bf16_below(x));
+            assert!(below.is_finite() && below >= x - x.abs() / 128.0 - 1e-38, "{x}");
+            assert!(below <= x || x == f32::MIN, "{x}");
         }
     }
 
@@ -77,7 +91,7 @@ mod tests {
         let x: Vec<f32> = (0..64).map(|i| if i == 0 { 4e18 } else { 0.0 }).collect();
         let c: Vec<f32> = (0..64).map(|i| if i == 1 { -4e18 } else { 0.0 }).collect();
         for metric in [Metric::L2, Metric::Dot] {
-            let code = encode(&x, &c, metric, &mut Vec::new());
+            let code = encode(&x, &c, &[0.0; 64], metric, &mut Vec::new());
             assert!(f32::from_bits(u32::from(code.add) << BF16_SHIFT).is_finite());
         }
     }

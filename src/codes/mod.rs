@@ -11,10 +11,12 @@
 //! 3. Codes are derived: whoever has the vectors can make them anew.
 
 mod code;
+mod frame;
 mod query;
 mod rotation;
 
 pub use code::{Factors, encode};
+pub use frame::{Frame, medians};
 pub use query::{ByteQuery, CentroidBytes, Query, Rounded};
 pub use rotation::{Rotation, sample};
 

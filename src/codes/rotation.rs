@@ -49,8 +49,13 @@ impl Rotation {
         assert_eq!(vector.len(), self.dimension, "a vector of another dimension");
         out.clear();
         out.extend_from_slice(vector);
-        out.resize(self.len(), 0.0);
-        distance::rotate(&self.flips, out);
+        self.rotate_in_place(out);
+    }
+
+    /// Rotates a vector where it is, and makes it as long as it must be.
+    pub(super) fn rotate_in_place(&self, vector: &mut Vec<f32>) {
+        vector.resize(self.len(), 0.0);
+        distance::rotate(&self.flips, vector);
     }
 }
 

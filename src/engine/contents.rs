@@ -139,8 +139,7 @@ impl<S: Storage> CheckJob<S> {
         let (mut rotated, mut signs) = (Vec::new(), Vec::new());
         for c in 0..group.cells() {
             let cell = group.cell(c);
-            let centroid: Vec<f32> =
-                group.centroid(c).iter().map(|&byte| f32::from(i16::from(byte) - 128) * cell.step).collect();
+            let centroid: Vec<f32> = group.centroid_values(c).collect();
             for i in cell.first..cell.first + cell.count {
                 let (reference, stored, factors) = group.code(i as usize);
                 let Some((covered, slot)) = cells.posting(reference) else { continue };
@@ -151,9 +150,9 @@ impl<S: Storage> CheckJob<S> {
                 }
                 codes[reference as usize] = codes[reference as usize].saturating_add(1);
                 let vector = row(shard.extents()[slot / slots].lent(), slot % slots, geometry);
-                cells.rotation().rotate(vector, &mut rotated);
+                cells.frame().place(vector, &mut rotated);
                 signs.clear();
-                let expected = encode(&rotated, &centroid, geometry.metric, &mut signs);
+                let expected = encode(&rotated, &centroid, cells.frame().turned(), geometry.metric, &mut signs);
                 if (expected, &signs) != (factors, &stored) {
                     let at = At::shard(covered.number).slot(slot).of_cells();
                     report.add(at, &format!("the code in cell {c} of group {g}"), "that of its vector", "another");

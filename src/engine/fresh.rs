@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Engine, Lent};
 use crate::{
-    codes::Rotation,
+    codes::Frame,
     env::{Cancel, Never},
     error::Result,
     index::{Coded, Snapshot},
@@ -17,7 +17,7 @@ use crate::{
 pub struct FreshJob<S: Storage> {
     snapshot: Arc<Snapshot<Lent<S>>>,
     data: Arc<DataFile<S::File>>,
-    rotation: Arc<Rotation>,
+    frame: Arc<Frame>,
 }
 
 impl<S: Storage> FreshJob<S> {
@@ -34,7 +34,7 @@ impl<S: Storage> FreshJob<S> {
     /// # Errors
     /// As [`run`](Self::run); `Closed` if it is cancelled.
     pub fn run_until(&self, cancel: &dyn Cancel) -> Result<Coded> {
-        self.snapshot.code_fresh(&self.data, &self.rotation, cancel)
+        self.snapshot.code_fresh(&self.data, &self.frame, cancel)
     }
 }
 
@@ -46,14 +46,12 @@ impl<S: Storage> Engine<S> {
         self.published.uncoded().next().map(|_| FreshJob {
             snapshot: self.snapshot(),
             data: Arc::clone(&self.data),
-            rotation: Arc::clone(cells.rotation()),
+            frame: Arc::clone(cells.frame()),
         })
     }
 
     /// Takes in what a [`FreshJob`] made. Searches use it from here on; nothing is stored.
     pub fn coded(&mut self, coded: &Coded) {
-        if let Some(cells) = self.published.cells.as_ref().map(Arc::clone) {
-            self.published = Arc::new(self.published.with_codes(coded, cells.rotation(), self.data.geometry()));
-        }
+        self.published = Arc::new(self.published.with_codes(coded, self.data.geometry()));
     }
 }

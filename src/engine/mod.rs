@@ -31,7 +31,7 @@ use std::{ops::RangeInclusive, sync::Arc};
 
 use crate::{
     config::{CheckLevel, OpenOptions, ShardexConfig},
-    env::{Clock, Env, Executor},
+    env::{CellPolicy, Clock, Env, Executor},
     error::{Result, ShardexError},
     format::{frame::FrameKind, geometry::Geometry, record},
     id::{DocumentId, Lsn},
@@ -134,6 +134,7 @@ pub struct Engine<S: Storage> {
     counters: Counters,
     recovery: RecoveryStats,
     executor: Arc<dyn Executor>,
+    cell_policy: CellPolicy,
     /// From how many operations on it is worth asking whether cells are to be made.
     regroup_at: u64,
 }

@@ -313,6 +313,7 @@ impl<F: StorageFile> Found<F> {
             counters: Counters::default(),
             recovery,
             executor: Arc::clone(&env.executor),
+            cell_policy: env.cells,
             regroup_at: 0,
         };
         if !fresh {

@@ -16,12 +16,12 @@ use std::{ops::Deref, sync::Arc};
 
 use super::{Engine, Lent, directory, working::Working};
 use crate::{
-    cells::{Aligned, Built, CellIndex, build},
-    codes::Rotation,
-    env::{Cancel, Executor, Never, Workers},
+    cells::{self, Aligned, Built, CellIndex, build},
+    codes::{Frame, Rotation},
+    env::{Cancel, CellPolicy, Executor, Never, Workers},
     error::{Result, ShardexError},
     format::{
-        cells::{CellTable, Effort, RECALLS, decode_head, encode_head},
+        cells::{Calibration, CellTable, Effort, RESULTS, decode_head, encode_head},
         crc32c,
         node::Entry,
     },
@@ -46,12 +46,14 @@ pub struct RegroupJob<S: Storage> {
     before: Option<Arc<CellIndex<Lease<Lent<S>>>>>,
     index_id: u128,
     executor: Arc<dyn Executor>,
+    policy: CellPolicy,
     /// Cells that lack nothing but some efforts may stay.
     goes_on: bool,
 }
 
 impl<S: Storage> RegroupJob<S> {
-    /// Makes cells of every posting in the snapshot; `None` if there is none. Reads all vectors.
+    /// Makes cells of every posting in the snapshot; `None` if there is none, or if they would not pay: then searches cost
+    /// less that look at every vector. Reads all vectors.
     ///
     /// # Errors
     /// `Corruption` if a vector is damaged.
@@ -64,6 +66,9 @@ impl<S: Storage> RegroupJob<S> {
     /// # Errors
     /// As [`run`](Self::run); `Closed` if it is cancelled and leaves nothing.
     pub fn run_until(&self, cancel: &dyn Cancel) -> Result<Option<Built>> {
+        if self.policy == CellPolicy::WherePays && !may_pay(self.data.geometry().dimension, self.snapshot.live) {
+            return Ok(None);
+        }
         if let Some(before) = self.before.as_deref().filter(|before| self.lacks_efforts_only(before)) {
             return self.find_efforts(before, cancel);
         }
@@ -83,36 +88,31 @@ impl<S: Storage> RegroupJob<S> {
             return Ok(Some(built));
         }
         let trial: CellIndex<Aligned> =
-            CellIndex::new(built.table.clone(), Arc::clone(rotation), built.groups.clone(), Vec::new());
-        let unknown = [Effort::everything(); RECALLS.len()];
-        built.table.efforts = calibrate(snapshot, data, (&trial, unknown), workers, seed)?;
-        built.cut = built.table.calibrated() < RECALLS.len() && cancel.is_cancelled();
-        if !built.cut {
-            return Ok(Some(built));
-        }
-        // Searches look at everything where the effort is not known, which is no more than without cells while these are few.
-        let bytes: usize = built.groups.iter().map(|group| group.len()).sum();
-        match bytes <= limits::UNCALIBRATED_BYTES {
-            true => Ok(Some(built)),
-            false => Ok(Some(built.into_ahead(limits::CELL_ROUNDS, before))),
-        }
+            CellIndex::new(built.table.clone(), Arc::clone(&built.frame), built.groups.clone(), Vec::new());
+        let known = Calibration::default();
+        built.table.calibration = calibrate(snapshot, data, (&trial, known), workers, seed)?;
+        built.cut = built.table.calibration.known() < RESULTS.len() && cancel.is_cancelled();
+        let usual = cells::effort(&built.table.calibration.efforts, limits::USUAL_RESULTS, limits::USUAL_RECALL);
+        let pays = built.cut || usual != Effort::everything() || self.policy == CellPolicy::Always;
+        Ok(pays.then_some(built))
     }
 
     /// Whether the cells of before are good for searches, but for efforts that were not found, because a job was cancelled.
     fn lacks_efforts_only(&self, before: &CellIndex<Lease<Lent<S>>>) -> bool {
         let good = before.is_searchable() && !before.is_damaged() && !before.has_ahead();
         let few_fresh = self.snapshot.fresh_slots() * 2 <= self.snapshot.live;
-        self.goes_on && good && few_fresh && before.calibrated() < RECALLS.len()
+        self.goes_on && good && few_fresh && before.calibration().known() < RESULTS.len()
     }
 
     /// Looks for the efforts that cells lack.
     fn find_efforts(&self, before: &CellIndex<Lease<Lent<S>>>, cancel: &dyn Cancel) -> Result<Option<Built>> {
         let workers = Workers { executor: &*self.executor, cancel };
         let mut built = Built::kept(before);
-        let known = built.table.efforts;
-        built.table.efforts = calibrate(&self.snapshot, &self.data, (before, known), workers, self.seed())?;
+        let known = built.table.calibration.clone();
+        built.table.calibration =
+            calibrate(&self.snapshot, &self.data, (before, known.clone()), workers, self.seed())?;
         built.cut = cancel.is_cancelled();
-        match built.cut && built.table.efforts == known {
+        match built.cut && built.table.calibration == known {
             true => Err(ShardexError::Closed),
             false => Ok(Some(built)),
         }
@@ -122,6 +122,11 @@ impl<S: Storage> RegroupJob<S> {
     fn seed(&self) -> (u128, u64) {
         (self.index_id, DRAWS + self.snapshot.lsn.0)
     }
+}
+
+/// Whether cells may pay: of few postings, or of few numbers each, it costs less to look at the vectors.
+fn may_pay(dimension: usize, live: u64) -> bool {
+    dimension > limits::LEAST_DIMENSION_FOR_CELLS && live >= limits::LEAST_FOR_CELLS
 }
 
 /// Cells of which a root names the head, and that head.
@@ -137,7 +142,7 @@ impl<S: Storage> Engine<S> {
     /// cells that look at everything for some recalls.
     #[must_use]
     pub fn has_unfinished_cells(&self) -> bool {
-        self.work.cells.as_ref().is_some_and(|(cells, _)| cells.has_ahead() || cells.calibrated() < RECALLS.len())
+        self.work.cells.as_ref().is_some_and(|(cells, _)| cells.has_ahead() || cells.calibration().known() < RESULTS.len())
     }
 
     /// Postings that are in no cell, and removed ones that are, as far as the figures tell.
@@ -155,7 +160,11 @@ impl<S: Storage> Engine<S> {
         // Before the first write nothing is stored (see `recovery`), unless an earlier open has begun with it.
         let begun = self.epoch_open || self.has_unfinished_cells();
         let writable = self.poisoned.is_none() && self.read_only.is_none();
-        let may = live >= limits::LEAST_FOR_CELLS && begun && writable;
+        let many = match self.cell_policy {
+            CellPolicy::WherePays => may_pay(self.geometry().dimension, live),
+            CellPolicy::Always => live >= limits::LEAST_FOR_CELLS,
+        };
+        let may = many && begun && writable;
         if !may || self.counters.operations < self.regroup_at {
             return false;
         }
@@ -188,7 +197,7 @@ impl<S: Storage> Engine<S> {
         self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS / 4;
         let before = self.work.cells.as_ref().map(|(cells, _)| Arc::clone(cells));
         let rotation = match &before {
-            Some(cells) => Arc::clone(cells.rotation()),
+            Some(cells) => Arc::clone(cells.frame().rotation()),
             None => Arc::new(Rotation::new(self.geometry().dimension, self.index_id)),
         };
         Ok(RegroupJob {
@@ -198,6 +207,7 @@ impl<S: Storage> Engine<S> {
             before,
             index_id: self.index_id,
             executor: Arc::clone(&self.executor),
+            policy: self.cell_policy,
             goes_on,
         })
     }
@@ -214,22 +224,21 @@ impl<S: Storage> Engine<S> {
     /// `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`.
     pub fn regrouped(&mut self, built: Option<Built>) -> Result<()> {
         self.check_writable()?;
-        if built.is_none() && self.work.cells.is_none() {
-            return Ok(());
+        if built.is_none() {
+            self.regroup_failed();
+            if self.work.cells.is_none() {
+                return Ok(());
+            }
         }
-        if built.as_ref().is_some_and(|built| !built.cut && built.table.calibrated() < RECALLS.len()) {
+        if built.as_ref().is_some_and(|built| !built.cut && built.table.calibration.known() < RESULTS.len()) {
             // Nobody cut it short, so the next one would find no more.
             self.regroup_failed();
         }
         self.open_epoch()?;
-        let rotation = match &self.work.cells {
-            Some((cells, _)) => Arc::clone(cells.rotation()),
-            None => Arc::new(Rotation::new(self.geometry().dimension, self.index_id)),
-        };
         let named = match built {
             Some(built) => {
                 let mut taken = Vec::new();
-                match store(&mut self.work, &self.data, built, rotation, &mut taken) {
+                match store(&mut self.work, &self.data, built, &mut taken) {
                     Ok(Some(named)) => Some(named),
                     // Other cells have come meanwhile, and stay.
                     Ok(None) => return Ok(()),
@@ -268,7 +277,6 @@ fn store<F: StorageFile>(
     work: &mut Working<F>,
     data: &DataFile<F>,
     built: Built,
-    rotation: Arc<Rotation>,
     taken: &mut Vec<Arc<Place>>,
 ) -> Result<Option<Named<F::Lent>>> {
     let page_size = data.geometry().page_size;
@@ -278,7 +286,7 @@ fn store<F: StorageFile>(
         data.store_cells(&place, bytes)?;
         Ok(Entry { page: place.run().page, len: bytes.len() as u32, crc: crc32c(0, bytes) })
     };
-    let Built { mut table, groups, ahead, cut: _ } = built;
+    let Built { mut table, frame, groups, ahead, cut: _ } = built;
     let mut places = Vec::new();
     if groups.is_empty() && !table.groups.is_empty() {
         let known = work.cells.as_ref().map(|(cells, _)| cells).filter(|cells| cells.table().groups == table.groups);
@@ -301,7 +309,7 @@ fn store<F: StorageFile>(
     // The groups' places were taken first, in the table's order.
     places.extend_from_slice(taken);
     let leases = lease(&table, data, &places)?;
-    Ok(Some((Arc::new(CellIndex::new(table, rotation, leases, places)), head)))
+    Ok(Some((Arc::new(CellIndex::new(table, frame, leases, places)), head)))
 }
 
 /// Leases of the table's groups, and of those ahead; `places` begins with theirs.
@@ -332,8 +340,7 @@ pub(super) fn read_table<F: StorageFile>(head: &Entry, data: &DataFile<F>) -> Re
     for part in &parts {
         bytes.extend(read(part, "a part of the cells' table")?);
     }
-    let words = crate::codes::padded(geometry.dimension) / 64;
-    let table = CellTable::decode(&bytes, words).map_err(|e| damaged(head, format!("the cells' table: {e}")))?;
+    let table = CellTable::decode(&bytes, geometry.dimension).map_err(|e| damaged(head, format!("the cells' table: {e}")))?;
     // When they were covered each shard lay in extents of its own, and the file never gets shorter.
     let extents = len / (u64::from(geometry.extent_pages()) * geometry.page_size as u64);
     let covered = |slots: u32| (slots as usize).div_ceil(geometry.extent_slots()) as u64;
@@ -373,6 +380,8 @@ pub(super) fn load<F: StorageFile>(
             return Err(error);
         }
     };
-    let rotation = Arc::new(Rotation::new(data.geometry().dimension, index_id));
-    Ok(Some((Arc::new(CellIndex::new(table, rotation, leases, places)), head)))
+    let geometry = data.geometry();
+    let rotation = Arc::new(Rotation::new(geometry.dimension, index_id));
+    let frame = Arc::new(Frame::new(rotation, table.centre.clone(), geometry.metric));
+    Ok(Some((Arc::new(CellIndex::new(table, frame, leases, places)), head)))
 }

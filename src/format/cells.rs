@@ -10,19 +10,24 @@ use super::{
     codec::{Put as _, Reader},
     node::{ENTRY_BYTES, Entry},
 };
-use crate::id::ShardId;
+use crate::{
+    codes::{CentroidBytes, padded},
+    id::ShardId,
+};
 
 /// First bytes of a group.
 pub const GROUP_MAGIC: [u8; 4] = *b"SHCG";
 /// First bytes of the table.
-pub const TABLE_MAGIC: [u8; 4] = *b"SHC3";
+pub const TABLE_MAGIC: [u8; 4] = *b"SHC4";
 /// First bytes of the head.
 pub const HEAD_MAGIC: [u8; 4] = *b"SHCH";
 /// Recalls for which a table holds what it takes.
 pub const RECALLS: [f32; 8] = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995];
+/// Numbers of results for which it does.
+pub const RESULTS: [u32; 6] = [1, 3, 10, 30, 100, 300];
 
 const GROUP_HEADER: usize = 16;
-const CELL_BYTES: usize = 16;
+const CELL_BYTES: usize = 20;
 const ROWS: usize = 16;
 const BLOCK: usize = 8;
 
@@ -74,10 +79,8 @@ impl GroupLayout {
 /// A cell as its group names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CellEntry {
-    /// What one step of the centroid's bytes is worth.
-    pub step: f32,
-    /// Square of the centroid's norm.
-    pub square: f32,
+    /// What belongs to its centroid's bytes.
+    pub centroid: CentroidBytes,
     /// Its first code among the group's.
     pub first: u32,
     /// Its codes.
@@ -98,8 +101,7 @@ pub fn encode_group(layout: GroupLayout, cells: &[CellEntry], centroids: &[u8], 
     out.put_u32(layout.codes as u32);
     out.put_u32(layout.words as u32);
     for cell in cells {
-        out.put_u32(cell.step.to_bits());
-        out.put_u32(cell.square.to_bits());
+        put_centroid(&mut out, cell.centroid);
         out.put_u32(cell.first);
         out.put_u32(cell.count);
     }
@@ -113,8 +115,19 @@ pub fn encode_group(layout: GroupLayout, cells: &[CellEntry], centroids: &[u8], 
 #[must_use]
 pub fn cell(group: &[u8], i: usize) -> CellEntry {
     let at = GROUP_HEADER + i * CELL_BYTES;
-    let [step, square, first, count]: [u32; 4] = bytemuck::pod_read_unaligned(&group[at..at + CELL_BYTES]);
-    CellEntry { step: f32::from_bits(step), square: f32::from_bits(square), first, count }
+    let [step, square, along, first, count]: [u32; 5] = bytemuck::pod_read_unaligned(&group[at..at + CELL_BYTES]);
+    let [step, square, along] = [step, square, along].map(f32::from_bits);
+    CellEntry { centroid: CentroidBytes { step, square, along }, first, count }
+}
+
+fn put_centroid(out: &mut Vec<u8>, centroid: CentroidBytes) {
+    let CentroidBytes { step, square, along } = centroid;
+    [step, square, along].into_iter().for_each(|x| out.put_u32(x.to_bits()));
+}
+
+fn is_finite(centroid: CentroidBytes) -> bool {
+    let CentroidBytes { step, square, along } = centroid;
+    [step, square, along].into_iter().all(f32::is_finite)
 }
 
 /// Checks that a group is what the table says it is, and that its codes are of postings below `postings`.
@@ -133,7 +146,7 @@ pub fn check_group(bytes: &[u8], layout: GroupLayout, postings: u32) -> Result<(
     for i in 0..layout.cells {
         let cell = cell(bytes, i);
         let end = u64::from(cell.first) + u64::from(cell.count);
-        if end > layout.codes as u64 || !cell.step.is_finite() || !cell.square.is_finite() {
+        if end > layout.codes as u64 || !is_finite(cell.centroid) {
             return Err(FormatError::new(GROUP_HEADER + i * CELL_BYTES, format!("no cell is {cell:?}")));
         }
     }
@@ -153,10 +166,8 @@ pub fn check_group(bytes: &[u8], layout: GroupLayout, postings: u32) -> Result<(
 pub struct GroupEntry {
     /// Its bytes.
     pub place: Entry,
-    /// What one step of its pivot's bytes is worth.
-    pub step: f32,
-    /// Square of the pivot's norm.
-    pub square: f32,
+    /// What belongs to its pivot's bytes.
+    pub pivot: CentroidBytes,
     /// Its cells.
     pub cells: u32,
     /// Its codes.
@@ -175,14 +186,19 @@ pub struct Covered {
 }
 
 /// What it takes to find some share of the nearest.
+///
+/// Margins are in units of what a distance varies by within a cell: by L2 of the query's distance to the centroid, by
+/// products of the query's norm. So they mean the same to a query that is far from everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Effort {
     /// A cell is scanned if its centroid is at most so much farther than the farthest result.
     pub margin: f32,
     /// Taken off the margin for each doubling of the cells since the last one that had a result.
     pub impatience: f32,
-    /// The same for a shard that is not in cells.
+    /// The margin of a shard that is not in cells.
     pub shard_margin: f32,
+    /// Standard deviations of an estimate's error that are allowed for.
+    pub deviations: f32,
     /// Groups that are looked into at first.
     pub groups: u32,
     /// Cells that are estimated to be near, at first.
@@ -194,8 +210,80 @@ impl Effort {
     #[must_use]
     pub fn everything() -> Self {
         let far = f32::INFINITY;
-        Self { margin: far, impatience: 0.0, shard_margin: far, groups: u32::MAX, cells: u32::MAX }
+        let (margin, shard_margin, deviations) = (far, far, far);
+        Self { margin, impatience: 0.0, shard_margin, deviations, groups: u32::MAX, cells: u32::MAX }
     }
+}
+
+/// What was found out about searches by cells, by asking for vectors of which the true nearest were known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calibration {
+    /// For each of [`RESULTS`] what each of [`RECALLS`] takes; [`Effort::everything`] where it was not found, or where
+    /// nothing less does.
+    pub efforts: [[Effort; RECALLS.len()]; RESULTS.len()],
+    /// The recall that vectors reached by it which it was not found by; 0 where nobody has asked.
+    pub reached: [[f32; RECALLS.len()]; RESULTS.len()],
+    /// The distance to the nearest centroid, by L2, that few of them exceed.
+    pub far: f32,
+    /// The last write that was seen.
+    pub lsn: u64,
+    /// Live postings then.
+    pub live: u64,
+}
+
+impl Default for Calibration {
+    fn default() -> Self {
+        Self {
+            efforts: [[Effort::everything(); RECALLS.len()]; RESULTS.len()],
+            reached: [[0.0; RECALLS.len()]; RESULTS.len()],
+            far: f32::INFINITY,
+            lsn: 0,
+            live: 0,
+        }
+    }
+}
+
+impl Calibration {
+    /// Numbers of results for which it was found out what the recalls take.
+    #[must_use]
+    pub fn known(&self) -> usize {
+        self.reached.iter().filter(|reached| reached.iter().all(|&reached| reached > 0.0)).count()
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        for (effort, reached) in self.efforts.iter().flatten().zip(self.reached.iter().flatten()) {
+            let Effort { margin, impatience, shard_margin, deviations, groups, cells } = *effort;
+            let numbers = [margin, impatience, shard_margin, deviations, *reached];
+            numbers.into_iter().for_each(|x| out.put_u32(x.to_bits()));
+            out.put_u32(groups);
+            out.put_u32(cells);
+        }
+        out.put_u32(self.far.to_bits());
+        out.put_u64(self.lsn);
+        out.put_u64(self.live);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let mut calibration = Self::default();
+        let Self { efforts, reached, .. } = &mut calibration;
+        for (effort, reached) in efforts.iter_mut().flatten().zip(reached.iter_mut().flatten()) {
+            let (margin, impatience, shard_margin) = (number(r)?, number(r)?, number(r)?);
+            let (deviations, share) = (number(r)?, number(r)?);
+            *effort = Effort { margin, impatience, shard_margin, deviations, groups: r.u32()?, cells: r.u32()? };
+            *reached = share;
+        }
+        calibration.far = number(r)?;
+        calibration.lsn = r.u64()?;
+        calibration.live = r.u64()?;
+        Ok(calibration)
+    }
+}
+
+/// A number that is one.
+fn number(r: &mut Reader<'_>) -> Result<f32, FormatError> {
+    let at = r.at();
+    let x = f32::from_bits(r.u32()?);
+    if x.is_nan() { Err(FormatError::new(at, "a number is none")) } else { Ok(x) }
 }
 
 /// The table of all groups.
@@ -203,8 +291,10 @@ impl Effort {
 pub struct CellTable {
     /// Words of signs a code.
     pub words: usize,
-    /// What each of [`RECALLS`] takes.
-    pub efforts: [Effort; RECALLS.len()],
+    /// The centre of the frame: as many numbers as a vector has.
+    pub centre: Vec<f32>,
+    /// What recalls take.
+    pub calibration: Calibration,
     /// The groups that searches use; none before the first build is finished.
     pub groups: Vec<GroupEntry>,
     /// Groups without codes: the centroids that a build had reached when it was given up.
@@ -220,12 +310,6 @@ pub struct CellTable {
 }
 
 impl CellTable {
-    /// Recalls of which the effort was found.
-    #[must_use]
-    pub fn calibrated(&self) -> usize {
-        self.efforts.iter().filter(|&&effort| effort != Effort::everything()).count()
-    }
-
     /// The table's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -236,17 +320,12 @@ impl CellTable {
         out.put_u32(self.shards.len() as u32);
         out.put_u32(self.ahead.len() as u32);
         out.put_u32(self.rounds);
-        for effort in &self.efforts {
-            out.put_u32(effort.margin.to_bits());
-            out.put_u32(effort.impatience.to_bits());
-            out.put_u32(effort.shard_margin.to_bits());
-            out.put_u32(effort.groups);
-            out.put_u32(effort.cells);
-        }
+        out.put_u32(self.centre.len() as u32);
+        self.centre.iter().for_each(|x| out.put_u32(x.to_bits()));
+        self.calibration.encode(&mut out);
         for group in self.groups.iter().chain(&self.ahead) {
             group.place.encode(&mut out);
-            out.put_u32(group.step.to_bits());
-            out.put_u32(group.square.to_bits());
+            put_centroid(&mut out, group.pivot);
             out.put_u32(group.cells);
             out.put_u32(group.codes);
         }
@@ -260,11 +339,12 @@ impl CellTable {
         out
     }
 
-    /// Parses a table of codes of so many words.
+    /// Parses a table of codes of vectors of so many numbers.
     ///
     /// # Errors
     /// Names what cannot be.
-    pub fn decode(bytes: &[u8], words: usize) -> Result<Self, FormatError> {
+    pub fn decode(bytes: &[u8], dimension: usize) -> Result<Self, FormatError> {
+        let words = padded(dimension) / 64;
         let mut r = Reader::new(bytes);
         r.expect(&TABLE_MAGIC)?;
         r.expect(&(words as u32).to_le_bytes())?;
@@ -276,25 +356,26 @@ impl CellTable {
         if (ahead == 0) != (rounds == 0) {
             return Err(FormatError::new(16, format!("{rounds} rounds have made {ahead} groups")));
         }
-        let number = |r: &mut Reader<'_>| -> Result<f32, FormatError> {
-            let at = r.at();
-            let x = f32::from_bits(r.u32()?);
-            if x.is_nan() { Err(FormatError::new(at, "a number is none")) } else { Ok(x) }
-        };
+        r.expect(&(dimension as u32).to_le_bytes())?;
         let mut table = Self { words, rounds, ..Self::default() };
-        for effort in &mut table.efforts {
-            let (margin, impatience, shard_margin) = (number(&mut r)?, number(&mut r)?, number(&mut r)?);
-            *effort = Effort { margin, impatience, shard_margin, groups: r.u32()?, cells: r.u32()? };
+        for _ in 0..dimension {
+            let at = r.at();
+            let x = number(&mut r)?;
+            if !x.is_finite() {
+                return Err(FormatError::new(at, "the centre is nowhere"));
+            }
+            table.centre.push(x);
         }
+        table.calibration = Calibration::decode(&mut r)?;
         // Nothing is reserved for a count that the bytes do not bear out.
         for i in 0..groups.saturating_add(ahead) {
             let place = Entry::decode(&mut r)?;
-            let (step, square) = (number(&mut r)?, number(&mut r)?);
-            let group = GroupEntry { place, step, square, cells: r.u32()?, codes: r.u32()? };
+            let [step, square, along] = [number(&mut r)?, number(&mut r)?, number(&mut r)?];
+            let pivot = CentroidBytes { step, square, along };
+            let group = GroupEntry { place, pivot, cells: r.u32()?, codes: r.u32()? };
             let layout = GroupLayout { cells: group.cells as usize, codes: group.codes as usize, words };
-            let finite = step.is_finite() && square.is_finite();
             let codes = i < groups || group.codes == 0;
-            if place.is_none() || !finite || layout.is_empty() || layout.len() != place.len as usize || !codes {
+            if place.is_none() || !is_finite(pivot) || layout.is_empty() || layout.len() != place.len as usize || !codes {
                 return Err(FormatError::new(r.at(), format!("no group is {group:?}")));
             }
             let list = if i < groups { &mut table.groups } else { &mut table.ahead };

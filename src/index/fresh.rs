@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     cells::{Aligned, CellIndex, CodeBlocks},
-    codes::{CentroidBytes, Rotation, encode},
+    codes::{CentroidBytes, Frame, encode},
     distance::{self, BLOCK, ByteBlocks},
     format::geometry::Geometry,
     lease::Lease,
@@ -31,7 +31,7 @@ pub struct Fresh {
     pub codes: Option<Arc<FreshCodes>>,
 }
 
-/// The rotated centroid of a shard as codes are made against it: it *is* its bytes times its scale.
+/// The centroid of a shard in the frame as codes are made against it: it *is* its bytes times its scale.
 #[derive(Debug)]
 pub struct FreshCentroid {
     bytes: Vec<i8>,
@@ -40,10 +40,10 @@ pub struct FreshCentroid {
 }
 
 impl FreshCentroid {
-    fn of(centroid: &[f32], rotation: &Rotation) -> Arc<Self> {
+    fn of(centroid: &[f32], frame: &Frame) -> Arc<Self> {
         let (mut rotated, mut bytes) = (Vec::new(), Vec::new());
-        rotation.rotate(centroid, &mut rotated);
-        let stored = CentroidBytes::of(&mut rotated, &mut bytes);
+        frame.place(centroid, &mut rotated);
+        let stored = CentroidBytes::of(&mut rotated, frame.turned(), &mut bytes);
         Arc::new(Self { bytes, stored })
     }
 
@@ -86,9 +86,9 @@ impl FreshCodes {
     pub(super) fn are_of<L: Deref<Target = [u8]> + Clone>(
         &self,
         shard: (&Shard<L>, &FreshCentroid),
-        (rotation, geometry): (&Rotation, &Geometry),
+        (frame, geometry): (&Frame, &Geometry),
     ) -> bool {
-        let anew = Self::of(None, shard, self.first, (rotation, geometry));
+        let anew = Self::of(None, shard, self.first, (frame, geometry));
         anew.count == self.count && *anew.blocks == *self.blocks && *anew.tail == *self.tail
     }
 
@@ -120,14 +120,14 @@ impl FreshCodes {
         known: Option<&Arc<Self>>,
         (shard, centroid): (&Shard<L>, &FreshCentroid),
         first: usize,
-        (rotation, geometry): (&Rotation, &Geometry),
+        (frame, geometry): (&Frame, &Geometry),
     ) -> Arc<Self> {
         let first = known.map_or(first, |known| known.first);
         let count = shard.len() - first;
         if let Some(known) = known.filter(|known| known.count == count) {
             return Arc::clone(known);
         }
-        let (words, whole) = (rotation.len() / 64, count / BLOCK * BLOCK);
+        let (words, whole) = (frame.len() / 64, count / BLOCK * BLOCK);
         // Of many blocks only the last one changes, as a rule.
         let (shared, mut blocks) = match known {
             Some(known) if known.count / BLOCK * BLOCK == whole => {
@@ -143,9 +143,9 @@ impl FreshCodes {
         let (mut rotated, mut signs) = (Vec::new(), Vec::new());
         for slot in first + known.map_or(0, |known| known.count)..shard.len() {
             let bytes = shard.extents()[slot / slots].lent();
-            rotation.rotate(shard::row(bytes, slot % slots, geometry), &mut rotated);
+            frame.place(shard::row(bytes, slot % slots, geometry), &mut rotated);
             signs.clear();
-            let factors = encode(&rotated, &centroid, geometry.metric, &mut signs);
+            let factors = encode(&rotated, &centroid, frame.turned(), geometry.metric, &mut signs);
             blocks.push(&signs, factors, slot as u32);
         }
         let bytes = blocks.bytes();
@@ -191,7 +191,7 @@ pub(super) fn fresh<L: Deref<Target = [u8]> + Clone>(
         let known = old.and_then(|(_, fresh)| fresh);
         let centroid = match known {
             Some(known) => Arc::clone(&known.centroid),
-            None => FreshCentroid::of(&shard.centroid, cells.rotation()),
+            None => FreshCentroid::of(&shard.centroid, cells.frame()),
         };
         let known_codes = known.and_then(|known| known.codes.as_ref());
         let from = match old {
@@ -200,10 +200,10 @@ pub(super) fn fresh<L: Deref<Target = [u8]> + Clone>(
             _ => covered,
         };
         // What cells cover by now is forgotten; the rest is not made again.
-        let kept = known_codes.and_then(|codes| codes.behind(covered, cells.rotation().len() / 64));
+        let kept = known_codes.and_then(|codes| codes.behind(covered, cells.frame().len() / 64));
         let codes = kept.as_ref();
         let codes = (coded && (codes.is_some() || from < shard.len()))
-            .then(|| FreshCodes::of(codes, (shard, &centroid), from, (cells.rotation(), geometry)));
+            .then(|| FreshCodes::of(codes, (shard, &centroid), from, (cells.frame(), geometry)));
         Some(Fresh { shard: i, from: covered as u32, centroid, codes })
     };
     members.filter_map(of).collect()

@@ -3,7 +3,7 @@
 //! Cells are scanned in the order of their centroids' distances. A code says how near its posting is at the least, but for
 //! an error that is seldom larger; where that is within the farthest result so far, the posting's distance is computed.
 //! The scan stops when the next centroid is farther than the farthest result by a margin, which was found by asking for
-//! stored vectors (the idea of stopping each query when it is likely done: Li et al., SIGMOD 2020).
+//! vectors (the idea of stopping each query when it is likely done: Li et al., SIGMOD 2020).
 
 use std::{cell::RefCell, ops::Deref, sync::Arc};
 
@@ -14,11 +14,10 @@ use super::{
 };
 use crate::{
     cells::{self, Asked, CellIndex, GroupView, Near},
-    codes::{CentroidBytes, Query},
+    codes::Query,
     distance::{self, Ahead, BLOCK, Found, ROWS, Scan},
     error::Result,
     format::cells::Effort,
-    limits,
     shard::{self, DataFile, Extent, Shard},
     storage::StorageFile,
 };
@@ -27,10 +26,19 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reach {
     pub(super) effort: Effort,
-    /// Errors allowed for in an estimate, in standard deviations.
-    pub(super) deviations: f32,
     /// Codes scanned at most.
     pub(super) codes: usize,
+    /// A query whose nearest centroid is farther than this is like none of those that the effort was found by.
+    pub(super) far: f32,
+    /// The effort for such a query.
+    pub(super) wide: Effort,
+}
+
+impl Reach {
+    /// So much for every query.
+    pub(super) fn of(effort: Effort) -> Self {
+        Self { effort, codes: usize::MAX, far: f32::INFINITY, wide: effort }
+    }
 }
 
 /// What a search found and did.
@@ -43,23 +51,10 @@ pub(super) struct Probed {
     pub(super) computed: usize,
     /// Cells scanned.
     pub(super) cells: usize,
-}
-
-/// Hears how a search goes on.
-pub(super) trait Trace {
-    /// The next cell is so much farther than the farthest result so far, and so many after the last one that had a
-    /// result.
-    fn cell(&mut self, beyond: f32, quiet: u32);
-    /// A posting was offered whose code was found in the cell so many steps after the first.
-    fn offered(&mut self, candidate: &Candidate, step: u32);
-}
-
-/// Hears nothing.
-pub(super) struct Silent;
-
-impl Trace for Silent {
-    fn cell(&mut self, _: f32, _: u32) {}
-    fn offered(&mut self, _: &Candidate, _: u32) {}
+    /// The distance to the nearest centroid, by L2, as far as that is known: of the first ones that were measured.
+    pub(super) nearest: f32,
+    /// Whether it stopped because it had scanned as many codes as it may.
+    pub(super) cut: bool,
 }
 
 /// Numbers that were met: a table of open addressing.
@@ -108,19 +103,18 @@ impl Met {
 }
 
 /// The search's state while it goes from cell to cell.
-struct Probe<'a, F: StorageFile, B, T> {
+struct Probe<'a, F: StorageFile, B> {
     snapshot: &'a Snapshot<F::Lent>,
     data: &'a DataFile<F>,
     cells: &'a CellIndex<B>,
     vector: &'a [f32],
     top: TopK,
     met: &'a mut Met,
-    trace: &'a mut T,
     computed: usize,
     /// Whether a result was found since this was last asked.
     gained: bool,
     /// What may be a result if the bound stays as it is.
-    held: &'a mut Vec<(Found, u32)>,
+    held: &'a mut Vec<Found>,
     pending: Vec<Pending<'a, F::Lent>>,
     ahead: Ahead<'a>,
 }
@@ -128,7 +122,6 @@ struct Probe<'a, F: StorageFile, B, T> {
 /// A posting whose distance is to be computed.
 struct Pending<'a, L> {
     least: f32,
-    step: u32,
     number: u32,
     slot: usize,
     extent: &'a Extent<L>,
@@ -149,9 +142,9 @@ fn nearest_first(a: &Found, b: &Found) -> std::cmp::Ordering {
     a.least.total_cmp(&b.least).then(a.reference.cmp(&b.reference))
 }
 
-impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
+impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
     /// Finds the slot of a code's posting, if it was not met before, and asks for it.
-    fn look_up(&mut self, one: &Found, step: u32) {
+    fn look_up(&mut self, one: &Found) {
         if !self.met.insert(one.reference) {
             return;
         }
@@ -161,31 +154,31 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
         let Some(shard) = shard_of(self.snapshot, covered.number).filter(|shard| shard.id == covered.id) else {
             return;
         };
-        self.ask_for(one, step, (covered.number, slot as usize, shard));
+        self.ask_for(one, (covered.number, slot as usize, shard));
     }
 
     /// Asks for a posting, if it is there and may be a result.
-    fn ask_for(&mut self, one: &Found, step: u32, (number, slot, shard): (u32, usize, &'a Shard<F::Lent>)) {
+    fn ask_for(&mut self, one: &Found, (number, slot, shard): (u32, usize, &'a Shard<F::Lent>)) {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
         if shard.is_live(slot) && one.least <= self.top.bound() {
             let extent = &shard.extents()[slot / slots];
             self.ahead.push(shard::slot_bytes(extent.lent(), slot % slots, geometry));
-            self.pending.push(Pending { least: one.least, step, number, slot, extent });
+            self.pending.push(Pending { least: one.least, number, slot, extent });
         }
     }
 
     /// Takes what a scan found. Before there is a bound, the most promising ones make it; from then on those that are
     /// results by their estimates are asked for, while the next cell is scanned, and the others wait for what the bound
     /// will be at the end.
-    fn take(&mut self, found: &mut Vec<Found>, step: u32) -> Result<()> {
+    fn take(&mut self, found: &mut Vec<Found>) -> Result<()> {
         if self.top.bound() == f32::INFINITY {
             found.sort_unstable_by(nearest_first);
             let mut first = 0;
             while first < found.len() && self.top.bound() == f32::INFINITY {
                 let some = &found[first..found.len().min(first + self.top.room().max(TOGETHER))];
                 first += some.len();
-                some.iter().for_each(|one| self.look_up(one, step));
+                some.iter().for_each(|one| self.look_up(one));
                 self.ahead.finish();
                 self.settle()?;
             }
@@ -194,9 +187,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
         for one in found.drain(..) {
             let bound = self.top.bound();
             if one.least + one.allowed <= bound {
-                self.look_up(&one, step);
+                self.look_up(&one);
             } else if one.least <= bound {
-                self.held.push((one, step));
+                self.held.push(one);
             }
         }
         Ok(())
@@ -208,11 +201,11 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
         self.settle()?;
         let mut held = std::mem::take(self.held);
         let bound = self.top.bound();
-        held.retain(|(one, _)| one.least <= bound);
-        held.sort_unstable_by(|(a, _), (b, _)| nearest_first(a, b));
+        held.retain(|one| one.least <= bound);
+        held.sort_unstable_by(nearest_first);
         for some in held.chunks(2 * TOGETHER) {
             let bound = self.top.bound();
-            some.iter().filter(|(one, _)| one.least <= bound).for_each(|(one, step)| self.look_up(one, *step));
+            some.iter().filter(|one| one.least <= bound).for_each(|one| self.look_up(one));
             self.ahead.finish();
             self.settle()?;
         }
@@ -224,7 +217,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
     fn settle(&mut self) -> Result<()> {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
-        for &Pending { least, step, number, slot, extent } in &self.pending {
+        for &Pending { least, number, slot, extent } in &self.pending {
             if least > self.top.bound() {
                 continue;
             }
@@ -242,7 +235,6 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
                     shard: number,
                     slot: slot as u32,
                 };
-                self.trace.offered(&candidate, step);
                 self.top.offer(candidate);
                 self.gained = true;
             }
@@ -262,9 +254,8 @@ pub(super) fn probe<F: StorageFile, B: Deref<Target = [u8]>>(
     cells: &CellIndex<B>,
     (vector, k): (&[f32], usize),
     reach: Reach,
-    trace: &mut impl Trace,
 ) -> Result<Probed> {
-    SCRATCH.with_borrow_mut(|scratch| probe_with(scratch, snapshot, data, cells, (vector, k), reach, trace))
+    SCRATCH.with_borrow_mut(|scratch| probe_with(scratch, snapshot, data, cells, (vector, k), reach))
 }
 
 /// Room that one search after another uses.
@@ -274,7 +265,7 @@ struct Scratch {
     asked: Asked,
     met: Met,
     found: Vec<Found>,
-    held: Vec<(Found, u32)>,
+    held: Vec<Found>,
     done: Vec<usize>,
 }
 
@@ -289,10 +280,9 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
     cells: &CellIndex<B>,
     (vector, k): (&[f32], usize),
     reach: Reach,
-    trace: &mut impl Trace,
 ) -> Result<Probed> {
     let Scratch { query, asked, met, found, held, done } = scratch;
-    query.set(vector, cells.rotation(), data.geometry().metric);
+    query.set(vector, cells.frame(), data.geometry().metric);
     met.clear();
     found.clear();
     held.clear();
@@ -305,7 +295,6 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         vector,
         top,
         met,
-        trace,
         computed: 0,
         gained: false,
         held,
@@ -313,8 +302,10 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         ahead: Ahead::default(),
     };
     let router = cells.router();
-    let (mut groups, mut wanted) = (reach.effort.groups.max(1) as usize, reach.effort.cells.max(1) as usize);
+    let mut effort = reach.effort;
+    let (mut groups, mut wanted) = (effort.groups.max(1) as usize, effort.cells.max(1) as usize);
     let (mut scanned, mut count, mut waiting, mut quiet) = (0, 0, 0, 0);
+    let (mut nearest, mut cut) = (None, false);
     'rounds: loop {
         router.ask(query, groups, wanted, asked);
         if !done.is_empty() {
@@ -323,16 +314,28 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         }
         let mut front = Front::new(&mut probe, &mut asked.near)?;
         while let Some((next, after)) = front.next(&mut probe, query)? {
+            if nearest.is_none() {
+                let far = front.nearest();
+                nearest = Some(far);
+                if far > reach.far {
+                    effort = reach.wide;
+                    (groups, wanted) = (groups.max(effort.groups as usize), wanted.max(effort.cells as usize));
+                    continue 'rounds;
+                }
+            }
             probe.ahead.plan(after, next.count);
             let bound = probe.top.bound();
             let beyond = next.base - bound;
-            if beyond + reach.effort.impatience * doublings(quiet) > reach.effort.margin || scanned >= reach.codes {
+            cut = scanned >= reach.codes;
+            if cut || beyond + effort.impatience * cells::log2(quiet + 1) * next.unit > effort.margin * next.unit {
                 break 'rounds;
             }
-            probe.trace.cell(beyond, quiet);
             let (planes, step) = (&query.planes, query.plane_step);
-            let error = reach.deviations * limits::CODE_DEVIATION * next.square.sqrt();
-            let Measured { codes: blocks, base, .. } = next;
+            // Not infinite, for a factor may be nothing.
+            let allow = |error: f32| (effort.deviations * error).min(f32::MAX);
+            // What bytes miss of the distance to the centroid is missing from each estimate.
+            let (blocks, base) = (next.codes, next.base - allow(next.error));
+            let error = allow(query.code_error(next.square));
             let range = next.first..next.first + next.count;
             distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut probe.ahead, found);
             probe.settle()?;
@@ -341,7 +344,7 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
             count += 1;
             // As long as nothing bounds what is found, it is better to have more to choose from.
             if bound < f32::INFINITY || waiting >= k.saturating_mul(8) {
-                probe.take(found, count as u32)?;
+                probe.take(found)?;
                 waiting = 0;
             }
             quiet = if std::mem::take(&mut probe.gained) { 0 } else { quiet + 1 };
@@ -354,16 +357,16 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         groups = groups.saturating_mul(4).min(router.groups());
         wanted = if groups == router.groups() { router.numbers() } else { wanted.saturating_mul(4) };
     }
-    probe.take(found, count as u32)?;
+    probe.take(found)?;
     probe.finish()?;
-    scanned += probe.scan_fresh(query, reach, found)?;
-    Ok(Probed { top: probe.top, scanned, computed: probe.computed, cells: count })
+    scanned += probe.scan_fresh(query, &effort, found)?;
+    Ok(Probed { top: probe.top, scanned, computed: probe.computed, cells: count, nearest: nearest.unwrap_or(0.0), cut })
 }
 
-impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
+impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
     /// Looks at what came after the cells were made, near shards first: at the codes of the slots that have one, at the
     /// vectors of the others. Returns how many it looked at.
-    fn scan_fresh(&mut self, query: &Query, reach: Reach, found: &mut Vec<Found>) -> Result<usize> {
+    fn scan_fresh(&mut self, query: &Query, effort: &Effort, found: &mut Vec<Found>) -> Result<usize> {
         let (snapshot, data, vector) = (self.snapshot, self.data, self.vector);
         let (mut near, mut products) = (Vec::new(), [0; CHUNK_SHARDS.next_multiple_of(ROWS)]);
         for (chunk, c) in snapshot.chunks.iter().zip(0u32..).filter(|(chunk, _)| !chunk.fresh.is_empty()) {
@@ -379,7 +382,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
         let mut scanned = 0;
         for (near, square, shard, fresh) in near {
             let (base, number) = (near.distance(), near.number() as u32);
-            if base > self.top.bound() + reach.effort.shard_margin {
+            if base > self.top.bound() + effort.shard_margin * query.bytes.unit(square) {
                 break;
             }
             let codes = fresh.codes.as_deref();
@@ -393,7 +396,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
             }
             let Some(codes) = codes else { continue };
             let (planes, step, bound) = (&query.planes, query.plane_step, self.top.bound());
-            let error = reach.deviations * limits::CODE_DEVIATION * square.sqrt();
+            let allow = |error: f32| (effort.deviations * error).min(f32::MAX);
+            let error = allow(query.code_error(square));
+            let base = base - allow(query.bytes.base_error(fresh.centroid.stored));
             for (blocks, range) in codes.parts(coded) {
                 scanned += range.len();
                 distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut self.ahead, found);
@@ -402,7 +407,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
                 found.sort_unstable_by(nearest_first);
             }
             for some in found.chunks(TOGETHER) {
-                some.iter().for_each(|one| self.ask_for(one, 0, (number, one.reference as usize, shard)));
+                some.iter().for_each(|one| self.ask_for(one, (number, one.reference as usize, shard)));
                 self.ahead.finish();
                 self.settle()?;
             }
@@ -412,19 +417,15 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>, T: Trace> Probe<'a, F, B, T> {
     }
 }
 
-/// How often 1 is doubled to come to `cells + 1`: the logarithm, straight between powers of two, so that it is the same
-/// everywhere.
-pub(super) fn doublings(cells: u32) -> f32 {
-    let n = cells + 1;
-    let whole = n.ilog2();
-    whole as f32 + (n - (1 << whole)) as f32 / (1u32 << whole) as f32
-}
-
 /// A cell whose distance was computed.
 #[derive(Clone, Copy)]
 struct Measured<'a> {
     base: f32,
+    /// A standard deviation of it.
+    error: f32,
     square: f32,
+    /// What margins are in units of.
+    unit: f32,
     /// Blocks of its group from the one on that has its first code.
     codes: &'a [u8],
     first: usize,
@@ -462,8 +463,8 @@ struct Coming<'a> {
 }
 
 impl<'a, 'b> Front<'a, 'b> {
-    fn new<F: StorageFile, B: Deref<Target = [u8]>, T>(
-        probe: &mut Probe<'a, F, B, T>,
+    fn new<F: StorageFile, B: Deref<Target = [u8]>>(
+        probe: &mut Probe<'a, F, B>,
         estimated: &'b mut [Near],
     ) -> Result<Self> {
         let (measured, order) = (Vec::with_capacity(4 * STRIDE), Vec::with_capacity(2 * STRIDE));
@@ -474,9 +475,9 @@ impl<'a, 'b> Front<'a, 'b> {
     }
 
     /// The nearest cell, and the codes of the one after it if it is known.
-    fn next<F: StorageFile, B: Deref<Target = [u8]>, T>(
+    fn next<F: StorageFile, B: Deref<Target = [u8]>>(
         &mut self,
-        probe: &mut Probe<'a, F, B, T>,
+        probe: &mut Probe<'a, F, B>,
         query: &Query,
     ) -> Result<Option<(Measured<'a>, &'a [u8])>> {
         while self.order.last().is_none_or(|nearest| self.least < nearest.0.distance()) {
@@ -491,8 +492,13 @@ impl<'a, 'b> Front<'a, 'b> {
         Ok(Some((self.measured[i as usize], after)))
     }
 
+    /// The distance to the nearest centroid, by L2, of those that were measured.
+    fn nearest(&self) -> f32 {
+        self.measured.iter().fold(f32::INFINITY, |least, cell| least.min(cell.square)).sqrt()
+    }
+
     /// Finds out which cells come next, and asks for what they are measured by.
-    fn advance<F: StorageFile, B: Deref<Target = [u8]>, T>(&mut self, probe: &mut Probe<'a, F, B, T>) -> Result<()> {
+    fn advance<F: StorageFile, B: Deref<Target = [u8]>>(&mut self, probe: &mut Probe<'a, F, B>) -> Result<()> {
         let cells = probe.cells;
         if self.at == self.near {
             let rest = &mut self.estimated[self.at..];
@@ -528,15 +534,16 @@ impl<'a, 'b> Front<'a, 'b> {
         for &Coming { number, group, cell } in self.coming.iter().flatten() {
             let entry = group.cell(cell);
             let product = distance::dot_byte_row(&query.bytes.bytes, group.centroid(cell));
-            let stored = CentroidBytes { step: entry.step, square: entry.square };
-            let (base, square) = query.bytes.base(stored, product);
+            let (base, square) = query.bytes.base(entry.centroid, product);
             let (first, count) = (entry.first as usize, entry.count as usize);
             let bytes = distance::block_bytes(query.planes.len());
             let blocks = first / BLOCK * bytes..(first + count).div_ceil(BLOCK) * bytes;
             // Bytes that rot under the mapping after they were checked may name anything.
             let Some(codes) = group.blocks().get(blocks) else { continue };
             self.order.push((Near::new(base, number as u32), self.measured.len() as u32));
-            self.measured.push(Measured { base, square, codes, first: first % BLOCK, count });
+            let error = query.bytes.base_error(entry.centroid);
+            let unit = query.bytes.unit(square);
+            self.measured.push(Measured { base, error, square, unit, codes, first: first % BLOCK, count });
         }
         self.order.sort_unstable_by(|a, b| b.cmp(a));
     }

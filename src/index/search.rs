@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    probe::{Probed, Reach, Silent, probe},
+    probe::{Probed, Reach, probe},
     snapshot::{CHUNK_SHARDS, Snapshot},
     topk::{Candidate, TopK},
 };
@@ -20,7 +20,7 @@ use crate::{
     format::{cells::Effort, geometry::Geometry},
     id::DocumentId,
     lease::Lease,
-    posting::{SearchResponse, SearchResult},
+    posting::{SearchResponse, SearchResult, Stopped},
     shard::{self, DataFile, Shard},
     storage::{MmapFile, StorageFile},
 };
@@ -30,6 +30,17 @@ pub(super) fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
     match metric {
         Metric::L2 => distance::squared_l2(a, b),
         Metric::Dot | Metric::Cosine => -distance::dot(a, b),
+    }
+}
+
+/// The same for many rows.
+pub(super) fn distances_by(metric: Metric, query: &[f32], rows: &[f32], out: &mut [f32]) {
+    match metric {
+        Metric::L2 => distance::squared_l2_many(query, rows, out),
+        Metric::Dot | Metric::Cosine => {
+            distance::dot_many(query, rows, out);
+            out.iter_mut().for_each(|d| *d = -*d);
+        }
     }
 }
 
@@ -43,6 +54,15 @@ pub struct Hits<F: StorageFile = MmapFile> {
     computed: usize,
     shards_scanned: usize,
     cells_scanned: usize,
+    aim: Aim,
+}
+
+/// What a search was to find, and how it ended.
+#[derive(Clone, Copy, Debug)]
+struct Aim {
+    recall: Option<f32>,
+    stopped: Stopped,
+    calibrated: bool,
 }
 
 /// One posting of [`Hits`].
@@ -127,6 +147,9 @@ impl<F: StorageFile> Hits<F> {
             computed: self.computed,
             shards_scanned: self.shards_scanned,
             cells_scanned: self.cells_scanned,
+            recall: self.aim.recall,
+            stopped: self.aim.stopped,
+            calibrated: self.aim.calibrated,
             lsn: self.snapshot.lsn,
         }
     }
@@ -150,10 +173,10 @@ pub struct Breadth {
     pub slop: Option<usize>,
     /// Until so large a share of the nearest is likely found.
     pub recall: Option<f32>,
-    /// The slop where none is given and there are no cells.
-    pub default_slop: usize,
     /// The recall where neither is given.
     pub default_recall: f32,
+    /// By cells also where it costs no less to look at every vector: for tests of cells.
+    pub by_cells: bool,
 }
 
 impl Breadth {
@@ -166,20 +189,25 @@ impl Breadth {
     /// So many shards.
     #[must_use]
     pub fn slop(slop: usize) -> Self {
-        Self { exact: false, slop: Some(slop), recall: None, default_slop: slop, default_recall: 1.0 }
+        Self { exact: false, slop: Some(slop), recall: None, default_recall: 1.0, by_cells: false }
+    }
+
+    /// The recall that is aimed at, if one is.
+    fn recall(&self) -> Option<f32> {
+        match (self.recall, self.slop) {
+            (Some(recall), _) => Some(recall),
+            (None, None) => Some(self.default_recall),
+            (None, Some(_)) => None,
+        }
     }
 
     /// What it comes to with cells; `None` if everything is to be scanned.
-    fn reach<L>(&self, cells: &CellIndex<Lease<L>>, snapshot: &Snapshot<L>) -> Option<Reach>
+    fn reach<L>(&self, cells: &CellIndex<Lease<L>>, snapshot: &Snapshot<L>, k: usize) -> Option<Reach>
     where
         L: Deref<Target = [u8]> + Clone,
     {
         let all = self.slop.is_some_and(|slop| slop >= snapshot.shards);
-        let recall = match (self.recall, self.slop) {
-            (Some(recall), _) => Some(recall),
-            (None, None) => Some(self.default_recall),
-            (None, Some(_)) => None,
-        };
+        let recall = self.recall();
         if self.exact || ((all || self.slop.is_none()) && recall.is_none_or(|recall| recall >= 1.0)) {
             return None;
         }
@@ -190,25 +218,25 @@ impl Breadth {
             }
             _ => usize::MAX,
         };
-        Some(match recall {
-            Some(recall) => Reach { effort: cells.effort(recall), deviations: deviations(recall), codes },
+        match recall {
+            Some(recall) => {
+                let effort = cells.effort(k, recall);
+                if effort == Effort::everything() && codes == usize::MAX && !self.by_cells {
+                    return None;
+                }
+                let better = cells.effort(k, 1.0 - (1.0 - recall) / 8.0);
+                let wide = Effort { margin: 2.0 * better.margin, impatience: 0.0, ..better };
+                Some(Reach { codes, far: cells.calibration().far, wide, ..Reach::of(effort) })
+            }
             None => {
                 // A third of the groups' codes are within reach of what is to be scanned.
                 let cells_wanted = (codes as u64 * 2 * cells.cells() / cells.codes().max(1)).max(64) as u32;
-                let shard_margin = cells.effort(0.98).shard_margin;
-                Reach {
-                    effort: Effort { shard_margin, cells: cells_wanted, ..Effort::everything() },
-                    deviations: deviations(0.98),
-                    codes,
-                }
+                let Effort { shard_margin, deviations, .. } = cells.effort(k, 0.98);
+                let effort = Effort { shard_margin, deviations, cells: cells_wanted, ..Effort::everything() };
+                Some(Reach { codes, ..Reach::of(effort) })
             }
-        })
+        }
     }
-}
-
-/// Standard deviations of an estimate's error that a search for such a share allows for: what it costs is distances.
-pub(super) fn deviations(recall: f32) -> f32 {
-    0.9 + 8.0 * (recall - 0.9).max(0.0)
 }
 
 /// Finds the `k` nearest postings of a snapshot. Runs on the calling thread.
@@ -239,7 +267,7 @@ pub fn search_on<F: StorageFile>(
     k: usize,
     breadth: Breadth,
 ) -> Result<Hits<F>> {
-    let hits = |nearest: TopK, scanned, computed, shards_scanned, cells_scanned| Hits {
+    let hits = |nearest: TopK, scanned, computed, (shards_scanned, cells_scanned), aim| Hits {
         snapshot: Arc::clone(snapshot),
         data: Arc::clone(data),
         nearest: nearest.into_sorted(),
@@ -247,21 +275,23 @@ pub fn search_on<F: StorageFile>(
         computed,
         shards_scanned,
         cells_scanned,
+        aim,
     };
     let mut slop = match breadth {
         Breadth { exact: true, .. } => usize::MAX,
         Breadth { slop: Some(slop), .. } => slop,
-        Breadth { recall: Some(recall), .. } if recall >= 1.0 => usize::MAX,
-        _ => breadth.default_slop,
+        _ => usize::MAX,
     };
     if let Some(cells) = &snapshot.cells {
-        match breadth.reach(cells, snapshot) {
+        match breadth.reach(cells, snapshot, k) {
             // Cells found damaged are done without, until there are new ones.
-            Some(reach) if !cells.is_damaged() => match probe(snapshot, data, cells, (query, k), reach, &mut Silent) {
+            Some(reach) if !cells.is_damaged() => match probe(snapshot, data, cells, (query, k), reach) {
                 Err(_) if cells.is_damaged() => {}
                 probed => {
-                    let Probed { top, scanned, computed, cells } = probed?;
-                    return Ok(hits(top, scanned, computed, 0, cells));
+                    let Probed { top, scanned, computed, cells, nearest, cut } = probed?;
+                    let stopped = if cut { Stopped::Slop } else { Stopped::Reached };
+                    let aim = Aim { recall: breadth.recall(), stopped, calibrated: nearest <= reach.far };
+                    return Ok(hits(top, scanned, computed, (0, cells), aim));
                 }
             },
             Some(_) => {}
@@ -296,7 +326,11 @@ pub fn search_on<F: StorageFile>(
         }
         (top, scanned)
     };
-    Ok(hits(top, scanned, scanned, numbers.len(), 0))
+    let aim = match numbers.len() < snapshot.shards {
+        true => Aim { recall: breadth.recall(), stopped: Stopped::Slop, calibrated: true },
+        false => Aim { recall: Some(1.0), stopped: Stopped::Everything, calibrated: true },
+    };
+    Ok(hits(top, scanned, scanned, (numbers.len(), 0), aim))
 }
 
 /// The queries' numbers, those together that are near the same group of cells: an order to ask them in, whatever they
@@ -312,7 +346,7 @@ where
         let place = |vector: &[f32]| {
             // What is refused later may have any place.
             (vector.len() == geometry.dimension).then(|| {
-                query.set(vector, cells.rotation(), geometry.metric);
+                query.set(vector, cells.frame(), geometry.metric);
                 cells.router().nearest_group(&query, &mut asked)
             })
         };
@@ -356,13 +390,7 @@ fn nearest_shards<L: Deref<Target = [u8]> + Clone>(
     let mut distances = [0.0; CHUNK_SHARDS];
     for (chunk, at) in snapshot.chunks.iter().zip(0u32..) {
         let distances = &mut distances[..chunk.shards.len()];
-        match geometry.metric {
-            Metric::L2 => distance::squared_l2_many(query, &chunk.centroids, distances),
-            Metric::Dot | Metric::Cosine => {
-                distance::dot_many(query, &chunk.centroids, distances);
-                distances.iter_mut().for_each(|d| *d = -*d);
-            }
-        }
+        distances_by(geometry.metric, query, &chunk.centroids, distances);
         for ((shard, &distance), i) in chunk.shards.iter().zip(&*distances).zip(0u32..) {
             if shard.is_some() {
                 near.push((distance, at * CHUNK_SHARDS as u32 + i));

@@ -5,7 +5,7 @@ use std::{ops::Deref, sync::Arc};
 use super::fresh::{Fresh, FreshCodes, fresh, rows, same_centroids};
 use crate::{
     cells::CellIndex,
-    codes::Rotation,
+    codes::Frame,
     env::Cancel,
     error::Result,
     format::geometry::Geometry,
@@ -19,8 +19,14 @@ use crate::{
 /// many thousand shards serves both.
 pub const CHUNK_SHARDS: usize = 32;
 
-/// For some shards, by number and name, the codes of their slots that are in no cell.
-pub type Coded = Vec<(u32, ShardId, Arc<FreshCodes>)>;
+/// Codes that were made of slots that are in no cell.
+#[derive(Debug)]
+pub struct Coded {
+    /// The frame that they were made in.
+    frame: Arc<Frame>,
+    /// For each shard, by number and name, its codes.
+    shards: Vec<(u32, ShardId, Arc<FreshCodes>)>,
+}
 
 /// Some shards with their centroids side by side.
 #[derive(Debug)]
@@ -100,7 +106,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
         let Some(cells) = &self.cells else { return Ok(Vec::new()) };
         let wrong = self.fresh().take_while(|_| !cancel.is_cancelled()).filter(|(_, shard, fresh)| {
             let known = (&***shard, &*fresh.centroid);
-            fresh.codes.as_ref().is_some_and(|codes| !codes.are_of(known, (cells.rotation(), geometry)))
+            fresh.codes.as_ref().is_some_and(|codes| !codes.are_of(known, (cells.frame(), geometry)))
         });
         let numbers = wrong.map(|(number, ..)| number).collect();
         cancel.check().map(|()| numbers)
@@ -113,7 +119,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
     pub fn code_fresh<F: StorageFile<Lent = L>>(
         &self,
         data: &DataFile<F>,
-        rotation: &Rotation,
+        frame: &Arc<Frame>,
         cancel: &dyn Cancel,
     ) -> Result<Coded> {
         let (mut made, slots) = (Vec::new(), data.geometry().extent_slots());
@@ -123,18 +129,20 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
                 cancel.check()?;
                 extent.slots(data)?;
             }
-            let codes = FreshCodes::of(None, (shard, &fresh.centroid), from, (rotation, data.geometry()));
+            let codes = FreshCodes::of(None, (shard, &fresh.centroid), from, (frame, data.geometry()));
             made.push((number, shard.id, codes));
         }
-        Ok(made)
+        Ok(Coded { frame: Arc::clone(frame), shards: made })
     }
 
     /// The same snapshot with codes that [`code_fresh`](Self::code_fresh) made of an older one; what came to a shard since
-    /// gets its code here.
+    /// gets its code here. Codes of another frame are of no use any more.
     #[must_use]
-    pub fn with_codes(&self, coded: &Coded, rotation: &Rotation, geometry: &Geometry) -> Self {
+    pub fn with_codes(&self, coded: &Coded, geometry: &Geometry) -> Self {
         let mut chunks = self.chunks.clone();
-        for (number, id, codes) in coded {
+        let frame = &coded.frame;
+        let is_same = self.cells.as_ref().is_some_and(|cells| Arc::ptr_eq(cells.frame(), frame));
+        for (number, id, codes) in coded.shards.iter().filter(|_| is_same) {
             let (at, i) = (*number as usize / CHUNK_SHARDS, *number % CHUNK_SHARDS as u32);
             let Some(chunk) = chunks.get_mut(at) else { continue };
             let shard = chunk.shards.get(i as usize).and_then(Option::as_ref).filter(|shard| shard.id == *id);
@@ -142,7 +150,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             let (Some(shard), Some(place)) = (shard, place) else { continue };
             let mut fresh = chunk.fresh.clone();
             let known = (&**shard, &*fresh[place].centroid);
-            fresh[place].codes = Some(FreshCodes::of(Some(codes), known, codes.first, (rotation, geometry)));
+            fresh[place].codes = Some(FreshCodes::of(Some(codes), known, codes.first, (frame, geometry)));
             let (shards, centroids) = (chunk.shards.clone(), Arc::clone(&chunk.centroids));
             *chunk = Arc::new(Chunk { shards, centroids, fresh, fresh_rows: Arc::clone(&chunk.fresh_rows) });
         }
@@ -160,6 +168,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
 
     /// The next snapshot: `changed` names every shard number that is not as it was here. With `coded` what is new in them
     /// and in no cell gets codes: some four microseconds a posting in batches of 1,000, what splits make anew counted in.
+    /// Where the cells have another frame than those before nothing gets any: all of it would need new ones.
     #[must_use]
     pub fn with_changes(
         &self,
@@ -170,6 +179,9 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
         (coded, geometry): (bool, &Geometry),
     ) -> Self {
         let same_cells = cells.map(Arc::as_ptr) == self.cells.as_ref().map(Arc::as_ptr);
+        let frames = self.cells.as_ref().zip(cells).map(|(old, new)| [old, new].map(|cells| cells.frame()));
+        let other_frame = frames.is_some_and(|[old, new]| !Arc::ptr_eq(old, new));
+        let coded = coded && !other_frame;
         let mut chunks = self.chunks.clone();
         let mut count = self.shards;
         let mut touched: Vec<usize> = changed.into_iter().map(|number| number as usize / CHUNK_SHARDS).collect();
@@ -183,7 +195,8 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             let old = self.chunks.get(at);
             let centroids = centroids(members, old, geometry);
             // Where there were no cells, nothing was fresh, and all that no cell covers came since.
-            let before = old.filter(|_| self.cells.is_some()).map(|old| (old.shards.as_slice(), old.fresh.as_slice()));
+            let known = old.filter(|_| self.cells.is_some() && !other_frame);
+            let before = known.map(|old| (old.shards.as_slice(), old.fresh.as_slice()));
             let first = (at * CHUNK_SHARDS) as u32;
             let as_before = same_cells && coded;
             let fresh = cells.map_or_else(Vec::new, |cells| {

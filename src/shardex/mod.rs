@@ -443,8 +443,8 @@ impl<S: Storage> Shardex<S> {
         let shared = &self.inner.shared;
         let view = shared.view.load_full().ok_or_else(|| shared.gone())?;
         let (snapshot, data) = (Arc::clone(&view.snapshot), Arc::clone(&view.data));
-        let defaults = (shared.options.default_slop_factor, shared.options.default_recall);
-        Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.executor), defaults))
+        let recall = shared.options.default_recall;
+        Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.executor), recall))
     }
 
     /// Flushes (or commits, if so configured), marks the end of the WAL, and lets the index go. Every further call on any

@@ -23,8 +23,8 @@ pub struct IndexSnapshot<S: Storage = MmapStorage> {
     snapshot: Arc<Snapshot<Lent<S>>>,
     data: Arc<DataFile<S::File>>,
     executor: Arc<dyn Executor>,
-    /// The slop and the recall of searches that name none.
-    defaults: (usize, f32),
+    /// The recall of searches that name none.
+    default_recall: f32,
 }
 
 impl<S: Storage> Clone for IndexSnapshot<S> {
@@ -33,7 +33,7 @@ impl<S: Storage> Clone for IndexSnapshot<S> {
             snapshot: Arc::clone(&self.snapshot),
             data: Arc::clone(&self.data),
             executor: Arc::clone(&self.executor),
-            defaults: self.defaults,
+            default_recall: self.default_recall,
         }
     }
 }
@@ -49,9 +49,9 @@ impl<S: Storage> IndexSnapshot<S> {
         snapshot: Arc<Snapshot<Lent<S>>>,
         data: Arc<DataFile<S::File>>,
         executor: Arc<dyn Executor>,
-        defaults: (usize, f32),
+        default_recall: f32,
     ) -> Self {
-        Self { snapshot, data, executor, defaults }
+        Self { snapshot, data, executor, default_recall }
     }
 
     /// The last write it holds.
@@ -170,8 +170,8 @@ impl<S: Storage> IndexSnapshot<S> {
             exact: options.exact,
             slop: options.slop,
             recall: options.recall,
-            default_slop: self.defaults.0,
-            default_recall: self.defaults.1,
+            by_cells: false,
+            default_recall: self.default_recall,
         };
         index::search_on(executor, &self.snapshot, &self.data, &query, options.k, breadth)
     }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::support::{DIMENSION, block_on, documents, posting, vector};
 
 fn config(dir: &TempDir) -> ShardexConfig {
-    let options = OpenOptions::default().default_slop_factor(1_000);
+    let options = OpenOptions::default().default_recall(1.0);
     ShardexConfig::new(dir.path().join("index"))
         .vector_size(DIMENSION)
         .metric(Metric::L2)
@@ -144,7 +144,6 @@ fn bad_configurations_are_refused_by_field() {
         (base.clone().wal_segment_size(0), "wal_segment_size"),
         (base.clone().wal_segment_size(20_000), "wal_segment_size"),
         (options(|o| o.wal_max_bytes(1)), "wal_max_bytes"),
-        (options(|o| o.default_slop_factor(0)), "default_slop_factor"),
         (options(|o| o.batch_write_interval_ms(0)), "batch_write_interval_ms"),
         (options(|o| o.shardex_segment_size(0)), "shardex_segment_size"),
         (options(|o| o.queue_size(0)), "queue_size"),

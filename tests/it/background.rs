@@ -17,7 +17,7 @@ use std::{
 
 use shardex::{
     BackgroundWork, CheckLevel, Engine, OpenOptions, SearchOptions, Shardex, ShardexConfig, ShardexError,
-    env::{AllCores, Env, Executor, Inline, Never, Threads},
+    env::{AllCores, CellPolicy, Env, Executor, Inline, Never, Threads},
     storage::Storage as _,
 };
 use shardex_sim::{
@@ -269,7 +269,7 @@ fn recall(engine: &Engine<SimStorage>) -> f64 {
                 exact: false,
                 slop: None,
                 recall: Some(0.95),
-                default_slop: 1,
+                by_cells: true,
                 default_recall: 0.95,
             };
             find(&query, default).iter().filter(|id| wanted.contains(id)).count()
@@ -283,7 +283,7 @@ fn recall(engine: &Engine<SimStorage>) -> f64 {
 #[test]
 fn sessions_shorter_than_a_build_come_to_have_cells() {
     // Most questions are those of the calibration, which is not waited for.
-    const SESSIONS_A_BUILD: u64 = 40;
+    const SESSIONS_A_BUILD: u64 = 24;
     let sim = SimStorage::new(4096, 512, 1);
     let mut engine = Engine::create(sim.clone(), &config(OpenOptions::default()), &workload::env()).expect("made");
     engine.add(&documents(0..6_000)).expect("accepted");
@@ -347,7 +347,9 @@ fn sessions_shorter_than_a_build_come_to_have_cells() {
     while engine.wants_regroup() {
         sessions += 1;
         assert!(sessions <= 3 * SESSIONS_A_BUILD, "still the old cells");
-        match engine.regroup_go_on().expect("a job").run_until(&Budget::of(questions / 6)) {
+        // Long enough to give every posting its codes, once something has been left.
+        let part = if beside == 0 { 6 } else { 3 };
+        match engine.regroup_go_on().expect("a job").run_until(&Budget::of(questions / part)) {
             Ok(built) => engine.regrouped(built).expect("taken in"),
             Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
         }
@@ -376,7 +378,9 @@ fn a_build_may_be_given_up_anywhere() {
     let whole = Budget::of(u64::MAX);
     let built = engine.regroup_begin().expect("a job").run_until(&whole).expect("made");
     let questions = u64::MAX - whole.left();
+    let mut unfinished = 0;
     for tenth in 0..10 {
+        unfinished += usize::from(engine.has_unfinished_cells());
         match engine.regroup_begin().expect("a job").run_until(&Budget::of(questions * tenth / 10)) {
             Ok(built) => engine.regrouped(built).expect("taken in"),
             Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
@@ -387,7 +391,7 @@ fn a_build_may_be_given_up_anywhere() {
         let report = engine.check(CheckLevel::Full).expect("checked");
         assert!(report.is_clean(), "{report}");
     }
-    assert!(engine.has_unfinished_cells());
+    assert!(unfinished > 3, "{unfinished}");
     engine.regrouped(built).expect("taken in");
     let cells = engine.stats().expect("figures").cells;
     assert!(cells > 0);
@@ -443,7 +447,7 @@ fn closing_and_dropping_give_a_build_up() {
         let sim = SimStorage::new(4096, 512, 1);
         run(async {
             let slow = Arc::new(Slow(AtomicUsize::new(0)));
-            let env = Env { executor: Arc::<Slow>::clone(&slow), ..Env::system() };
+            let env = Env { executor: Arc::<Slow>::clone(&slow), cells: CellPolicy::Always, ..Env::system() };
             let index = Shardex::create_on(sim.clone(), config(OpenOptions::default()), env).await?;
             index.add_postings(documents(0..5_000)).await?;
             // Its threads are busy.

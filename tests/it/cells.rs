@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, sync::Arc};
 
 use shardex::{
     CheckLevel, Component, DocumentId, Engine, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexError,
-    env::{AllCores, Env, Executor, Inline},
+    env::{AllCores, CellPolicy, Env, Executor, Inline},
     index::{self, Breadth, Chunk, Fresh, Hits, Snapshot},
     storage::{MmapFile, MmapStorage},
 };
@@ -214,7 +214,7 @@ fn a_damaged_table_of_cells_is_told_and_done_without() {
     engine.close().expect("closed");
     drop(engine);
     let bytes = fs::read(test.path().join("data")).expect("the data");
-    for magic in [*b"SHCH", *b"SHC3"] {
+    for magic in [*b"SHCH", *b"SHC4"] {
         let at = bytes.windows(4).position(|window| window == magic).expect("it is there");
         let copy = test.copy();
         copy.patch("data", |bytes| bytes[at + 5] ^= 1);
@@ -238,7 +238,7 @@ fn a_damaged_table_of_cells_is_told_and_done_without() {
 fn cells_do_not_depend_on_the_threads_that_make_them() {
     let made = |executor: Arc<dyn Executor>| {
         let test = TestIndex::with(|config| config.vector_size(48).shard_size(64));
-        let env = Env { new_index_id: 9, executor, ..Env::system() };
+        let env = Env { new_index_id: 9, executor, cells: CellPolicy::Always, ..Env::system() };
         let mut engine = Engine::create(test.storage(), &test.config, &env).expect("an index");
         engine.add(&postings(0..3_000, 48)).expect("added");
         engine.optimize().expect("cells are made");

@@ -20,6 +20,9 @@ mod stops;
 
 const DIMENSION: usize = 8;
 
+/// Numbers a vector and rows of an index in which cells pay.
+const WITH_CELLS: (usize, std::ops::Range<u64>) = (16, 0..5_000);
+
 fn shardex() -> Command {
     Command::new(env!("CARGO_BIN_EXE_shardex"))
 }
@@ -73,8 +76,12 @@ impl Desk {
     }
 
     fn vectors(&self, name: &str, rows: std::ops::Range<u64>) -> PathBuf {
-        let shape = (rows.clone().count(), DIMENSION);
-        let data: Vec<u8> = rows.flat_map(|n| vector(n, DIMENSION)).flat_map(f32::to_le_bytes).collect();
+        self.vectors_of(DIMENSION, name, rows)
+    }
+
+    fn vectors_of(&self, dimension: usize, name: &str, rows: std::ops::Range<u64>) -> PathBuf {
+        let shape = (rows.clone().count(), dimension);
+        let data: Vec<u8> = rows.flat_map(|n| vector(n, dimension)).flat_map(f32::to_le_bytes).collect();
         self.npy(name, "<f4", shape, &data)
     }
 

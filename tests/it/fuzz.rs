@@ -72,6 +72,9 @@ fn impossible_numbers_under_right_checksums_are_damage() {
     refused(&[state_end(3)], "data");
 }
 
+/// Where a table of cells of vectors of five numbers has its groups.
+const CELL_GROUPS: usize = 28 + 4 * 5 + 6 * 8 * 28 + 20;
+
 #[test]
 fn impossible_numbers_in_cells_cost_the_cells_and_nothing_else() {
     let (which, steps) = workload("cells");
@@ -83,12 +86,12 @@ fn impossible_numbers_in_cells_cost_the_cells_and_nothing_else() {
     for offset in [8, 12] {
         [0, 1, 1 << 31, u32::MAX.into()].iter().for_each(|&n| opens(&[value(Kind::Table, offset, 4, n)]));
     }
-    // The efforts.
-    for offset in (16..176).step_by(4) {
+    // The centre, and what recalls take.
+    for offset in (24..CELL_GROUPS).step_by(4) {
         [0, u32::MAX.into(), 0x7F80_0000].iter().for_each(|&n| opens(&[value(Kind::Table, offset, 4, n)]));
     }
     // A group's entry, and the first shard covered, whose slots fit no shard.
-    for offset in (176..232).step_by(4) {
+    for offset in (CELL_GROUPS..CELL_GROUPS + 64).step_by(4) {
         [0, 1, 1 << 31, u32::MAX.into(), 0x7F80_0000].iter().for_each(|&n| opens(&[value(Kind::Table, offset, 4, n)]));
     }
     // The head: as many parts as it has, and where they are.
@@ -96,7 +99,7 @@ fn impossible_numbers_in_cells_cost_the_cells_and_nothing_else() {
         [0, 1, 1 << 20, u32::MAX.into()].iter().for_each(|&n| opens(&[value(Kind::Head, offset, 4, n)]));
     }
     // A group: its counts, and its first cell.
-    for offset in (4..32).step_by(4) {
+    for offset in (4..36).step_by(4) {
         [0, 1, 1 << 20, u32::MAX.into(), 0x7F80_0000].iter().for_each(|&n| opens(&[value(Kind::Group, offset, 4, n)]));
     }
     // What the codes of the centroids and of the postings refer to.

@@ -3,7 +3,9 @@
 use std::{fs, path::PathBuf, sync::mpsc, thread, time::Duration};
 
 use shardex::{
-    DocumentId, Engine, Metric, Posting, SearchResult, ShardexConfig, ShardexError, env::Env, index,
+    DocumentId, Engine, Metric, Posting, SearchResult, ShardexConfig, ShardexError,
+    env::{CellPolicy, Env},
+    index,
     storage::MmapStorage,
 };
 use tempfile::TempDir;
@@ -43,7 +45,7 @@ impl TestIndex {
     }
 
     fn env(&self) -> Env {
-        Env { new_index_id: self.index_id, ..Env::system() }
+        Env { new_index_id: self.index_id, cells: CellPolicy::Always, ..Env::system() }
     }
 
     pub(crate) fn create(&self) -> Engine<MmapStorage> {

@@ -7,6 +7,10 @@ pub const PAGE: usize = 256;
 pub const SECTOR: usize = 64;
 pub const SEGMENT: usize = 1024;
 pub const DIMENSION: usize = 5;
+/// Bytes of a table of cells before its groups.
+pub const TABLE_FIXED: usize = 28 + 4 * DIMENSION + 6 * 8 * 28 + 20;
+/// The page of the group of cells.
+pub const GROUP: usize = 46;
 pub const SHARD_SIZE: usize = 8;
 pub const BLOOM: usize = 16;
 pub const ID: u128 = 0x1234_5678_9ABC_DEF0_0FED_CBA9_8765_4321;
@@ -229,7 +233,7 @@ pub fn put_cells(image: &mut Image, shards: &[Shard], tweaks: &Tweaks) -> Entry 
         group.extend(number.to_le_bytes());
     }
     for (first, count) in [(0, 2), (2, codes.len() as u32 - 2)] {
-        group.extend([0; 8]);
+        group.extend([0; 12]);
         group.extend([u32::to_le_bytes(first), u32::to_le_bytes(count)].concat());
     }
     group.resize(64, 0);
@@ -240,14 +244,16 @@ pub fn put_cells(image: &mut Image, shards: &[Shard], tweaks: &Tweaks) -> Entry 
         group.resize(group.len().next_multiple_of(64), 0);
     }
     tweak(&tweaks.group, 0, &mut group);
-    image.put(40, &group);
-    let mut table = b"SHC3".to_vec();
+    image.put(GROUP as u64, &group);
+    let mut table = b"SHC4".to_vec();
     for number in [1, 1, shards.len() as u32] {
         table.extend(number.to_le_bytes());
     }
-    table.resize(184, 0);
-    table.extend(entry_bytes(Entry { page: 40, len: group.len() as u32, crc: crc(&group) }));
-    table.extend([0; 8]);
+    table.resize(24, 0);
+    table.extend((DIMENSION as u32).to_le_bytes());
+    table.resize(TABLE_FIXED, 0);
+    table.extend(entry_bytes(Entry { page: GROUP as u64, len: group.len() as u32, crc: crc(&group) }));
+    table.extend([0; 12]);
     table.extend([2u32.to_le_bytes(), (codes.len() as u32).to_le_bytes()].concat());
     for shard in shards {
         table.extend([shard.number.to_le_bytes(), (shard.slots.len() as u32).to_le_bytes()].concat());

@@ -4,15 +4,20 @@ use super::bytes::{f32_at, part, u32_at, u128_at, zeros};
 use super::tree::Walk;
 use super::{Entry, Kind, Level, Part, What};
 
-/// Bytes of the table before the groups.
-const FIXED: u64 = 184;
-const PER_GROUP: u64 = 32;
+/// Bytes of the table before the groups, besides the centre.
+const FIXED: u64 = 28 + 6 * 8 * 28 + 20;
+const PER_GROUP: u64 = 36;
+/// Bytes of a group before its cells, and of each cell.
+const GROUP: u64 = 16;
+const PER_CELL: u64 = 20;
 const PER_SHARD: u64 = 24;
 
 /// The table's numbers, and what follows from them.
 struct Table {
     bytes: Vec<u8>,
     words: u64,
+    /// Numbers of the centre.
+    dimension: u64,
     groups: u64,
     shards: u64,
     /// Groups ahead, behind the others: they hold no code.
@@ -34,15 +39,15 @@ fn block_bytes(words: u64) -> u64 {
 }
 
 impl Group {
-    fn read(table: &[u8], index: u64) -> Option<Self> {
-        let at = FIXED + PER_GROUP * index;
+    fn read(table: &[u8], dimension: u64, index: u64) -> Option<Self> {
+        let at = FIXED + 4 * dimension + PER_GROUP * index;
         let count = |at| u32_at(table, at).map(u64::from);
-        Some(Self { entry: Entry::read(table, at)?, cells: count(at + 24)?, codes: count(at + 28)? })
+        Some(Self { entry: Entry::read(table, at)?, cells: count(at + 28)?, codes: count(at + 32)? })
     }
 
     /// Where its centroids start, where its codes do, and where it ends.
     fn places(&self, words: u64) -> (u64, u64, u64) {
-        let centroids = (16 + 16 * self.cells).next_multiple_of(64);
+        let centroids = (GROUP + PER_CELL * self.cells).next_multiple_of(64);
         let codes = centroids + 64 * words * self.cells;
         (centroids, codes, codes + self.codes.div_ceil(8) * block_bytes(words))
     }
@@ -72,14 +77,14 @@ impl Walk<'_> {
         }
         if let Some(table) = self.table(head.page, whole) {
             for index in 0..table.groups + table.ahead {
-                let Some(group) = Group::read(&table.bytes, index) else { return };
+                let Some(group) = Group::read(&table.bytes, table.dimension, index) else { return };
                 self.group(&table, index, &group);
             }
         }
     }
 
     fn table(&mut self, page: u64, bytes: Vec<u8>) -> Option<Table> {
-        if !bytes.starts_with(b"SHC3") {
+        if !bytes.starts_with(b"SHC4") {
             self.find_in(Kind::BadMagic, Part::Cells, page, 0, "the parts are no table of cells");
             return None;
         }
@@ -91,22 +96,29 @@ impl Walk<'_> {
             self.find_in(Kind::CountMismatch, Part::Cells, page, 0, what);
             return None;
         }
+        let dimension = count(24);
+        if dimension != u64::from(self.root.dimension) {
+            let what = format!("a centre of {dimension} numbers, for {} a vector", self.root.dimension);
+            self.find_in(Kind::CountMismatch, Part::Cells, page, 24, what);
+            return None;
+        }
         if groups == 0 && (ahead == 0 || shards > 0) || (ahead == 0) != (rounds == 0) {
             let what = format!("{groups} groups for {shards} shards, {ahead} ahead after {rounds} rounds");
             self.find_in(Kind::CountMismatch, Part::Cells, page, 8, what);
             return None;
         }
         let pivots = 64 * words * groups.next_multiple_of(16);
-        let fixed = FIXED + PER_GROUP * (groups + ahead) + PER_SHARD * shards + pivots;
+        let fixed = FIXED + 4 * dimension + PER_GROUP * (groups + ahead) + PER_SHARD * shards + pivots;
         // Of a table that is too short, the groups missing add nothing; the length is wrong all the same.
-        let cells = (0..groups).map_while(|index| Group::read(&bytes, index)).map(|group| group.cells.div_ceil(8));
+        let cells =
+            (0..groups).map_while(|index| Group::read(&bytes, dimension, index)).map(|group| group.cells.div_ceil(8));
         let wanted = fixed + cells.sum::<u64>() * block_bytes(words);
         if wanted != bytes.len() as u64 {
             let what = format!("a table of {} bytes instead of {wanted}", bytes.len());
             self.find_in(Kind::WrongLength, Part::Cells, page, 0, what);
             return None;
         }
-        let mut table = Table { bytes, words, groups, shards, ahead, slots: Vec::new() };
+        let mut table = Table { bytes, words, dimension, groups, shards, ahead, slots: Vec::new() };
         self.covered(page, &mut table);
         Some(table)
     }
@@ -115,7 +127,7 @@ impl Walk<'_> {
     fn covered(&mut self, page: u64, table: &mut Table) {
         let (mut last, mut first) = (None, 0u64);
         for index in 0..table.shards {
-            let at = FIXED + PER_GROUP * (table.groups + table.ahead) + PER_SHARD * index;
+            let at = FIXED + 4 * table.dimension + PER_GROUP * (table.groups + table.ahead) + PER_SHARD * index;
             let Some((number, slots)) = u32_at(&table.bytes, at).zip(u32_at(&table.bytes, at + 4)) else { return };
             if last.is_some_and(|last| last >= number) {
                 let what = format!("covered shard {number} follows {last:?}");
@@ -168,12 +180,13 @@ impl Walk<'_> {
             return self.find_in(Kind::WrongParent, Part::Cells, page, 4, what);
         }
         let mut codes = 0;
-        for at in (0..group.cells).map(|cell| 16 + 16 * cell) {
-            let numbers = u32_at(bytes, at + 8).zip(u32_at(bytes, at + 12));
+        for at in (0..group.cells).map(|cell| GROUP + PER_CELL * cell) {
+            let numbers = u32_at(bytes, at + 12).zip(u32_at(bytes, at + 16));
             let Some((first, count)) = numbers.map(|(first, count)| (u64::from(first), u64::from(count))) else {
                 return;
             };
-            if first != codes || !f32_at(bytes, at).is_some_and(f32::is_finite) {
+            let finite = [0, 4, 8].iter().all(|i| f32_at(bytes, at + i).is_some_and(f32::is_finite));
+            if first != codes || !finite {
                 let what = format!("a cell's codes start at {first}, those before it end at {codes}");
                 return self.find_in(Kind::CountMismatch, Part::Cells, page, at, what);
             }
@@ -184,7 +197,7 @@ impl Walk<'_> {
             self.find_in(Kind::CountMismatch, Part::Cells, page, 8, what);
         }
         let (centroids, ..) = group.places(table.words);
-        let end = 16 + 16 * group.cells;
+        let end = GROUP + PER_CELL * group.cells;
         if !part(bytes, end, centroids - end).is_some_and(zeros) {
             self.find_in(Kind::NonZeroReserved, Part::Cells, page, end, "zeros of a group");
         }

@@ -5,13 +5,13 @@ use super::faults::{at_page, found, named, names, set, with};
 use super::*;
 
 /// Where the table of one group has its shards.
-const SHARDS: usize = 184 + 32;
+const SHARDS: usize = TABLE_FIXED + 36;
 
 #[test]
 fn a_group_of_cells_that_rots() {
     let mut image = image();
-    image.data[40 * PAGE + 70] ^= 1;
-    named(&image, Kind::ChecksumMismatch, Some(0), "data", at_page(40));
+    image.data[GROUP * PAGE + 70] ^= 1;
+    named(&image, Kind::ChecksumMismatch, Some(0), "data", at_page(GROUP as u64));
     assert_eq!(image.check().findings[0].part, Part::Cells);
 }
 
@@ -22,7 +22,7 @@ fn cells_that_contradict_themselves() {
     let of_group =
         |change: fn(&mut Vec<u8>)| Tweaks { group: with(move |_, group| change(group)), ..Tweaks::default() };
     let of_head = |change: fn(&mut Vec<u8>)| Tweaks { head: with(move |_, head| change(head)), ..Tweaks::default() };
-    let faults: [(Kind, u64, Tweaks); 17] = [
+    let faults: [(Kind, u64, Tweaks); 18] = [
         (Kind::BadMagic, 33, of_head(|head| head[3] = 0)),
         (Kind::WrongLength, 33, of_head(|head| head[4] = 2)),
         (Kind::NotAscending, 33, of_table(|table| table[SHARDS] = 1)),
@@ -33,14 +33,15 @@ fn cells_that_contradict_themselves() {
         (Kind::CountMismatch, 33, of_table(|table| table[8] = 0)),
         (Kind::CountMismatch, 33, of_table(|table| table[16] = 1)),
         (Kind::CountMismatch, 33, of_table(|table| table[20] = 1)),
+        (Kind::CountMismatch, 33, of_table(|table| table[24] = 6)),
         (Kind::BadMagic, 33, of_table(|table| table[0] = 0)),
-        (Kind::WrongLength, 40, of_table(|table| table[SHARDS - 4] = 9)),
-        (Kind::BadMagic, 40, of_group(|group| group[0] = 0)),
-        (Kind::WrongParent, 40, of_group(|group| group[8] = 7)),
+        (Kind::WrongLength, GROUP as u64, of_table(|table| table[SHARDS - 4] = 9)),
+        (Kind::BadMagic, GROUP as u64, of_group(|group| group[0] = 0)),
+        (Kind::WrongParent, GROUP as u64, of_group(|group| group[8] = 7)),
         // The first code of the second cell, and the number of its codes.
-        (Kind::CountMismatch, 40, of_group(|group| group[40] = 3)),
-        (Kind::CountMismatch, 40, of_group(|group| group[44] = 5)),
-        (Kind::NonZeroReserved, 40, of_group(|group| group[63] = 1)),
+        (Kind::CountMismatch, GROUP as u64, of_group(|group| group[48] = 3)),
+        (Kind::CountMismatch, GROUP as u64, of_group(|group| group[52] = 5)),
+        (Kind::NonZeroReserved, GROUP as u64, of_group(|group| group[63] = 1)),
         (Kind::ChecksumMismatch, 34, Tweaks { head: with(|_, head| head[20] ^= 1), ..Tweaks::default() }),
     ];
     for (kind, page, tweaks) in faults {
@@ -60,12 +61,12 @@ fn a_group_ahead_that_holds_codes() {
             if !codes {
                 table[SHARDS - 4..].fill(0);
                 let len = 64u32 + 128;
-                table[184 + 8..184 + 12].copy_from_slice(&len.to_le_bytes());
+                table[TABLE_FIXED + 8..TABLE_FIXED + 12].copy_from_slice(&len.to_le_bytes());
             }
         });
         found(&planted(&Tweaks { table, ..Tweaks::default() }))
     };
-    let here = |f: &(Kind, Option<usize>, &str, u64)| f.3 / PAGE as u64 == 40;
+    let here = |f: &(Kind, Option<usize>, &str, u64)| f.3 / PAGE as u64 == GROUP as u64;
     assert!(ahead(true).iter().any(|f| f.0 == Kind::CountMismatch && here(f)), "{:?}", ahead(true));
     // Cut before its codes, it is whole but for its checksum and the number in its header.
     assert!(ahead(false).iter().all(|f| f.0 == Kind::ChecksumMismatch && here(f)), "{:?}", ahead(false));
@@ -76,12 +77,12 @@ fn a_code_of_a_slot_that_is_not_covered() {
     // The reference of code 1, in the first block behind header and centroids.
     let reference = 64 + 128 + 96 + 4;
     let group = with(move |_, group| set(group, reference, 2u32.to_le_bytes()));
-    names(Tweaks { group, ..Tweaks::default() }, Kind::OutOfBounds, at_page(40) + reference as u64);
+    names(Tweaks { group, ..Tweaks::default() }, Kind::OutOfBounds, at_page(GROUP as u64) + reference as u64);
 }
 
 #[test]
 fn cells_of_a_shard_that_was_replaced_are_no_fault() {
-    let table = with(|_, table| table[184 + 32 + 8] ^= 1);
+    let table = with(|_, table| table[SHARDS + 8] ^= 1);
     assert_eq!(found(&planted(&Tweaks { table, ..Tweaks::default() })), []);
 }
 
@@ -89,7 +90,7 @@ fn cells_of_a_shard_that_was_replaced_are_no_fault() {
 fn damaged_cells_cost_no_contents() {
     let mut image = image();
     let held = image.check().contents(&image.files());
-    image.data[40 * PAGE + 70] ^= 1;
+    image.data[GROUP * PAGE + 70] ^= 1;
     assert_eq!(image.check().contents(&image.files()), held);
     image.data[5 * PAGE] ^= 1;
     let kind = image.check().contents(&image.files()).map_err(|finding| finding.kind);

@@ -147,7 +147,7 @@ fn use_all(engine: &mut Engine<SimStorage>, dimension: usize) {
     drop(engine.check(CheckLevel::Full));
     drop(model::contents(engine));
     let query: Vec<f32> = (0..engine.geometry().dimension).map(|i| (i % 3) as f32 + 0.5).collect();
-    let breadths = [Breadth { slop: None, recall: Some(0.9), ..Breadth::slop(2) }, Breadth::slop(2)];
+    let breadths = [Breadth { slop: None, recall: Some(0.9), by_cells: true, ..Breadth::slop(2) }, Breadth::slop(2)];
     for breadth in breadths {
         drop(index::search(&engine.snapshot(), engine.data(), &query, 3, breadth));
     }

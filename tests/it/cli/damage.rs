@@ -4,7 +4,7 @@ use std::fs;
 
 use shardex::format::cells::HEAD_MAGIC;
 
-use super::{DIMENSION, Desk};
+use super::{DIMENSION, Desk, WITH_CELLS};
 use crate::support::vector;
 
 /// An index of a hundred rows that was closed.
@@ -108,7 +108,10 @@ fn a_file_that_is_cut_or_gone_is_a_finding() {
 
 #[test]
 fn damaged_cells_are_a_finding_until_there_are_new_ones() {
-    let (desk, dir) = desk();
+    let desk = Desk::new();
+    let (dimension, rows) = WITH_CELLS;
+    let (dir, rows) = (desk.path("index"), desk.vectors_of(dimension, "rows.npy", rows));
+    desk.json(&[&"ingest", &dir, &rows, &"--metric", &"dot"]);
     let object = desk.json(&[&"stats", &dir]).1;
     assert!(object["cells"].as_u64() > Some(0), "{object}");
     let mut data = fs::read(dir.join("data")).expect("readable");

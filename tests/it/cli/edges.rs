@@ -5,7 +5,7 @@ use std::{ffi::OsStr, fs, io::Write as _, os::unix::fs::symlink, process::Stdio}
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 
-use super::{DIMENSION, Desk, ended, header, ids, piped_child, shardex};
+use super::{DIMENSION, Desk, WITH_CELLS, ended, header, ids, piped_child, shardex};
 use crate::support::vector;
 
 type Args<'a> = Vec<&'a dyn AsRef<OsStr>>;
@@ -105,13 +105,13 @@ fn what_costs_threads_or_memory_is_bounded_and_what_contradicts_is_refused() {
 #[test]
 fn one_row_more_makes_no_cells_and_many_rows_do() {
     let desk = Desk::new();
-    // Fewer than an index makes cells for by itself, so that only the end of the ingest decides.
-    let (dir, rows) = (desk.path("index"), desk.vectors("rows.npy", 0..4_000));
+    let (dimension, rows) = WITH_CELLS;
+    let (dir, rows) = (desk.path("index"), desk.vectors_of(dimension, "rows.npy", rows));
     let (_, object) = desk.json(&[&"ingest", &dir, &rows]);
     assert_eq!((&object["optimized"], &object["fresh_postings"]), (&true.into(), &0.into()));
-    let one = desk.vectors("one.npy", 7_000..7_001);
+    let one = desk.vectors_of(dimension, "one.npy", 7_000..7_001);
     let (_, object) = desk.json(&[&"ingest", &dir, &one, &"--first-id", &"7000"]);
-    assert_eq!((&object["optimized"], &object["total_postings"]), (&false.into(), &4_001.into()));
+    assert_eq!((&object["optimized"], &object["total_postings"]), (&false.into(), &5_001.into()));
     assert!((1..1_000).contains(&object["fresh_postings"].as_u64().expect("a number")), "{object}");
     let (_, object) = desk.json(&[&"stats", &dir]);
     assert!(object["fresh_postings"].as_u64() > Some(0) && object["cells"].as_u64() > Some(0), "{object}");
@@ -122,14 +122,16 @@ fn one_row_more_makes_no_cells_and_many_rows_do() {
     assert_eq!((&object["optimized"], &object["fresh_postings"]), (&true.into(), &0.into()));
     desk.json(&[&"ingest", &dir, &one, &"--first-id", &"7002"]);
     let (code, object) = desk.json(&[&"optimize", &dir]);
-    assert_eq!((code, &object["total_postings"]), (0, &4_003.into()));
+    assert_eq!((code, &object["total_postings"]), (0, &5_003.into()));
     assert_eq!(desk.json(&[&"stats", &dir]).1["fresh_postings"], 0);
 
-    let (dir, rows) = (desk.path("other"), desk.vectors("rows.npy", 0..400));
+    // Of few rows none are made: to look at all of them costs less.
+    let (dir, rows) = (desk.path("other"), desk.vectors_of(dimension, "rows.npy", 0..400));
     let (_, object) = desk.json(&[&"ingest", &dir, &rows, &"--no-optimize"]);
     assert_eq!((&object["optimized"], &object["fresh_postings"]), (&false.into(), &400.into()));
     let (_, object) = desk.json(&[&"ingest", &dir, &one, &"--first-id", &"7000"]);
-    assert_eq!((&object["optimized"], &object["fresh_postings"]), (&true.into(), &0.into()), "most were in no cell");
+    assert_eq!((&object["optimized"], &object["total_postings"]), (&true.into(), &401.into()), "most were in no cell");
+    assert_eq!(desk.json(&[&"stats", &dir]).1["cells"], 0);
 }
 
 #[test]
