@@ -1,11 +1,12 @@
-//! The tester tested: every mutant of the engine must be found by the cases of some seed or by the exploration of the
-//! reference workloads, every mutant of the simulator by the conformance suite.
+//! The tester tested: every mutant of the engine must be found by the cases of some seed, by one of the corpus, or by the
+//! exploration of the reference workloads, every mutant of the simulator by the conformance suite.
 //!
 //! What is mutated is generated from the places that a run passes ([`crate::mutant`]), so a new call of the storage, or a
 //! new checksum, brings its mutants with it.
 
 use std::{
-    fmt,
+    fmt, fs,
+    ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -23,6 +24,9 @@ use crate::{
 /// Seeds that a mutant is given to be found.
 pub const SEEDS: u64 = 60_000;
 
+/// Seeds that come before the corpus.
+const FIRST: u64 = 1_000;
+
 /// Seeds whose runs pass every place there is.
 const PLACES: u64 = 2_000;
 
@@ -31,6 +35,8 @@ const PLACES: u64 = 2_000;
 pub enum Killer {
     /// So many seeds.
     Seeds(u64),
+    /// This case of the corpus.
+    Corpus(String),
     /// The exploration of this workload.
     Workload(String),
     /// The conformance suite.
@@ -41,6 +47,7 @@ impl fmt::Display for Killer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Seeds(n) => write!(f, "seed {n}"),
+            Self::Corpus(name) => write!(f, "the case `{name}`"),
             Self::Workload(name) => write!(f, "exploring `{name}`"),
             Self::Conformance => f.write_str("the conformance suite"),
         }
@@ -120,7 +127,13 @@ fn fate(mutant: Mutant, seeds: u64) -> Fate {
     let found = match mutant {
         Mutant::Simulator(_) => conforms(mutant).err().map(|how| (Killer::Conformance, how)),
         Mutant::Call(..) | Mutant::Site(_) => {
-            mutant::with(Some(mutant), || by_seeds(seeds).or_else(|| by_exploring(mutant)))
+            let first = FIRST.min(seeds);
+            mutant::with(Some(mutant), || {
+                by_seeds(1..=first)
+                    .or_else(by_corpus)
+                    .or_else(|| by_seeds(first + 1..=seeds))
+                    .or_else(|| by_exploring(mutant))
+            })
         }
     };
     match (found, equivalent(mutant)) {
@@ -130,8 +143,20 @@ fn fate(mutant: Mutant, seeds: u64) -> Fate {
     }
 }
 
-fn by_seeds(seeds: u64) -> Option<(Killer, String)> {
-    (1..=seeds).find_map(|seed| Case::generated(seed).run().broken.map(|how| (Killer::Seeds(seed), how)))
+fn by_seeds(mut seeds: RangeInclusive<u64>) -> Option<(Killer, String)> {
+    seeds.find_map(|seed| Case::generated(seed).run().broken.map(|how| (Killer::Seeds(seed), how)))
+}
+
+/// The cases that once found something, some of them once in a million seeds; none where the sources are not at hand.
+fn by_corpus() -> Option<(Killer, String)> {
+    let files = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../corpus/crash")).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = files.map(|file| file.path()).collect();
+    paths.sort();
+    paths.iter().find_map(|path| {
+        let case: Case = fs::read_to_string(path).ok()?.parse().ok()?;
+        let name = path.file_stem()?.to_string_lossy().into_owned();
+        case.run().broken.map(|how| (Killer::Corpus(name), how))
+    })
 }
 
 /// One that may be called equivalent gets the whole exploration.

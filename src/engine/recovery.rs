@@ -3,9 +3,9 @@
 //! After a crash, in this order (R10: what can be read may be in the page cache alone, so what recovery relies on is stored
 //! anew and synced before anything is accepted or freed):
 //!
-//! (a) The newest root is stored again and synced: **B4**.
-//! (b) The WAL is replayed from its checkpoint. If the newest root is of epoch 1, the root file is made anew and its entry
-//!     synced (**E2**, **E1**, see invariant 1). A flush stores a root at the tail's end: its shards' new bytes are synced
+//! (a) The newest root is stored again and synced: **B4**. If it is of epoch 1, the root file is made anew and its entry
+//!     synced (**E2**, **E1**, see invariant 1).
+//! (b) The WAL is replayed from its checkpoint. A flush stores a root at the tail's end: its shards' new bytes are synced
 //!     (**B2**), then it (**B3**). It carries a new epoch of the WAL, so that nothing behind a torn tail can ever continue
 //!     a chain.
 //! (c) The same state is stored as one more root in the other slot and synced: **B5**. Now both roots know the new epoch,
@@ -15,14 +15,15 @@
 //! one of the same state: recovery begins again and comes to the same end.
 //!
 //! After a clean close (a closing mark ends the WAL, the roots follow one another, and nothing is to be replayed) no byte is
-//! stored until the first write; then (b) and (c) come first.
+//! stored until the first write; then the rest of (a), (b) and (c) come first.
 //!
 //! Invariant:
 //! 1. The entry of a root file that holds a root of epoch 2 or later is durable. `create` makes files of epoch 1, and may end
 //!    before its last sync of the directory, or have it fail; then a later sync may do nothing (R8). An open can't tell: the
 //!    page cache may have shown an earlier open an empty log, which replaced the file, and show this one a used log. So
 //!    whatever an open believes, it replaces a file of epoch 1, which gives the entry a change that a sync covers, before
-//!    it stores a root of epoch 2 there. The entries of `data` and `wal` are durable before a root file has its name (C3).
+//!    it stores a root of epoch 2 there; and before it stores anything into places that the roots it found say are free, for an
+//!    older file that a power cut brought back might name them. The entries of `data` and `wal` are durable before a root file has its name (C3).
 
 use std::{collections::BTreeSet, ptr, sync::Arc};
 
@@ -519,6 +520,20 @@ impl<S: Storage> Engine<S> {
             }
             done => done?,
         }
+        if site::applies(site::Kind::Ordering, true) {
+            match self.make_root_file_anew() {
+                Err(error) if error.is_out_of_space() => {
+                    self.read_only = Some(error);
+                    site::reach(Mark::ReadOnly);
+                    return self.start_after(Tail {
+                        last: checkpoint,
+                        newest_epoch: tail.newest_epoch,
+                        ..Tail::default()
+                    });
+                }
+                done => done?,
+            }
+        }
         let mut replayed = Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() };
         let applied = wal::replay(source.raw(), layout, (self.index_id, epoch), start, checkpoint, |record| {
             self.replay_record(&record)?;
@@ -631,7 +646,7 @@ impl<S: Storage> Engine<S> {
     /// Replaces a root file of epoch 1, so that its entry is durable: invariant 1 of the [module](self). No flush is under way,
     /// whose root the new file would lack.
     pub(super) fn make_root_file_anew(&mut self) -> Result<()> {
-        if site::holds(site::Kind::Ordering, self.roots.newest().epoch > 1) {
+        if self.roots.is_anew() || site::holds(site::Kind::Ordering, self.roots.newest().epoch > 1) {
             return Ok(());
         }
         let file = self.roots.copy_to_new_file(&self.storage, &self.lock)?;

@@ -39,6 +39,8 @@ pub struct Roots<F> {
     newest: Root,
     newest_slot: usize,
     older: Option<Root>,
+    /// The file was put in the place of one that was there.
+    is_anew: bool,
     /// A store over the older root has begun: what its slot holds is not known.
     storing: bool,
     bytes_stored: u64,
@@ -100,7 +102,7 @@ impl<F: StorageFile> Roots<F> {
     #[must_use]
     pub fn new(file: PlainFile<F>, newest: Root, newest_slot: usize, older: Option<Root>) -> Self {
         let page_size = newest.geometry.page_size;
-        Self { file, page_size, newest, newest_slot, older, storing: false, bytes_stored: 0 }
+        Self { file, page_size, newest, newest_slot, older, is_anew: false, storing: false, bytes_stored: 0 }
     }
 
     /// The file of a new index: both slots hold the root, under two generations.
@@ -137,9 +139,16 @@ impl<F: StorageFile> Roots<F> {
     /// Goes on with the file of [`copy_to_new_file`](Self::copy_to_new_file), which has taken the place of the one before.
     pub fn use_file(&mut self, file: PlainFile<F>) {
         self.file = file;
+        self.is_anew = true;
         if self.older.is_none() {
             self.older = Some(self.newest.clone());
         }
+    }
+
+    /// Whether this open has replaced the file.
+    #[must_use]
+    pub fn is_anew(&self) -> bool {
+        self.is_anew
     }
 
     /// The newest durable root.

@@ -168,6 +168,10 @@ post_mortems! {
     /// and the closing mark lay there; had the other slot rotted, nothing would have led to the index. An open is clean only
     /// if the log behind the older root is still there.
     a_root_that_went_back_may_still_follow: "stale-root-that-still-follows.case";
+    /// An open had made the root file anew and died before its entry was durable; the new file's newest root then went back to
+    /// the one of `create`. The next recovery believed it, replayed the log into places that it knew nobody to use, and a power
+    /// cut brought the old file back, which named them. A recovery makes the file anew before it stores anything else.
+    a_recovery_stores_nothing_before_its_root_file_is_there: "old-root-file-behind-a-recovery.case";
     /// A bit rotted after the first read of its extent. The split that came next trusted the first check and copied the
     /// bytes under a new checksum: nobody could find the damage any more. What is copied is checked when it is.
     a_split_does_not_hide_rot: "rot-copied-by-a-split.case";
