@@ -28,9 +28,11 @@ use super::{
 
 pub(super) fn run(args: &Search, output: &Output) -> Outcome {
     let mut rows = Rows::open_or_one(&args.queries)?;
+    // Before there is a file to be removed.
+    let interrupt = args.out.as_ref().map(|_| Interrupt::listen()).transpose()?;
     let target = target(args)?;
-    if let Some(target) = &target {
-        Interrupt::listen()?.removes(target.unfinished())?;
+    if let (Some(interrupt), Some(target)) = (interrupt, &target) {
+        interrupt.removes(target.unfinished())?;
     }
     let truth = truth(args, rows.rows())?;
     let queries = rows.vectors(rows.rows())?;
