@@ -120,14 +120,61 @@ fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
     sum!(a, b, square_of_difference)
 }
 
+/// Rows that are compared with the query together, so that each of its pieces is loaded once for all of them.
+const TOGETHER: usize = 4;
+
+/// Adds up `$term` over the query and each row, as `sum!` does.
+macro_rules! sum_many {
+    ($query:expr, $rows:expr, $out:expr, $term:ident, $one:ident) => {{
+        let (query, len) = ($query, $query.len());
+        let (pieces, rest) = query.as_chunks::<LANES>();
+        let count = if len == 0 { 0 } else { $out.len() / TOGETHER * TOGETHER };
+        let (some, out) = ($rows[..count * len].chunks_exact((TOGETHER * len).max(1)), &mut *$out);
+        let (first, last) = out.split_at_mut(count);
+        for (rows, out) in some.zip(first.as_chunks_mut::<TOGETHER>().0) {
+            let rows: [&[f32]; TOGETHER] = std::array::from_fn(|i| &rows[i * len..(i + 1) * len]);
+            let of_rows = rows.map(|row| row.as_chunks::<LANES>());
+            let mut groups = [[_mm512_setzero_ps(); GROUPS]; TOGETHER];
+            let rounds = pieces.len() / GROUPS * GROUPS;
+            for at in (0..rounds).step_by(GROUPS) {
+                for group in 0..GROUPS {
+                    let piece = load(&pieces[at + group]);
+                    for i in 0..TOGETHER {
+                        let term = $term(piece, load(&of_rows[i].0[at + group]));
+                        groups[i][group] = _mm512_add_ps(groups[i][group], term);
+                    }
+                }
+            }
+            for at in rounds..pieces.len() {
+                let piece = load(&pieces[at]);
+                for i in 0..TOGETHER {
+                    let term = $term(piece, load(&of_rows[i].0[at]));
+                    groups[i][at - rounds] = _mm512_add_ps(groups[i][at - rounds], term);
+                }
+            }
+            if !rest.is_empty() {
+                let (group, piece) = (pieces.len() % GROUPS, load_rest(rest));
+                for i in 0..TOGETHER {
+                    let term = $term(piece, load_rest(of_rows[i].1));
+                    groups[i][group] = _mm512_add_ps(groups[i][group], term);
+                }
+            }
+            for i in 0..TOGETHER {
+                out[i] = reduce(groups[i]);
+            }
+        }
+        for_rows(query, &$rows[count * len..], last, |a, b| $one(a, b));
+    }};
+}
+
 #[target_feature(enable = "avx512f,avx512dq")]
 fn dot_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
-    for_rows(query, rows, out, |a, b| dot(a, b));
+    sum_many!(query, rows, out, product, dot);
 }
 
 #[target_feature(enable = "avx512f,avx512dq")]
 fn squared_l2_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
-    for_rows(query, rows, out, |a, b| squared_l2(a, b));
+    sum_many!(query, rows, out, square_of_difference, squared_l2);
 }
 
 #[target_feature(enable = "avx512f,avx512dq")]

@@ -382,35 +382,42 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
 
     /// Finds the true nearest of each question.
     fn answer(&self, questions: &mut [Question]) -> Result<()> {
-        // Few enough to stay in a first-level cache while all postings go by.
-        const AT_HAND: usize = 24 << 10;
+        // Questions that stay in a second-level cache, and rows that stay in the first, while each is compared with each.
+        const QUESTIONS: usize = 64;
+        const ROWS: usize = 16;
         let geometry = self.data.geometry();
         let (slots, most) = (geometry.extent_slots(), RESULTS[RESULTS.len() - 1] as usize);
-        let together = (AT_HAND / geometry.vector_bytes()).clamp(8, 64);
-        let parts: Vec<&[Question]> = questions.chunks(together).collect();
+        let few = RESULTS.iter().map(|&k| k as usize).filter(|&k| k < limits::CALIBRATION_FEW.1).max().unwrap_or(most);
+        let parts: Vec<&[Question]> = questions.chunks(QUESTIONS).collect();
         let found = self.each(parts.len(), &|part| {
-            let mut tops: Vec<TopK> = parts[part].iter().map(|_| TopK::new(most)).collect();
-            let asked = parts[part].iter().map(|question| question.vector.as_slice()).collect::<Vec<_>>().concat();
-            let mut distances = vec![0.0; parts[part].len()];
+            // The first ones are asked for many.
+            let k = |i: usize| if part * QUESTIONS + i < limits::CALIBRATION_FEW.0 { most } else { few };
+            let mut tops: Vec<TopK> = (0..parts[part].len()).map(|i| TopK::new(k(i))).collect();
+            let (mut rows, mut distances) = (Vec::with_capacity(ROWS * geometry.dimension), [0.0; ROWS]);
             for (number, shard) in self.snapshot.iter() {
                 self.workers.cancel.check()?;
                 for (e, extent) in shard.extents().iter().enumerate() {
                     let bytes = extent.slots(self.data)?;
-                    for i in (0..extent.used()).filter(|i| shard.is_live(e * slots + i)) {
-                        // A distance is the same bits from either end.
-                        distances_by(geometry.metric, shard::row(bytes, i, geometry), &asked, &mut distances);
-                        let slot = e * slots + i;
-                        for ((question, top), &distance) in parts[part].iter().zip(&mut tops).zip(&distances) {
-                            if distance <= top.bound() && (number, slot) != question.own {
-                                let posting = shard::record(bytes, i, geometry);
-                                top.offer(Candidate {
-                                    distance,
-                                    document_id: posting.document_id,
-                                    start: posting.start,
-                                    length: posting.length,
-                                    shard: number,
-                                    slot: slot as u32,
-                                });
+                    let live: Vec<usize> = (0..extent.used()).filter(|i| shard.is_live(e * slots + i)).collect();
+                    for some in live.chunks(ROWS) {
+                        rows.clear();
+                        some.iter().for_each(|&i| rows.extend_from_slice(shard::row(bytes, i, geometry)));
+                        let distances = &mut distances[..some.len()];
+                        for (question, top) in parts[part].iter().zip(&mut tops) {
+                            distances_by(geometry.metric, &question.vector, &rows, distances);
+                            for (&i, &distance) in some.iter().zip(&*distances) {
+                                let slot = e * slots + i;
+                                if distance <= top.bound() && (number, slot) != question.own {
+                                    let posting = shard::record(bytes, i, geometry);
+                                    top.offer(Candidate {
+                                        distance,
+                                        document_id: posting.document_id,
+                                        start: posting.start,
+                                        length: posting.length,
+                                        shard: number,
+                                        slot: slot as u32,
+                                    });
+                                }
                             }
                         }
                     }
