@@ -84,7 +84,7 @@ mod shardex;
 pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};
 pub use engine::{
     Component, ConsistencyReport, Finding,
-    stats::{BackgroundError, BackgroundWork, FlushStats, IndexStats, RecoveryStats},
+    stats::{BackgroundError, BackgroundWork, FlushStats, IndexStats, ReachedRecall, RecallProof, RecoveryStats},
 };
 #[cfg(feature = "internals")]
 pub use engine::{Engine, FlushStep};

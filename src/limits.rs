@@ -118,6 +118,9 @@ pub const CALIBRATION_ROUNDS: usize = 10;
 /// How often a share that does not do for the other half is made smaller, before everything is looked at.
 pub const CALIBRATION_TRIES: usize = 6;
 
+/// One part in so many of the postings comes or goes before efforts are found anew.
+pub const CALIBRATION_SHARE: u64 = 4;
+
 /// Beyond the largest number of results that was asked for, up to so many times that many, it is extrapolated what they take.
 pub const CALIBRATION_BEYOND: usize = 3;
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde_json::json;
-use shardex::{DocumentId, FlushStats, IndexStats, Shardex, ShardexError};
+use shardex::{DocumentId, FlushStats, IndexStats, ReachedRecall, RecallProof, Shardex, ShardexError};
 
 use super::{
     Answer, Failure, Outcome,
@@ -160,6 +160,7 @@ fn stats_object(stats: &IndexStats) -> serde_json::Value {
         "generation": stats.generation.0,
         "cells": stats.cells,
         "fresh_postings": stats.fresh_postings,
+        "recall": stats.recall.as_ref().map(recall_object),
         "max_drift": stats.max_drift,
         "recovered": stats.recovery.crashed,
         "records_replayed": stats.recovery.records_replayed,
@@ -173,6 +174,7 @@ fn stats_text(stats: &IndexStats) -> String {
         "{} postings of {} numbers, {}; {} removed and not yet freed\n\
          {} shards of at most {} (largest {}), {} splits and {} merges so far, drift at most {:.2}\n\
          {} cells; {} postings in none\n\
+         {}\n\
          {} bytes on disk ({} free, {} held back), {} in memory\n\
          root {}, checkpoint LSN {}, durable LSN {}, {} bytes of WAL to replay",
         stats.total_postings,
@@ -187,6 +189,7 @@ fn stats_text(stats: &IndexStats) -> String {
         stats.max_drift,
         stats.cells,
         stats.fresh_postings,
+        recall_text(stats),
         stats.disk_bytes,
         stats.free_bytes,
         stats.held_bytes,
@@ -200,6 +203,37 @@ fn stats_text(stats: &IndexStats) -> String {
         text.push_str(&format!("\n{why}"));
     }
     text
+}
+
+/// What searches reach, as JSON.
+pub(super) fn recall_object(proof: &RecallProof) -> serde_json::Value {
+    let line = |of: &ReachedRecall| json!({ "k": of.k, "asked": of.asked, "reached": of.reached, "everything": of.everything });
+    json!({
+        "lsn": proof.lsn.0,
+        "postings": proof.postings,
+        "moved": proof.moved,
+        "reached": proof.reached.iter().map(line).collect::<Vec<_>>(),
+    })
+}
+
+/// What searches reach, for the usual recall and some numbers of results.
+pub(super) fn recall_text(stats: &IndexStats) -> String {
+    let Some(proof) = &stats.recall else { return "searches look at every vector".to_owned() };
+    let of = |k: usize| {
+        let line = proof.reached.iter().find(|line| line.k == k && line.asked == 0.95);
+        line.map_or(format!("k {k} not tried yet"), |line| match line.everything {
+            true => format!("k {k} by every vector"),
+            false => format!("k {k} {:.3}", line.reached),
+        })
+    };
+    let reached: Vec<String> = [1, 10, 100].map(of).into();
+    format!(
+        "recall where 0.95 is asked: {} (tried at LSN {} of {} postings; {} moved since)",
+        reached.join(", "),
+        proof.lsn,
+        proof.postings,
+        proof.moved,
+    )
 }
 
 /// What a person is to know of an index that its open could not recover.

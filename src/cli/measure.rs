@@ -17,6 +17,7 @@ use shardex::{
 
 use super::{
     Failure,
+    admin::{recall_object, recall_text},
     args::Bench,
     bench::{SEED, median},
     demo::{DIMENSION, vector},
@@ -217,10 +218,14 @@ async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String
     }
     let stats = index.stats().await?;
     index.close().await?;
+    let proved = stats.recall.as_ref().map(recall_object);
     let memory = stats.memory_usage as f64 / stats.total_postings.max(1) as f64;
     let mut text = format!(
-        "searches of {} rows for the {K} nearest, one thread; {} cells, {memory:.0} bytes of memory a vector",
-        stats.total_postings, stats.cells
+        "searches of {} rows for the {K} nearest, one thread; {} cells, {memory:.0} bytes of memory a vector\n  \
+         {}",
+        stats.total_postings,
+        stats.cells,
+        recall_text(&stats),
     );
     let mut values = Vec::new();
     for (i, (name, _)) in settings.iter().enumerate() {
@@ -236,7 +241,7 @@ async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String
     }
     let batched = median(rates[settings.len()].clone());
     text.push_str(&format!("\n  default, all queries in one call {batched:.0} /s"));
-    Ok((json!({ "settings": values, "batched_qps": batched, "bytes_a_vector": memory }), text))
+    Ok((json!({ "settings": values, "batched_qps": batched, "bytes_a_vector": memory, "proved": proved }), text))
 }
 
 /// A flush after some new vectors, and what a byte of it costs beside one of an index of a tenth of the rows.

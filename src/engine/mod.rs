@@ -463,6 +463,7 @@ impl<S: Storage> Engine<S> {
             cells: self.published.cells.as_ref().map_or(0, |cells| cells.cells()),
             codes: self.published.cells.as_ref().map_or(0, |cells| cells.codes()),
             fresh_postings: self.unsettled(),
+            recall: self.recall_proof(),
             memory_usage: (self.work.memory() + self.published.fresh_memory()) as u64,
             disk_bytes: self.data.raw().len()? + self.wal_file.raw().len()? + self.roots.file().raw().len()?,
             free_bytes: self.work.space.map().free_pages() * page,

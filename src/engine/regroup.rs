@@ -14,18 +14,23 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use super::{Engine, Lent, directory, working::Working};
+use super::{
+    Engine, Lent, directory,
+    stats::{ReachedRecall, RecallProof},
+    working::Working,
+};
 use crate::{
-    cells::{self, Aligned, Built, CellIndex, build},
+    cells::{Aligned, Built, CellIndex, build},
     codes::{Frame, Rotation},
     env::{Cancel, CellPolicy, Executor, Never, Workers},
     error::{Result, ShardexError},
     format::{
-        cells::{Calibration, CellTable, Effort, RESULTS, decode_head, encode_head},
+        cells::{Calibration, CellTable, Effort, RECALLS, RESULTS, decode_head, encode_head},
         crc32c,
         node::Entry,
     },
-    index::{Snapshot, calibrate},
+    id::Lsn,
+    index::{Snapshot, Tried, calibrate},
     lease::{Lease, Place, Run},
     limits,
     shard::DataFile,
@@ -69,8 +74,21 @@ impl<S: Storage> RegroupJob<S> {
         if self.policy == CellPolicy::WherePays && !may_pay(self.data.geometry().dimension, self.snapshot.live) {
             return Ok(None);
         }
-        if let Some(before) = self.before.as_deref().filter(|before| self.lacks_efforts_only(before)) {
-            return self.find_efforts(before, cancel);
+        if let Some(before) = self.before.as_deref().filter(|before| self.may_stay(before)) {
+            let calibration = before.calibration();
+            if !calibration.is_complete() {
+                return self.find_efforts(before, calibration, cancel).map(Some);
+            }
+            if moved(&self.snapshot, calibration) {
+                let kept = self.find_efforts(before, &Calibration::default(), cancel)?;
+                if kept.cut {
+                    // Half of them anew are worth less than all of before.
+                    return Err(ShardexError::Closed);
+                }
+                if !looks_at_everything(&kept) || *calibration.usual() == Effort::everything() {
+                    return Ok(Some(kept));
+                }
+            }
         }
         let Self { snapshot, data, rotation, before, executor, .. } = self;
         let shards: Vec<_> = snapshot.iter().map(|(number, shard)| (number, Arc::clone(shard))).collect();
@@ -89,32 +107,35 @@ impl<S: Storage> RegroupJob<S> {
         }
         let trial: CellIndex<Aligned> =
             CellIndex::new(built.table.clone(), Arc::clone(&built.frame), built.groups.clone(), Vec::new());
-        let known = Calibration::default();
-        built.table.calibration = calibrate(snapshot, data, (&trial, known), workers, seed)?;
-        built.cut = built.table.calibration.known() < RESULTS.len() && cancel.is_cancelled();
-        let usual = cells::effort(&built.table.calibration.efforts, limits::USUAL_RESULTS, limits::USUAL_RECALL);
-        let pays = built.cut || usual != Effort::everything() || self.policy == CellPolicy::Always;
+        let tried = Tried { cells: &trial, own: false };
+        built.table.calibration = calibrate(snapshot, data, (tried, Calibration::default()), workers, seed)?;
+        built.cut = !built.table.calibration.is_complete() && cancel.is_cancelled();
+        let pays = built.cut || !looks_at_everything(&built) || self.policy == CellPolicy::Always;
         Ok(pays.then_some(built))
     }
 
-    /// Whether the cells of before are good for searches, but for efforts that were not found, because a job was cancelled.
-    fn lacks_efforts_only(&self, before: &CellIndex<Lease<Lent<S>>>) -> bool {
+    /// Whether the cells of before are good for searches, whatever their efforts are.
+    fn may_stay(&self, before: &CellIndex<Lease<Lent<S>>>) -> bool {
         let good = before.is_searchable() && !before.is_damaged() && !before.has_ahead();
-        let few_fresh = self.snapshot.fresh_slots() * 2 <= self.snapshot.live;
-        self.goes_on && good && few_fresh && before.calibration().known() < RESULTS.len()
+        let own = self.snapshot.cells.as_ref().is_some_and(|cells| std::ptr::eq(&**cells, before));
+        self.goes_on && good && own && self.snapshot.fresh_slots() * 2 <= self.snapshot.live
     }
 
-    /// Looks for the efforts that cells lack.
-    fn find_efforts(&self, before: &CellIndex<Lease<Lent<S>>>, cancel: &dyn Cancel) -> Result<Option<Built>> {
+    /// The cells of before with the efforts that are not known.
+    fn find_efforts(
+        &self,
+        before: &CellIndex<Lease<Lent<S>>>,
+        known: &Calibration,
+        cancel: &dyn Cancel,
+    ) -> Result<Built> {
         let workers = Workers { executor: &*self.executor, cancel };
         let mut built = Built::kept(before);
-        let known = built.table.calibration.clone();
-        built.table.calibration =
-            calibrate(&self.snapshot, &self.data, (before, known.clone()), workers, self.seed())?;
-        built.cut = cancel.is_cancelled();
-        match built.cut && built.table.calibration == known {
+        let tried = Tried { cells: before, own: true };
+        built.table.calibration = calibrate(&self.snapshot, &self.data, (tried, known.clone()), workers, self.seed())?;
+        built.cut = !built.table.calibration.is_complete() && cancel.is_cancelled();
+        match built.cut && built.table.calibration == *known {
             true => Err(ShardexError::Closed),
-            false => Ok(Some(built)),
+            false => Ok(built),
         }
     }
 
@@ -122,6 +143,16 @@ impl<S: Storage> RegroupJob<S> {
     fn seed(&self) -> (u128, u64) {
         (self.index_id, DRAWS + self.snapshot.lsn.0)
     }
+}
+
+/// Whether so much has come and gone since the efforts were found that they are to be found anew.
+fn moved<L: Deref<Target = [u8]> + Clone>(snapshot: &Snapshot<L>, calibration: &Calibration) -> bool {
+    calibration.moved(snapshot.live, snapshot.fresh_slots()) * limits::CALIBRATION_SHARE > snapshot.live
+}
+
+/// Whether the usual search looks at everything.
+fn looks_at_everything(built: &Built) -> bool {
+    *built.table.calibration.usual() == Effort::everything()
 }
 
 /// Whether cells may pay: of few postings, or of few numbers each, it costs less to look at the vectors.
@@ -142,7 +173,7 @@ impl<S: Storage> Engine<S> {
     /// cells that look at everything for some recalls.
     #[must_use]
     pub fn has_unfinished_cells(&self) -> bool {
-        self.work.cells.as_ref().is_some_and(|(cells, _)| cells.has_ahead() || cells.calibration().known() < RESULTS.len())
+        self.work.cells.as_ref().is_some_and(|(cells, _)| cells.has_ahead() || !cells.calibration().is_complete())
     }
 
     /// Postings that are in no cell, and removed ones that are, as far as the figures tell.
@@ -153,7 +184,28 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Whether cells should be made: there are none, unfinished or damaged ones, or more postings are in none than in some.
+    /// What searches by cells reached when it was last tried.
+    pub(super) fn recall_proof(&self) -> Option<RecallProof> {
+        let Snapshot { live, cells, .. } = &*self.published;
+        let cells = cells.as_ref()?;
+        let Calibration { efforts, reached, lsn, live: postings, .. } = cells.calibration();
+        let of = |(&k, (efforts, reached)): (&u32, (&[Effort; RECALLS.len()], &[f32; RECALLS.len()]))| {
+            let known = RECALLS.iter().zip(efforts).zip(reached).filter(|&(_, &reached)| reached > 0.0);
+            let line = |((&asked, effort), &reached): ((&f32, &Effort), &f32)| ReachedRecall {
+                k: k as usize,
+                asked,
+                reached,
+                everything: *effort == Effort::everything(),
+            };
+            known.map(line).collect::<Vec<_>>()
+        };
+        let moved = cells.calibration().moved(*live, self.published.fresh_slots());
+        let reached = RESULTS.iter().zip(efforts.iter().zip(reached)).flat_map(of).collect();
+        Some(RecallProof { lsn: Lsn(*lsn), postings: *postings, moved, reached })
+    }
+
+    /// Whether cells should be made, or asked anew what recalls take: there are none, unfinished or damaged ones, more postings
+    /// are in none than in some, or many have come and gone since they were asked.
     #[must_use]
     pub fn wants_regroup(&mut self) -> bool {
         let live = self.published.live;
@@ -168,7 +220,8 @@ impl<S: Storage> Engine<S> {
         if !may || self.counters.operations < self.regroup_at {
             return false;
         }
-        let wants = self.unsettled() * 2 > live || self.has_unfinished_cells();
+        let stale = self.published.cells.as_ref().is_some_and(|cells| moved(&self.published, cells.calibration()));
+        let wants = self.unsettled() * 2 > live || self.has_unfinished_cells() || stale;
         if !wants {
             // It costs a look at every shard, so not after every write.
             self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS / 4;
@@ -225,12 +278,13 @@ impl<S: Storage> Engine<S> {
     pub fn regrouped(&mut self, built: Option<Built>) -> Result<()> {
         self.check_writable()?;
         if built.is_none() {
-            self.regroup_failed();
+            // They do not pay; of many more postings they may.
+            self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS.max(self.published.live / 2);
             if self.work.cells.is_none() {
                 return Ok(());
             }
         }
-        if built.as_ref().is_some_and(|built| !built.cut && built.table.calibration.known() < RESULTS.len()) {
+        if built.as_ref().is_some_and(|built| !built.cut && !built.table.calibration.is_complete()) {
             // Nobody cut it short, so the next one would find no more.
             self.regroup_failed();
         }

@@ -157,6 +157,37 @@ pub struct BackgroundError {
     pub lasts: bool,
 }
 
+/// What searches by cells reached when it was last tried: stored vectors, and some moved off their places, were searched for
+/// whose true nearest had been computed, and which had no part in finding how far searches go.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct RecallProof {
+    /// The last write that was seen.
+    pub lsn: Lsn,
+    /// Live postings then.
+    pub postings: u64,
+    /// Postings that have come or gone since, or were moved by splits: from a quarter of the live ones on it is tried anew, in
+    /// the background.
+    pub moved: u64,
+    /// What was reached, by numbers of results and then by the recall asked for, ascending. What was not tried yet is not
+    /// among it, and searches for it look at everything.
+    pub reached: Vec<ReachedRecall>,
+}
+
+/// One line of a [`RecallProof`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ReachedRecall {
+    /// Number of results.
+    pub k: usize,
+    /// The recall that was asked for.
+    pub asked: f32,
+    /// The mean share of the true nearest that was found.
+    pub reached: f32,
+    /// Whether nothing less did, or cost less, than to look at every vector.
+    pub everything: bool,
+}
+
 /// A snapshot of an index's figures. See [`stats`](crate::Shardex::stats).
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
@@ -194,6 +225,8 @@ pub struct IndexStats {
     /// Slots that are in no cell: searches look at the codes of those in near shards, or at the vectors where these have none.
     /// All, while there are no cells.
     pub fresh_postings: u64,
+    /// What searches by cells reach; `None` while there are none: then searches look at everything.
+    pub recall: Option<RecallProof>,
     /// Bytes that searches and lookups need in memory: states, centroids, bloom filters, and the codes, which are mapped;
     /// not the vectors.
     pub memory_usage: u64,

@@ -13,18 +13,23 @@ use super::{
 use crate::{
     codes::{CentroidBytes, padded},
     id::ShardId,
+    limits,
 };
 
 /// First bytes of a group.
 pub const GROUP_MAGIC: [u8; 4] = *b"SHCG";
 /// First bytes of the table.
-pub const TABLE_MAGIC: [u8; 4] = *b"SHC4";
+pub const TABLE_MAGIC: [u8; 4] = *b"SHC5";
 /// First bytes of the head.
 pub const HEAD_MAGIC: [u8; 4] = *b"SHCH";
 /// Recalls for which a table holds what it takes.
 pub const RECALLS: [f32; 8] = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995];
 /// Numbers of results for which it does.
 pub const RESULTS: [u32; 6] = [1, 3, 10, 30, 100, 300];
+
+/// Where the number of results and the recall of most searches stand among these.
+const USUAL: (usize, usize) = (2, 4);
+const _: () = assert!(RESULTS[USUAL.0] as usize == limits::USUAL_RESULTS && RECALLS[USUAL.1] == limits::USUAL_RECALL);
 
 const GROUP_HEADER: usize = 16;
 const CELL_BYTES: usize = 20;
@@ -229,6 +234,8 @@ pub struct Calibration {
     pub lsn: u64,
     /// Live postings then.
     pub live: u64,
+    /// Slots that were in no cell then.
+    pub fresh: u64,
 }
 
 impl Default for Calibration {
@@ -239,15 +246,37 @@ impl Default for Calibration {
             far: f32::INFINITY,
             lsn: 0,
             live: 0,
+            fresh: 0,
         }
     }
 }
 
 impl Calibration {
-    /// Numbers of results for which it was found out what the recalls take.
+    /// Whether it was found out for some recall what it takes.
     #[must_use]
-    pub fn known(&self) -> usize {
-        self.reached.iter().filter(|reached| reached.iter().all(|&reached| reached > 0.0)).count()
+    pub fn is_begun(&self) -> bool {
+        self.reached.iter().flatten().any(|&reached| reached > 0.0)
+    }
+
+    /// Whether all is known that can be: what every recall takes of every number of results, and what is far.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let asked = self.reached.iter().flatten().all(|&reached| reached > 0.0);
+        asked && (self.far < f32::INFINITY || *self.usual() == Effort::everything())
+    }
+
+    /// What most searches take.
+    #[must_use]
+    pub fn usual(&self) -> &Effort {
+        &self.efforts[USUAL.0][USUAL.1]
+    }
+
+    /// How many postings have come or gone since, or changed from one kind to the other: of `live`, so many `fresh` ones in no cell.
+    #[must_use]
+    pub fn moved(&self, live: u64, fresh: u64) -> u64 {
+        let settled = |live: u64, fresh: u64| live.saturating_sub(fresh);
+        let went = settled(live, fresh).abs_diff(settled(self.live, self.fresh));
+        fresh.abs_diff(self.fresh).max(went)
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
@@ -261,6 +290,7 @@ impl Calibration {
         out.put_u32(self.far.to_bits());
         out.put_u64(self.lsn);
         out.put_u64(self.live);
+        out.put_u64(self.fresh);
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, FormatError> {
@@ -275,6 +305,7 @@ impl Calibration {
         calibration.far = number(r)?;
         calibration.lsn = r.u64()?;
         calibration.live = r.u64()?;
+        calibration.fresh = r.u64()?;
         Ok(calibration)
     }
 }

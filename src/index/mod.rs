@@ -7,14 +7,16 @@
 
 mod calibrate;
 mod fresh;
+mod needs;
 mod pivots;
 mod probe;
+mod questions;
 mod routing;
 mod search;
 mod snapshot;
 mod topk;
 
-pub use calibrate::calibrate;
+pub use calibrate::{Tried, calibrate};
 pub use fresh::{Fresh, FreshCentroid, FreshCodes};
 pub use routing::RoutingTable;
 pub use search::{Breadth, Hit, Hits, in_order_of_place, search, search_on, warm};

@@ -32,12 +32,14 @@ pub(super) struct Reach {
     pub(super) far: f32,
     /// The effort for such a query.
     pub(super) wide: Effort,
+    /// Whether what the snapshot has in none of its cells is looked at too.
+    pub(super) fresh: bool,
 }
 
 impl Reach {
     /// So much for every query.
     pub(super) fn of(effort: Effort) -> Self {
-        Self { effort, codes: usize::MAX, far: f32::INFINITY, wide: effort }
+        Self { effort, codes: usize::MAX, far: f32::INFINITY, wide: effort, fresh: true }
     }
 }
 
@@ -227,15 +229,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
             let distance = distance_by(geometry.metric, self.vector, row);
             if distance <= self.top.bound() {
                 let posting = shard::record(bytes, slot % slots, geometry);
-                let candidate = Candidate {
-                    distance,
-                    document_id: posting.document_id,
-                    start: posting.start,
-                    length: posting.length,
-                    shard: number,
-                    slot: slot as u32,
-                };
-                self.top.offer(candidate);
+                self.top.offer(Candidate::new(distance, posting, (number, slot)));
                 self.gained = true;
             }
         }
@@ -359,7 +353,9 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
     }
     probe.take(found)?;
     probe.finish()?;
-    scanned += probe.scan_fresh(query, &effort, found)?;
+    if reach.fresh {
+        scanned += probe.scan_fresh(query, &effort, found)?;
+    }
     Ok(Probed { top: probe.top, scanned, computed: probe.computed, cells: count, nearest: nearest.unwrap_or(0.0), cut })
 }
 

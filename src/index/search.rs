@@ -443,14 +443,7 @@ pub(super) fn scan_slots<F: StorageFile>(
             let distance = distance_by(geometry.metric, query, shard::row(bytes, i, geometry));
             if distance <= top.bound() {
                 let posting = shard::record(bytes, i, geometry);
-                top.offer(Candidate {
-                    distance,
-                    document_id: posting.document_id,
-                    start: posting.start,
-                    length: posting.length,
-                    shard: number,
-                    slot: slot as u32,
-                });
+                top.offer(Candidate::new(distance, posting, (number, slot)));
             }
         }
     }

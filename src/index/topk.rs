@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
-use crate::id::DocumentId;
+use crate::{id::DocumentId, shard::StoredPosting};
 
 /// A posting that may be among the nearest.
 ///
@@ -22,6 +22,15 @@ pub struct Candidate {
     pub shard: u32,
     /// The slot in the shard.
     pub slot: u32,
+}
+
+impl Candidate {
+    /// A posting in a shard's slot, the shard known by its number.
+    #[must_use]
+    pub fn new(distance: f32, posting: StoredPosting, (shard, slot): (u32, usize)) -> Self {
+        let StoredPosting { document_id, start, length, .. } = posting;
+        Self { distance, document_id, start, length, shard, slot: slot as u32 }
+    }
 }
 
 impl Ord for Candidate {

@@ -10,6 +10,8 @@ use shardex::{
     storage::{MmapFile, MmapStorage},
 };
 
+use shardex_sim::workload::Budget;
+
 use crate::support::{TestIndex, block_on, check_clean, posting, vector};
 
 /// Vectors around some hundred centres, so that near ones lie together as those of texts do.
@@ -214,7 +216,7 @@ fn a_damaged_table_of_cells_is_told_and_done_without() {
     engine.close().expect("closed");
     drop(engine);
     let bytes = fs::read(test.path().join("data")).expect("the data");
-    for magic in [*b"SHCH", *b"SHC4"] {
+    for magic in [*b"SHCH", *b"SHC5"] {
         let at = bytes.windows(4).position(|window| window == magic).expect("it is there");
         let copy = test.copy();
         copy.patch("data", |bytes| bytes[at + 5] ^= 1);
@@ -369,7 +371,8 @@ fn an_open_makes_the_codes_that_are_missing_beside_the_writer() {
                 break;
             }
             assert!(attempt < 20_000, "{} distances, still", answer.computed);
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            // The codes are made on a thread of their own.
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         let many = index.search_many_in_place(&[query.clone(), query.clone()], &options).await.expect("answers");
         let ids = |hits: &Hits<MmapFile>| hits.iter().map(|hit| hit.document_id.0).collect::<Vec<_>>();
@@ -511,4 +514,79 @@ fn without_room_the_cells_stay_as_they_were() {
     engine.optimize().expect("there is room");
     engine.flush().expect("flushed");
     assert!(engine.check(CheckLevel::Full).expect("readable").is_clean());
+}
+
+/// New cells were judged by a search that also looked at all that the old ones did not hold: of an index that had grown they
+/// seemed not to pay.
+#[test]
+fn cells_of_an_index_that_has_grown_search_as_those_of_one_that_was_loaded_at_once() {
+    let dimension = 64;
+    let made = |ends: &[u64]| {
+        let test = TestIndex::with(|config| config.vector_size(dimension).shard_size(128));
+        let mut engine = test.create();
+        for (i, &end) in ends.iter().enumerate() {
+            let first = if i == 0 { 0 } else { ends[i - 1] };
+            engine.add(&postings(first..end, dimension)).expect("added");
+            engine.optimize().expect("cells are made");
+        }
+        let usual = *engine.snapshot().cells.as_ref().expect("cells").calibration().usual();
+        (measure(&engine, 900_000..900_060, recall_of(0.95)), usual, test)
+    };
+    let ((at_once, looked_at_once), usual_at_once, _) = made(&[9_000]);
+    let ((grown, looked), usual, _) = made(&[4_500, 9_000]);
+    assert!(at_once > 0.94 && grown > 0.94, "{at_once} {grown}");
+    assert!(looked < 1.3 * looked_at_once, "{looked} of the postings, {looked_at_once} if loaded at once");
+    assert!((0.5..2.0).contains(&(usual.shard_margin / usual_at_once.shard_margin)), "{usual:?} {usual_at_once:?}");
+}
+
+/// As long as the cells stay, what recalls take is found anew when a quarter of the postings has come or gone, by searches as
+/// they are by then.
+#[test]
+fn what_recalls_take_is_found_anew_when_much_has_moved() {
+    let dimension = 48;
+    let test = TestIndex::with(|config| config.vector_size(dimension).shard_size(128));
+    let mut engine = test.create();
+    engine.add(&postings(0..6_000, dimension)).expect("added");
+    engine.optimize().expect("cells are made");
+    let proof = |engine: &Engine<MmapStorage>| engine.stats().expect("figures").recall.expect("it was tried");
+    let first = proof(&engine);
+    let last = engine.stats().expect("figures").last_lsn;
+    assert_eq!((first.lsn, first.postings, first.moved), (last, 6_000, 0));
+    assert_eq!(first.reached.len(), 48);
+    assert!(first.reached.iter().all(|line| line.reached >= line.asked), "{first:?}");
+    // Some tenths are replaced by others, one after another, and others go.
+    let others: Vec<Posting> =
+        (0..600u64).map(|n| posting(u128::from(n), 0, clustered(70_000 + n, dimension))).collect();
+    engine.add(&others).expect("replaced");
+    engine.remove(&(600..1_000).map(DocumentId).collect::<Vec<_>>()).expect("removed");
+    let moved = proof(&engine).moved;
+    assert!((900..1_300).contains(&moved), "{moved} moved");
+    while !engine.wants_regroup() {
+        let n = engine.stats().expect("figures").last_lsn.0 * 100;
+        engine.add(&postings(10_000 + n..10_100 + n, dimension)).expect("added");
+        assert!(proof(&engine).moved < 6_000 / 2, "it is still not wanted");
+    }
+    let cells = engine.stats().expect("figures").cells;
+    let places = groups(&engine);
+    // Half of it is worth nothing, and the next one does not go on from it.
+    let job = engine.regroup_go_on().expect("a job");
+    for left in [0, 100, 900] {
+        let budget = Budget::of(left);
+        assert!(matches!(job.run_until(&budget), Err(ShardexError::Closed)), "{left}");
+    }
+    let built = job.run().expect("it runs");
+    engine.regrouped(built).expect("taken in");
+    drop(job);
+    assert_eq!((engine.stats().expect("figures").cells, groups(&engine)), (cells, places), "the same cells");
+    let second = proof(&engine);
+    assert_eq!((second.lsn, second.moved), (engine.stats().expect("figures").last_lsn, 0));
+    assert!(second.reached.iter().all(|line| line.reached >= line.asked), "{second:?}");
+    assert!(!engine.wants_regroup());
+    let (reached, _) = measure(&engine, 900_000..900_100, recall_of(0.95));
+    assert!(reached >= 0.93, "{reached}");
+    engine.close().expect("closed");
+    drop(engine);
+    let engine = test.open();
+    assert_eq!(proof(&engine), second, "it is stored");
+    check_clean(&engine);
 }
