@@ -44,8 +44,14 @@ pub struct SearchOptions {
     /// shards hold, in the nearest cells; from the number of all shards on, it is every posting. Together with a
     /// `recall` it is the most that is looked at.
     pub slop: Option<usize>,
-    /// Share of the true nearest that is wanted, above 0 and at most 1, on the average of many queries: the search goes on
-    /// until that much is likely found. Where neither this nor `slop` is given, the configured default.
+    /// Share of the true nearest that is wanted, above 0 and at most 1: the search goes on until that much is likely found. Where
+    /// neither this nor `slop` is given, the configured default.
+    ///
+    /// It is a share on the average of many queries that are like what is stored; a single one may find fewer. What it takes is
+    /// found by searches for stored vectors, and for some beside them, whose true nearest 1 to 300 were computed; other `k`
+    /// lie between, and from 901 on everything is looked at, as wherever codes do not serve: before there are any, where they are
+    /// damaged, for few vectors or few dimensions, and for 1. A query that is not like what is stored makes the search look at
+    /// more, and is told of by [`SearchResponse::calibrated`]. [`stats().recall`](crate::IndexStats::recall) says what was reached.
     pub recall: Option<f32>,
     /// Scan every shard: the answer is that of a brute-force scan.
     pub exact: bool,

@@ -169,9 +169,22 @@ pub(crate) struct Check {
 pub(crate) struct Bench {
     /// Where the indexes are made, and removed again. Default: the system's directory for temporary files.
     pub(crate) dir: Option<PathBuf>,
-    /// Rows of the large index.
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = up_to::<10_000_000>)]
-    pub(crate) rows: usize,
+    /// Rows of the large index, 100,000 where nothing is said; with `--hard`, of each index, of which each kind has a number of its own.
+    #[arg(long, value_name = "N", value_parser = up_to::<10_000_000>)]
+    pub(crate) rows: Option<usize>,
+    /// Show only what recall is reached on data that is hard for codes: of all kinds, or of those named, separated by commas.
+    #[arg(long, value_name = "KINDS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    #[arg(conflicts_with_all = ["data", "grow"])]
+    pub(crate) hard: Option<String>,
+    /// With `--hard`: what the data are made from. Default: another one each time, which is printed.
+    #[arg(long, value_name = "N", requires = "hard")]
+    pub(crate) seed: Option<u64>,
+    /// With `--hard`: how often each index is replaced as a whole.
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "hard", value_parser = up_to::<1_000>)]
+    pub(crate) turns: usize,
+    /// With `--hard`: indexes of each kind and metric, each with a rotation of its own.
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "hard", value_parser = up_to::<100>)]
+    pub(crate) ids: usize,
     /// Show only how the cost of an add grows from 10,000 rows to so many; loading a million takes minutes.
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "100000")]
     #[arg(value_parser = positive, conflicts_with = "data")]
@@ -191,6 +204,13 @@ pub(crate) struct Bench {
     /// The metric for `--data`. Default: dot.
     #[arg(long, requires = "data")]
     pub(crate) metric: Option<shardex::Metric>,
+}
+
+impl Bench {
+    /// Rows of the large index.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows.unwrap_or(100_000)
+    }
 }
 
 #[derive(Debug, Args)]

@@ -22,7 +22,7 @@ use super::{
     args::{Bench, BenchChild},
     block_on,
     demo::{DIMENSION, postings, vector},
-    growth,
+    growth, hard,
     interrupt::Interrupt,
     measure,
     output::{Output, ms},
@@ -62,6 +62,9 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
             Ok(Answer::Yes)
         });
     }
+    if let Some(names) = &args.hard {
+        return hard::run(args, names, dir, output);
+    }
     block_on(2, async {
         let whole = measure::run(args, dir, output).await?;
         if args.data.is_some() {
@@ -72,7 +75,7 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
         }
         let durable = durable(dir, args.rounds).await?;
         output.say(&durable.1);
-        let index = filled(&dir.join("large"), args.rows as u64, OpenOptions::default().flush_interval_ms(0)).await?;
+        let index = filled(&dir.join("large"), args.rows() as u64, OpenOptions::default().flush_interval_ms(0)).await?;
         let stall = stall(&index, dir, args.rounds).await?;
         output.say(&stall.1);
         let tail = tail(&index, dir, args.rounds).await?;

@@ -55,14 +55,14 @@ impl Data {
         let spare = FLUSHED * (args.rounds + 1);
         let Some(file) = &args.data else {
             let made = |range: std::ops::Range<u64>| range.map(|n| vector(SEED, n)).collect::<Vec<_>>();
-            let rows = args.rows as u64;
+            let rows = args.rows() as u64;
             let more = made(2_000_000_000..2_000_000_000 + spare as u64);
             let queries = made(1_000_000_000..1_000_000_000 + QUERIES);
             return Ok(Self { metric: Metric::Cosine, rows: made(0..rows), more, queries, truth: None });
         };
         let metric = args.metric.unwrap_or(Metric::Dot);
         let mut all = Rows::open(file)?;
-        let rows = args.rows.min(all.rows());
+        let rows = args.rows().min(all.rows());
         let rows = vectors(&mut all, rows, metric)?;
         let queries = match &args.queries {
             Some(file) => {

@@ -79,7 +79,7 @@ impl<S: Storage> RegroupJob<S> {
             if !calibration.is_complete() {
                 return self.find_efforts(before, calibration, cancel).map(Some);
             }
-            if moved(&self.snapshot, calibration) {
+            if has_moved(&self.snapshot) {
                 let kept = self.find_efforts(before, &Calibration::default(), cancel)?;
                 if kept.cut {
                     // Half of them anew are worth less than all of before.
@@ -118,7 +118,9 @@ impl<S: Storage> RegroupJob<S> {
     fn may_stay(&self, before: &CellIndex<Lease<Lent<S>>>) -> bool {
         let good = before.is_searchable() && !before.is_damaged() && !before.has_ahead();
         let own = self.snapshot.cells.as_ref().is_some_and(|cells| std::ptr::eq(&**cells, before));
-        self.goes_on && good && own && self.snapshot.fresh_slots() * 2 <= self.snapshot.live
+        // By the time that they are asked anew they would soon be replaced.
+        let most = if before.calibration().is_complete() { 3 } else { 2 };
+        self.goes_on && good && own && self.snapshot.fresh_slots() * most <= self.snapshot.live
     }
 
     /// The cells of before with the efforts that are not known.
@@ -146,8 +148,8 @@ impl<S: Storage> RegroupJob<S> {
 }
 
 /// Whether so much has come and gone since the efforts were found that they are to be found anew.
-fn moved<L: Deref<Target = [u8]> + Clone>(snapshot: &Snapshot<L>, calibration: &Calibration) -> bool {
-    calibration.moved(snapshot.live, snapshot.fresh_slots()) * limits::CALIBRATION_SHARE > snapshot.live
+fn has_moved<L>(snapshot: &Snapshot<L>) -> bool {
+    snapshot.moved * limits::CALIBRATION_SHARE > snapshot.live
 }
 
 /// Whether the usual search looks at everything.
@@ -186,7 +188,7 @@ impl<S: Storage> Engine<S> {
 
     /// What searches by cells reached when it was last tried.
     pub(super) fn recall_proof(&self) -> Option<RecallProof> {
-        let Snapshot { live, cells, .. } = &*self.published;
+        let Snapshot { cells, moved, .. } = &*self.published;
         let cells = cells.as_ref()?;
         let Calibration { efforts, reached, lsn, live: postings, .. } = cells.calibration();
         let of = |(&k, (efforts, reached)): (&u32, (&[Effort; RECALLS.len()], &[f32; RECALLS.len()]))| {
@@ -199,9 +201,8 @@ impl<S: Storage> Engine<S> {
             };
             known.map(line).collect::<Vec<_>>()
         };
-        let moved = cells.calibration().moved(*live, self.published.fresh_slots());
         let reached = RESULTS.iter().zip(efforts.iter().zip(reached)).flat_map(of).collect();
-        Some(RecallProof { lsn: Lsn(*lsn), postings: *postings, moved, reached })
+        Some(RecallProof { lsn: Lsn(*lsn), postings: *postings, moved: *moved, reached })
     }
 
     /// Whether cells should be made, or asked anew what recalls take: there are none, unfinished or damaged ones, more postings
@@ -220,13 +221,17 @@ impl<S: Storage> Engine<S> {
         if !may || self.counters.operations < self.regroup_at {
             return false;
         }
-        let stale = self.published.cells.as_ref().is_some_and(|cells| moved(&self.published, cells.calibration()));
-        let wants = self.unsettled() * 2 > live || self.has_unfinished_cells() || stale;
+        let wants = self.unsettled() * 2 > live || self.has_unfinished_cells() || has_moved(&self.published);
         if !wants {
-            // It costs a look at every shard, so not after every write.
-            self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS / 4;
+            self.regroup_at = self.counters.operations + self.before_next_look();
         }
         wants
+    }
+
+    /// Operations before it is worth looking again whether cells are wanted: it costs a look at every shard, so not after every
+    /// write, and soon enough to see a small part of the postings come or go.
+    fn before_next_look(&self) -> u64 {
+        (self.published.live / 64).clamp(64, limits::LEAST_FOR_CELLS / 4)
     }
 
     /// What is to be done to make cells of everything accepted so far.
@@ -247,7 +252,7 @@ impl<S: Storage> Engine<S> {
 
     fn regroup_job(&mut self, goes_on: bool) -> Result<RegroupJob<S>> {
         self.check_writable()?;
-        self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS / 4;
+        self.regroup_at = self.counters.operations + self.before_next_look();
         let before = self.work.cells.as_ref().map(|(cells, _)| Arc::clone(cells));
         let rotation = match &before {
             Some(cells) => Arc::clone(cells.frame().rotation()),

@@ -19,7 +19,7 @@ use super::{
     topk::Candidate,
 };
 use crate::{
-    cells::{CellIndex, Near},
+    cells::{CellIndex, Near, log2},
     codes::{CentroidBytes, Query},
     distance::{self, Ahead, Scan},
     env::Workers,
@@ -120,17 +120,20 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
 
     /// The distance to the nearest centroid that few stored vectors exceed.
     fn far(&self, questions: &[Question], calibration: &Calibration) -> Result<f32> {
-        // The effort that most searches begin with: it decides which centroids are measured.
-        let effort = *calibration.usual();
         let stored: Vec<&Question> = questions.iter().filter(|question| question.stored).collect();
-        if effort == Effort::everything() || stored.is_empty() {
+        if *calibration.usual() == Effort::everything() || stored.is_empty() {
             return Ok(f32::INFINITY);
         }
+        // How far a search looks at first decides which centroids are measured: no search finds a nearer one than the least does.
+        let efforts = calibration.efforts.iter().flatten();
+        let least = |of: fn(&Effort) -> u32| efforts.clone().map(of).min().unwrap_or(u32::MAX);
+        let (groups, cells) = (least(|effort| effort.groups), least(|effort| effort.cells));
+        let reach = self.reach(Effort { groups, cells, ..*calibration.usual() });
         let nearest = |i: usize| {
             let asked = (stored[i].vector.as_slice(), limits::USUAL_RESULTS);
-            Ok(probe(self.snapshot, self.data, self.cells, asked, self.reach(effort))?.nearest)
+            Ok(probe(self.snapshot, self.data, self.cells, asked, reach)?.nearest)
         };
-        Ok(at(&sorted(self.each(stored.len(), &nearest)?.into_iter()), limits::CALIBRATION_FAR))
+        Ok(beyond_most(&sorted(self.each(stored.len(), &nearest)?.into_iter())))
     }
 
     /// One result for each number below `count`, on as many threads as there are.
@@ -235,12 +238,10 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         for _ in 0..limits::CALIBRATION_TRIES {
             let Some(effort) = needs.effort(missed) else { return Ok(None) };
             let came = self.ask(held, k, effort)?;
-            // A vector that has to be fetched costs as much as some that come one after another, or many codes.
-            let cost = came.cost.1 * 4.0 + came.cost.0 / 8.0;
-            if cost >= self.snapshot.live as f64 {
+            if came.cost >= self.snapshot.live as f64 {
                 return Ok(None);
             }
-            if came.reached >= f64::from(recall) {
+            if came.does(recall) {
                 return Ok(Some((effort, came)));
             }
             missed *= 0.6;
@@ -253,15 +254,28 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         let reach = self.reach(effort);
         let answers = self.each(questions.len(), &|i| {
             let question = questions[i].0;
-            let Probed { top, scanned, computed, .. } =
+            let Probed { top, cost, .. } =
                 probe(self.snapshot, self.data, self.cells, (&question.vector, k + 1), reach)?;
             let bound = question.bound(k).unwrap_or(f32::INFINITY);
             let others = top.into_sorted().into_iter().filter(|hit| (hit.shard, hit.slot as usize) != question.own);
             let hits = others.take(k).filter(|hit| hit.distance <= bound).count();
-            Ok((hits as f64 / k.min(question.nearest.len()) as f64, scanned as f64, computed as f64))
+            Ok((question.stored, hits as f64 / k.min(question.nearest.len()) as f64, cost))
         })?;
-        Ok(Came::of(answers.into_iter()))
+        Ok(Came::of(&answers))
     }
+}
+
+/// The number that one in a thousand exceeds of those that these, in order, are some of. Where there are fewer than a thousand
+/// it lies beyond them: the upper ones thin out exponentially, at worst, as distances do.
+fn beyond_most(sorted: &[f32]) -> f32 {
+    let most = at(sorted, limits::CALIBRATION_FAR);
+    let upper = &sorted[sorted.len() - sorted.len().div_ceil(4)..];
+    let Some(&least) = upper.first() else { return most };
+    let unit = upper.iter().map(|x| f64::from(x - least)).sum::<f64>() / upper.len() as f64;
+    // log2 is the same on every machine; of a small integer it is all that is wanted.
+    let wanted = (1.0 / (1.0 - limits::CALIBRATION_FAR)) as u32;
+    let doublings = log2(wanted) - log2(sorted.len() as u32);
+    most + unit as f32 * std::f32::consts::LN_2 * doublings.max(0.0)
 }
 
 /// What a code says by itself: number `code` of these blocks, against a centroid of which `product` is known.
@@ -279,4 +293,21 @@ fn says(
     let distance::Found { least, allowed, .. } = found.pop()?;
     let deviation = allowed * query.code_error(square) + query.bytes.base_error(centroid);
     Some(Coded { rank, says: least + allowed, deviation })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_numbers_tell_what_few_of_many_exceed() {
+        // As many as there are of an exponential distribution, evenly: its thousandth part lies beyond 6.9.
+        let exponential = |n: usize| -> Vec<f32> { (0..n).map(|i| -((1.0 - (i as f32 + 0.5) / n as f32).ln())).collect() };
+        for n in [8, 50, 100, 768, 4_000] {
+            let far = beyond_most(&exponential(n));
+            assert!((5.0..8.2).contains(&far), "{far} of {n}");
+        }
+        assert_eq!(beyond_most(&[]), 0.0);
+        assert_eq!(beyond_most(&[3.0]), 3.0);
+    }
 }

@@ -111,6 +111,8 @@ impl Limits {
 /// What a share of the results takes, as far as codes and centroids tell of which the true nearest are known.
 pub(super) struct Needs<'a> {
     ways: Vec<&'a Way>,
+    /// For each question, whether it is a stored vector.
+    stored: Vec<bool>,
     /// For each question, for each cell on its way, the least margin that leads past it.
     cells: Vec<Vec<f32>>,
     /// For each question, for each of its results, what finds it.
@@ -149,8 +151,8 @@ fn beyond((base, unit): (f32, f32), bound: f32) -> f32 {
 
 impl<'a> Needs<'a> {
     pub(super) fn new(asked: &[(&'a Question, &'a Way)], k: usize) -> Self {
-        let asked: Vec<(f32, &Way)> =
-            asked.iter().filter_map(|&(question, way)| Some((question.bound(k)?, way))).collect();
+        let bounded = asked.iter().filter_map(|&(question, way)| Some((question.stored, (question.bound(k)?, way))));
+        let (stored, asked): (Vec<bool>, Vec<(f32, &Way)>) = bounded.unzip();
         let ranks: Vec<Vec<usize>> = asked
             .iter()
             .map(|(_, way)| {
@@ -197,7 +199,7 @@ impl<'a> Needs<'a> {
         let shards = asked.iter().flat_map(|(bound, way)| way.shards.iter().take(k).map(|&shard| beyond(shard, *bound)));
         let shards = sorted(shards);
         let ways = asked.iter().map(|&(_, way)| way).collect();
-        Self { ways, cells, results, impatience, margins, deviations, shards }
+        Self { ways, stored, cells, results, impatience, margins, deviations, shards }
     }
 
     /// How far to go to miss about such a share; `None` if nowhere does.
@@ -228,11 +230,11 @@ impl<'a> Needs<'a> {
 
     /// What is found so far.
     fn reached(&self, limits: Limits) -> Came {
-        let shares = self.results.iter().map(|results| {
+        let shares = self.results.iter().zip(&self.stored).map(|(results, &stored)| {
             let found = results.iter().filter(|needed| limits.find(needed)).count();
-            (found as f64 / results.len() as f64, 0.0, 0.0)
+            (stored, found as f64 / results.len() as f64, 0.0)
         });
-        Came::of(shares)
+        Came::of(&shares.collect::<Vec<_>>())
     }
 
     /// The largest share that may be missed by margins and deviations so that the results have a recall; none if nothing does.
@@ -266,19 +268,34 @@ pub(super) struct Came {
     pub(super) reached: f64,
     /// Its standard error.
     error: f64,
-    /// Codes and vectors looked at, and distances computed, on the average.
-    pub(super) cost: (f64, f64),
+    /// What it cost, on the average.
+    pub(super) cost: f64,
 }
 
 impl Came {
-    /// Of what each question came to: the share that was found, codes and vectors looked at, and distances computed.
-    pub(super) fn of(answers: impl ExactSizeIterator<Item = (f64, f64, f64)>) -> Self {
-        let (n, mut came, mut squares) = (answers.len().max(1) as f64, Self::default(), 0.0);
-        for (share, scanned, computed) in answers {
+    /// Whether a recall is reached: by these questions, and by others but for a hundredth, as far as so few of them tell.
+    pub(super) fn does(&self, recall: f32) -> bool {
+        let (errors, less) = limits::CALIBRATION_SURE;
+        let wanted = f64::from(recall);
+        self.reached >= wanted.max(wanted - less + errors * self.error)
+    }
+
+    /// Of what each question came to: whether it is a stored vector, the share that was found, and what it cost. If less was found
+    /// for stored ones than for all, it is what these came to: those beside may be the easier ones, and are asked for by nobody, or
+    /// the harder ones.
+    pub(super) fn of(answers: &[(bool, f64, f64)]) -> Self {
+        let all = Self::mean(answers.iter().map(|&(_, share, cost)| (share, cost)));
+        let stored = Self::mean(answers.iter().filter(|(stored, ..)| *stored).map(|&(_, share, cost)| (share, cost)));
+        let any = answers.iter().any(|(stored, ..)| *stored);
+        Self { cost: all.cost, ..if any && stored.reached < all.reached { stored } else { all } }
+    }
+
+    fn mean(answers: impl Iterator<Item = (f64, f64)> + Clone) -> Self {
+        let (n, mut came, mut squares) = (answers.clone().count().max(1) as f64, Self::default(), 0.0);
+        for (share, cost) in answers {
             came.reached += share / n;
             squares += share * share / n;
-            came.cost.0 += scanned / n;
-            came.cost.1 += computed / n;
+            came.cost += cost / n;
         }
         came.error = ((squares - came.reached * came.reached).max(0.0) / n).sqrt();
         came

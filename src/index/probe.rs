@@ -34,12 +34,15 @@ pub(super) struct Reach {
     pub(super) wide: Effort,
     /// Whether what the snapshot has in none of its cells is looked at too.
     pub(super) fresh: bool,
+    /// What it may [cost](Probed::cost). Beyond that it is given up: whoever then looks at everything has paid twice for it, and
+    /// not more.
+    pub(super) most: f64,
 }
 
 impl Reach {
     /// So much for every query.
     pub(super) fn of(effort: Effort) -> Self {
-        Self { effort, codes: usize::MAX, far: f32::INFINITY, wide: effort, fresh: true }
+        Self { effort, codes: usize::MAX, far: f32::INFINITY, wide: effort, fresh: true, most: f64::INFINITY }
     }
 }
 
@@ -51,12 +54,17 @@ pub(super) struct Probed {
     pub(super) scanned: usize,
     /// Distances computed.
     pub(super) computed: usize,
+    /// What that cost, in vectors that are looked at one after another: one that is fetched by itself costs as much as some of
+    /// these, a posting that is looked up as one, or as some codes.
+    pub(super) cost: f64,
     /// Cells scanned.
     pub(super) cells: usize,
     /// The distance to the nearest centroid, by L2, as far as that is known: of the first ones that were measured.
     pub(super) nearest: f32,
     /// Whether it stopped because it had scanned as many codes as it may.
     pub(super) cut: bool,
+    /// Whether it was given up, because it cost more than it may.
+    pub(super) given_up: bool,
 }
 
 /// Numbers that were met: a table of open addressing.
@@ -113,6 +121,12 @@ struct Probe<'a, F: StorageFile, B> {
     top: TopK,
     met: &'a mut Met,
     computed: usize,
+    scanned: usize,
+    /// Of those computed, the ones that lie one after another.
+    in_order: usize,
+    /// Postings that codes were looked up for, those that are gone too.
+    looked_up: usize,
+    most: f64,
     /// Whether a result was found since this was last asked.
     gained: bool,
     /// What may be a result if the bound stays as it is.
@@ -147,6 +161,7 @@ fn nearest_first(a: &Found, b: &Found) -> std::cmp::Ordering {
 impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
     /// Finds the slot of a code's posting, if it was not met before, and asks for it.
     fn look_up(&mut self, one: &Found) {
+        self.looked_up += 1;
         if !self.met.insert(one.reference) {
             return;
         }
@@ -290,6 +305,10 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         top,
         met,
         computed: 0,
+        scanned: 0,
+        in_order: 0,
+        looked_up: 0,
+        most: reach.most,
         gained: false,
         held,
         pending: Vec::new(),
@@ -298,7 +317,7 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
     let router = cells.router();
     let mut effort = reach.effort;
     let (mut groups, mut wanted) = (effort.groups.max(1) as usize, effort.cells.max(1) as usize);
-    let (mut scanned, mut count, mut waiting, mut quiet) = (0, 0, 0, 0);
+    let (mut count, mut waiting, mut quiet) = (0, 0, 0);
     let (mut nearest, mut cut) = (None, false);
     'rounds: loop {
         router.ask(query, groups, wanted, asked);
@@ -312,6 +331,8 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
                 let far = front.nearest();
                 nearest = Some(far);
                 if far > reach.far {
+                    // Much of it will be looked at, or all: soon it is better to begin with that.
+                    probe.most *= 0.5;
                     effort = reach.wide;
                     (groups, wanted) = (groups.max(effort.groups as usize), wanted.max(effort.cells as usize));
                     continue 'rounds;
@@ -320,7 +341,7 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
             probe.ahead.plan(after, next.count);
             let bound = probe.top.bound();
             let beyond = next.base - bound;
-            cut = scanned >= reach.codes;
+            cut = probe.scanned >= reach.codes;
             if cut || beyond + effort.impatience * cells::log2(quiet + 1) * next.unit > effort.margin * next.unit {
                 break 'rounds;
             }
@@ -333,7 +354,10 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
             let range = next.first..next.first + next.count;
             distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut probe.ahead, found);
             probe.settle()?;
-            scanned += next.count;
+            probe.scanned += next.count;
+            if probe.is_spent() {
+                break 'rounds;
+            }
             waiting += next.count;
             count += 1;
             // As long as nothing bounds what is found, it is better to have more to choose from.
@@ -351,18 +375,22 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         groups = groups.saturating_mul(4).min(router.groups());
         wanted = if groups == router.groups() { router.numbers() } else { wanted.saturating_mul(4) };
     }
-    probe.take(found)?;
-    probe.finish()?;
-    if reach.fresh {
-        scanned += probe.scan_fresh(query, &effort, found)?;
+    if !probe.is_spent() {
+        probe.take(found)?;
+        probe.finish()?;
     }
-    Ok(Probed { top: probe.top, scanned, computed: probe.computed, cells: count, nearest: nearest.unwrap_or(0.0), cut })
+    if reach.fresh && !probe.is_spent() {
+        probe.scan_fresh(query, &effort, found)?;
+    }
+    let (nearest, cost, given_up) = (nearest.unwrap_or(0.0), probe.cost(), probe.is_spent());
+    let Probe { top, scanned, computed, .. } = probe;
+    Ok(Probed { top, scanned, computed, cost, cells: count, nearest, cut, given_up })
 }
 
 impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
     /// Looks at what came after the cells were made, near shards first: at the codes of the slots that have one, at the
-    /// vectors of the others. Returns how many it looked at.
-    fn scan_fresh(&mut self, query: &Query, effort: &Effort, found: &mut Vec<Found>) -> Result<usize> {
+    /// vectors of the others.
+    fn scan_fresh(&mut self, query: &Query, effort: &Effort, found: &mut Vec<Found>) -> Result<()> {
         let (snapshot, data, vector) = (self.snapshot, self.data, self.vector);
         let (mut near, mut products) = (Vec::new(), [0; CHUNK_SHARDS.next_multiple_of(ROWS)]);
         for (chunk, c) in snapshot.chunks.iter().zip(0u32..).filter(|(chunk, _)| !chunk.fresh.is_empty()) {
@@ -375,10 +403,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
             }
         }
         near.sort_unstable_by_key(|&(near, ..)| near);
-        let mut scanned = 0;
         for (near, square, shard, fresh) in near {
             let (base, number) = (near.distance(), near.number() as u32);
-            if base > self.top.bound() + effort.shard_margin * query.bytes.unit(square) {
+            if self.is_spent() || base > self.top.bound() + effort.shard_margin * query.bytes.unit(square) {
                 break;
             }
             let codes = fresh.codes.as_deref();
@@ -387,8 +414,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
             let coded = first..codes.map_or(len, |codes| codes.end().max(first));
             for slots in [from..coded.start, coded.end..len] {
                 let n = scan_slots(shard, (number, slots), data, vector, &mut self.top)?;
-                scanned += n;
+                self.scanned += n;
                 self.computed += n;
+                self.in_order += n;
             }
             let Some(codes) = codes else { continue };
             let (planes, step, bound) = (&query.planes, query.plane_step, self.top.bound());
@@ -396,7 +424,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
             let error = allow(query.code_error(square));
             let base = base - allow(query.bytes.base_error(fresh.centroid.stored));
             for (blocks, range) in codes.parts(coded) {
-                scanned += range.len();
+                self.scanned += range.len();
                 distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut self.ahead, found);
             }
             if bound == f32::INFINITY {
@@ -409,7 +437,17 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
             }
             found.clear();
         }
-        Ok(scanned)
+        Ok(())
+    }
+
+    fn cost(&self) -> f64 {
+        let (alone, codes) = (self.computed - self.in_order, self.scanned - self.in_order);
+        4.0 * alone as f64 + (self.looked_up + self.in_order) as f64 + codes as f64 / 8.0
+    }
+
+    /// Whether it has cost more than it may.
+    fn is_spent(&self) -> bool {
+        self.cost() > self.most
     }
 }
 

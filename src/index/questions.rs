@@ -78,6 +78,7 @@ fn drawn<F: StorageFile>(
             questions.push(Question { vector, own, stored: true, nearest: Vec::new() });
         }
     }
+    let mut questions = spread(questions);
     let stored: Vec<Vec<f32>> = questions.iter().map(|question| question.vector.clone()).collect();
     let (every, part) = limits::CALIBRATION_MOVED;
     for i in (every - 1..questions.len()).step_by(every) {
@@ -95,6 +96,14 @@ fn drawn<F: StorageFile>(
         }
     }
     Ok(questions)
+}
+
+/// The same in an order of which the first ones are as those of all: drawn by shard, they are near to one another.
+fn spread<T>(drawn: Vec<T>) -> Vec<T> {
+    let every = limits::CALIBRATION_QUERIES / limits::CALIBRATION_FEW.0;
+    let mut turns: Vec<Vec<T>> = (0..every).map(|_| Vec::new()).collect();
+    drawn.into_iter().enumerate().for_each(|(i, one)| turns[i % every].push(one));
+    turns.into_iter().flatten().collect()
 }
 
 /// Finds the true nearest of each question.
@@ -154,6 +163,19 @@ pub(super) fn halves<T: Copy>(asked: &[T]) -> [Vec<T>; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_ones_are_as_all_are() {
+        let order = spread((0..1_024).collect::<Vec<usize>>());
+        let few = &order[..limits::CALIBRATION_FEW.0];
+        for part in 0..8 {
+            let within = few.iter().filter(|&&i| i / 128 == part).count();
+            assert_eq!(within, few.len() / 8, "of part {part}");
+        }
+        let mut all = order;
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..1_024));
+    }
 
     #[test]
     fn each_half_has_as_many_that_are_moved() {

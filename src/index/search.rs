@@ -20,6 +20,7 @@ use crate::{
     format::{cells::Effort, geometry::Geometry},
     id::DocumentId,
     lease::Lease,
+    limits,
     posting::{SearchResponse, SearchResult, Stopped},
     shard::{self, DataFile, Shard},
     storage::{MmapFile, StorageFile},
@@ -220,13 +221,19 @@ impl Breadth {
         };
         match recall {
             Some(recall) => {
+                // What has come and gone since efforts were found wears them down, by how much nobody knows until they are
+                // found anew.
+                let moved = snapshot.moved as f32 / snapshot.live.max(1) as f32;
+                let recall = 1.0 - (1.0 - recall) * (1.0 - (limits::MOVED.0 * moved).min(limits::MOVED.1));
                 let effort = cells.effort(k, recall);
                 if effort == Effort::everything() && codes == usize::MAX && !self.by_cells {
                     return None;
                 }
                 let better = cells.effort(k, 1.0 - (1.0 - recall) / 8.0);
                 let wide = Effort { margin: 2.0 * better.margin, impatience: 0.0, ..better };
-                Some(Reach { codes, far: cells.calibration().far, wide, ..Reach::of(effort) })
+                // What is in no cell may be without codes, and codes may be of postings that are gone.
+                let most = if self.by_cells || self.slop.is_some() { f64::INFINITY } else { snapshot.live as f64 };
+                Some(Reach { codes, far: cells.calibration().far, wide, most, ..Reach::of(effort) })
             }
             None => {
                 // A third of the groups' codes are within reach of what is to be scanned.
@@ -282,13 +289,16 @@ pub fn search_on<F: StorageFile>(
         Breadth { slop: Some(slop), .. } => slop,
         _ => usize::MAX,
     };
+    let mut wasted = (0, 0);
     if let Some(cells) = &snapshot.cells {
         match breadth.reach(cells, snapshot, k) {
             // Cells found damaged are done without, until there are new ones.
             Some(reach) if !cells.is_damaged() => match probe(snapshot, data, cells, (query, k), reach) {
                 Err(_) if cells.is_damaged() => {}
+                // Everything costs less. What it has looked at so far is counted.
+                Ok(Probed { given_up: true, scanned, computed, .. }) => (slop, wasted) = (usize::MAX, (scanned, computed)),
                 probed => {
-                    let Probed { top, scanned, computed, cells, nearest, cut } = probed?;
+                    let Probed { top, scanned, computed, cells, nearest, cut, .. } = probed?;
                     let stopped = if cut { Stopped::Slop } else { Stopped::Reached };
                     let aim = Aim { recall: breadth.recall(), stopped, calibrated: nearest <= reach.far };
                     return Ok(hits(top, scanned, computed, (0, cells), aim));
@@ -330,7 +340,7 @@ pub fn search_on<F: StorageFile>(
         true => Aim { recall: breadth.recall(), stopped: Stopped::Slop, calibrated: true },
         false => Aim { recall: Some(1.0), stopped: Stopped::Everything, calibrated: true },
     };
-    Ok(hits(top, scanned, scanned, (numbers.len(), 0), aim))
+    Ok(hits(top, scanned + wasted.0, scanned + wasted.1, (numbers.len(), 0), aim))
 }
 
 /// The queries' numbers, those together that are near the same group of cells: an order to ask them in, whatever they

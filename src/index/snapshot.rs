@@ -39,6 +39,8 @@ pub struct Chunk<L> {
     pub fresh: Vec<Fresh>,
     /// The bytes of their centroids, in blocks; shared as long as the centroids are the same.
     pub fresh_rows: Arc<[u8]>,
+    /// Slots that are in no cell.
+    pub fresh_slots: u64,
 }
 
 /// What one search sees, from beginning to end.
@@ -54,13 +56,15 @@ pub struct Snapshot<L> {
     pub live: u64,
     /// Shards.
     pub shards: usize,
+    /// Postings that have come or gone since it was found out what recalls take.
+    pub moved: u64,
 }
 
 impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
     /// A snapshot of no shard.
     #[must_use]
     pub fn empty(lsn: Lsn) -> Self {
-        Self { chunks: Vec::new(), cells: None, lsn, live: 0, shards: 0 }
+        Self { chunks: Vec::new(), cells: None, lsn, live: 0, shards: 0, moved: 0 }
     }
 
     /// Heap bytes of the codes of what is in no cell.
@@ -87,7 +91,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
     /// Slots that are in no cell.
     #[must_use]
     pub fn fresh_slots(&self) -> u64 {
-        self.fresh().map(|(_, shard, fresh)| shard.len().saturating_sub(fresh.from as usize) as u64).sum()
+        self.chunks.iter().map(|chunk| chunk.fresh_slots).sum()
     }
 
     /// The shards where some of them have no code.
@@ -152,9 +156,11 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             let known = (&**shard, &*fresh[place].centroid);
             fresh[place].codes = Some(FreshCodes::of(Some(codes), known, codes.first, (frame, geometry)));
             let (shards, centroids) = (chunk.shards.clone(), Arc::clone(&chunk.centroids));
-            *chunk = Arc::new(Chunk { shards, centroids, fresh, fresh_rows: Arc::clone(&chunk.fresh_rows) });
+            let (fresh_rows, fresh_slots) = (Arc::clone(&chunk.fresh_rows), chunk.fresh_slots);
+            *chunk = Arc::new(Chunk { shards, centroids, fresh, fresh_rows, fresh_slots });
         }
-        Self { chunks, cells: self.cells.clone(), lsn: self.lsn, live: self.live, shards: self.shards }
+        let Self { lsn, live, shards, moved, .. } = *self;
+        Self { chunks, cells: self.cells.clone(), lsn, live, shards, moved }
     }
 
     /// All shards, by number.
@@ -206,7 +212,12 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
                 Some(old) if same_centroids(&old.fresh, &fresh) => Arc::clone(&old.fresh_rows),
                 _ => rows(&fresh).into(),
             };
-            let chunk = Arc::new(Chunk { shards: members.to_vec(), centroids, fresh, fresh_rows });
+            let slots = |fresh: &Fresh| {
+                let shard = members[fresh.shard as usize].as_ref();
+                shard.map_or(0, |shard| shard.len().saturating_sub(fresh.from as usize) as u64)
+            };
+            let fresh_slots = fresh.iter().map(slots).sum();
+            let chunk = Arc::new(Chunk { shards: members.to_vec(), centroids, fresh, fresh_rows, fresh_slots });
             count += members.iter().flatten().count();
             match old {
                 Some(old) => {
@@ -216,7 +227,9 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
                 None => chunks.push(chunk),
             }
         }
-        Self { chunks, cells: cells.cloned(), lsn, live, shards: count }
+        let mut next = Self { chunks, cells: cells.cloned(), lsn, live, shards: count, moved: 0 };
+        next.moved = cells.map_or(0, |cells| cells.calibration().moved(live, next.fresh_slots()));
+        next
     }
 }
 

@@ -165,7 +165,7 @@ fn cells_outlive_a_close_and_nothing_is_left_of_lost_ones() {
 }
 
 /// The first byte of each group of cells in the data file, and how many there are.
-fn groups(engine: &Engine<MmapStorage>) -> Vec<(usize, usize)> {
+pub(crate) fn groups(engine: &Engine<MmapStorage>) -> Vec<(usize, usize)> {
     let snapshot = engine.snapshot();
     let page = engine.geometry().page_size;
     let groups = &snapshot.cells.as_ref().expect("there are cells").table().groups;
@@ -270,8 +270,10 @@ fn what_is_in_no_cell_is_searched_by_codes() {
         let answers = |engine: &Engine<MmapStorage>| -> (Vec<Vec<u128>>, usize) {
             let hits = (0..60).map(|n| {
                 let mut query = clustered(10_003 + 61 * n, dimension);
-                let norm = query.iter().map(|x| x * x).sum::<f32>().sqrt();
-                query.iter_mut().for_each(|x| *x /= norm);
+                if metric == Metric::Cosine {
+                    let norm = query.iter().map(|x| x * x).sum::<f32>().sqrt();
+                    query.iter_mut().for_each(|x| *x /= norm);
+                }
                 find(engine, &query, 10, recall_of(0.95))
             });
             let hits: Vec<_> = hits.collect();

@@ -18,6 +18,7 @@ mod kill;
 mod layering;
 mod model;
 mod monitor;
+mod recall;
 mod reclaim;
 mod routing;
 mod schedules;

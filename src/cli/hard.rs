@@ -1,0 +1,181 @@
+//! The part of `shardex bench` that asks for recalls on data that is hard for codes: as it grew, after `optimize`, and after all of it
+//! was replaced some times.
+
+use std::{num::NonZero, path::Path, thread, time::Instant};
+
+use serde_json::{Value, json};
+use shardex::{
+    DocumentId, Durability, Metric, OpenOptions, Posting, SearchOptions, SearchResponse, Shardex, ShardexConfig,
+};
+
+use super::{
+    Answer, Failure, Outcome,
+    args::Bench,
+    block_on,
+    kinds::{Chance, KINDS, Kind, World, bounds, counts, distance},
+    output::Output,
+};
+
+/// Numbers of results, and queries for each.
+const RESULTS: [(usize, usize); 3] = [(1, 2_000), (10, 500), (100, 500)];
+const ASKED: [f32; 3] = [0.9, 0.95, 0.99];
+const BATCH: usize = 1_000;
+
+/// Each kind that is named, by each of its metrics, so often with another index; whether all came to what was asked for, less 0.01.
+pub(super) fn run(args: &Bench, names: &str, dir: &Path, output: &Output) -> Outcome {
+    let wanted: Vec<&str> = names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    if let Some(name) = wanted.iter().find(|name| !KINDS.iter().any(|kind| kind.name == **name)) {
+        let known: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+        return Err(Failure(format!("no kind of data is {name:?}; there are {}", known.join(", "))));
+    }
+    let seed = args.seed.unwrap_or_else(|| u64::from(std::process::id()) ^ (began_at() << 20));
+    output.say(&format!("seed {seed}; {} turnovers, {} indexes each", args.turns, args.ids));
+    let kinds = KINDS.iter().filter(|kind| wanted.is_empty() || wanted.contains(&kind.name));
+    let (mut cases, mut failed) = (Vec::new(), 0);
+    for &kind in kinds {
+        for &metric in kind.metrics {
+            for id in 0..args.ids {
+                let rows = args.rows.unwrap_or(kind.rows);
+                let case = Case { kind, metric, rows, turns: args.turns, seed: seed.wrapping_add(id as u64) };
+                let place = dir.join(format!("{}-{metric}-{id}", kind.name.replace(' ', "-")));
+                let states = block_on(2, case.states(&place, output))?;
+                failed += states.iter().filter(|state| state["reached"] == false).count();
+                cases.push(json!({ "kind": kind.name, "metric": metric.to_string(), "rows": rows, "states": states }));
+                std::fs::remove_dir_all(&place)?;
+            }
+        }
+    }
+    output.say(&format!("{failed} of {} states did not come to what was asked for, less 0.01", cases.len() * 3));
+    if output.is_json() {
+        output.result(&json!({ "seed": seed, "cases": cases, "failed": failed }), "");
+    }
+    Ok(if failed == 0 { Answer::Yes } else { Answer::No })
+}
+
+/// Seconds since 1970.
+fn began_at() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
+}
+
+struct Case {
+    kind: Kind,
+    metric: Metric,
+    rows: usize,
+    turns: usize,
+    seed: u64,
+}
+
+impl Case {
+    async fn states(&self, place: &Path, output: &Output) -> Result<Vec<Value>, Failure> {
+        let options = OpenOptions::default().durability(Durability::Manual);
+        let config = ShardexConfig::new(place).vector_size(self.kind.dimension).metric(self.metric).options(options);
+        let index = Shardex::create(config).await?;
+        let mut world = World::new(self.kind, self.rows, self.seed);
+        let mut rows: Vec<Vec<f32>> = (0..self.rows).map(|_| world.row()).collect();
+        for (first, some) in rows.chunks(BATCH).enumerate().map(|(i, some)| (i * BATCH, some)) {
+            index.add_postings(some.iter().zip(first..).map(|(row, n)| posting(n, row)).collect()).await?;
+        }
+        let mut states = vec![self.state("grown", &index, &rows, &mut world, output).await?];
+        let began = Instant::now();
+        index.optimize().await?;
+        let took = began.elapsed().as_secs_f64();
+        states.push(self.state(&format!("optimised in {took:.1} s"), &index, &rows, &mut world, output).await?);
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        let mut chance = Chance::new(self.seed);
+        for _ in 0..self.turns {
+            (1..order.len()).rev().for_each(|i| order.swap(i, chance.below(i + 1)));
+            for some in order.chunks(BATCH) {
+                some.iter().for_each(|&n| rows[n] = world.row());
+                index.add_postings(some.iter().map(|&n| posting(n, &rows[n])).collect()).await?;
+            }
+        }
+        states.push(self.state("turned over", &index, &rows, &mut world, output).await?);
+        index.close().await?;
+        Ok(states)
+    }
+
+    /// Asks for each recall and each number of results.
+    async fn state(
+        &self,
+        name: &str,
+        index: &Shardex,
+        rows: &[Vec<f32>],
+        world: &mut World,
+        output: &Output,
+    ) -> Result<Value, Failure> {
+        let most = RESULTS.iter().map(|&(_, queries)| queries).max().unwrap_or(0);
+        let queries: Vec<Vec<f32>> = (0..most).map(|_| world.query()).collect();
+        let truth = self.truth(&queries, rows);
+        let stats = index.stats().await?;
+        let mut text = format!(
+            "{} by {}, {} rows, {name}: {} cells, {} postings in none",
+            self.kind.name, self.metric, self.rows, stats.cells, stats.fresh_postings
+        );
+        let (mut values, mut all) = (Vec::new(), true);
+        for (i, &(k, count)) in RESULTS.iter().enumerate() {
+            text.push_str(&format!("\n  k {k:<4}"));
+            for asked in ASKED {
+                let queries = &queries[..count];
+                let began = Instant::now();
+                let answers = index.search_many(queries, &SearchOptions::new(k).recall(asked)).await?;
+                let rate = count as f64 / began.elapsed().as_secs_f64();
+                let of = queries.iter().zip(&truth).zip(&answers);
+                let shares: Vec<f64> =
+                    of.map(|((query, truth), answer)| self.share(query, rows, answer, (k, truth[i]))).collect();
+                let reached = shares.iter().sum::<f64>() / count as f64;
+                let scanned =
+                    answers.iter().map(|answer| answer.scanned).sum::<usize>() as f64 / (count * self.rows) as f64;
+                let missed = || shares.iter().zip(&answers).filter(|(share, _)| **share < f64::from(asked));
+                let unflagged = missed().filter(|(_, answer)| answer.calibrated).count();
+                let flagged = answers.iter().filter(|answer| !answer.calibrated).count() as f64 / count as f64;
+                let does = match world.is_ordinary() {
+                    true => reached >= f64::from(asked) - 0.01,
+                    false => reached >= f64::from(asked) - 0.03 || unflagged * 100 <= missed().count(),
+                };
+                all &= does;
+                text.push_str(&format!(
+                    "  {asked}: {reached:.4}{} ({scanned:.2} of the rows looked at, {rate:.0} /s)",
+                    if does { "" } else { " MISSED" },
+                ));
+                values.push(json!({
+                    "k": k, "asked": asked, "reached": reached, "scanned": scanned, "qps": rate, "flagged": flagged,
+                }));
+            }
+        }
+        if self.metric == self.kind.metrics[0] {
+            let most = self.kind.share;
+            let by = if self.kind.why.is_empty() { String::new() } else { format!(" ({})", self.kind.why) };
+            text.push_str(&format!("\n  k 10 at 0.95 after optimize is to look at {most:.2} of the rows at most{by}"));
+        }
+        output.say(&text);
+        Ok(json!({ "state": name, "reached": all, "settings": values }))
+    }
+
+    /// How far the last of the true nearest of each query is, for each number of results.
+    fn truth(&self, queries: &[Vec<f32>], rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
+        let ks = RESULTS.map(|(k, _)| k);
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        thread::scope(|scope| {
+            let parts = queries.chunks(queries.len().div_ceil(threads).max(1));
+            let of =
+                |part: &[Vec<f32>]| part.iter().map(|query| bounds(self.metric, query, rows, &ks)).collect::<Vec<_>>();
+            let tasks: Vec<_> = parts.map(|part| scope.spawn(move || of(part))).collect();
+            tasks.into_iter().flat_map(|task| task.join().unwrap_or_default()).collect()
+        })
+    }
+
+    /// The share of the true nearest that an answer has.
+    fn share(&self, query: &[f32], rows: &[Vec<f32>], answer: &SearchResponse, (k, bound): (usize, f64)) -> f64 {
+        let norm = |v: &[f32]| v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let near = answer.results.iter().filter(|result| {
+            let row = &rows[result.document_id.0 as usize];
+            let norms = if self.metric == Metric::Cosine { 1.0 } else { norm(query) * norm(row) };
+            counts(self.metric, distance(self.metric, query, row), bound, norms)
+        });
+        near.count() as f64 / k.min(rows.len()) as f64
+    }
+}
+
+fn posting(n: usize, row: &[f32]) -> Posting {
+    Posting { document_id: DocumentId(n as u128), start: 0, length: 1, vector: row.to_vec() }
+}
