@@ -116,6 +116,11 @@ pub const IMPATIENCE: f32 = 0.5;
 /// Standard deviations of an estimate's error that every search allows for.
 pub const LEAST_DEVIATIONS: f32 = 0.5;
 
+/// Standard deviations that an error exceeds in half of the cases that may be missed, for the recalls of a calibration: the two-sided normal
+/// quantiles. What is in no cell has codes against a centroid that is farther, and by the time that cells are made there is none to
+/// find out by what it takes.
+pub const FRESH_DEVIATIONS: [f32; 8] = [0.68, 1.04, 1.29, 1.65, 1.96, 2.33, 2.58, 2.81];
+
 /// How often the share that a search may miss is halved in on.
 pub const CALIBRATION_ROUNDS: usize = 10;
 
@@ -129,6 +134,9 @@ pub const CALIBRATION_SHARE: u64 = 4;
 /// such a part. On vectors around a centre that draw together while they are replaced, 0.90 of ten where 0.95 is asked become
 /// 0.94 at the worst; on others a search looks at a few codes more.
 pub const MOVED: (f32, f32) = (1.5, 0.75);
+
+/// By so large a part of itself, times that share, the margin of shards that hold something in no cell is larger.
+pub const MOVED_SHARDS: f32 = 0.5;
 
 /// Beyond the largest number of results that was asked for, up to so many times that many, it is extrapolated what they take.
 pub const CALIBRATION_BEYOND: usize = 3;

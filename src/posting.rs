@@ -49,8 +49,8 @@ pub struct SearchOptions {
     ///
     /// It is a share on the average of many queries that are like what is stored; a single one may find fewer. What it takes is
     /// found by searches for stored vectors, and for some beside them, whose true nearest 1 to 300 were computed; other `k`
-    /// lie between, and from 901 on everything is looked at, as wherever codes do not serve: before there are any, where they are
-    /// damaged, for few vectors or few dimensions, and for 1. A query that is not like what is stored makes the search look at
+    /// lie between. Everything is looked at for a `k` from 901 on and for recalls above 0.995, and wherever codes do not serve:
+    /// before there are any, where they are damaged, and of few vectors or dimensions. A query that is not like what is stored makes the search look at
     /// more, and is told of by [`SearchResponse::calibrated`]. [`stats().recall`](crate::IndexStats::recall) says what was reached.
     pub recall: Option<f32>,
     /// Scan every shard: the answer is that of a brute-force scan.
@@ -106,7 +106,7 @@ pub struct SearchResponse {
     /// Why the search stopped.
     pub stopped: Stopped,
     /// Whether the query is as near to the index as most that its recall was found by. If not, more was looked at, and how much
-    /// of the nearest that finds was tried by nobody.
+    /// of the nearest that finds was tried by nobody. Always, where every posting was looked at.
     pub calibrated: bool,
     /// The last write that this search saw.
     pub lsn: Lsn,

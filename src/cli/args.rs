@@ -169,7 +169,7 @@ pub(crate) struct Check {
 pub(crate) struct Bench {
     /// Where the indexes are made, and removed again. Default: the system's directory for temporary files.
     pub(crate) dir: Option<PathBuf>,
-    /// Rows of the large index, 100,000 where nothing is said; with `--hard`, of each index, of which each kind has a number of its own.
+    /// Rows of the large index. Default: 100,000; with `--hard`, a number of its own for each kind of data.
     #[arg(long, value_name = "N", value_parser = up_to::<10_000_000>)]
     pub(crate) rows: Option<usize>,
     /// Show only what recall is reached on data that is hard for codes: of all kinds, or of those named, separated by commas.

@@ -137,6 +137,8 @@ pub struct Engine<S: Storage> {
     cell_policy: CellPolicy,
     /// From how many operations on it is worth asking whether cells are to be made.
     regroup_at: u64,
+    /// Live postings when cells were found not to pay; 0 if they were not.
+    regroup_refused: u64,
 }
 
 impl<S: Storage> Engine<S> {

@@ -316,6 +316,7 @@ impl<F: StorageFile> Found<F> {
             executor: Arc::clone(&env.executor),
             cell_policy: env.cells,
             regroup_at: 0,
+            regroup_refused: 0,
         };
         if !fresh {
             engine.recover(start, checkpoint, (newest_epoch, paired))?;

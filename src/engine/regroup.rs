@@ -76,18 +76,21 @@ impl<S: Storage> RegroupJob<S> {
         }
         if let Some(before) = self.before.as_deref().filter(|before| self.may_stay(before)) {
             let calibration = before.calibration();
-            if !calibration.is_complete() {
-                return self.find_efforts(before, calibration, cancel).map(Some);
-            }
-            if has_moved(&self.snapshot) {
-                let kept = self.find_efforts(before, &Calibration::default(), cancel)?;
-                if kept.cut {
-                    // Half of them anew are worth less than all of before.
-                    return Err(ShardexError::Closed);
-                }
-                if !looks_at_everything(&kept) || *calibration.usual() == Effort::everything() {
+            let asked = match calibration.is_complete() {
+                false => Some(calibration.clone()),
+                true => has_moved(&self.snapshot).then(Calibration::default),
+            };
+            match asked.map(|known| self.find_efforts(before, &known, cancel)) {
+                // Half of them anew are worth less than all of before.
+                Some(Ok(kept)) if kept.cut && calibration.is_complete() => return Err(ShardexError::Closed),
+                Some(Ok(kept)) if kept.cut || !looks_at_everything(&kept) || self.policy == CellPolicy::Always => {
                     return Ok(Some(kept));
                 }
+                // A group that nobody had read is damaged.
+                Some(Err(ShardexError::Corruption { .. })) if before.is_damaged() => {}
+                Some(Err(error)) => return Err(error),
+                // They do not serve any more: others may.
+                Some(Ok(_)) | None => {}
             }
         }
         let Self { snapshot, data, rotation, before, executor, .. } = self;
@@ -133,7 +136,13 @@ impl<S: Storage> RegroupJob<S> {
         let workers = Workers { executor: &*self.executor, cancel };
         let mut built = Built::kept(before);
         let tried = Tried { cells: before, own: true };
-        built.table.calibration = calibrate(&self.snapshot, &self.data, (tried, known.clone()), workers, self.seed())?;
+        // What an open found in no cell has codes soon, made by another job or here: then searches will be as they are asked now.
+        let mut snapshot = Arc::clone(&self.snapshot);
+        if snapshot.uncoded().next().is_some() {
+            let coded = snapshot.code_fresh(&self.data, before.frame(), cancel)?;
+            snapshot = Arc::new(snapshot.with_codes(&coded, self.data.geometry()));
+        }
+        built.table.calibration = calibrate(&snapshot, &self.data, (tried, known.clone()), workers, self.seed())?;
         built.cut = !built.table.calibration.is_complete() && cancel.is_cancelled();
         match built.cut && built.table.calibration == *known {
             true => Err(ShardexError::Closed),
@@ -189,7 +198,7 @@ impl<S: Storage> Engine<S> {
     /// What searches by cells reached when it was last tried.
     pub(super) fn recall_proof(&self) -> Option<RecallProof> {
         let Snapshot { cells, moved, .. } = &*self.published;
-        let cells = cells.as_ref()?;
+        let cells = cells.as_ref().filter(|cells| !cells.is_damaged() && cells.calibration().is_begun())?;
         let Calibration { efforts, reached, lsn, live: postings, .. } = cells.calibration();
         let of = |(&k, (efforts, reached)): (&u32, (&[Effort; RECALLS.len()], &[f32; RECALLS.len()]))| {
             let known = RECALLS.iter().zip(efforts).zip(reached).filter(|&(_, &reached)| reached > 0.0);
@@ -218,7 +227,8 @@ impl<S: Storage> Engine<S> {
             CellPolicy::Always => live >= limits::LEAST_FOR_CELLS,
         };
         let may = many && begun && writable;
-        if !may || self.counters.operations < self.regroup_at {
+        let many_more = self.regroup_refused > 0 && live * 2 > self.regroup_refused * 3;
+        if !may || self.counters.operations < self.regroup_at && !many_more {
             return false;
         }
         let wants = self.unsettled() * 2 > live || self.has_unfinished_cells() || has_moved(&self.published);
@@ -228,7 +238,7 @@ impl<S: Storage> Engine<S> {
         wants
     }
 
-    /// Operations before it is worth looking again whether cells are wanted: it costs a look at every shard, so not after every
+    /// Operations before it is worth looking again whether cells are wanted: it costs a look at many shards, so not after every
     /// write, and soon enough to see a small part of the postings come or go.
     fn before_next_look(&self) -> u64 {
         (self.published.live / 64).clamp(64, limits::LEAST_FOR_CELLS / 4)
@@ -253,6 +263,7 @@ impl<S: Storage> Engine<S> {
     fn regroup_job(&mut self, goes_on: bool) -> Result<RegroupJob<S>> {
         self.check_writable()?;
         self.regroup_at = self.counters.operations + self.before_next_look();
+        self.regroup_refused = 0;
         let before = self.work.cells.as_ref().map(|(cells, _)| Arc::clone(cells));
         let rotation = match &before {
             Some(cells) => Arc::clone(cells.frame().rotation()),
@@ -284,7 +295,8 @@ impl<S: Storage> Engine<S> {
         self.check_writable()?;
         if built.is_none() {
             // They do not pay; of many more postings they may.
-            self.regroup_at = self.counters.operations + limits::LEAST_FOR_CELLS.max(self.published.live / 2);
+            self.regroup_failed();
+            self.regroup_refused = self.published.live;
             if self.work.cells.is_none() {
                 return Ok(());
             }

@@ -175,12 +175,13 @@ impl<F: StorageFile> Roots<F> {
         &self.file
     }
 
-    fn store(&mut self, slot: usize, root: &Root, purpose: Purpose) -> Result<SyncJob<F>> {
+    /// Stores a root, and returns where.
+    fn store(&mut self, slot: usize, root: &Root) -> Result<u64> {
         let offset = (slot * self.page_size) as u64;
         let bytes = root.encode();
         self.file.store(offset, &bytes, STORE)?;
         self.bytes_stored += bytes.len() as u64;
-        Ok(self.file.sync_range(offset, offset + ROOT_BYTES as u64, purpose))
+        Ok(offset)
     }
 
     /// Stores a new root in the other slot, and returns the sync that makes it durable. From here on it may be on the
@@ -191,7 +192,8 @@ impl<F: StorageFile> Roots<F> {
     pub fn store_next(&mut self, root: &Root, purpose: Purpose) -> Result<SyncJob<F>> {
         assert_eq!(root.generation, self.newest.generation.next(), "roots follow one another");
         self.storing = true;
-        self.store(1 - self.newest_slot, root, purpose)
+        let offset = self.store(1 - self.newest_slot, root)?;
+        Ok(self.file.sync_range(offset, offset + ROOT_BYTES as u64, purpose))
     }
 
     /// The roots that the slots must hold now.
@@ -213,6 +215,9 @@ impl<F: StorageFile> Roots<F> {
     /// first, in its own slot if the other holds a root too; else in the other, which cannot be read, so that the one that can is
     /// not endangered.
     ///
+    /// The length is made durable with them (R6): a file that was cut has got its pages back from an open, this one or one that
+    /// died since, and that is in the page cache alone.
+    ///
     /// # Errors
     /// `OutOfSpace`, `Io`: the index cannot be opened.
     pub fn restore(&mut self, purpose: Purpose) -> Result<()> {
@@ -223,9 +228,11 @@ impl<F: StorageFile> Roots<F> {
             site::reach(Mark::RestoredInOtherSlot);
             (1 - self.newest_slot, self.newest_slot)
         };
-        self.store(first, &newest, purpose)?.run()?;
+        self.store(first, &newest)?;
+        self.file.sync_all(purpose).run()?;
         let older = self.older.get_or_insert(newest).clone();
         self.newest_slot = first;
-        self.store(second, &older, purpose)?.run()
+        self.store(second, &older)?;
+        self.file.sync_all(purpose).run()
     }
 }

@@ -166,8 +166,8 @@ pub struct RecallProof {
     pub lsn: Lsn,
     /// Live postings then.
     pub postings: u64,
-    /// Postings that have come or gone since, or were moved by splits: from a quarter of the live ones on it is tried anew, in
-    /// the background.
+    /// Postings that have come or gone since, or were moved by splits, at least: from more than a quarter of the live ones on it is
+    /// tried anew, in the background.
     pub moved: u64,
     /// What was reached, by numbers of results and then by the recall asked for, ascending. What was not tried yet is not
     /// among it, and searches for it look at everything.

@@ -6,6 +6,7 @@
 //!    is stored. Where nothing less does, or costs no more, it is to look at everything.
 //! 2. Cells are asked with what searches of the snapshot will look at besides: nothing where they are made of it, and all
 //!    that came since where they are older.
+//!    Questions are held out of the centroids of new cells; those of older cells may know some of them, each as one of some thirty.
 //! 3. The time that is stored is that of the oldest effort: an effort is never taken for newer than it is.
 
 use std::{ops::Deref, sync::Arc};
@@ -114,8 +115,8 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
     }
 
     /// How far a search goes.
-    fn reach(&self, effort: Effort) -> Reach {
-        Reach { fresh: self.own, ..Reach::of(effort) }
+    fn reach(&self, effort: Effort, recall: f32) -> Reach {
+        Reach { fresh: self.own, ..Reach::of(effort, recall) }
     }
 
     /// The distance to the nearest centroid that few stored vectors exceed.
@@ -124,11 +125,12 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         if *calibration.usual() == Effort::everything() || stored.is_empty() {
             return Ok(f32::INFINITY);
         }
-        // How far a search looks at first decides which centroids are measured: no search finds a nearer one than the least does.
+        // How far a search looks at first decides which centroids are measured: in none is the nearest of them farther than in
+        // the least.
         let efforts = calibration.efforts.iter().flatten();
         let least = |of: fn(&Effort) -> u32| efforts.clone().map(of).min().unwrap_or(u32::MAX);
         let (groups, cells) = (least(|effort| effort.groups), least(|effort| effort.cells));
-        let reach = self.reach(Effort { groups, cells, ..*calibration.usual() });
+        let reach = self.reach(Effort { groups, cells, ..*calibration.usual() }, limits::USUAL_RECALL);
         let nearest = |i: usize| {
             let asked = (stored[i].vector.as_slice(), limits::USUAL_RESULTS);
             Ok(probe(self.snapshot, self.data, self.cells, asked, reach)?.nearest)
@@ -236,8 +238,8 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
     ) -> Result<Option<(Effort, Came)>> {
         let Some(mut missed) = needs.missed(recall) else { return Ok(None) };
         for _ in 0..limits::CALIBRATION_TRIES {
-            let Some(effort) = needs.effort(missed) else { return Ok(None) };
-            let came = self.ask(held, k, effort)?;
+            let Some(effort) = needs.effort(missed, recall) else { return Ok(None) };
+            let came = self.ask(held, k, self.reach(effort, recall))?;
             if came.cost >= self.snapshot.live as f64 {
                 return Ok(None);
             }
@@ -249,9 +251,8 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         Ok(None)
     }
 
-    /// What some questions come to with so much effort.
-    fn ask(&self, questions: &[(&Question, &Way)], k: usize, effort: Effort) -> Result<Came> {
-        let reach = self.reach(effort);
+    /// What some questions come to by searches that go so far.
+    fn ask(&self, questions: &[(&Question, &Way)], k: usize, reach: Reach) -> Result<Came> {
         let answers = self.each(questions.len(), &|i| {
             let question = questions[i].0;
             let Probed { top, cost, .. } =
@@ -265,8 +266,8 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
     }
 }
 
-/// The number that one in a thousand exceeds of those that these, in order, are some of. Where there are fewer than a thousand
-/// it lies beyond them: the upper ones thin out exponentially, at worst, as distances do.
+/// The number that one in a thousand exceeds, judged by a sample in order. By fewer than a thousand it is extrapolated: at worst the
+/// upper ones thin out exponentially.
 fn beyond_most(sorted: &[f32]) -> f32 {
     let most = at(sorted, limits::CALIBRATION_FAR);
     let upper = &sorted[sorted.len() - sorted.len().div_ceil(4)..];

@@ -2,7 +2,7 @@
 
 use crate::{cells::log2, format::cells::Effort, limits};
 
-use super::questions::Question;
+use super::{probe::fresh_deviations, questions::Question};
 
 /// The cells on the way of a search for one question, in the order of their distances, and what it finds there.
 pub(super) struct Way {
@@ -81,11 +81,11 @@ enum Needed {
 }
 
 impl Needed {
-    /// What finds it first.
+    /// What finds it first in a cell.
     fn first(&self) -> Option<&Need> {
         match self {
             Self::Cells(codes) => codes.iter().flatten().min_by(|a, b| a.margin.total_cmp(&b.margin)),
-            Self::Fresh(need) => Some(need),
+            Self::Fresh(_) => None,
         }
     }
 }
@@ -96,14 +96,16 @@ struct Limits {
     margin: f32,
     shard_margin: f32,
     deviations: f32,
+    /// Those for what is in no cell.
+    fresh_deviations: f32,
 }
 
 impl Limits {
     fn find(&self, needed: &Needed) -> bool {
-        let finds = |need: &Need, margin: f32| need.margin <= margin && need.deviations <= self.deviations;
+        let finds = |need: &Need, margin: f32, deviations: f32| need.margin <= margin && need.deviations <= deviations;
         match needed {
-            Needed::Cells(codes) => codes.iter().flatten().any(|need| finds(need, self.margin)),
-            Needed::Fresh(need) => finds(need, self.shard_margin),
+            Needed::Cells(codes) => codes.iter().flatten().any(|need| finds(need, self.margin, self.deviations)),
+            Needed::Fresh(need) => finds(need, self.shard_margin, self.fresh_deviations),
         }
     }
 }
@@ -120,7 +122,7 @@ pub(super) struct Needs<'a> {
     impatience: f32,
     /// The least margins that find each result by its first code in cells, in order.
     margins: Vec<f32>,
-    /// The deviations that do, and those of what is in none.
+    /// The deviations that do.
     deviations: Vec<f32>,
     /// The margins of the shards that each result is in, whether it is in cells or not: by the next search it may not be.
     shards: Vec<f32>,
@@ -203,16 +205,17 @@ impl<'a> Needs<'a> {
     }
 
     /// How far to go to miss about such a share; `None` if nowhere does.
-    fn limits(&self, missed: f32) -> Option<Limits> {
+    fn limits(&self, missed: f32, recall: f32) -> Option<Limits> {
         let margin = at(&self.margins, 1.0 - PARTS[0] * missed);
         let deviations = at(&self.deviations, 1.0 - PARTS[1] * missed).max(limits::LEAST_DEVIATIONS);
         let shard_margin = at(&self.shards, 1.0 - PARTS[3] * missed);
-        (margin < f32::INFINITY).then_some(Limits { margin, shard_margin, deviations })
+        let fresh_deviations = fresh_deviations(recall).max(deviations);
+        (margin < f32::INFINITY).then_some(Limits { margin, shard_margin, deviations, fresh_deviations })
     }
 
     /// What it takes to miss about such a share; `None` if nothing does.
-    pub(super) fn effort(&self, missed: f32) -> Option<Effort> {
-        let Limits { margin, shard_margin, deviations } = self.limits(missed)?;
+    pub(super) fn effort(&self, missed: f32, recall: f32) -> Option<Effort> {
+        let Limits { margin, shard_margin, deviations, .. } = self.limits(missed, recall)?;
         let within = |needs: &Vec<f32>| needs.partition_point(|&need| need <= margin);
         let counts = sorted(self.cells.iter().map(|needs| within(needs) as f32));
         let ranks = self.ways.iter().zip(&self.cells).flat_map(|(way, needs)| {
@@ -242,7 +245,7 @@ impl<'a> Needs<'a> {
         let (errors, part) = limits::CALIBRATION_ERRORS;
         let wanted = f64::from(recall);
         let does = |missed: f32| {
-            let Some(limits) = self.limits(missed) else { return false };
+            let Some(limits) = self.limits(missed, recall) else { return false };
             let came = self.reached(limits);
             came.reached >= wanted + (errors * came.error).min(part * (1.0 - wanted))
         };
@@ -280,9 +283,8 @@ impl Came {
         self.reached >= wanted.max(wanted - less + errors * self.error)
     }
 
-    /// Of what each question came to: whether it is a stored vector, the share that was found, and what it cost. If less was found
-    /// for stored ones than for all, it is what these came to: those beside may be the easier ones, and are asked for by nobody, or
-    /// the harder ones.
+    /// From each question: whether it is a stored vector, the share that was found, and what it cost. The mean of all, or that of the
+    /// stored ones if it is less: moved ones may be harder than what is really asked, or easier.
     pub(super) fn of(answers: &[(bool, f64, f64)]) -> Self {
         let all = Self::mean(answers.iter().map(|&(_, share, cost)| (share, cost)));
         let stored = Self::mean(answers.iter().filter(|(stored, ..)| *stored).map(|&(_, share, cost)| (share, cost)));

@@ -17,7 +17,8 @@ use crate::{
     codes::Query,
     distance::{self, Ahead, BLOCK, Found, ROWS, Scan},
     error::Result,
-    format::cells::Effort,
+    format::cells::{Effort, RECALLS},
+    limits,
     shard::{self, DataFile, Extent, Shard},
     storage::StorageFile,
 };
@@ -34,16 +35,25 @@ pub(super) struct Reach {
     pub(super) wide: Effort,
     /// Whether what the snapshot has in none of its cells is looked at too.
     pub(super) fresh: bool,
+    /// The standard deviations that are allowed for there, at least.
+    pub(super) fresh_deviations: f32,
     /// What it may [cost](Probed::cost). Beyond that it is given up: whoever then looks at everything has paid twice for it, and
     /// not more.
     pub(super) most: f64,
 }
 
 impl Reach {
-    /// So much for every query.
-    pub(super) fn of(effort: Effort) -> Self {
-        Self { effort, codes: usize::MAX, far: f32::INFINITY, wide: effort, fresh: true, most: f64::INFINITY }
+    /// So much for every query, of which a recall is wanted.
+    pub(super) fn of(effort: Effort, recall: f32) -> Self {
+        let fresh_deviations = fresh_deviations(recall);
+        Self { effort, codes: usize::MAX, far: f32::INFINITY, wide: effort, fresh: true, fresh_deviations, most: f64::INFINITY }
     }
+}
+
+/// What is allowed for where nobody has found out by what there is; see [`limits::FRESH_DEVIATIONS`].
+pub(super) fn fresh_deviations(recall: f32) -> f32 {
+    let at = RECALLS.partition_point(|&known| known < recall);
+    limits::FRESH_DEVIATIONS[at.min(RECALLS.len() - 1)]
 }
 
 /// What a search found and did.
@@ -124,6 +134,8 @@ struct Probe<'a, F: StorageFile, B> {
     scanned: usize,
     /// Of those computed, the ones that lie one after another.
     in_order: usize,
+    /// Whether it was left before its end, because it had cost more than it may.
+    given_up: bool,
     /// Postings that codes were looked up for, those that are gone too.
     looked_up: usize,
     most: f64,
@@ -221,6 +233,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
         held.retain(|one| one.least <= bound);
         held.sort_unstable_by(nearest_first);
         for some in held.chunks(2 * TOGETHER) {
+            if self.is_spent() {
+                break;
+            }
             let bound = self.top.bound();
             some.iter().filter(|one| one.least <= bound).for_each(|one| self.look_up(one));
             self.ahead.finish();
@@ -307,6 +322,7 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         computed: 0,
         scanned: 0,
         in_order: 0,
+        given_up: false,
         looked_up: 0,
         most: reach.most,
         gained: false,
@@ -334,6 +350,10 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
                     // Much of it will be looked at, or all: soon it is better to begin with that.
                     probe.most *= 0.5;
                     effort = reach.wide;
+                    if effort == Effort::everything() && probe.most < f64::INFINITY {
+                        probe.given_up = true;
+                        break 'rounds;
+                    }
                     (groups, wanted) = (groups.max(effort.groups as usize), wanted.max(effort.cells as usize));
                     continue 'rounds;
                 }
@@ -375,15 +395,16 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         groups = groups.saturating_mul(4).min(router.groups());
         wanted = if groups == router.groups() { router.numbers() } else { wanted.saturating_mul(4) };
     }
-    if !probe.is_spent() {
+    if !probe.given_up {
         probe.take(found)?;
         probe.finish()?;
     }
-    if reach.fresh && !probe.is_spent() {
+    if reach.fresh && !probe.given_up {
+        effort.deviations = effort.deviations.max(reach.fresh_deviations);
         probe.scan_fresh(query, &effort, found)?;
     }
-    let (nearest, cost, given_up) = (nearest.unwrap_or(0.0), probe.cost(), probe.is_spent());
-    let Probe { top, scanned, computed, .. } = probe;
+    let (nearest, cost) = (nearest.unwrap_or(0.0), probe.cost());
+    let Probe { top, scanned, computed, given_up, .. } = probe;
     Ok(Probed { top, scanned, computed, cost, cells: count, nearest, cut, given_up })
 }
 
@@ -445,9 +466,10 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
         4.0 * alone as f64 + (self.looked_up + self.in_order) as f64 + codes as f64 / 8.0
     }
 
-    /// Whether it has cost more than it may.
-    fn is_spent(&self) -> bool {
-        self.cost() > self.most
+    /// Whether it has cost more than it may: then it is given up.
+    fn is_spent(&mut self) -> bool {
+        self.given_up |= self.cost() > self.most;
+        self.given_up
     }
 }
 

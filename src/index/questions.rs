@@ -98,12 +98,19 @@ fn drawn<F: StorageFile>(
     Ok(questions)
 }
 
-/// The same in an order of which the first ones are as those of all: drawn by shard, they are near to one another.
+/// The same in an order of which the first ones are as those of all, however many: drawn by shard, they are near to one another.
 fn spread<T>(drawn: Vec<T>) -> Vec<T> {
-    let every = limits::CALIBRATION_QUERIES / limits::CALIBRATION_FEW.0;
-    let mut turns: Vec<Vec<T>> = (0..every).map(|_| Vec::new()).collect();
-    drawn.into_iter().enumerate().for_each(|(i, one)| turns[i % every].push(one));
-    turns.into_iter().flatten().collect()
+    let gcd = |mut a: usize, mut b: usize| {
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    // Multiples of the golden section of the whole lie evenly, the first some as well as all.
+    let len = drawn.len();
+    let step = (len * 618 / 1_000..).find(|&step| gcd(step, len) == 1).unwrap_or(1);
+    let mut places: Vec<Option<T>> = drawn.into_iter().map(Some).collect();
+    (0..len).filter_map(|i| places[i * step % len].take()).collect()
 }
 
 /// Finds the true nearest of each question.
@@ -166,15 +173,20 @@ mod tests {
 
     #[test]
     fn the_first_ones_are_as_all_are() {
-        let order = spread((0..1_024).collect::<Vec<usize>>());
-        let few = &order[..limits::CALIBRATION_FEW.0];
-        for part in 0..8 {
-            let within = few.iter().filter(|&&i| i / 128 == part).count();
-            assert_eq!(within, few.len() / 8, "of part {part}");
+        for count in [1_024, 1_000, 600, 300, 8, 1] {
+            let order = spread((0..count).collect::<Vec<usize>>());
+            let few = &order[..limits::CALIBRATION_FEW.0.min(count)];
+            for part in 0..8 {
+                if count == 1 {
+                    continue;
+                }
+                let within = few.iter().filter(|&&i| i * 8 / count == part).count();
+                assert!(within.abs_diff(few.len() / 8) <= 4, "{within} of part {part} of {count}");
+            }
+            let mut all = order;
+            all.sort_unstable();
+            assert!(all.into_iter().eq(0..count));
         }
-        let mut all = order;
-        all.sort_unstable();
-        assert!(all.into_iter().eq(0..1_024));
     }
 
     #[test]

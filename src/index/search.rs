@@ -17,7 +17,10 @@ use crate::{
     distance,
     env::{Executor, Inline},
     error::Result,
-    format::{cells::Effort, geometry::Geometry},
+    format::{
+        cells::{Effort, RECALLS},
+        geometry::Geometry,
+    },
     id::DocumentId,
     lease::Lease,
     limits,
@@ -224,23 +227,35 @@ impl Breadth {
                 // What has come and gone since efforts were found wears them down, by how much nobody knows until they are
                 // found anew.
                 let moved = snapshot.moved as f32 / snapshot.live.max(1) as f32;
-                let recall = 1.0 - (1.0 - recall) * (1.0 - (limits::MOVED.0 * moved).min(limits::MOVED.1));
-                let effort = cells.effort(k, recall);
+                let better = |recall: f32, part: f32| {
+                    let best = RECALLS[RECALLS.len() - 1];
+                    // What is asked for and can be had is not made more than can be had.
+                    (1.0 - (1.0 - recall) * part).min(best.max(recall))
+                };
+                let recall = better(recall, 1.0 - (limits::MOVED.0 * moved).min(limits::MOVED.1));
+                let mut effort = cells.effort(k, recall);
                 if effort == Effort::everything() && codes == usize::MAX && !self.by_cells {
                     return None;
                 }
-                let better = cells.effort(k, 1.0 - (1.0 - recall) / 8.0);
-                let wide = Effort { margin: 2.0 * better.margin, impatience: 0.0, ..better };
+                // What came since may be nearer than all that was there, so that its shards seem farther.
+                if effort != Effort::everything() {
+                    effort.shard_margin += limits::MOVED_SHARDS * moved * effort.shard_margin.abs();
+                }
+                let wide = match cells.effort(k, better(recall, 0.125)) {
+                    all if all == Effort::everything() => all,
+                    // A margin may be below nothing, where results are nearer than their cells.
+                    most => Effort { margin: most.margin.max(effort.margin) + most.margin.abs(), impatience: 0.0, ..most },
+                };
                 // What is in no cell may be without codes, and codes may be of postings that are gone.
-                let most = if self.by_cells || self.slop.is_some() { f64::INFINITY } else { snapshot.live as f64 };
-                Some(Reach { codes, far: cells.calibration().far, wide, most, ..Reach::of(effort) })
+                let most = if self.by_cells || codes != usize::MAX { f64::INFINITY } else { snapshot.live as f64 };
+                Some(Reach { codes, far: cells.calibration().far, wide, most, ..Reach::of(effort, recall) })
             }
             None => {
                 // A third of the groups' codes are within reach of what is to be scanned.
                 let cells_wanted = (codes as u64 * 2 * cells.cells() / cells.codes().max(1)).max(64) as u32;
                 let Effort { shard_margin, deviations, .. } = cells.effort(k, 0.98);
                 let effort = Effort { shard_margin, deviations, cells: cells_wanted, ..Effort::everything() };
-                Some(Reach { codes, ..Reach::of(effort) })
+                Some(Reach { codes, ..Reach::of(effort, 0.98) })
             }
         }
     }
@@ -289,14 +304,16 @@ pub fn search_on<F: StorageFile>(
         Breadth { slop: Some(slop), .. } => slop,
         _ => usize::MAX,
     };
-    let mut wasted = (0, 0);
+    let mut wasted = (0, 0, 0);
     if let Some(cells) = &snapshot.cells {
         match breadth.reach(cells, snapshot, k) {
             // Cells found damaged are done without, until there are new ones.
             Some(reach) if !cells.is_damaged() => match probe(snapshot, data, cells, (query, k), reach) {
                 Err(_) if cells.is_damaged() => {}
                 // Everything costs less. What it has looked at so far is counted.
-                Ok(Probed { given_up: true, scanned, computed, .. }) => (slop, wasted) = (usize::MAX, (scanned, computed)),
+                Ok(Probed { given_up: true, scanned, computed, cells, .. }) => {
+                    (slop, wasted) = (usize::MAX, (scanned, computed, cells));
+                }
                 probed => {
                     let Probed { top, scanned, computed, cells, nearest, cut, .. } = probed?;
                     let stopped = if cut { Stopped::Slop } else { Stopped::Reached };
@@ -340,7 +357,7 @@ pub fn search_on<F: StorageFile>(
         true => Aim { recall: breadth.recall(), stopped: Stopped::Slop, calibrated: true },
         false => Aim { recall: Some(1.0), stopped: Stopped::Everything, calibrated: true },
     };
-    Ok(hits(top, scanned + wasted.0, scanned + wasted.1, (numbers.len(), 0), aim))
+    Ok(hits(top, scanned + wasted.0, scanned + wasted.1, (numbers.len(), wasted.2), aim))
 }
 
 /// The queries' numbers, those together that are near the same group of cells: an order to ask them in, whatever they

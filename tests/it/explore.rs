@@ -172,6 +172,10 @@ post_mortems! {
     /// the one of `create`. The next recovery believed it, replayed the log into places that it knew nobody to use, and a power
     /// cut brought the old file back, which named them. A recovery makes the file anew before it stores anything else.
     a_recovery_stores_nothing_before_its_root_file_is_there: "old-root-file-behind-a-recovery.case";
+    /// The root file was cut behind its first slot. A recovery gave it its pages back and stored both roots, but its syncs made no
+    /// length durable; the next store of the first slot was torn by a power cut, and the second was gone. What stores the roots
+    /// again makes the length durable with them.
+    a_cut_root_file_gets_a_durable_length: "cut-root-file-that-is-long-in-the-cache.case";
     /// A bit rotted after the first read of its extent. The split that came next trusted the first check and copied the
     /// bytes under a new checksum: nobody could find the damage any more. What is copied is checked when it is.
     a_split_does_not_hide_rot: "rot-copied-by-a-split.case";
