@@ -181,7 +181,7 @@ mod tests {
                     continue;
                 }
                 let within = few.iter().filter(|&&i| i * 8 / count == part).count();
-                assert!(within.abs_diff(few.len() / 8) <= 4, "{within} of part {part} of {count}");
+                assert!(within.abs_diff(few.len() / 8) <= few.len() / 32, "{within} of part {part} of {count}");
             }
             let mut all = order;
             all.sort_unstable();
