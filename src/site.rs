@@ -13,6 +13,9 @@ pub enum Kind {
     ErrorCheck,
     /// Something waits for something else: a place to be free, an epoch to be open, a sync to cover a length.
     Ordering,
+    /// Something is looked at so that searches find as much as they were asked for. No crash shows
+    /// that it is needed, but recalls do.
+    Recall,
 }
 
 /// A test that must hold; weakened it always does.

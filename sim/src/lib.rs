@@ -38,6 +38,7 @@ pub mod mutation;
 pub mod oracle;
 pub mod pool;
 pub mod readers;
+pub mod recall;
 pub mod shrink;
 pub mod storage;
 pub mod watch;

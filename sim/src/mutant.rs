@@ -91,6 +91,7 @@ impl Mutant {
                 site::Kind::Checksum => "checksum",
                 site::Kind::ErrorCheck => "error check",
                 site::Kind::Ordering => "ordering",
+                site::Kind::Recall => "recall",
             },
             Self::Simulator(_) => "simulator",
         }

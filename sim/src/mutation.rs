@@ -10,13 +10,15 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
+use shardex::site;
+
 use crate::{
     SimStorage,
     case::Case,
     conformance::{conformance, conformance_crash},
     explorer::{self, Limits},
     mutant::{self, How, Mutant},
-    pool,
+    pool, recall,
     storage::{Op, SimMutant},
     workload,
 };
@@ -30,6 +32,12 @@ const FIRST: u64 = 1_000;
 /// Seeds whose runs pass every place there is.
 const PLACES: u64 = 2_000;
 
+/// Rows of the data of which recalls are asked.
+const RECALL_ROWS: usize = 5_000;
+
+/// Cases of recalls that pass every place there is.
+const RECALL_PLACES: usize = 1;
+
 /// What found a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Killer {
@@ -41,6 +49,8 @@ pub enum Killer {
     Workload(String),
     /// The conformance suite.
     Conformance,
+    /// What searches found of this kind of data.
+    Recall(String),
 }
 
 impl fmt::Display for Killer {
@@ -50,6 +60,7 @@ impl fmt::Display for Killer {
             Self::Corpus(name) => write!(f, "the case `{name}`"),
             Self::Workload(name) => write!(f, "exploring `{name}`"),
             Self::Conformance => f.write_str("the conformance suite"),
+            Self::Recall(kind) => write!(f, "recalls of `{kind}`"),
         }
     }
 }
@@ -91,6 +102,9 @@ pub fn all() -> Vec<Mutant> {
         for seed in 1..=PLACES {
             drop(Case::generated(seed).run());
         }
+        for case in recalls().into_iter().take(RECALL_PLACES) {
+            drop(case.run());
+        }
     });
     let first = |mutant: &Mutant| !matches!(mutant, Mutant::Call(call, How::Dropped) if call.purpose == "B1: commit");
     all.sort_by_key(first);
@@ -126,6 +140,7 @@ pub fn median_seeds(rows: &[Row]) -> u64 {
 fn fate(mutant: Mutant, seeds: u64) -> Fate {
     let found = match mutant {
         Mutant::Simulator(_) => conforms(mutant).err().map(|how| (Killer::Conformance, how)),
+        Mutant::Site(site) if site.kind == site::Kind::Recall => mutant::with(Some(mutant), by_recalls),
         Mutant::Call(..) | Mutant::Site(_) => {
             let first = FIRST.min(seeds);
             mutant::with(Some(mutant), || {
@@ -156,6 +171,20 @@ fn by_corpus() -> Option<(Killer, String)> {
         let case: Case = fs::read_to_string(path).ok()?.parse().ok()?;
         let name = path.file_stem()?.to_string_lossy().into_owned();
         case.run().broken.map(|how| (Killer::Corpus(name), how))
+    })
+}
+
+/// The kinds of hard data, first those on which little hides a mistake; and one that is replaced as a whole.
+fn recalls() -> Vec<recall::Case> {
+    let each = recall::Case::each(RECALL_ROWS);
+    let turned = each.iter().filter(|case| case.kind == "clusters").map(|case| recall::Case { turns: 2, ..*case });
+    turned.chain(each.clone()).collect()
+}
+
+fn by_recalls() -> Option<(Killer, String)> {
+    recalls().into_iter().find_map(|case| {
+        let first = case.run().into_iter().next()?;
+        Some((Killer::Recall(case.kind.to_owned()), first))
     })
 }
 

@@ -174,8 +174,12 @@ pub(crate) struct Bench {
     pub(crate) rows: Option<usize>,
     /// Show only what recall is reached on data that is hard for codes: of all kinds, or of those named, separated by commas.
     #[arg(long, value_name = "KINDS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
-    #[arg(conflicts_with_all = ["data", "grow"])]
+    #[arg(conflicts_with_all = ["data", "grow", "growing"])]
     pub(crate) hard: Option<String>,
+    /// Show only what recall is reached, and how fast, while an index grows from nothing to so many rows in batches of 1,000.
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "200000")]
+    #[arg(value_parser = up_to::<10_000_000>, conflicts_with_all = ["rows", "grow"])]
+    pub(crate) growing: Option<usize>,
     /// With `--hard`: what the data are made from. Default: another one each time, which is printed.
     #[arg(long, value_name = "N", requires = "hard")]
     pub(crate) seed: Option<u64>,
@@ -209,7 +213,7 @@ pub(crate) struct Bench {
 impl Bench {
     /// Rows of the large index.
     pub(crate) fn rows(&self) -> usize {
-        self.rows.unwrap_or(100_000)
+        self.rows.or(self.growing).unwrap_or(100_000)
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     args::{Bench, BenchChild},
     block_on,
     demo::{DIMENSION, postings, vector},
-    growth, hard,
+    growing, growth, hard,
     interrupt::Interrupt,
     measure,
     output::{Output, ms},
@@ -61,6 +61,9 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
             }
             Ok(Answer::Yes)
         });
+    }
+    if args.growing.is_some() {
+        return growing::run(&measure::Data::new(args)?, dir, output);
     }
     if let Some(names) = &args.hard {
         return hard::run(args, names, dir, output);

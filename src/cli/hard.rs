@@ -1,18 +1,17 @@
 //! The part of `shardex bench` that asks for recalls on data that is hard for codes: as it grew, after `optimize`, and after all of it
 //! was replaced some times.
 
-use std::{num::NonZero, path::Path, thread, time::Instant};
+use std::{path::Path, time::Instant};
 
+use rayon::prelude::*;
 use serde_json::{Value, json};
-use shardex::{
-    DocumentId, Durability, Metric, OpenOptions, Posting, SearchOptions, SearchResponse, Shardex, ShardexConfig,
-};
+use shardex::{DocumentId, Durability, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexConfig};
 
 use super::{
     Answer, Failure, Outcome,
     args::Bench,
     block_on,
-    kinds::{Chance, KINDS, Kind, World, bounds, counts, distance},
+    kinds::{Chance, KINDS, Kind, Tally, World, bounds, near},
     output::Output,
 };
 
@@ -105,7 +104,8 @@ impl Case {
     ) -> Result<Value, Failure> {
         let most = RESULTS.iter().map(|&(_, queries)| queries).max().unwrap_or(0);
         let queries: Vec<Vec<f32>> = (0..most).map(|_| world.query()).collect();
-        let truth = self.truth(&queries, rows);
+        let ks = RESULTS.map(|(k, _)| k);
+        let truth: Vec<Vec<f64>> = queries.par_iter().map(|query| bounds(self.metric, query, rows, &ks)).collect();
         let stats = index.stats().await?;
         let mut text = format!(
             "{} by {}, {} rows, {name}: {} cells, {} postings in none",
@@ -119,26 +119,21 @@ impl Case {
                 let began = Instant::now();
                 let answers = index.search_many(queries, &SearchOptions::new(k).recall(asked)).await?;
                 let rate = count as f64 / began.elapsed().as_secs_f64();
-                let of = queries.iter().zip(&truth).zip(&answers);
-                let shares: Vec<f64> =
-                    of.map(|((query, truth), answer)| self.share(query, rows, answer, (k, truth[i]))).collect();
-                let reached = shares.iter().sum::<f64>() / count as f64;
-                let scanned =
-                    answers.iter().map(|answer| answer.scanned).sum::<usize>() as f64 / (count * self.rows) as f64;
-                let missed = || shares.iter().zip(&answers).filter(|(share, _)| **share < f64::from(asked));
-                let unflagged = missed().filter(|(_, answer)| answer.calibrated).count();
-                let flagged = answers.iter().filter(|answer| !answer.calibrated).count() as f64 / count as f64;
-                let does = match world.is_ordinary() {
-                    true => reached >= f64::from(asked) - 0.01,
-                    false => reached >= f64::from(asked) - 0.03 || unflagged * 100 <= missed().count(),
-                };
+                let mut tally = Tally::new(k, asked);
+                for ((query, truth), answer) in queries.iter().zip(&truth).zip(&answers) {
+                    let found = answer.results.iter().map(|result| rows[result.document_id.0 as usize].as_slice());
+                    tally.add(answer, near(self.metric, query, found, truth[i]), rows.len());
+                }
+                let (reached, scanned) = (tally.recall(), tally.scanned() / self.rows as f64);
+                let does = tally.does(world.is_ordinary());
                 all &= does;
                 text.push_str(&format!(
                     "  {asked}: {reached:.4}{} ({scanned:.2} of the rows looked at, {rate:.0} /s)",
                     if does { "" } else { " MISSED" },
                 ));
                 values.push(json!({
-                    "k": k, "asked": asked, "reached": reached, "scanned": scanned, "qps": rate, "flagged": flagged,
+                    "k": k, "asked": asked, "reached": reached, "scanned": scanned, "qps": rate,
+                    "flagged": tally.flagged(), "by_vectors": tally.by_vectors(),
                 }));
             }
         }
@@ -149,30 +144,6 @@ impl Case {
         }
         output.say(&text);
         Ok(json!({ "state": name, "reached": all, "settings": values }))
-    }
-
-    /// How far the last of the true nearest of each query is, for each number of results.
-    fn truth(&self, queries: &[Vec<f32>], rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
-        let ks = RESULTS.map(|(k, _)| k);
-        let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        thread::scope(|scope| {
-            let parts = queries.chunks(queries.len().div_ceil(threads).max(1));
-            let of =
-                |part: &[Vec<f32>]| part.iter().map(|query| bounds(self.metric, query, rows, &ks)).collect::<Vec<_>>();
-            let tasks: Vec<_> = parts.map(|part| scope.spawn(move || of(part))).collect();
-            tasks.into_iter().flat_map(|task| task.join().unwrap_or_default()).collect()
-        })
-    }
-
-    /// The share of the true nearest that an answer has.
-    fn share(&self, query: &[f32], rows: &[Vec<f32>], answer: &SearchResponse, (k, bound): (usize, f64)) -> f64 {
-        let norm = |v: &[f32]| v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        let near = answer.results.iter().filter(|result| {
-            let row = &rows[result.document_id.0 as usize];
-            let norms = if self.metric == Metric::Cosine { 1.0 } else { norm(query) * norm(row) };
-            counts(self.metric, distance(self.metric, query, row), bound, norms)
-        });
-        near.count() as f64 / k.min(rows.len()) as f64
     }
 }
 

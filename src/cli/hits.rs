@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shardex::Hits;
+use shardex::{Hits, Stopped};
 
 use super::output::{self, Output};
 
@@ -24,6 +24,8 @@ pub(super) struct Found {
     hits: Vec<HitRow>,
     pub(super) scanned: usize,
     pub(super) computed: usize,
+    pub(super) stopped: Stopped,
+    pub(super) calibrated: bool,
     pub(super) time: Duration,
 }
 
@@ -36,9 +38,15 @@ impl Found {
             length: hit.length,
             score: hit.similarity_score,
         };
-        let (scanned, computed) = (hits.scanned(), hits.computed());
-        let hits = hits.iter().map(row).collect();
-        Self { query, hits, scanned, computed, time: time() }
+        Self {
+            query,
+            hits: hits.iter().map(row).collect(),
+            scanned: hits.scanned(),
+            computed: hits.computed(),
+            stopped: hits.stopped(),
+            calibrated: hits.calibrated(),
+            time: time(),
+        }
     }
 
     /// The documents found, the nearest first.
@@ -71,7 +79,13 @@ fn object(found: &Found) -> String {
         format!(r#"{{"document_id":{document_id},"start":{start},"length":{length},"score":{score:?}}}"#)
     };
     let hits: Vec<String> = found.hits.iter().map(hit).collect();
-    format!(r#"{{"query":{},"hits":[{}]}}"#, found.query, hits.join(","))
+    let stopped = match found.stopped {
+        Stopped::Everything => "everything",
+        Stopped::Slop => "slop",
+        _ => "reached",
+    };
+    let Found { query, calibrated, .. } = found;
+    format!(r#"{{"query":{query},"stopped":"{stopped}","calibrated":{calibrated},"hits":[{}]}}"#, hits.join(","))
 }
 
 fn table(found: &[Found]) -> String {
@@ -110,7 +124,8 @@ mod tests {
     fn found(query: usize, hits: &[(u128, f32)]) -> Found {
         let hits =
             hits.iter().map(|&(document_id, score)| HitRow { document_id, start: 0, length: 1, score }).collect();
-        Found { query, hits, scanned: 0, computed: 0, time: Duration::ZERO }
+        let (scanned, computed, time) = (0, 0, Duration::ZERO);
+        Found { query, hits, scanned, computed, stopped: Stopped::Reached, calibrated: true, time }
     }
 
     #[test]

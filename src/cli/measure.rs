@@ -41,7 +41,7 @@ const PAGE: usize = 4_096;
 
 /// What is put in and asked for.
 pub(super) struct Data {
-    metric: Metric,
+    pub(super) metric: Metric,
     pub(super) rows: Vec<Vec<f32>>,
     /// Rows that are not in the index when it is measured.
     more: Vec<Vec<f32>>,
@@ -50,7 +50,7 @@ pub(super) struct Data {
 }
 
 impl Data {
-    fn new(args: &Bench) -> Result<Self, Failure> {
+    pub(super) fn new(args: &Bench) -> Result<Self, Failure> {
         // What is flushed later is new to the index.
         let spare = FLUSHED * (args.rounds + 1);
         let Some(file) = &args.data else {

@@ -9,6 +9,7 @@ mod bench;
 mod check;
 mod demo;
 mod dtype;
+mod growing;
 mod grown;
 mod growth;
 mod hard;

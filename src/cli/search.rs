@@ -207,6 +207,7 @@ fn report(
     let times = || found.iter().map(|found| found.time);
     let (p50, p99) = (percentile(times(), 0.5), percentile(times(), 0.99));
     let recall = truth.map(|truth| recall(found, truth, args.k));
+    let unlike = found.iter().filter(|found| !found.calibrated).count();
     let mut object = json!({
         "queries": queries,
         "k": args.k,
@@ -217,6 +218,7 @@ fn report(
         "p99_us": p99.as_secs_f64() * 1e6,
         "scanned": scanned,
         "computed": computed,
+        "uncalibrated": unlike,
     });
     let mut text = format!(
         "{queries} queries, {qps:.0} a second; p50 {}, p99 {}; {scanned:.0} postings looked at, {computed:.0} distances a query",
@@ -226,6 +228,11 @@ fn report(
     if let Some(recall) = recall {
         object["recall"] = recall.into();
         text.push_str(&format!("; recall@{} {recall:.4}", args.k));
+    }
+    if unlike > 0 {
+        text.push_str(&format!(
+            "\n{unlike} of the queries are like nothing that recalls were tried with: --exact finds the nearest"
+        ));
     }
     output.result(&object, &text);
 }

@@ -14,11 +14,13 @@ mod code;
 mod frame;
 mod query;
 mod rotation;
+mod rounded;
 
 pub use code::{Factors, encode};
 pub use frame::{Frame, medians};
-pub use query::{ByteQuery, CentroidBytes, Query, Rounded};
+pub use query::{ByteQuery, CentroidBytes, Query};
 pub use rotation::{Rotation, sample};
+pub use rounded::{Rounded, RoundedQuery, RoundedRows};
 
 /// Numbers of a rotated vector: the dimension, filled up with zeros to whole 64-bit words of signs.
 #[must_use]

@@ -20,7 +20,7 @@ fn nearest(x: f32) -> i32 {
     (x + ROUND).to_bits() as i32 - ROUND.to_bits() as i32
 }
 
-fn largest(values: &[f32]) -> f32 {
+pub(super) fn largest(values: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     for values in values.as_chunks::<LANES>().0 {
         for (most, x) in lanes.iter_mut().zip(values) {
@@ -31,7 +31,7 @@ fn largest(values: &[f32]) -> f32 {
 }
 
 /// Components as bytes, of which the largest is `most`, and what one step of them is worth.
-fn to_bytes(values: &[f32], most: f32, bytes: &mut Vec<i8>) -> f32 {
+pub(super) fn to_bytes(values: &[f32], most: f32, bytes: &mut Vec<i8>) -> f32 {
     // A vector of nothing, or of numbers too small to be divided by, is all zeros.
     let scale = if most > f32::MIN_POSITIVE * BYTE { BYTE / most } else { 0.0 };
     bytes.clear();
@@ -56,49 +56,6 @@ impl CentroidBytes {
         let step = to_bytes(values, largest(values), bytes);
         values.iter_mut().zip(&*bytes).for_each(|(x, &byte)| *x = f32::from(byte) * step);
         Self { step, square: distance::dot(values, values), along: distance::dot(values, turned) }
-    }
-}
-
-/// A vector rounded to bytes, and how far that moved it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rounded {
-    step: f32,
-    square: f32,
-    moved: f32,
-}
-
-impl Rounded {
-    /// Rounds a vector; `bytes` get its components, filled up with zeros to a multiple of 64.
-    #[must_use]
-    pub fn new(vector: &[f32], bytes: &mut Vec<i8>) -> Self {
-        let (lanes, rest) = vector.as_chunks::<LANES>();
-        let most = rest.iter().fold(largest(vector), |most, x| most.max(x.abs()));
-        let step = to_bytes(vector, most, bytes);
-        // In lanes, for a sum in one waits for each addition.
-        let (mut square, mut moved) = ([0.0f64; LANES], [0.0f64; LANES]);
-        let mut add = |lane: usize, x: f32, byte: i8| {
-            let rounded = f64::from(f32::from(byte) * step);
-            square[lane] += rounded * rounded;
-            moved[lane] += (f64::from(x) - rounded).powi(2);
-        };
-        let (byte_lanes, byte_rest) = bytes.as_chunks::<LANES>();
-        for (xs, bytes) in lanes.iter().zip(byte_lanes) {
-            (0..LANES).for_each(|lane| add(lane, xs[lane], bytes[lane]));
-        }
-        rest.iter().zip(byte_rest).enumerate().for_each(|(lane, (&x, &byte))| add(lane, x, byte));
-        let [square, moved] = [square, moved].map(|lanes| lanes.iter().sum::<f64>());
-        bytes.resize(bytes.len().next_multiple_of(64), 0);
-        Self { step, square: square as f32, moved: moved.sqrt() as f32 }
-    }
-
-    /// What the Euclidean distance to another vector is at least and at most, `product` being that of the bytes.
-    #[must_use]
-    pub fn distance(&self, other: &Self, product: i32) -> (f32, f32) {
-        let dot = product as f32 * (self.step * other.step);
-        let apart = (self.square + other.square - 2.0 * dot).max(0.0).sqrt();
-        // What the arithmetic here rounds away is a small part of the norms.
-        let slack = self.moved + other.moved + 2e-3 * (self.square + other.square).sqrt();
-        (apart - slack, apart + slack)
     }
 }
 

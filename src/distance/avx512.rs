@@ -135,21 +135,21 @@ macro_rules! sum_many {
             let rows: [&[f32]; TOGETHER] = std::array::from_fn(|i| &rows[i * len..(i + 1) * len]);
             let of_rows = rows.map(|row| row.as_chunks::<LANES>());
             let mut groups = [[_mm512_setzero_ps(); GROUPS]; TOGETHER];
-            let rounds = pieces.len() / GROUPS * GROUPS;
-            for at in (0..rounds).step_by(GROUPS) {
+            let (rounds, last) = pieces.as_chunks::<GROUPS>();
+            // In step, so that no place is checked in each round.
+            let [a, b, c, d] = of_rows.map(|(row, _)| row.as_chunks::<GROUPS>());
+            for ((((query, a), b), c), d) in rounds.iter().zip(a.0).zip(b.0).zip(c.0).zip(d.0) {
                 for group in 0..GROUPS {
-                    let piece = load(&pieces[at + group]);
-                    for i in 0..TOGETHER {
-                        let term = $term(piece, load(&of_rows[i].0[at + group]));
-                        groups[i][group] = _mm512_add_ps(groups[i][group], term);
+                    let piece = load(&query[group]);
+                    for (groups, row) in groups.iter_mut().zip([a, b, c, d]) {
+                        groups[group] = _mm512_add_ps(groups[group], $term(piece, load(&row[group])));
                     }
                 }
             }
-            for at in rounds..pieces.len() {
-                let piece = load(&pieces[at]);
-                for i in 0..TOGETHER {
-                    let term = $term(piece, load(&of_rows[i].0[at]));
-                    groups[i][at - rounds] = _mm512_add_ps(groups[i][at - rounds], term);
+            for (group, query) in last.iter().enumerate() {
+                let piece = load(query);
+                for (groups, row) in groups.iter_mut().zip([a.1, b.1, c.1, d.1]) {
+                    groups[group] = _mm512_add_ps(groups[group], $term(piece, load(&row[group])));
                 }
             }
             if !rest.is_empty() {

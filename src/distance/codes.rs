@@ -133,6 +133,12 @@ impl ByteBlocks {
         &self.bytes
     }
 
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        self.rows = 0;
+        self.bytes.clear();
+    }
+
     /// Appends a row.
     ///
     /// # Panics

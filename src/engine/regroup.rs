@@ -231,7 +231,8 @@ impl<S: Storage> Engine<S> {
         if !may || self.counters.operations < self.regroup_at && !many_more {
             return false;
         }
-        let wants = self.unsettled() * 2 > live || self.has_unfinished_cells() || has_moved(&self.published);
+        let moved = site::applies(Kind::Recall, has_moved(&self.published));
+        let wants = self.unsettled() * 2 > live || self.has_unfinished_cells() || moved;
         if !wants {
             self.regroup_at = self.counters.operations + self.before_next_look();
         }

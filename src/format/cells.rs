@@ -19,7 +19,7 @@ use crate::{
 /// First bytes of a group.
 pub const GROUP_MAGIC: [u8; 4] = *b"SHCG";
 /// First bytes of the table.
-pub const TABLE_MAGIC: [u8; 4] = *b"SHC5";
+pub const TABLE_MAGIC: [u8; 4] = *b"SHC6";
 /// First bytes of the head.
 pub const HEAD_MAGIC: [u8; 4] = *b"SHCH";
 /// Recalls for which a table holds what it takes.
@@ -228,8 +228,8 @@ pub struct Calibration {
     pub efforts: [[Effort; RECALLS.len()]; RESULTS.len()],
     /// The recall that vectors reached by it which it was not found by; 0 where nobody has asked.
     pub reached: [[f32; RECALLS.len()]; RESULTS.len()],
-    /// The distance to the nearest centroid, by L2, that few of them exceed.
-    pub far: f32,
+    /// How far apart from their nearest, in two ways, few of them are; infinite where nobody has asked.
+    pub far: [f32; 2],
     /// The last write that was seen.
     pub lsn: u64,
     /// Live postings then.
@@ -243,7 +243,7 @@ impl Default for Calibration {
         Self {
             efforts: [[Effort::everything(); RECALLS.len()]; RESULTS.len()],
             reached: [[0.0; RECALLS.len()]; RESULTS.len()],
-            far: f32::INFINITY,
+            far: [f32::INFINITY; 2],
             lsn: 0,
             live: 0,
             fresh: 0,
@@ -262,7 +262,7 @@ impl Calibration {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         let asked = self.reached.iter().flatten().all(|&reached| reached > 0.0);
-        asked && (self.far < f32::INFINITY || *self.usual() == Effort::everything())
+        asked && self.far.iter().all(|&far| far < f32::INFINITY)
     }
 
     /// What most searches take.
@@ -287,7 +287,7 @@ impl Calibration {
             out.put_u32(groups);
             out.put_u32(cells);
         }
-        out.put_u32(self.far.to_bits());
+        self.far.iter().for_each(|far| out.put_u32(far.to_bits()));
         out.put_u64(self.lsn);
         out.put_u64(self.live);
         out.put_u64(self.fresh);
@@ -302,7 +302,7 @@ impl Calibration {
             *effort = Effort { margin, impatience, shard_margin, deviations, groups: r.u32()?, cells: r.u32()? };
             *reached = share;
         }
-        calibration.far = number(r)?;
+        calibration.far = [number(r)?, number(r)?];
         calibration.lsn = r.u64()?;
         calibration.live = r.u64()?;
         calibration.fresh = r.u64()?;

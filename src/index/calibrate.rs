@@ -12,15 +12,16 @@
 use std::{ops::Deref, sync::Arc};
 
 use super::{
-    needs::{Came, Coded, Found, Needs, Way, at, sorted},
+    needs::{Came, Coded, Found, Needs, Way},
     probe::{Probed, Reach, probe},
     questions::{Question, halves, questions},
     search::{distance_by, shard_of},
     snapshot::{CHUNK_SHARDS, Snapshot},
     topk::Candidate,
+    unlike::{self, row},
 };
 use crate::{
-    cells::{CellIndex, Near, log2},
+    cells::{CellIndex, Near},
     codes::{CentroidBytes, Query},
     distance::{self, Ahead, Scan},
     env::Workers,
@@ -28,6 +29,7 @@ use crate::{
     format::cells::{Calibration, Effort, RECALLS, RESULTS},
     limits,
     shard::DataFile,
+    site::{self, Kind},
     storage::StorageFile,
 };
 
@@ -105,7 +107,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
                 (calibration.efforts[i][j], calibration.reached[i][j]) = (effort, came as f32);
             }
         }
-        calibration.far = self.far(&questions, calibration)?;
+        calibration.far = self.far(&questions)?;
         Ok(())
     }
 
@@ -119,23 +121,19 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         Reach { fresh: self.own, ..Reach::of(effort, recall) }
     }
 
-    /// The distance to the nearest centroid that few stored vectors exceed.
-    fn far(&self, questions: &[Question], calibration: &Calibration) -> Result<f32> {
-        let stored: Vec<&Question> = questions.iter().filter(|question| question.stored).collect();
-        if *calibration.usual() == Effort::everything() || stored.is_empty() {
-            return Ok(f32::INFINITY);
+    /// How far apart from their nearest few stored vectors are; see [`unlike`](super::unlike). What equals one says nothing of how far
+    /// others are.
+    fn far(&self, questions: &[Question]) -> Result<[f32; 2]> {
+        let mut apart = Vec::new();
+        for question in questions.iter().filter(|question| question.stored) {
+            for found in &question.nearest {
+                if row(self.snapshot, self.data, found)? != question.vector {
+                    apart.push(unlike::apart(self.snapshot, self.data, &question.vector, found)?);
+                    break;
+                }
+            }
         }
-        // How far a search looks at first decides which centroids are measured: in none is the nearest of them farther than in
-        // the least.
-        let efforts = calibration.efforts.iter().flatten();
-        let least = |of: fn(&Effort) -> u32| efforts.clone().map(of).min().unwrap_or(u32::MAX);
-        let (groups, cells) = (least(|effort| effort.groups), least(|effort| effort.cells));
-        let reach = self.reach(Effort { groups, cells, ..*calibration.usual() }, limits::USUAL_RECALL);
-        let nearest = |i: usize| {
-            let asked = (stored[i].vector.as_slice(), limits::USUAL_RESULTS);
-            Ok(probe(self.snapshot, self.data, self.cells, asked, reach)?.nearest)
-        };
-        Ok(beyond_most(&sorted(self.each(stored.len(), &nearest)?.into_iter())))
+        Ok(unlike::far(&apart))
     }
 
     /// One result for each number below `count`, on as many threads as there are.
@@ -237,13 +235,14 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         recall: f32,
     ) -> Result<Option<(Effort, Came)>> {
         let Some(mut missed) = needs.missed(recall) else { return Ok(None) };
+        // What is found in between, by trying more, flatters itself: the half that judges has picked it.
         for _ in 0..limits::CALIBRATION_TRIES {
             let Some(effort) = needs.effort(missed, recall) else { return Ok(None) };
             let came = self.ask(held, k, self.reach(effort, recall))?;
             if came.cost >= self.snapshot.live as f64 {
                 return Ok(None);
             }
-            if came.does(recall) {
+            if site::holds(Kind::Recall, came.does(recall)) {
                 return Ok(Some((effort, came)));
             }
             missed *= 0.6;
@@ -255,28 +254,14 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
     fn ask(&self, questions: &[(&Question, &Way)], k: usize, reach: Reach) -> Result<Came> {
         let answers = self.each(questions.len(), &|i| {
             let question = questions[i].0;
-            let Probed { top, cost, .. } =
-                probe(self.snapshot, self.data, self.cells, (&question.vector, k + 1), reach)?;
+            let reach = Reach { except: Some(question.own), ..reach };
+            let Probed { top, cost, .. } = probe(self.snapshot, self.data, self.cells, (&question.vector, k), reach)?;
             let bound = question.bound(k).unwrap_or(f32::INFINITY);
-            let others = top.into_sorted().into_iter().filter(|hit| (hit.shard, hit.slot as usize) != question.own);
-            let hits = others.take(k).filter(|hit| hit.distance <= bound).count();
+            let hits = top.into_sorted().into_iter().filter(|hit| hit.distance <= bound).count();
             Ok((question.stored, hits as f64 / k.min(question.nearest.len()) as f64, cost))
         })?;
         Ok(Came::of(&answers))
     }
-}
-
-/// The number that one in a thousand exceeds, judged by a sample in order. By fewer than a thousand it is extrapolated: at worst the
-/// upper ones thin out exponentially.
-fn beyond_most(sorted: &[f32]) -> f32 {
-    let most = at(sorted, limits::CALIBRATION_FAR);
-    let upper = &sorted[sorted.len() - sorted.len().div_ceil(4)..];
-    let Some(&least) = upper.first() else { return most };
-    let unit = upper.iter().map(|x| f64::from(x - least)).sum::<f64>() / upper.len() as f64;
-    // log2 is the same on every machine; of a small integer it is all that is wanted.
-    let wanted = (1.0 / (1.0 - limits::CALIBRATION_FAR)) as u32;
-    let doublings = log2(wanted) - log2(sorted.len() as u32);
-    most + unit as f32 * std::f32::consts::LN_2 * doublings.max(0.0)
 }
 
 /// What a code says by itself: number `code` of these blocks, against a centroid of which `product` is known.
@@ -294,21 +279,4 @@ fn says(
     let distance::Found { least, allowed, .. } = found.pop()?;
     let deviation = allowed * query.code_error(square) + query.bytes.base_error(centroid);
     Some(Coded { rank, says: least + allowed, deviation })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn few_numbers_tell_what_few_of_many_exceed() {
-        // As many as there are of an exponential distribution, evenly: its thousandth part lies beyond 6.9.
-        let exponential = |n: usize| -> Vec<f32> { (0..n).map(|i| -((1.0 - (i as f32 + 0.5) / n as f32).ln())).collect() };
-        for n in [8, 50, 100, 768, 4_000] {
-            let far = beyond_most(&exponential(n));
-            assert!((5.0..8.2).contains(&far), "{far} of {n}");
-        }
-        assert_eq!(beyond_most(&[]), 0.0);
-        assert_eq!(beyond_most(&[3.0]), 3.0);
-    }
 }

@@ -15,6 +15,7 @@ mod routing;
 mod search;
 mod snapshot;
 mod topk;
+mod unlike;
 
 pub use calibrate::{Tried, calibrate};
 pub use fresh::{Fresh, FreshCentroid, FreshCodes};

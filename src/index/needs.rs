@@ -1,6 +1,11 @@
 //! What it takes to find a share of results of which the way there is known.
 
-use crate::{cells::log2, format::cells::Effort, limits};
+use crate::{
+    cells::log2,
+    format::cells::Effort,
+    limits,
+    site::{self, Kind},
+};
 
 use super::{probe::fresh_deviations, questions::Question};
 
@@ -289,7 +294,8 @@ impl Came {
         let all = Self::mean(answers.iter().map(|&(_, share, cost)| (share, cost)));
         let stored = Self::mean(answers.iter().filter(|(stored, ..)| *stored).map(|&(_, share, cost)| (share, cost)));
         let any = answers.iter().any(|(stored, ..)| *stored);
-        Self { cost: all.cost, ..if any && stored.reached < all.reached { stored } else { all } }
+        let harder = site::applies(Kind::Recall, any && stored.reached < all.reached);
+        Self { cost: all.cost, ..if harder { stored } else { all } }
     }
 
     fn mean(answers: impl Iterator<Item = (f64, f64)> + Clone) -> Self {

@@ -5,7 +5,11 @@
 //! The scan stops when the next centroid is farther than the farthest result by a margin, which was found by asking for
 //! vectors (the idea of stopping each query when it is likely done: Li et al., SIGMOD 2020).
 
-use std::{cell::RefCell, ops::Deref, sync::Arc};
+use std::{
+    cell::RefCell,
+    ops::{Deref, Range},
+    sync::Arc,
+};
 
 use super::{
     search::{distance_by, scan_slots, shard_of},
@@ -20,6 +24,7 @@ use crate::{
     format::cells::{Effort, RECALLS},
     limits,
     shard::{self, DataFile, Extent, Shard},
+    site::{self, Kind},
     storage::StorageFile,
 };
 
@@ -29,14 +34,12 @@ pub(super) struct Reach {
     pub(super) effort: Effort,
     /// Codes scanned at most.
     pub(super) codes: usize,
-    /// A query whose nearest centroid is farther than this is like none of those that the effort was found by.
-    pub(super) far: f32,
-    /// The effort for such a query.
-    pub(super) wide: Effort,
     /// Whether what the snapshot has in none of its cells is looked at too.
     pub(super) fresh: bool,
     /// The standard deviations that are allowed for there, at least.
     pub(super) fresh_deviations: f32,
+    /// A posting that is passed over, as if it were not there: its shard's number, and its slot.
+    pub(super) except: Option<(u32, usize)>,
     /// What it may [cost](Probed::cost). Beyond that it is given up: whoever then looks at everything has paid twice for it, and
     /// not more.
     pub(super) most: f64,
@@ -46,7 +49,7 @@ impl Reach {
     /// So much for every query, of which a recall is wanted.
     pub(super) fn of(effort: Effort, recall: f32) -> Self {
         let fresh_deviations = fresh_deviations(recall);
-        Self { effort, codes: usize::MAX, far: f32::INFINITY, wide: effort, fresh: true, fresh_deviations, most: f64::INFINITY }
+        Self { effort, codes: usize::MAX, fresh: true, fresh_deviations, except: None, most: f64::INFINITY }
     }
 }
 
@@ -69,8 +72,6 @@ pub(super) struct Probed {
     pub(super) cost: f64,
     /// Cells scanned.
     pub(super) cells: usize,
-    /// The distance to the nearest centroid, by L2, as far as that is known: of the first ones that were measured.
-    pub(super) nearest: f32,
     /// Whether it stopped because it had scanned as many codes as it may.
     pub(super) cut: bool,
     /// Whether it was given up, because it cost more than it may.
@@ -139,6 +140,7 @@ struct Probe<'a, F: StorageFile, B> {
     /// Postings that codes were looked up for, those that are gone too.
     looked_up: usize,
     most: f64,
+    except: Option<(u32, usize)>,
     /// Whether a result was found since this was last asked.
     gained: bool,
     /// What may be a result if the bound stays as it is.
@@ -190,7 +192,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
     fn ask_for(&mut self, one: &Found, (number, slot, shard): (u32, usize, &'a Shard<F::Lent>)) {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
-        if shard.is_live(slot) && one.least <= self.top.bound() {
+        if shard.is_live(slot) && one.least <= self.top.bound() && self.except != Some((number, slot)) {
             let extent = &shard.extents()[slot / slots];
             self.ahead.push(shard::slot_bytes(extent.lent(), slot % slots, geometry));
             self.pending.push(Pending { least: one.least, number, slot, extent });
@@ -325,6 +327,7 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         given_up: false,
         looked_up: 0,
         most: reach.most,
+        except: reach.except,
         gained: false,
         held,
         pending: Vec::new(),
@@ -334,7 +337,7 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
     let mut effort = reach.effort;
     let (mut groups, mut wanted) = (effort.groups.max(1) as usize, effort.cells.max(1) as usize);
     let (mut count, mut waiting, mut quiet) = (0, 0, 0);
-    let (mut nearest, mut cut) = (None, false);
+    let mut cut = false;
     'rounds: loop {
         router.ask(query, groups, wanted, asked);
         if !done.is_empty() {
@@ -343,21 +346,6 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         }
         let mut front = Front::new(&mut probe, &mut asked.near)?;
         while let Some((next, after)) = front.next(&mut probe, query)? {
-            if nearest.is_none() {
-                let far = front.nearest();
-                nearest = Some(far);
-                if far > reach.far {
-                    // Much of it will be looked at, or all: soon it is better to begin with that.
-                    probe.most *= 0.5;
-                    effort = reach.wide;
-                    if effort == Effort::everything() && probe.most < f64::INFINITY {
-                        probe.given_up = true;
-                        break 'rounds;
-                    }
-                    (groups, wanted) = (groups.max(effort.groups as usize), wanted.max(effort.cells as usize));
-                    continue 'rounds;
-                }
-            }
             probe.ahead.plan(after, next.count);
             let bound = probe.top.bound();
             let beyond = next.base - bound;
@@ -400,12 +388,14 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         probe.finish()?;
     }
     if reach.fresh && !probe.given_up {
-        effort.deviations = effort.deviations.max(reach.fresh_deviations);
+        if site::applies(Kind::Recall, effort.deviations < reach.fresh_deviations) {
+            effort.deviations = reach.fresh_deviations;
+        }
         probe.scan_fresh(query, &effort, found)?;
     }
-    let (nearest, cost) = (nearest.unwrap_or(0.0), probe.cost());
+    let cost = probe.cost();
     let Probe { top, scanned, computed, given_up, .. } = probe;
-    Ok(Probed { top, scanned, computed, cost, cells: count, nearest, cut, given_up })
+    Ok(Probed { top, scanned, computed, cost, cells: count, cut, given_up })
 }
 
 impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
@@ -433,7 +423,11 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
             let (from, len) = (fresh.from as usize, shard.len());
             let first = codes.map_or(len, |codes| codes.first.max(from));
             let coded = first..codes.map_or(len, |codes| codes.end().max(first));
-            for slots in [from..coded.start, coded.end..len] {
+            let except = self.except.filter(|&(shard, _)| shard == number).map_or(len, |(_, slot)| slot);
+            let around = |slots: Range<usize>| {
+                [slots.start..slots.end.min(except), slots.start.max(except + 1)..slots.end]
+            };
+            for slots in [from..coded.start, coded.end..len].into_iter().flat_map(around) {
                 let n = scan_slots(shard, (number, slots), data, vector, &mut self.top)?;
                 self.scanned += n;
                 self.computed += n;
@@ -546,11 +540,6 @@ impl<'a, 'b> Front<'a, 'b> {
         let Some((_, i)) = self.order.pop() else { return Ok(None) };
         let after = self.order.last().map_or(&[] as &[u8], |&(_, i)| self.measured[i as usize].codes);
         Ok(Some((self.measured[i as usize], after)))
-    }
-
-    /// The distance to the nearest centroid, by L2, of those that were measured.
-    fn nearest(&self) -> f32 {
-        self.measured.iter().fold(f32::INFINITY, |least, cell| least.min(cell.square)).sqrt()
     }
 
     /// Finds out which cells come next, and asks for what they are measured by.

@@ -9,19 +9,20 @@
 use std::collections::BTreeSet;
 
 use super::{
-    search::{distances_by, shard_of},
+    search::{distance_by, nearest_shards, scan_slots, shard_of},
     snapshot::Snapshot,
     topk::{Candidate, TopK},
 };
 use crate::{
     cells::held_out,
+    codes::{RoundedQuery, RoundedRows},
     config::Metric,
     distance,
     env::Workers,
     error::Result,
-    format::cells::RESULTS,
+    format::{cells::RESULTS, geometry::Geometry},
     limits,
-    shard::{self, DataFile},
+    shard::{self, DataFile, Shard, StoredPosting},
     storage::StorageFile,
 };
 
@@ -113,52 +114,99 @@ fn spread<T>(drawn: Vec<T>) -> Vec<T> {
     (0..len).filter_map(|i| places[i * step % len].take()).collect()
 }
 
-/// Finds the true nearest of each question.
+/// Finds the true nearest of each question. Bytes tell of most vectors that they are too far to be among them, and the others are compared
+/// in full: the answer is that of comparing all.
 fn answer<F: StorageFile>(
     questions: &mut [Question],
     snapshot: &Snapshot<F::Lent>,
     data: &DataFile<F>,
     workers: Workers<'_>,
 ) -> Result<()> {
-    // Questions that stay in a second-level cache, and rows that stay in the first, while each is compared with each.
-    const QUESTIONS: usize = 64;
-    const ROWS: usize = 16;
-    let geometry = data.geometry();
-    let (slots, most) = (geometry.extent_slots(), RESULTS[RESULTS.len() - 1] as usize);
+    /// Shards whose vectors are compared by one task, at least, and how many tasks there are at most: each keeps candidates of its own.
+    const PART: usize = 32;
+    const PARTS: usize = 32;
+    let most = RESULTS[RESULTS.len() - 1] as usize;
     let few = RESULTS.iter().map(|&k| k as usize).filter(|&k| k < limits::CALIBRATION_FEW.1).max().unwrap_or(most);
-    let parts: Vec<&[Question]> = questions.chunks(QUESTIONS).collect();
+    // The first ones are asked for many.
+    let k = |i: usize| if i < limits::CALIBRATION_FEW.0 { most } else { few };
+    let asked: Vec<RoundedQuery> = questions.iter().map(|question| RoundedQuery::new(&question.vector)).collect();
+    // So far away is the last one in some near shards, the question's own left out: farther ones are none of all.
+    let bounds = workers.map(questions.len(), &|i| {
+        let few = 2 + 4 * k(i) * snapshot.shards / snapshot.live.max(1) as usize;
+        let mut top = TopK::new(k(i) + 1);
+        for number in nearest_shards(snapshot, data.geometry(), &questions[i].vector, few) {
+            let Some(shard) = shard_of(snapshot, number) else { continue };
+            scan_slots(shard, (number, 0..shard.len()), data, &questions[i].vector, &mut top)?;
+        }
+        Ok(top.bound())
+    })?;
+    let bounds: Vec<f32> = bounds.into_iter().collect::<Result<_>>()?;
+    let shards: Vec<_> = snapshot.iter().collect();
+    let parts: Vec<_> = shards.chunks(shards.len().div_ceil(PARTS).max(PART)).collect();
     let found = workers.map(parts.len(), &|part| {
-        // The first ones are asked for many.
-        let k = |i: usize| if part * QUESTIONS + i < limits::CALIBRATION_FEW.0 { most } else { few };
-        let mut tops: Vec<TopK> = (0..parts[part].len()).map(|i| TopK::new(k(i))).collect();
-        let (mut rows, mut distances) = (Vec::with_capacity(ROWS * geometry.dimension), [0.0; ROWS]);
-        for (number, shard) in snapshot.iter() {
+        let mut tops: Vec<TopK> = (0..questions.len()).map(|i| TopK::new(k(i))).collect();
+        let mut rows = Rows::new(data.geometry());
+        for &(number, shard) in parts[part] {
             workers.cancel.check()?;
-            for (e, extent) in shard.extents().iter().enumerate() {
-                let bytes = extent.slots(data)?;
-                let live: Vec<usize> = (0..extent.used()).filter(|i| shard.is_live(e * slots + i)).collect();
-                for some in live.chunks(ROWS) {
-                    rows.clear();
-                    some.iter().for_each(|&i| rows.extend_from_slice(shard::row(bytes, i, geometry)));
-                    let distances = &mut distances[..some.len()];
-                    for (question, top) in parts[part].iter().zip(&mut tops) {
-                        distances_by(geometry.metric, &question.vector, &rows, distances);
-                        for (&i, &distance) in some.iter().zip(&*distances) {
-                            let slot = e * slots + i;
-                            if distance <= top.bound() && (number, slot) != question.own {
-                                let posting = shard::record(bytes, i, geometry);
-                                top.offer(Candidate::new(distance, posting, (number, slot)));
-                            }
-                        }
-                    }
-                }
+            rows.fill(shard, data)?;
+            for (((question, asked), &bound), top) in questions.iter().zip(&asked).zip(&bounds).zip(&mut tops) {
+                rows.offer((question, asked), number, bound, top);
             }
         }
         Ok(tops.into_iter().map(TopK::into_sorted).collect::<Vec<_>>())
     })?;
-    let found = found.into_iter().collect::<Result<Vec<_>>>()?;
-    questions.iter_mut().zip(found.into_iter().flatten()).for_each(|(question, found)| question.nearest = found);
+    let mut tops: Vec<TopK> = (0..questions.len()).map(|i| TopK::new(k(i))).collect();
+    for part in found {
+        let candidates = tops.iter_mut().zip(part?);
+        candidates.for_each(|(top, part)| part.into_iter().for_each(|candidate| top.offer(candidate)));
+    }
+    questions.iter_mut().zip(tops).for_each(|(question, top)| question.nearest = top.into_sorted());
     Ok(())
+}
+
+/// The live vectors of a shard.
+struct Rows<'a> {
+    geometry: &'a Geometry,
+    vectors: Vec<f32>,
+    postings: Vec<(StoredPosting, usize)>,
+    rounded: RoundedRows,
+}
+
+impl<'a> Rows<'a> {
+    fn new(geometry: &'a Geometry) -> Self {
+        Self { geometry, vectors: Vec::new(), postings: Vec::new(), rounded: RoundedRows::new(geometry.dimension) }
+    }
+
+    /// Takes those of another shard.
+    fn fill<F: StorageFile>(&mut self, shard: &Shard<F::Lent>, data: &DataFile<F>) -> Result<()> {
+        self.vectors.clear();
+        self.postings.clear();
+        self.rounded.clear();
+        let slots = self.geometry.extent_slots();
+        for (e, extent) in shard.extents().iter().enumerate() {
+            let bytes = extent.slots(data)?;
+            for i in (0..extent.used()).filter(|i| shard.is_live(e * slots + i)) {
+                let row = shard::row(bytes, i, self.geometry);
+                self.vectors.extend_from_slice(row);
+                self.rounded.push(row);
+                self.postings.push((shard::record(bytes, i, self.geometry), e * slots + i));
+            }
+        }
+        Ok(())
+    }
+
+    /// Offers those that are near enough, within a bound that is known besides, but for the question's own.
+    fn offer(&mut self, (question, asked): (&Question, &RoundedQuery), number: u32, known: f32, top: &mut TopK) {
+        let Geometry { metric, dimension, .. } = *self.geometry;
+        let near = self.rounded.may_be_within(asked, metric, top.bound().min(known));
+        let postings = near.iter().zip(&self.postings).enumerate().filter(|(_, (near, _))| **near);
+        for (i, (_, &(posting, slot))) in postings {
+            let distance = distance_by(metric, &question.vector, &self.vectors[i * dimension..(i + 1) * dimension]);
+            if distance <= top.bound().min(known) && (number, slot) != question.own {
+                top.offer(Candidate::new(distance, posting, (number, slot)));
+            }
+        }
+    }
 }
 
 /// Questions of one half, to tune by, and of the other, to judge by. Moved ones are in both.

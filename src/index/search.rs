@@ -9,6 +9,7 @@ use super::{
     probe::{Probed, Reach, probe},
     snapshot::{CHUNK_SHARDS, Snapshot},
     topk::{Candidate, TopK},
+    unlike,
 };
 use crate::{
     cells::{Asked, CellIndex},
@@ -112,6 +113,24 @@ impl<F: StorageFile> Hits<F> {
         self.computed
     }
 
+    /// The recall that was aimed at, as [`SearchResponse::recall`] has it.
+    #[must_use]
+    pub fn recall(&self) -> Option<f32> {
+        self.aim.recall
+    }
+
+    /// Why the search stopped.
+    #[must_use]
+    pub fn stopped(&self) -> Stopped {
+        self.aim.stopped
+    }
+
+    /// Whether the query is like what recalls were tried with, as [`SearchResponse::calibrated`] has it.
+    #[must_use]
+    pub fn calibrated(&self) -> bool {
+        self.aim.calibrated
+    }
+
     /// The hits, nearest first; equal scores by (document id, start, length).
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Hit<'_>> {
         self.nearest.iter().map(|candidate| self.hit(candidate))
@@ -205,8 +224,9 @@ impl Breadth {
         }
     }
 
-    /// What it comes to with cells; `None` if everything is to be scanned.
-    fn reach<L>(&self, cells: &CellIndex<Lease<L>>, snapshot: &Snapshot<L>, k: usize) -> Option<Reach>
+    /// What it comes to with cells, for a query of which such a part of what others may miss is missed; `None` if everything
+    /// is to be scanned.
+    fn reach<L>(&self, cells: &CellIndex<Lease<L>>, snapshot: &Snapshot<L>, k: usize, part: f32) -> Option<Reach>
     where
         L: Deref<Target = [u8]> + Clone,
     {
@@ -232,7 +252,7 @@ impl Breadth {
                     // What is asked for and can be had is not made more than can be had.
                     (1.0 - (1.0 - recall) * part).min(best.max(recall))
                 };
-                let recall = better(recall, 1.0 - (limits::MOVED.0 * moved).min(limits::MOVED.1));
+                let recall = better(recall, part * (1.0 - (limits::MOVED.0 * moved).min(limits::MOVED.1)));
                 let mut effort = cells.effort(k, recall);
                 if effort == Effort::everything() && codes == usize::MAX && !self.by_cells {
                     return None;
@@ -241,14 +261,9 @@ impl Breadth {
                 if effort != Effort::everything() {
                     effort.shard_margin += limits::MOVED_SHARDS * moved * effort.shard_margin.abs();
                 }
-                let wide = match cells.effort(k, better(recall, 0.125)) {
-                    all if all == Effort::everything() => all,
-                    // A margin may be below nothing, where results are nearer than their cells.
-                    most => Effort { margin: most.margin.max(effort.margin) + most.margin.abs(), impatience: 0.0, ..most },
-                };
                 // What is in no cell may be without codes, and codes may be of postings that are gone.
                 let most = if self.by_cells || codes != usize::MAX { f64::INFINITY } else { snapshot.live as f64 };
-                Some(Reach { codes, far: cells.calibration().far, wide, most, ..Reach::of(effort, recall) })
+                Some(Reach { codes, most, ..Reach::of(effort, recall) })
             }
             None => {
                 // A third of the groups' codes are within reach of what is to be scanned.
@@ -306,18 +321,18 @@ pub fn search_on<F: StorageFile>(
     };
     let mut wasted = (0, 0, 0);
     if let Some(cells) = &snapshot.cells {
-        match breadth.reach(cells, snapshot, k) {
+        match breadth.reach(cells, snapshot, k, 1.0) {
             // Cells found damaged are done without, until there are new ones.
-            Some(reach) if !cells.is_damaged() => match probe(snapshot, data, cells, (query, k), reach) {
+            Some(reach) if !cells.is_damaged() => match by_cells(snapshot, data, cells, (query, k), (breadth, reach)) {
                 Err(_) if cells.is_damaged() => {}
                 // Everything costs less. What it has looked at so far is counted.
-                Ok(Probed { given_up: true, scanned, computed, cells, .. }) => {
+                Ok((Probed { given_up: true, scanned, computed, cells, .. }, _)) => {
                     (slop, wasted) = (usize::MAX, (scanned, computed, cells));
                 }
                 probed => {
-                    let Probed { top, scanned, computed, cells, nearest, cut, .. } = probed?;
+                    let (Probed { top, scanned, computed, cells, cut, .. }, calibrated) = probed?;
                     let stopped = if cut { Stopped::Slop } else { Stopped::Reached };
-                    let aim = Aim { recall: breadth.recall(), stopped, calibrated: nearest <= reach.far };
+                    let aim = Aim { recall: breadth.recall(), stopped, calibrated };
                     return Ok(hits(top, scanned, computed, (0, cells), aim));
                 }
             },
@@ -358,6 +373,44 @@ pub fn search_on<F: StorageFile>(
         false => Aim { recall: Some(1.0), stopped: Stopped::Everything, calibrated: true },
     };
     Ok(hits(top, scanned + wasted.0, scanned + wasted.1, (numbers.len(), wasted.2), aim))
+}
+
+/// What is found by cells, and whether the query is like those that recalls were tried with. One that is not is asked once more, by
+/// a wider search.
+fn by_cells<F: StorageFile>(
+    snapshot: &Arc<Snapshot<F::Lent>>,
+    data: &DataFile<F>,
+    cells: &CellIndex<Lease<F::Lent>>,
+    (query, k): (&[f32], usize),
+    (breadth, reach): (Breadth, Reach),
+) -> Result<(Probed, bool)> {
+    let first = probe(snapshot, data, cells, (query, k), reach)?;
+    let Some(nearest) = first.top.nearest().filter(|_| breadth.recall().is_some() && !first.given_up) else {
+        return Ok((first, true));
+    };
+    let far = cells.calibration().far;
+    if !unlike::is_far(unlike::apart(snapshot, data, query, nearest)?, far) {
+        return Ok((first, true));
+    }
+    // As much as may be looked at was not meant to be looked at twice.
+    if breadth.slop.is_some() {
+        return Ok((first, false));
+    }
+    let Some(wider) = breadth.reach(cells, snapshot, k, limits::FAR_MISSED) else {
+        return Ok((Probed { given_up: true, ..first }, false));
+    };
+    // What can be known to be better is not always more.
+    if wider.effort == reach.effort {
+        return Ok((first, false));
+    }
+    let again = probe(snapshot, data, cells, (query, k), Reach { most: wider.most - first.cost, ..wider })?;
+    // The first may have missed what is near.
+    let like = match again.top.nearest().filter(|_| !again.given_up) {
+        Some(nearest) => !unlike::is_far(unlike::apart(snapshot, data, query, nearest)?, far),
+        None => false,
+    };
+    let (scanned, computed) = (first.scanned + again.scanned, first.computed + again.computed);
+    Ok((Probed { scanned, computed, cells: first.cells + again.cells, ..again }, like))
 }
 
 /// The queries' numbers, those together that are near the same group of cells: an order to ask them in, whatever they
@@ -407,7 +460,7 @@ pub(super) fn shard_of<L: Deref<Target = [u8]> + Clone>(snapshot: &Snapshot<L>, 
 }
 
 /// The numbers of the `slop` shards to scan, by the metric's distance of their centroids; the lower number among equals.
-fn nearest_shards<L: Deref<Target = [u8]> + Clone>(
+pub(super) fn nearest_shards<L: Deref<Target = [u8]> + Clone>(
     snapshot: &Snapshot<L>,
     geometry: &Geometry,
     query: &[f32],

@@ -87,6 +87,12 @@ impl TopK {
         self.k - self.heap.len()
     }
 
+    /// The nearest so far.
+    #[must_use]
+    pub fn nearest(&self) -> Option<&Candidate> {
+        self.heap.iter().min()
+    }
+
     /// Offers a candidate.
     pub fn offer(&mut self, candidate: Candidate) {
         if self.heap.len() < self.k {

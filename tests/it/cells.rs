@@ -216,7 +216,7 @@ fn a_damaged_table_of_cells_is_told_and_done_without() {
     engine.close().expect("closed");
     drop(engine);
     let bytes = fs::read(test.path().join("data")).expect("the data");
-    for magic in [*b"SHCH", *b"SHC5"] {
+    for magic in [*b"SHCH", *b"SHC6"] {
         let at = bytes.windows(4).position(|window| window == magic).expect("it is there");
         let copy = test.copy();
         copy.patch("data", |bytes| bytes[at + 5] ^= 1);

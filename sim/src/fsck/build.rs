@@ -8,7 +8,7 @@ pub const SECTOR: usize = 64;
 pub const SEGMENT: usize = 1024;
 pub const DIMENSION: usize = 5;
 /// Bytes of a table of cells before its groups.
-pub const TABLE_FIXED: usize = 28 + 4 * DIMENSION + 6 * 8 * 28 + 28;
+pub const TABLE_FIXED: usize = 28 + 4 * DIMENSION + 6 * 8 * 28 + 32;
 /// The page of the group of cells.
 pub const GROUP: usize = 46;
 pub const SHARD_SIZE: usize = 8;
@@ -245,7 +245,7 @@ pub fn put_cells(image: &mut Image, shards: &[Shard], tweaks: &Tweaks) -> Entry 
     }
     tweak(&tweaks.group, 0, &mut group);
     image.put(GROUP as u64, &group);
-    let mut table = b"SHC5".to_vec();
+    let mut table = b"SHC6".to_vec();
     for number in [1, 1, shards.len() as u32] {
         table.extend(number.to_le_bytes());
     }

@@ -5,7 +5,7 @@ use super::tree::Walk;
 use super::{Entry, Kind, Level, Part, What};
 
 /// Bytes of the table before the groups, besides the centre.
-const FIXED: u64 = 28 + 6 * 8 * 28 + 28;
+const FIXED: u64 = 28 + 6 * 8 * 28 + 32;
 const PER_GROUP: u64 = 36;
 /// Bytes of a group before its cells, and of each cell.
 const GROUP: u64 = 16;
@@ -84,7 +84,7 @@ impl Walk<'_> {
     }
 
     fn table(&mut self, page: u64, bytes: Vec<u8>) -> Option<Table> {
-        if !bytes.starts_with(b"SHC5") {
+        if !bytes.starts_with(b"SHC6") {
             self.find_in(Kind::BadMagic, Part::Cells, page, 0, "the parts are no table of cells");
             return None;
         }

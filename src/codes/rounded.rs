@@ -1,0 +1,188 @@
+//! Vectors rounded to bytes, by which it is told of most of them that they are too far, and of none that it is not.
+//!
+//! Invariant: how far rounding moved a vector is known, so by the triangle inequality (by Cauchy's and Schwarz's for products) what bytes
+//! say bounds what is true. Whoever compares in full what may be near enough has the answer of comparing all.
+
+use super::{
+    padded,
+    query::{largest, to_bytes},
+};
+use crate::{
+    config::Metric,
+    distance::{self, ByteBlocks, LANES, ROWS},
+};
+
+/// What the arithmetic of a distance in f32, here and in the kernels, rounds away at most, as a part of it: sums of some thousand terms
+/// in each of 64 lanes.
+const SUMMED: f32 = 1e-4;
+
+/// A vector rounded to bytes, and how far that moved it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rounded {
+    step: f32,
+    square: f32,
+    moved: f32,
+}
+
+impl Rounded {
+    /// Rounds a vector; `bytes` get its components, filled up with zeros to a multiple of 64.
+    #[must_use]
+    pub fn new(vector: &[f32], bytes: &mut Vec<i8>) -> Self {
+        let (lanes, rest) = vector.as_chunks::<LANES>();
+        let most = rest.iter().fold(largest(vector), |most, x| most.max(x.abs()));
+        let step = to_bytes(vector, most, bytes);
+        // In lanes, for a sum in one waits for each addition.
+        let (mut square, mut moved) = ([0.0f64; LANES], [0.0f64; LANES]);
+        let mut add = |lane: usize, x: f32, byte: i8| {
+            let rounded = f64::from(f32::from(byte) * step);
+            square[lane] += rounded * rounded;
+            moved[lane] += (f64::from(x) - rounded).powi(2);
+        };
+        let (byte_lanes, byte_rest) = bytes.as_chunks::<LANES>();
+        for (xs, bytes) in lanes.iter().zip(byte_lanes) {
+            (0..LANES).for_each(|lane| add(lane, xs[lane], bytes[lane]));
+        }
+        rest.iter().zip(byte_rest).enumerate().for_each(|(lane, (&x, &byte))| add(lane, x, byte));
+        let [square, moved] = [square, moved].map(|lanes| lanes.iter().sum::<f64>());
+        bytes.resize(bytes.len().next_multiple_of(64), 0);
+        Self { step, square: square as f32, moved: moved.sqrt() as f32 }
+    }
+
+    /// What the Euclidean distance to another vector is at least and at most, `product` being that of the bytes.
+    #[must_use]
+    pub fn distance(&self, other: &Self, product: i32) -> (f32, f32) {
+        let dot = product as f32 * (self.step * other.step);
+        let apart = (self.square + other.square - 2.0 * dot).max(0.0).sqrt();
+        // What the arithmetic here rounds away is a small part of the norms.
+        let slack = self.moved + other.moved + 2e-3 * (self.square + other.square).sqrt();
+        (apart - slack, apart + slack)
+    }
+}
+
+/// A vector that rows are compared with.
+#[derive(Clone, Debug)]
+pub struct RoundedQuery {
+    bytes: Vec<i8>,
+    /// 128 times the sum of the bytes: what the offset of stored bytes adds to each product.
+    offset: i32,
+    rounded: Rounded,
+}
+
+impl RoundedQuery {
+    /// Rounds a vector.
+    #[must_use]
+    pub fn new(vector: &[f32]) -> Self {
+        let mut bytes = Vec::new();
+        let rounded = Rounded::new(vector, &mut bytes);
+        let offset = 128 * bytes.iter().map(|&byte| i32::from(byte)).sum::<i32>();
+        Self { bytes, offset, rounded }
+    }
+}
+
+/// Some vectors, rounded.
+#[derive(Clone, Debug)]
+pub struct RoundedRows {
+    blocks: ByteBlocks,
+    rows: Vec<Rounded>,
+    row: Vec<i8>,
+    products: Vec<i32>,
+    near: Vec<bool>,
+}
+
+impl RoundedRows {
+    /// None yet, of so many numbers each.
+    #[must_use]
+    pub fn new(dimension: usize) -> Self {
+        let blocks = ByteBlocks::new(padded(dimension));
+        Self { blocks, rows: Vec::new(), row: Vec::new(), products: Vec::new(), near: Vec::new() }
+    }
+
+    /// Forgets them.
+    pub fn clear(&mut self) {
+        self.blocks.clear();
+        self.rows.clear();
+    }
+
+    /// One more.
+    pub fn push(&mut self, vector: &[f32]) {
+        self.rows.push(Rounded::new(vector, &mut self.row));
+        self.blocks.push(&self.row);
+    }
+
+    /// For each row, whether its distance from the query by a metric, as a kernel computes it, may be `bound` or less.
+    pub fn may_be_within(&mut self, query: &RoundedQuery, metric: Metric, bound: f32) -> &[bool] {
+        self.near.clear();
+        if bound == f32::INFINITY {
+            self.near.resize(self.rows.len(), true);
+            return &self.near;
+        }
+        self.products.resize(self.rows.len().next_multiple_of(ROWS), 0);
+        distance::dot_bytes(&query.bytes, self.blocks.bytes(), &mut self.products);
+        let Rounded { step, square, moved } = query.rounded;
+        let dot = |row: &Rounded, product: i32| (product - query.offset) as f32 * (step * row.step);
+        let pairs = self.rows.iter().zip(&self.products);
+        match metric {
+            Metric::L2 => {
+                let bound = bound.max(0.0).sqrt() * (1.0 + SUMMED) + moved;
+                self.near.extend(pairs.map(|(row, &product)| {
+                    let squares = square + row.square;
+                    let apart = squares - 2.0 * dot(row, product);
+                    let reach = (bound + row.moved) * (1.0 + SUMMED);
+                    // Below the smallest numbers there are squares say nothing, nor do they above the largest.
+                    let limit = reach * reach + 1e-5 * squares + f32::MIN_POSITIVE * 16.0;
+                    !(apart > limit && apart < f32::INFINITY)
+                }));
+            }
+            Metric::Cosine | Metric::Dot => {
+                let norm = square.sqrt();
+                self.near.extend(pairs.map(|(row, &product)| {
+                    let row_norm = row.square.sqrt() + row.moved;
+                    let slack = moved * row_norm + norm * row.moved + SUMMED * (norm + moved) * row_norm;
+                    let most = dot(row, product) + slack * (1.0 + SUMMED) + f32::MIN_POSITIVE * 16.0;
+                    !(most < -bound && most > f32::NEG_INFINITY)
+                }));
+            }
+        }
+        &self.near
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn none_that_is_near_is_taken_for_far_and_few_that_are_far_for_near() {
+        let mut x = 7u64;
+        let mut next = || {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (x >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let kinds = [(1.0, 0.0), (1e-21, 0.0), (1e12, 0.0), (1e18, 0.0), (1e19, 0.0), (1.0, 100.0), (1.0, 1e4)];
+        for (dimension, (scale, offset)) in [1, 3, 64, 100, 384].into_iter().flat_map(|d| kinds.map(|kind| (d, kind))) {
+            let mut vector = || -> Vec<f32> { (0..dimension).map(|_| (next() + offset) * scale).collect() };
+            let (query, rows): (_, Vec<Vec<f32>>) = (vector(), (0..200).map(|_| vector()).collect());
+            let mut rounded = RoundedRows::new(dimension);
+            rounded.push(&query);
+            rounded.clear();
+            rows.iter().for_each(|row| rounded.push(row));
+            for metric in [Metric::L2, Metric::Dot, Metric::Cosine] {
+                let by = |row: &Vec<f32>| match metric {
+                    Metric::L2 => distance::squared_l2(&query, row),
+                    _ => -distance::dot(&query, row),
+                };
+                let distances: Vec<f32> = rows.iter().map(by).collect();
+                let mut sorted = distances.clone();
+                sorted.sort_by(f32::total_cmp);
+                for bound in [sorted[0], sorted[5], sorted[199], f32::INFINITY] {
+                    let near = rounded.may_be_within(&RoundedQuery::new(&query), metric, bound);
+                    let missed = distances.iter().zip(near).filter(|(distance, near)| **distance <= bound && !**near);
+                    assert_eq!(missed.count(), 0, "{dimension} {scale} {offset} {metric:?} {bound}");
+                    let usual = dimension == 384 && scale == 1.0 && offset == 0.0 && bound == sorted[5];
+                    let count = near.iter().filter(|near| **near).count();
+                    assert!(!usual || count < 40, "{count} for {metric:?}");
+                }
+            }
+        }
+    }
+}
