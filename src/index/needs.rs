@@ -4,7 +4,6 @@ use crate::{
     cells::log2,
     format::cells::Effort,
     limits,
-    site::{self, Kind},
 };
 
 use super::{probe::fresh_deviations, questions::Question};
@@ -294,8 +293,7 @@ impl Came {
         let all = Self::mean(answers.iter().map(|&(_, share, cost)| (share, cost)));
         let stored = Self::mean(answers.iter().filter(|(stored, ..)| *stored).map(|&(_, share, cost)| (share, cost)));
         let any = answers.iter().any(|(stored, ..)| *stored);
-        let harder = site::applies(Kind::Recall, any && stored.reached < all.reached);
-        Self { cost: all.cost, ..if harder { stored } else { all } }
+        Self { cost: all.cost, ..if any && stored.reached < all.reached { stored } else { all } }
     }
 
     fn mean(answers: impl Iterator<Item = (f64, f64)> + Clone) -> Self {

@@ -24,7 +24,6 @@ use crate::{
     format::cells::{Effort, RECALLS},
     limits,
     shard::{self, DataFile, Extent, Shard},
-    site::{self, Kind},
     storage::StorageFile,
 };
 
@@ -388,9 +387,7 @@ fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
         probe.finish()?;
     }
     if reach.fresh && !probe.given_up {
-        if site::applies(Kind::Recall, effort.deviations < reach.fresh_deviations) {
-            effort.deviations = reach.fresh_deviations;
-        }
+        effort.deviations = effort.deviations.max(reach.fresh_deviations);
         probe.scan_fresh(query, &effort, found)?;
     }
     let cost = probe.cost();
