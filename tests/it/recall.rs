@@ -79,13 +79,16 @@ fn an_offset_costs_nothing() {
         index.optimize().expect("cells are made");
         let reached = index.ask(&mut world).expect("answers");
         assert!(reached.iter().all(|of| of.does(true)), "{name}: {reached:?}");
-        reached.iter().filter(|of| of.k == 10).map(|of| (of.scanned(), of.computed())).collect()
+        // At 0.99 some searches end at every vector, and which do is a matter of chance: as dear, of other things.
+        let told = reached.iter().filter(|of| of.k == 10 && of.asked < 0.99);
+        told.map(|of| (of.scanned(), of.computed())).collect()
     };
     let at_origin = costs("normal");
     for name in ["offset 10", "offset 30", "offset 1000"] {
-        for (there, here) in costs(name).into_iter().zip(&at_origin) {
-            // One may look at every vector where the other looks at all codes, and then at many vectors: as dear.
-            assert!(there.0 + there.1 <= 1.25 * (here.0 + here.1), "{name}: {there:?}, {here:?} at the origin");
+        let there = costs(name);
+        assert_eq!(there.len(), 2, "{there:?}");
+        for (there, here) in there.into_iter().zip(&at_origin) {
+            assert!(there.0 <= 1.25 * here.0 && there.1 <= 1.25 * here.1, "{name}: {there:?}, {here:?} at the origin");
         }
     }
 }
