@@ -140,7 +140,7 @@ pub fn median_seeds(rows: &[Row]) -> u64 {
 fn fate(mutant: Mutant, seeds: u64) -> Fate {
     let found = match mutant {
         Mutant::Simulator(_) => conforms(mutant).err().map(|how| (Killer::Conformance, how)),
-        Mutant::Site(site) if site.kind == site::Kind::Recall => mutant::with(Some(mutant), by_recalls),
+        Mutant::Site(site) if site.kind == site::Kind::Recall => by_recalls(mutant),
         Mutant::Call(..) | Mutant::Site(_) => {
             let first = FIRST.min(seeds);
             mutant::with(Some(mutant), || {
@@ -181,10 +181,12 @@ fn recalls() -> Vec<recall::Case> {
     turned.chain(each.clone()).collect()
 }
 
-fn by_recalls() -> Option<(Killer, String)> {
+/// A case tells that does what is promised without the mistake.
+fn by_recalls(mutant: Mutant) -> Option<(Killer, String)> {
     recalls().into_iter().find_map(|case| {
-        let first = case.run().into_iter().next()?;
-        Some((Killer::Recall(case.kind.to_owned()), first))
+        let first = mutant::with(Some(mutant), || case.run()).into_iter().next()?;
+        let tells = mutant::with(None, || case.run()).is_empty();
+        tells.then(|| (Killer::Recall(case.kind.to_owned()), first))
     })
 }
 

@@ -345,7 +345,7 @@ pub fn held_out<'a, L: std::ops::Deref<Target = [u8]> + Clone + 'a>(
     live: usize,
     seed: (u128, u64),
 ) -> Vec<(usize, u32, usize)> {
-    let wanted = sample(live, limits::CALIBRATION_QUERIES.min(live / 4), seed.0, seed.1 | HELD_OUT);
+    let wanted = sample(live, limits::CALIBRATION_QUERIES.0.min(live / limits::CALIBRATION_QUERIES.1), seed.0, seed.1 | HELD_OUT);
     let (mut found, mut seen) = (Vec::new(), 0);
     for (i, (number, shard)) in shards.enumerate() {
         let next = &wanted[found.len()..];

@@ -34,7 +34,7 @@ use crate::{
     error::ShardexError,
     format::{
         FormatError,
-        cells::{self, Calibration, CellEntry, CellTable, Covered, Effort, GroupEntry, GroupLayout, RECALLS, RESULTS},
+        cells::{self, Calibration, CellEntry, CellTable, Covered, Effort, Efforts, GroupEntry, GroupLayout, RECALLS, RESULTS},
         crc32c,
     },
     id::ShardId,
@@ -362,7 +362,7 @@ fn effort_of_recall(efforts: &[Effort; RECALLS.len()], recall: f32) -> Effort {
 /// Between two numbers of results what it takes is between theirs, by their logarithms. Beyond the last one it is what the
 /// next better recall takes there and on, and far beyond it everything.
 #[must_use]
-pub fn effort(efforts: &[[Effort; RECALLS.len()]; RESULTS.len()], k: usize, recall: f32) -> Effort {
+pub fn effort(efforts: &Efforts, k: usize, recall: f32) -> Effort {
     let at = RESULTS.partition_point(|&known| (known as usize) < k);
     let last = RESULTS.len() - 1;
     let part = |low: usize, high: usize| {

@@ -27,6 +27,9 @@ pub const RECALLS: [f32; 8] = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995];
 /// Numbers of results for which it does.
 pub const RESULTS: [u32; 6] = [1, 3, 10, 30, 100, 300];
 
+/// What each recall takes for each number of results.
+pub type Efforts = [[Effort; RECALLS.len()]; RESULTS.len()];
+
 /// Where the number of results and the recall of most searches stand among these.
 const USUAL: (usize, usize) = (2, 4);
 const _: () = assert!(RESULTS[USUAL.0] as usize == limits::USUAL_RESULTS && RECALLS[USUAL.1] == limits::USUAL_RECALL);
@@ -225,7 +228,7 @@ impl Effort {
 pub struct Calibration {
     /// For each of [`RESULTS`] what each of [`RECALLS`] takes; [`Effort::everything`] where it was not found, or where
     /// nothing less does.
-    pub efforts: [[Effort; RECALLS.len()]; RESULTS.len()],
+    pub efforts: Efforts,
     /// The recall that vectors reached by it which it was not found by; 0 where nobody has asked.
     pub reached: [[f32; RECALLS.len()]; RESULTS.len()],
     /// How far apart from their nearest, in two ways, few of them are; infinite where nobody has asked.

@@ -21,12 +21,13 @@ use super::{
     unlike::{self, row},
 };
 use crate::{
-    cells::{CellIndex, Near},
+    cells::{self, CellIndex, Near},
     codes::{CentroidBytes, Query},
+    config::Metric,
     distance::{self, Ahead, Scan},
     env::Workers,
     error::{Result, ShardexError},
-    format::cells::{Calibration, Effort, RECALLS, RESULTS},
+    format::cells::{Calibration, Effort, Efforts, RECALLS, RESULTS},
     limits,
     shard::DataFile,
     site::{self, Kind},
@@ -89,7 +90,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
             let k = k as usize;
             let count = if k < limits::CALIBRATION_FEW.1 { all.len() } else { limits::CALIBRATION_FEW.0 };
             let [tuned, held] = halves(&all[..count.min(all.len())]);
-            let needs = Needs::new(&tuned, k);
+            let (needs, mut scale) = (Needs::new(&tuned, k), 1.0);
             for (j, &recall) in RECALLS.iter().enumerate() {
                 if calibration.reached[i][j] > 0.0 {
                     continue;
@@ -97,7 +98,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
                 // What everything is needed for, it is for every better recall.
                 let found = match calibration.efforts[i][..j].last() == Some(&Effort::everything()) {
                     true => None,
-                    false => self.tune(&needs, &held, k, recall)?,
+                    false => self.tune(&needs, &held, (k, recall), &mut scale)?,
                 };
                 let (effort, came) = found.map_or((Effort::everything(), 1.0), |(effort, came)| (effort, came.reached));
                 if !calibration.is_begun() {
@@ -107,7 +108,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
                 (calibration.efforts[i][j], calibration.reached[i][j]) = (effort, came as f32);
             }
         }
-        calibration.far = self.far(&questions)?;
+        calibration.far = self.far(&questions, &calibration.efforts)?;
         Ok(())
     }
 
@@ -121,19 +122,41 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         Reach { fresh: self.own, ..Reach::of(effort, recall) }
     }
 
-    /// How far apart from their nearest few stored vectors are; see [`unlike`](super::unlike). What equals one says nothing of how far
-    /// others are.
-    fn far(&self, questions: &[Question]) -> Result<[f32; 2]> {
-        let mut apart = Vec::new();
-        for question in questions.iter().filter(|question| question.stored) {
-            for found in &question.nearest {
-                if row(self.snapshot, self.data, found)? != question.vector {
-                    apart.push(unlike::apart(self.snapshot, self.data, &question.vector, found)?);
+    /// How far apart from what they find few stored vectors are; see [`unlike`](super::unlike): as far as nearly none is from its nearest,
+    /// and by dot products as far as few are from what searches for little find. Of many the nearest by products is one and the same, and
+    /// if its code says little, many miss it; by distances hardly any misses all that is near.
+    fn far(&self, questions: &[Question], efforts: &Efforts) -> Result<[f32; 2]> {
+        let stored: Vec<&Question> = questions.iter().filter(|question| question.stored).collect();
+        let apart = |question: &Question, near: &Candidate| unlike::apart(self.snapshot, self.data, &question.vector, near);
+        let near = self.each(stored.len(), &|i| {
+            for near in &stored[i].nearest {
+                // What equals it says nothing of how far others are.
+                if row(self.snapshot, self.data, near)? != stored[i].vector {
+                    return apart(stored[i], near);
+                }
+            }
+            Ok([f32::NAN; 2])
+        })?;
+        let far = unlike::far(&near);
+        let (k, recall) = (limits::USUAL_RESULTS, limits::CALIBRATION_FOUND.1);
+        let [first, wider] = [1.0, limits::FAR_MISSED].map(|part| cells::effort(efforts, k, 1.0 - (1.0 - recall) * part));
+        let one_for_many = self.data.geometry().metric == Metric::Dot;
+        if !one_for_many || [first, wider].contains(&Effort::everything()) {
+            return Ok(far);
+        }
+        let found = self.each(stored.len(), &|i| {
+            let mut found = [f32::NAN; 2];
+            for effort in [first, wider] {
+                let reach = Reach { except: Some(stored[i].own), ..self.reach(effort, recall) };
+                let probed = probe(self.snapshot, self.data, self.cells, (&stored[i].vector, k), reach)?;
+                found = probed.top.nearest().map_or(Ok(found), |near| apart(stored[i], near))?;
+                if !unlike::exceeds(found, far) {
                     break;
                 }
             }
-        }
-        Ok(unlike::far(&apart))
+            Ok(found)
+        })?;
+        Ok(unlike::beyond_found(far, &found))
     }
 
     /// One result for each number below `count`, on as many threads as there are.
@@ -225,42 +248,77 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         Some(code)
     }
 
-    /// The least effort that finds a share of the results, and what the other half of the questions reach by it; `None` if it is
-    /// everything.
+    /// The least effort that finds a share of the results, as far as few tries tell, and what the other half of the questions reach by
+    /// it; `None` if it is everything. `scale` is by how much more may be missed than the half that tunes says: the one recall starts
+    /// where the one before ended.
     fn tune(
         &self,
         needs: &Needs<'_>,
         held: &[(&Question, &Way)],
-        k: usize,
-        recall: f32,
+        (k, recall): (usize, f32),
+        scale: &mut f32,
     ) -> Result<Option<(Effort, Came)>> {
-        let Some(mut missed) = needs.missed(recall) else { return Ok(None) };
-        // What is found in between, by trying more, flatters itself: the half that judges has picked it.
+        let Some(modelled) = needs.missed(recall) else { return Ok(None) };
+        let mut missed = (modelled * *scale).min(limits::CALIBRATION_MOST);
+        let (mut best, mut failed) = (None, f32::INFINITY);
+        // What few ask for need not be as cheap as it could be.
+        let often = recall >= limits::CALIBRATION_CLOSER.0 && limits::CALIBRATION_CLOSER.1.contains(&k);
+        let mut closer = if often { limits::CALIBRATION_CLOSER.2 } else { 0 };
         for _ in 0..limits::CALIBRATION_TRIES {
-            let Some(effort) = needs.effort(missed, recall) else { return Ok(None) };
-            let came = self.ask(held, k, self.reach(effort, recall))?;
-            if came.cost >= self.snapshot.live as f64 {
-                return Ok(None);
-            }
+            let Some(effort) = needs.effort(missed, recall) else { break };
+            let came = self.ask(held, (k, recall), effort)?;
+            let pays = came.cost < self.snapshot.live as f64;
+            // What is missed is about in proportion to what may be.
+            let room = came.room(recall);
             if site::holds(Kind::Recall, came.does(recall)) {
-                return Ok(Some((effort, came)));
+                if pays {
+                    best = Some((effort, came));
+                }
+                if missed > 0.0 {
+                    *scale = missed / modelled;
+                }
+                let next = (missed * room.min(2.0)).min((missed * failed).sqrt()).min(limits::CALIBRATION_MOST);
+                if pays && closer == 0 || next <= 1.1 * missed {
+                    break;
+                }
+                closer -= usize::from(pays);
+                missed = next;
+            } else {
+                if best.is_some() || !pays || missed == 0.0 {
+                    break;
+                }
+                failed = missed;
+                missed *= room.clamp(0.3, 0.8);
             }
-            missed *= 0.6;
         }
-        Ok(None)
+        Ok(best)
     }
 
-    /// What some questions come to by searches that go so far.
-    fn ask(&self, questions: &[(&Question, &Way)], k: usize, reach: Reach) -> Result<Came> {
-        let answers = self.each(questions.len(), &|i| {
-            let question = questions[i].0;
-            let reach = Reach { except: Some(question.own), ..reach };
-            let Probed { top, cost, .. } = probe(self.snapshot, self.data, self.cells, (&question.vector, k), reach)?;
-            let bound = question.bound(k).unwrap_or(f32::INFINITY);
-            let hits = top.into_sorted().into_iter().filter(|hit| hit.distance <= bound).count();
-            Ok((question.stored, hits as f64 / k.min(question.nearest.len()) as f64, cost))
-        })?;
-        Ok(Came::of(&answers))
+    /// What some questions come to by searches that go so far, or few of them, where these show that it does not do.
+    fn ask(&self, questions: &[(&Question, &Way)], (k, recall): (usize, f32), effort: Effort) -> Result<Came> {
+        let live = self.snapshot.live as f64;
+        let ask = |questions: &[(&Question, &Way)]| {
+            self.each(questions.len(), &|i| {
+                let question = questions[i].0;
+                let reach = Reach { except: Some(question.own), most: live, ..self.reach(effort, recall) };
+                let Probed { top, cost, given_up, .. } =
+                    probe(self.snapshot, self.data, self.cells, (&question.vector, k), reach)?;
+                if given_up {
+                    return Ok((question.stored, 1.0, cost + live));
+                }
+                let bound = question.bound(k).unwrap_or(f32::INFINITY);
+                let hits = top.into_sorted().into_iter().filter(|hit| hit.distance <= bound).count();
+                Ok((question.stored, hits as f64 / k.min(question.nearest.len()) as f64, cost))
+            })
+        };
+        let (few, others) = questions.split_at(questions.len() / limits::CALIBRATION_FIRST);
+        let mut answers = ask(few)?;
+        let came = Came::of(&answers, k);
+        if came.is_hopeless(recall) {
+            return Ok(came);
+        }
+        answers.extend(ask(others)?);
+        Ok(Came::of(&answers, k))
     }
 }
 

@@ -123,6 +123,7 @@ pub(super) struct Needs<'a> {
     cells: Vec<Vec<f32>>,
     /// For each question, for each of its results, what finds it.
     results: Vec<Vec<Needed>>,
+    k: usize,
     impatience: f32,
     /// The least margins that find each result by its first code in cells, in order.
     margins: Vec<f32>,
@@ -205,7 +206,7 @@ impl<'a> Needs<'a> {
         let shards = asked.iter().flat_map(|(bound, way)| way.shards.iter().take(k).map(|&shard| beyond(shard, *bound)));
         let shards = sorted(shards);
         let ways = asked.iter().map(|&(_, way)| way).collect();
-        Self { ways, stored, cells, results, impatience, margins, deviations, shards }
+        Self { ways, stored, cells, results, k, impatience, margins, deviations, shards }
     }
 
     /// How far to go to miss about such a share; `None` if nowhere does.
@@ -241,7 +242,7 @@ impl<'a> Needs<'a> {
             let found = results.iter().filter(|needed| limits.find(needed)).count();
             (stored, found as f64 / results.len() as f64, 0.0)
         });
-        Came::of(&shares.collect::<Vec<_>>())
+        Came::of(&shares.collect::<Vec<_>>(), self.k)
     }
 
     /// The largest share that may be missed by margins and deviations so that the results have a recall; none if nothing does.
@@ -282,28 +283,50 @@ pub(super) struct Came {
 impl Came {
     /// Whether a recall is reached: by these questions, and by others but for a hundredth, as far as so few of them tell.
     pub(super) fn does(&self, recall: f32) -> bool {
-        let (errors, less) = limits::CALIBRATION_SURE;
-        let wanted = f64::from(recall);
-        self.reached >= wanted.max(wanted - less + errors * self.error)
+        self.reached >= self.wanted(recall)
     }
 
-    /// From each question: whether it is a stored vector, the share that was found, and what it cost. The mean of all, or that of the
-    /// stored ones if it is less: moved ones may be harder than what is really asked, or easier.
-    pub(super) fn of(answers: &[(bool, f64, f64)]) -> Self {
-        let all = Self::mean(answers.iter().map(|&(_, share, cost)| (share, cost)));
-        let stored = Self::mean(answers.iter().filter(|(stored, ..)| *stored).map(|&(_, share, cost)| (share, cost)));
+    /// What these questions are to reach so that a recall is reached by others.
+    fn wanted(&self, recall: f32) -> f64 {
+        let (errors, less) = limits::CALIBRATION_SURE;
+        let wanted = f64::from(recall);
+        wanted.max(wanted - less + errors * self.error)
+    }
+
+    /// Whether more questions would hardly show that it is reached.
+    pub(super) fn is_hopeless(&self, recall: f32) -> bool {
+        let (errors, less) = limits::CALIBRATION_SURE;
+        self.reached + errors * self.error < f64::from(recall) - less
+    }
+
+    /// How many times what is missed might be missed.
+    pub(super) fn room(&self, recall: f32) -> f32 {
+        ((1.0 - self.wanted(recall)).max(0.0) / (1.0 - self.reached).max(1e-9)) as f32
+    }
+
+    /// From each question for `k` results: whether it is a stored vector, the share that was found, and what it cost. The mean of all, or
+    /// that of the stored ones if it is less: moved ones may be harder than what is really asked, or easier.
+    pub(super) fn of(answers: &[(bool, f64, f64)], k: usize) -> Self {
+        let all = Self::mean(answers.iter().map(|&(_, share, cost)| (share, cost)), k);
+        let stored = answers.iter().filter(|(stored, ..)| *stored);
+        let stored = Self::mean(stored.map(|&(_, share, cost)| (share, cost)), k);
         let any = answers.iter().any(|(stored, ..)| *stored);
         Self { cost: all.cost, ..if any && stored.reached < all.reached { stored } else { all } }
     }
 
-    fn mean(answers: impl Iterator<Item = (f64, f64)> + Clone) -> Self {
+    fn mean(answers: impl Iterator<Item = (f64, f64)> + Clone, k: usize) -> Self {
         let (n, mut came, mut squares) = (answers.clone().count().max(1) as f64, Self::default(), 0.0);
         for (share, cost) in answers {
             came.reached += share / n;
-            squares += share * share / n;
+            squares += share * share;
             came.cost += cost / n;
         }
-        came.error = ((squares - came.reached * came.reached).max(0.0) / n).sqrt();
+        // Few that found all do not show that every one does: the error is that of one more, which misses what is much for so many results.
+        let found = 1.0 - 1.0 / (k as f64).sqrt();
+        let mean = (n * came.reached + found) / (n + 1.0);
+        let variance = (squares + found * found) / (n + 1.0) - mean * mean;
+        // And what few vary by is known less well: about as Student's distribution has it, so far out.
+        came.error = (variance.max(0.0) / (n + 1.0)).sqrt() * (1.0 + 8.0 / n);
         came
     }
 }

@@ -96,6 +96,24 @@ impl Met {
         self.count = 0;
     }
 
+    /// Whether `number` was met.
+    fn contains(&self, number: u32) -> bool {
+        let mask = self.slots.len() - 1;
+        let mut at = Self::home(number) & mask;
+        loop {
+            match self.slots[at] {
+                met if met == number => return true,
+                u32::MAX => return false,
+                _ => at = (at + 1) & mask,
+            }
+        }
+    }
+
+    /// Where a number is looked for first.
+    fn home(number: u32) -> usize {
+        (number.wrapping_mul(0x9E37_79B1) >> 7) as usize
+    }
+
     /// Whether `number` is met for the first time. No posting has the number `u32::MAX`.
     fn insert(&mut self, number: u32) -> bool {
         if self.count * 2 >= self.slots.len() {
@@ -107,7 +125,7 @@ impl Met {
             }
         }
         let mask = self.slots.len() - 1;
-        let mut at = (number.wrapping_mul(0x9E37_79B1) >> 7) as usize & mask;
+        let mut at = Self::home(number) & mask;
         loop {
             if self.slots[at] == number {
                 return false;
@@ -151,6 +169,8 @@ struct Probe<'a, F: StorageFile, B> {
 /// A posting whose distance is to be computed.
 struct Pending<'a, L> {
     least: f32,
+    /// Its number among those in cells, of which it may have two codes.
+    reference: Option<u32>,
     number: u32,
     slot: usize,
     extent: &'a Extent<L>,
@@ -175,7 +195,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
     /// Finds the slot of a code's posting, if it was not met before, and asks for it.
     fn look_up(&mut self, one: &Found) {
         self.looked_up += 1;
-        if !self.met.insert(one.reference) {
+        if self.met.contains(one.reference) {
             return;
         }
         // Bytes that rot under the mapping after they were checked may name anything.
@@ -184,17 +204,21 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
         let Some(shard) = shard_of(self.snapshot, covered.number).filter(|shard| shard.id == covered.id) else {
             return;
         };
-        self.ask_for(one, (covered.number, slot as usize, shard));
+        self.ask_for((one.least, Some(one.reference)), (covered.number, slot as usize, shard));
     }
 
     /// Asks for a posting, if it is there and may be a result.
-    fn ask_for(&mut self, one: &Found, (number, slot, shard): (u32, usize, &'a Shard<F::Lent>)) {
+    fn ask_for(
+        &mut self,
+        (least, reference): (f32, Option<u32>),
+        (number, slot, shard): (u32, usize, &'a Shard<F::Lent>),
+    ) {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
-        if shard.is_live(slot) && one.least <= self.top.bound() && self.except != Some((number, slot)) {
+        if shard.is_live(slot) && least <= self.top.bound() && self.except != Some((number, slot)) {
             let extent = &shard.extents()[slot / slots];
             self.ahead.push(shard::slot_bytes(extent.lent(), slot % slots, geometry));
-            self.pending.push(Pending { least: one.least, number, slot, extent });
+            self.pending.push(Pending { least, reference, number, slot, extent });
         }
     }
 
@@ -250,8 +274,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
     fn settle(&mut self) -> Result<()> {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
-        for &Pending { least, number, slot, extent } in &self.pending {
-            if least > self.top.bound() {
+        for &Pending { least, reference, number, slot, extent } in &self.pending {
+            // One that is passed over is not met: its other code may say that it is nearer.
+            if least > self.top.bound() || reference.is_some_and(|reference| !self.met.insert(reference)) {
                 continue;
             }
             let bytes = extent.slots(self.data)?;
@@ -443,7 +468,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
                 found.sort_unstable_by(nearest_first);
             }
             for some in found.chunks(TOGETHER) {
-                some.iter().for_each(|one| self.ask_for(one, (number, one.reference as usize, shard)));
+                some.iter().for_each(|one| self.ask_for((one.least, None), (number, one.reference as usize, shard)));
                 self.ahead.finish();
                 self.settle()?;
             }

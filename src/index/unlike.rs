@@ -47,15 +47,33 @@ pub(super) fn apart<F: StorageFile>(
 
 /// Whether a query that is so far apart is farther than nearly all that recalls were tried with.
 pub(super) fn is_far(apart: [f32; 2], far: [f32; 2]) -> bool {
-    site::applies(Kind::Recall, apart.iter().zip(far).any(|(&apart, far)| apart > far))
+    site::applies(Kind::Recall, exceeds(apart, far))
 }
 
-/// What few of the queries exceed that are so far apart, in each of the two ways.
+/// Whether it is farther in one of the two ways.
+pub(super) fn exceeds(apart: [f32; 2], far: [f32; 2]) -> bool {
+    apart.iter().zip(far).any(|(&apart, far)| apart > far)
+}
+
+/// What nearly none of the queries exceeds that are so far apart, in each of the two ways.
 pub(super) fn far(apart: &[[f32; 2]]) -> [f32; 2] {
     [0, 1].map(|way| {
-        let known = sorted(apart.iter().map(|apart| apart[way]).filter(|apart| !apart.is_nan()));
+        let known = known(apart, way);
         if known.is_empty() { f32::MAX } else { beyond_most(&known).min(f32::MAX) }
     })
+}
+
+/// The same, or more where many of the queries are so far from what they find.
+pub(super) fn beyond_found(far: [f32; 2], found: &[[f32; 2]]) -> [f32; 2] {
+    [0, 1].map(|way| {
+        let found = known(found, way);
+        if found.is_empty() { far[way] } else { at(&found, limits::CALIBRATION_FOUND.0).max(far[way]) }
+    })
+}
+
+/// What is known of one way, in order.
+fn known(apart: &[[f32; 2]], way: usize) -> Vec<f32> {
+    sorted(apart.iter().map(|apart| apart[way]).filter(|apart| !apart.is_nan()))
 }
 
 /// The vector of a posting that was found.
@@ -73,7 +91,7 @@ where
     Ok(shard::row(shard.extents()[slot / slots].slots(data)?, slot % slots, geometry))
 }
 
-/// The number that one in two thousand exceeds, judged by a sample in order. By fewer it is extrapolated: at worst the upper ones
+/// The number that one in a thousand exceeds, judged by a sample in order. By fewer it is extrapolated: at worst the upper ones
 /// thin out exponentially.
 fn beyond_most(sorted: &[f32]) -> f32 {
     let most = at(sorted, limits::CALIBRATION_FAR);
@@ -92,11 +110,11 @@ mod tests {
 
     #[test]
     fn few_numbers_tell_what_few_of_many_exceed() {
-        // As many as there are of an exponential distribution, evenly: its two-thousandth part lies beyond 7.6.
+        // As many as there are of an exponential distribution, evenly: a thousandth part lies beyond 6.9.
         let exponential = |n: usize| -> Vec<f32> { (0..n).map(|i| -((1.0 - (i as f32 + 0.5) / n as f32).ln())).collect() };
         for n in [8, 50, 100, 768, 4_000] {
             let far = beyond_most(&exponential(n));
-            assert!((5.7..8.9).contains(&far), "{far} of {n}");
+            assert!((5.2..8.2).contains(&far), "{far} of {n}");
         }
         assert_eq!(beyond_most(&[3.0]), 3.0);
     }
@@ -110,5 +128,17 @@ mod tests {
             assert_eq!(is_far(apart, far), is, "{apart:?}");
         }
         assert_eq!(super::far(&[]), [f32::MAX; 2]);
+    }
+
+    #[test]
+    fn what_a_hundredth_of_the_searches_find_is_not_far() {
+        let near: Vec<[f32; 2]> = (0..1_000).map(|i| [1.0 + i as f32 / 1_000.0, f32::NAN]).collect();
+        let beyond = |misses: usize| {
+            let found = near.iter().enumerate().map(|(i, &near)| if i < misses { [9.0, f32::NAN] } else { near });
+            beyond_found(far(&near), &found.collect::<Vec<_>>())
+        };
+        assert_eq!(beyond(10), [9.0, f32::MAX]);
+        assert_eq!(beyond(2), far(&near));
+        assert_eq!(beyond_found([2.0, -1.0], &[]), [2.0, -1.0]);
     }
 }
