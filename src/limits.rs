@@ -124,8 +124,8 @@ pub const LEAST_DEVIATIONS: f32 = 0.5;
 pub const FRESH_DEVIATIONS: [f32; 8] = [0.68, 1.04, 1.29, 1.65, 1.96, 2.33, 2.58, 2.81];
 
 /// What a search for a query that is unlike all that is stored may miss, as a part of what others may. Nobody knows what such a query
-/// takes, so it is told of besides. On 50,000 sentence embeddings, for negated queries where 0.95 of ten is asked: 0.92 without it,
-/// 0.99 with it, by three and a half times the codes, those of both searches.
+/// takes, so it is told of besides. On 50,000 sentence embeddings, for negated queries where 0.95 of ten is asked, 0.98 are found in
+/// 37,300 codes, and 0.96 in 30,300 if it may miss half of what others may.
 pub const FAR_MISSED: f32 = 0.25;
 
 /// How often the share that a search may miss is halved in on.

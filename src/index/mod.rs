@@ -7,6 +7,8 @@
 
 mod calibrate;
 mod fresh;
+mod front;
+mod met;
 mod needs;
 mod pivots;
 mod probe;

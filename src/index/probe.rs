@@ -12,14 +12,16 @@ use std::{
 };
 
 use super::{
+    front::Front,
+    met::Met,
     search::{distance_by, scan_slots, shard_of},
     snapshot::{CHUNK_SHARDS, Snapshot},
     topk::{Candidate, TopK},
 };
 use crate::{
-    cells::{self, Asked, CellIndex, GroupView, Near},
+    cells::{self, Asked, CellIndex, Near},
     codes::Query,
-    distance::{self, Ahead, BLOCK, Found, ROWS, Scan},
+    distance::{self, Ahead, Found, ROWS, Scan},
     error::Result,
     format::cells::{Effort, RECALLS},
     limits,
@@ -73,71 +75,20 @@ pub(super) struct Probed {
     pub(super) cells: usize,
     /// Whether it stopped because it had scanned as many codes as it may.
     pub(super) cut: bool,
-    /// Whether it was given up, because it cost more than it may.
+    /// Whether it was given up, because it cost more than it may, or because everything is wanted.
     pub(super) given_up: bool,
+    /// Whether it went farther than it was to at first.
+    pub(super) again: bool,
 }
 
-/// Numbers that were met: a table of open addressing.
-struct Met {
-    slots: Vec<u32>,
-    count: usize,
-}
-
-impl Default for Met {
-    fn default() -> Self {
-        Self { slots: vec![u32::MAX; 512], count: 0 }
-    }
-}
-
-impl Met {
-    fn clear(&mut self) {
-        self.slots.truncate(512);
-        self.slots.fill(u32::MAX);
-        self.count = 0;
-    }
-
-    /// Whether `number` was met.
-    fn contains(&self, number: u32) -> bool {
-        let mask = self.slots.len() - 1;
-        let mut at = Self::home(number) & mask;
-        loop {
-            match self.slots[at] {
-                met if met == number => return true,
-                u32::MAX => return false,
-                _ => at = (at + 1) & mask,
-            }
-        }
-    }
-
-    /// Where a number is looked for first.
-    fn home(number: u32) -> usize {
-        (number.wrapping_mul(0x9E37_79B1) >> 7) as usize
-    }
-
-    /// Whether `number` is met for the first time. No posting has the number `u32::MAX`.
-    fn insert(&mut self, number: u32) -> bool {
-        if self.count * 2 >= self.slots.len() {
-            let wider = vec![u32::MAX; self.slots.len() * 4];
-            let old = std::mem::replace(&mut self.slots, wider);
-            self.count = 0;
-            for number in old.into_iter().filter(|&number| number != u32::MAX) {
-                self.insert(number);
-            }
-        }
-        let mask = self.slots.len() - 1;
-        let mut at = Self::home(number) & mask;
-        loop {
-            if self.slots[at] == number {
-                return false;
-            }
-            if self.slots[at] == u32::MAX {
-                self.slots[at] = number;
-                self.count += 1;
-                return true;
-            }
-            at = (at + 1) & mask;
-        }
-    }
+/// What a search is to do when it has come to its end.
+pub(super) enum Further {
+    /// Nothing.
+    No,
+    /// Go so far, whatever it has cost already.
+    To(Reach),
+    /// Be given up: every vector is to be looked at.
+    Everything,
 }
 
 /// The search's state while it goes from cell to cell.
@@ -150,6 +101,11 @@ struct Probe<'a, F: StorageFile, B> {
     met: &'a mut Met,
     computed: usize,
     scanned: usize,
+    /// Cells that were scanned, and how many of the last ones held no result.
+    walked: usize,
+    quiet: u32,
+    /// Whether it stopped because it had scanned as many codes as it may.
+    cut: bool,
     /// Of those computed, the ones that lie one after another.
     in_order: usize,
     /// Whether it was left before its end, because it had cost more than it may.
@@ -302,20 +258,86 @@ pub(super) fn probe<F: StorageFile, B: Deref<Target = [u8]>>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &DataFile<F>,
     cells: &CellIndex<B>,
-    (vector, k): (&[f32], usize),
+    asked: (&[f32], usize),
     reach: Reach,
 ) -> Result<Probed> {
-    SCRATCH.with_borrow_mut(|scratch| probe_with(scratch, snapshot, data, cells, (vector, k), reach))
+    probe_further(snapshot, data, cells, asked, reach, |_| Ok(Further::No))
+}
+
+/// The same, and then farther, if it turns out to be wanted. What was computed is not computed again.
+///
+/// # Errors
+/// As [`probe`], and those of `further`.
+pub(super) fn probe_further<F: StorageFile, B: Deref<Target = [u8]>>(
+    snapshot: &Arc<Snapshot<F::Lent>>,
+    data: &DataFile<F>,
+    cells: &CellIndex<B>,
+    (vector, k): (&[f32], usize),
+    reach: Reach,
+    further: impl FnOnce(&TopK) -> Result<Further>,
+) -> Result<Probed> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let Scratch { query, room, met, held } = scratch;
+        query.set(vector, cells.frame(), data.geometry().metric);
+        met.clear();
+        held.clear();
+        let mut probe = Probe {
+            snapshot,
+            data,
+            cells,
+            vector,
+            top: TopK::new(k),
+            met,
+            computed: 0,
+            scanned: 0,
+            walked: 0,
+            quiet: 0,
+            cut: false,
+            in_order: 0,
+            given_up: false,
+            looked_up: 0,
+            most: reach.most,
+            except: reach.except,
+            gained: false,
+            held,
+            pending: Vec::new(),
+            ahead: Ahead::default(),
+        };
+        probe.search(query, room, &reach)?;
+        let again = match further(&probe.top)? {
+            _ if probe.given_up => false,
+            Further::No => false,
+            Further::Everything => {
+                probe.given_up = true;
+                false
+            }
+            Further::To(reach) => {
+                probe.most = reach.most;
+                probe.top.is_offered_again();
+                probe.search(query, room, &reach)?;
+                true
+            }
+        };
+        let cost = probe.cost();
+        let Probe { top, scanned, computed, walked, cut, given_up, .. } = probe;
+        Ok(Probed { top, scanned, computed, cost, cells: walked, cut, given_up, again })
+    })
 }
 
 /// Room that one search after another uses.
 #[derive(Default)]
 struct Scratch {
     query: Query,
-    asked: Asked,
+    room: Room,
     met: Met,
-    found: Vec<Found>,
     held: Vec<Found>,
+}
+
+/// Room for one way through the cells.
+#[derive(Default)]
+struct Room {
+    asked: Asked,
+    found: Vec<Found>,
     done: Vec<usize>,
 }
 
@@ -323,104 +345,82 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-fn probe_with<F: StorageFile, B: Deref<Target = [u8]>>(
-    scratch: &mut Scratch,
-    snapshot: &Arc<Snapshot<F::Lent>>,
-    data: &DataFile<F>,
-    cells: &CellIndex<B>,
-    (vector, k): (&[f32], usize),
-    reach: Reach,
-) -> Result<Probed> {
-    let Scratch { query, asked, met, found, held, done } = scratch;
-    query.set(vector, cells.frame(), data.geometry().metric);
-    met.clear();
-    found.clear();
-    held.clear();
-    done.clear();
-    let top = TopK::new(k);
-    let mut probe = Probe {
-        snapshot,
-        data,
-        cells,
-        vector,
-        top,
-        met,
-        computed: 0,
-        scanned: 0,
-        in_order: 0,
-        given_up: false,
-        looked_up: 0,
-        most: reach.most,
-        except: reach.except,
-        gained: false,
-        held,
-        pending: Vec::new(),
-        ahead: Ahead::default(),
-    };
-    let router = cells.router();
-    let mut effort = reach.effort;
-    let (mut groups, mut wanted) = (effort.groups.max(1) as usize, effort.cells.max(1) as usize);
-    let (mut count, mut waiting, mut quiet) = (0, 0, 0);
-    let mut cut = false;
-    'rounds: loop {
-        router.ask(query, groups, wanted, asked);
-        if !done.is_empty() {
-            done.sort_unstable();
-            asked.near.retain(|near| done.binary_search(&near.number()).is_err());
-        }
-        let mut front = Front::new(&mut probe, &mut asked.near)?;
-        while let Some((next, after)) = front.next(&mut probe, query)? {
-            probe.ahead.plan(after, next.count);
-            let bound = probe.top.bound();
-            let beyond = next.base - bound;
-            cut = probe.scanned >= reach.codes;
-            if cut || beyond + effort.impatience * cells::log2(quiet + 1) * next.unit > effort.margin * next.unit {
-                break 'rounds;
-            }
-            let (planes, step) = (&query.planes, query.plane_step);
-            // Not infinite, for a factor may be nothing.
-            let allow = |error: f32| (effort.deviations * error).min(f32::MAX);
-            // What bytes miss of the distance to the centroid is missing from each estimate.
-            let (blocks, base) = (next.codes, next.base - allow(next.error));
-            let error = allow(query.code_error(next.square));
-            let range = next.first..next.first + next.count;
-            distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut probe.ahead, found);
-            probe.settle()?;
-            probe.scanned += next.count;
-            if probe.is_spent() {
-                break 'rounds;
-            }
-            waiting += next.count;
-            count += 1;
-            // As long as nothing bounds what is found, it is better to have more to choose from.
-            if bound < f32::INFINITY || waiting >= k.saturating_mul(8) {
-                probe.take(found)?;
-                waiting = 0;
-            }
-            quiet = if std::mem::take(&mut probe.gained) { 0 } else { quiet + 1 };
-        }
-        done.extend(asked.near.iter().map(|near| near.number()));
-        if groups >= router.groups() && wanted >= router.numbers() {
-            break;
-        }
-        // The first ones did not do: many more, then all.
-        groups = groups.saturating_mul(4).min(router.groups());
-        wanted = if groups == router.groups() { router.numbers() } else { wanted.saturating_mul(4) };
-    }
-    if !probe.given_up {
-        probe.take(found)?;
-        probe.finish()?;
-    }
-    if reach.fresh && !probe.given_up {
-        effort.deviations = effort.deviations.max(reach.fresh_deviations);
-        probe.scan_fresh(query, &effort, found)?;
-    }
-    let cost = probe.cost();
-    let Probe { top, scanned, computed, given_up, .. } = probe;
-    Ok(Probed { top, scanned, computed, cost, cells: count, cut, given_up })
-}
-
 impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
+    /// Goes so far, through cells and then through what is in none.
+    fn search(&mut self, query: &Query, room: &mut Room, reach: &Reach) -> Result<()> {
+        room.found.clear();
+        room.done.clear();
+        self.walk(query, room, reach)?;
+        if !self.given_up {
+            self.take(&mut room.found)?;
+            self.finish()?;
+        }
+        if reach.fresh && !self.given_up {
+            let deviations = reach.effort.deviations.max(reach.fresh_deviations);
+            self.scan_fresh(query, &Effort { deviations, ..reach.effort }, &mut room.found)?;
+        }
+        Ok(())
+    }
+
+    /// Goes from cell to cell. Those that were walked through before have nothing new to tell, so that it says nothing of the others.
+    fn walk(&mut self, query: &Query, Room { asked, found, done }: &mut Room, reach: &Reach) -> Result<()> {
+        let (cells, data, effort) = (self.cells, self.data, &reach.effort);
+        let router = cells.router();
+        let (mut groups, mut wanted) = (effort.groups.max(1) as usize, effort.cells.max(1) as usize);
+        let (mut known, mut waiting) = (self.walked, 0);
+        loop {
+            router.ask(query, groups, wanted, asked);
+            if !done.is_empty() {
+                done.sort_unstable();
+                asked.near.retain(|near| done.binary_search(&near.number()).is_err());
+            }
+            let mut front = Front::new((cells, data), &mut self.ahead, &mut asked.near)?;
+            while let Some((next, after)) = front.next((cells, data), &mut self.ahead, query)? {
+                self.ahead.plan(after, next.count);
+                let bound = self.top.bound();
+                let beyond = next.base - bound;
+                let patience = effort.margin - effort.impatience * cells::log2(self.quiet + 1);
+                self.cut = self.scanned >= reach.codes;
+                if self.cut || beyond > patience * next.unit {
+                    return Ok(());
+                }
+                let (planes, step) = (&query.planes, query.plane_step);
+                // Not infinite, for a factor may be nothing.
+                let allow = |error: f32| (effort.deviations * error).min(f32::MAX);
+                // What bytes miss of the distance to the centroid is missing from each estimate.
+                let (blocks, base) = (next.codes, next.base - allow(next.error));
+                let error = allow(query.code_error(next.square));
+                let range = next.first..next.first + next.count;
+                distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut self.ahead, found);
+                self.settle()?;
+                self.scanned += next.count;
+                if self.is_spent() {
+                    return Ok(());
+                }
+                waiting += next.count;
+                self.walked += 1;
+                // As long as nothing bounds what is found, it is better to have more to choose from.
+                if bound < f32::INFINITY || waiting >= self.top.k().saturating_mul(8) {
+                    self.take(found)?;
+                    waiting = 0;
+                }
+                match (std::mem::take(&mut self.gained), known) {
+                    (true, _) => self.quiet = 0,
+                    (false, 0) => self.quiet += 1,
+                    (false, _) => {}
+                }
+                known = known.saturating_sub(1);
+            }
+            done.extend(asked.near.iter().map(|near| near.number()));
+            if groups >= router.groups() && wanted >= router.numbers() {
+                return Ok(());
+            }
+            // The first ones did not do: many more, then all.
+            groups = groups.saturating_mul(4).min(router.groups());
+            wanted = if groups == router.groups() { router.numbers() } else { wanted.saturating_mul(4) };
+        }
+    }
+
     /// Looks at what came after the cells were made, near shards first: at the codes of the slots that have one, at the
     /// vectors of the others.
     fn scan_fresh(&mut self, query: &Query, effort: &Effort, found: &mut Vec<Found>) -> Result<()> {
@@ -486,132 +486,5 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
     fn is_spent(&mut self) -> bool {
         self.given_up |= self.cost() > self.most;
         self.given_up
-    }
-}
-
-/// A cell whose distance was computed.
-#[derive(Clone, Copy)]
-struct Measured<'a> {
-    base: f32,
-    /// A standard deviation of it.
-    error: f32,
-    square: f32,
-    /// What margins are in units of.
-    unit: f32,
-    /// Blocks of its group from the one on that has its first code.
-    codes: &'a [u8],
-    first: usize,
-    count: usize,
-}
-
-/// Cells that are measured together.
-const STRIDE: usize = 16;
-
-/// Cells that are told from the rest together.
-const NEAR: usize = 6 * STRIDE;
-
-/// Cells on the way from an estimated to a computed distance: so far as the estimates tell, they come in order. The bytes
-/// of those to be measured next are asked for while others are scanned.
-struct Front<'a, 'b> {
-    estimated: &'b mut [Near],
-    /// Of `estimated`, how many are on their way or measured.
-    at: usize,
-    /// Up to here `estimated` are nearer than the rest: so that it is not the whole rest that is looked through each time.
-    near: usize,
-    /// The next ones of `estimated`, and the least estimate among them.
-    coming: [Option<Coming<'a>>; STRIDE],
-    least: f32,
-    measured: Vec<Measured<'a>>,
-    /// The order of those of `measured` that were not taken yet, the nearest last.
-    order: Vec<(Near, u32)>,
-}
-
-/// A cell that is to be measured.
-#[derive(Clone, Copy)]
-struct Coming<'a> {
-    number: usize,
-    group: GroupView<'a>,
-    cell: usize,
-}
-
-impl<'a, 'b> Front<'a, 'b> {
-    fn new<F: StorageFile, B: Deref<Target = [u8]>>(
-        probe: &mut Probe<'a, F, B>,
-        estimated: &'b mut [Near],
-    ) -> Result<Self> {
-        let (measured, order) = (Vec::with_capacity(4 * STRIDE), Vec::with_capacity(2 * STRIDE));
-        let mut front = Self { estimated, at: 0, near: 0, coming: [None; STRIDE], least: 0.0, measured, order };
-        front.advance(probe)?;
-        probe.ahead.finish();
-        Ok(front)
-    }
-
-    /// The nearest cell, and the codes of the one after it if it is known.
-    fn next<F: StorageFile, B: Deref<Target = [u8]>>(
-        &mut self,
-        probe: &mut Probe<'a, F, B>,
-        query: &Query,
-    ) -> Result<Option<(Measured<'a>, &'a [u8])>> {
-        while self.order.last().is_none_or(|nearest| self.least < nearest.0.distance()) {
-            if self.coming[0].is_none() {
-                break;
-            }
-            self.measure(query);
-            self.advance(probe)?;
-        }
-        let Some((_, i)) = self.order.pop() else { return Ok(None) };
-        let after = self.order.last().map_or(&[] as &[u8], |&(_, i)| self.measured[i as usize].codes);
-        Ok(Some((self.measured[i as usize], after)))
-    }
-
-    /// Finds out which cells come next, and asks for what they are measured by.
-    fn advance<F: StorageFile, B: Deref<Target = [u8]>>(&mut self, probe: &mut Probe<'a, F, B>) -> Result<()> {
-        let cells = probe.cells;
-        if self.at == self.near {
-            let rest = &mut self.estimated[self.at..];
-            let n = NEAR.min(rest.len());
-            if n < rest.len() {
-                rest.select_nth_unstable(n);
-            }
-            self.near += n;
-        }
-        let rest = &mut self.estimated[self.at..self.near];
-        let n = STRIDE.min(rest.len());
-        if n < rest.len() {
-            rest.select_nth_unstable(n);
-        }
-        self.at += n;
-        self.least = rest[..n].iter().min().map_or(f32::INFINITY, |near| near.distance());
-        self.coming = [None; STRIDE];
-        for (near, coming) in rest[..n].iter().zip(&mut self.coming) {
-            let number = near.number();
-            let (group, cell) = cells.router().cell(number);
-            let opened = cells.group(group).map_err(|what| {
-                let offset = cells.table().groups[group].place.page * probe.data.geometry().page_size as u64;
-                cells::damaged(probe.data.path(), offset, &what)
-            })?;
-            probe.ahead.push(opened.centroid(cell));
-            *coming = Some(Coming { number, group: opened, cell });
-        }
-        Ok(())
-    }
-
-    /// Measures the cells that were next.
-    fn measure(&mut self, query: &Query) {
-        for &Coming { number, group, cell } in self.coming.iter().flatten() {
-            let entry = group.cell(cell);
-            let product = distance::dot_byte_row(&query.bytes.bytes, group.centroid(cell));
-            let (base, square) = query.bytes.base(entry.centroid, product);
-            let (first, count) = (entry.first as usize, entry.count as usize);
-            let bytes = distance::block_bytes(query.planes.len());
-            let blocks = first / BLOCK * bytes..(first + count).div_ceil(BLOCK) * bytes;
-            // Bytes that rot under the mapping after they were checked may name anything.
-            let Some(codes) = group.blocks().get(blocks) else { continue };
-            self.order.push((Near::new(base, number as u32), self.measured.len() as u32));
-            let error = query.bytes.base_error(entry.centroid);
-            let unit = query.bytes.unit(square);
-            self.measured.push(Measured { base, error, square, unit, codes, first: first % BLOCK, count });
-        }
-        self.order.sort_unstable_by(|a, b| b.cmp(a));
     }
 }

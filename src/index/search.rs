@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    probe::{Probed, Reach, probe},
+    probe::{Further, Probed, Reach, probe_further},
     snapshot::{CHUNK_SHARDS, Snapshot},
     topk::{Candidate, TopK},
     unlike,
@@ -384,33 +384,30 @@ fn by_cells<F: StorageFile>(
     (query, k): (&[f32], usize),
     (breadth, reach): (Breadth, Reach),
 ) -> Result<(Probed, bool)> {
-    let first = probe(snapshot, data, cells, (query, k), reach)?;
-    let Some(nearest) = first.top.nearest().filter(|_| breadth.recall().is_some() && !first.given_up) else {
-        return Ok((first, true));
-    };
     let far = cells.calibration().far;
-    if !unlike::is_far(unlike::apart(snapshot, data, query, nearest)?, far) {
-        return Ok((first, true));
-    }
-    // As much as may be looked at was not meant to be looked at twice.
-    if breadth.slop.is_some() {
-        return Ok((first, false));
-    }
-    let Some(wider) = breadth.reach(cells, snapshot, k, limits::FAR_MISSED) else {
-        return Ok((Probed { given_up: true, ..first }, false));
+    let is_far = |top: &TopK| match top.nearest() {
+        Some(nearest) => Ok(unlike::is_far(unlike::apart(snapshot, data, query, nearest)?, far)),
+        None => Ok(false),
     };
-    // What can be known to be better is not always more.
-    if wider.effort == reach.effort {
-        return Ok((first, false));
+    let mut unlike = false;
+    let probed = probe_further(snapshot, data, cells, (query, k), reach, |top| {
+        unlike = breadth.recall().is_some() && is_far(top)?;
+        // As much as may be looked at was not meant to be looked at twice.
+        if !unlike || breadth.slop.is_some() {
+            return Ok(Further::No);
+        }
+        Ok(match breadth.reach(cells, snapshot, k, limits::FAR_MISSED) {
+            None => Further::Everything,
+            // What can be known to be better is not always more.
+            Some(wider) if wider.effort == reach.effort => Further::No,
+            Some(wider) => Further::To(wider),
+        })
+    })?;
+    if probed.again && !probed.given_up {
+        // At first it may have missed what is near.
+        unlike = is_far(&probed.top)?;
     }
-    let again = probe(snapshot, data, cells, (query, k), Reach { most: wider.most - first.cost, ..wider })?;
-    // The first may have missed what is near.
-    let like = match again.top.nearest().filter(|_| !again.given_up) {
-        Some(nearest) => !unlike::is_far(unlike::apart(snapshot, data, query, nearest)?, far),
-        None => false,
-    };
-    let (scanned, computed) = (first.scanned + again.scanned, first.computed + again.computed);
-    Ok((Probed { scanned, computed, cells: first.cells + again.cells, ..again }, like))
+    Ok((probed, !unlike))
 }
 
 /// The queries' numbers, those together that are near the same group of cells: an order to ask them in, whatever they

@@ -63,13 +63,15 @@ impl Eq for Candidate {}
 pub struct TopK {
     k: usize,
     heap: BinaryHeap<Candidate>,
+    /// Whether candidates that it keeps may be offered once more.
+    again: bool,
 }
 
 impl TopK {
     /// Keeps `k`.
     #[must_use]
     pub fn new(k: usize) -> Self {
-        Self { k, heap: BinaryHeap::with_capacity(k.min(4_096)) }
+        Self { k, heap: BinaryHeap::with_capacity(k.min(4_096)), again: false }
     }
 
     /// A candidate farther than this is none; equal ones have to be offered.
@@ -79,6 +81,17 @@ impl TopK {
             Some(worst) if self.heap.len() == self.k => worst.distance,
             _ => f32::INFINITY,
         }
+    }
+
+    /// How many it keeps.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// From here on candidates may be offered that were offered before. Costs a comparison with each that it keeps.
+    pub fn is_offered_again(&mut self) {
+        self.again = true;
     }
 
     /// How many more make it full.
@@ -95,6 +108,9 @@ impl TopK {
 
     /// Offers a candidate.
     pub fn offer(&mut self, candidate: Candidate) {
+        if self.again && self.heap.iter().any(|known| *known == candidate) {
+            return;
+        }
         if self.heap.len() < self.k {
             self.heap.push(candidate);
         } else if let Some(mut worst) = self.heap.peek_mut()
@@ -114,6 +130,24 @@ impl TopK {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_offered_again_is_kept_once() {
+        let candidate = |distance, id| Candidate {
+            distance,
+            document_id: DocumentId(id),
+            start: 0,
+            length: 1,
+            shard: 0,
+            slot: 0,
+        };
+        let mut top = TopK::new(3);
+        [candidate(1.0, 1), candidate(2.0, 2)].into_iter().for_each(|one| top.offer(one));
+        top.is_offered_again();
+        [candidate(2.0, 2), candidate(1.0, 1), candidate(2.0, 3)].into_iter().for_each(|one| top.offer(one));
+        let kept: Vec<u128> = top.into_sorted().iter().map(|one| one.document_id.0).collect();
+        assert_eq!(kept, [1, 2, 3]);
+    }
 
     #[test]
     fn ties_are_broken_by_key_whatever_the_order_of_offers() {

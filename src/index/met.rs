@@ -1,0 +1,86 @@
+//! Postings that a search has met: each of them has two codes, and is measured once.
+
+/// Numbers that were met: a table of open addressing.
+pub(super) struct Met {
+    slots: Vec<u32>,
+    count: usize,
+}
+
+impl Default for Met {
+    fn default() -> Self {
+        Self { slots: vec![u32::MAX; 512], count: 0 }
+    }
+}
+
+impl Met {
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.slots.truncate(512);
+        self.slots.fill(u32::MAX);
+        self.count = 0;
+    }
+
+    /// Whether `number` was met.
+    pub(super) fn contains(&self, number: u32) -> bool {
+        let mask = self.slots.len() - 1;
+        let mut at = Self::home(number) & mask;
+        loop {
+            match self.slots[at] {
+                met if met == number => return true,
+                u32::MAX => return false,
+                _ => at = (at + 1) & mask,
+            }
+        }
+    }
+
+    /// Where a number is looked for first.
+    fn home(number: u32) -> usize {
+        (number.wrapping_mul(0x9E37_79B1) >> 7) as usize
+    }
+
+    /// Whether `number` is met for the first time. No posting has the number `u32::MAX`.
+    pub(super) fn insert(&mut self, number: u32) -> bool {
+        if self.count * 2 >= self.slots.len() {
+            let wider = vec![u32::MAX; self.slots.len() * 4];
+            let old = std::mem::replace(&mut self.slots, wider);
+            self.count = 0;
+            for number in old.into_iter().filter(|&number| number != u32::MAX) {
+                self.insert(number);
+            }
+        }
+        let mask = self.slots.len() - 1;
+        let mut at = Self::home(number) & mask;
+        loop {
+            if self.slots[at] == number {
+                return false;
+            }
+            if self.slots[at] == u32::MAX {
+                self.slots[at] = number;
+                self.count += 1;
+                return true;
+            }
+            at = (at + 1) & mask;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_number_is_met_once_however_many_there_are() {
+        let mut met = Met::default();
+        let numbers = |n: u32| (0..n).map(|i| i.wrapping_mul(2_654_435_761) % 1_000_003);
+        for round in 0..2 {
+            assert!(!met.contains(7), "round {round}");
+            let mut known = std::collections::BTreeSet::new();
+            for number in numbers(5_000) {
+                assert_eq!(met.contains(number), known.contains(&number));
+                assert_eq!(met.insert(number), known.insert(number));
+            }
+            assert!(numbers(5_000).all(|number| met.contains(number)));
+            met.clear();
+        }
+    }
+}
