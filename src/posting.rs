@@ -50,8 +50,8 @@ pub struct SearchOptions {
     /// It is a share on the average of many queries that are like what is stored; a single one may find fewer. What it takes is
     /// found by searches for stored vectors, and for some beside them, whose true nearest 1 to 300 were computed; other `k`
     /// lie between. Everything is looked at for a `k` from 901 on and for recalls above 0.995, and wherever codes do not serve:
-    /// before there are any, where they are damaged, and of few vectors or dimensions. A query that is not like what is stored is asked
-    /// once more by a wider search, and told of by [`SearchResponse::calibrated`]. [`stats().recall`](crate::IndexStats::recall) says
+    /// before there are any, where they are damaged, and of few vectors or dimensions. The search for a query that is not like what
+    /// is stored goes on farther, and the query is told of by [`SearchResponse::calibrated`]. [`stats().recall`](crate::IndexStats::recall) says
     /// what was reached.
     pub recall: Option<f32>,
     /// Scan every shard: the answer is that of a brute-force scan.
@@ -106,8 +106,8 @@ pub struct SearchResponse {
     pub recall: Option<f32>,
     /// Why the search stopped.
     pub stopped: Stopped,
-    /// Whether the query is like what is stored: whether the nearest found is as near as 99.95 % of stored vectors have theirs, and as
-    /// near for that place (for dot products: as large a product, and as large a cosine). If not, a wider search was made too, and how
+    /// Whether the query is like what is stored: whether the nearest found is as near as 99.9 % of stored vectors have theirs, and as
+    /// near for that place (for dot products: as large a product, and as large a cosine). If not, the search went on farther, and how
     /// much of the nearest that finds was tried by nobody. True where every posting was looked at, and where no recall was aimed at.
     pub calibrated: bool,
     /// The last write that this search saw.

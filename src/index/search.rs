@@ -375,8 +375,8 @@ pub fn search_on<F: StorageFile>(
     Ok(hits(top, scanned + wasted.0, scanned + wasted.1, (numbers.len(), wasted.2), aim))
 }
 
-/// What is found by cells, and whether the query is like those that recalls were tried with. One that is not is asked once more, by
-/// a wider search.
+/// What is found by cells, and whether the query is like those that recalls were tried with. The search for one that is not goes on
+/// farther.
 fn by_cells<F: StorageFile>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &DataFile<F>,
