@@ -148,7 +148,7 @@ pub const CALIBRATION_SHARE: u64 = 4;
 
 /// What a search may miss is less by so many times the share of the postings that has come or gone since, and by no more than
 /// such a part. On vectors around a centre that draw together while they are replaced, 0.90 of ten where 0.95 is asked become
-/// 0.94 at the worst; on others a search looks at a few codes more.
+/// 0.94 at the worst.
 pub const MOVED: (f32, f32) = (1.5, 0.75);
 
 /// By so large a part of itself, times that share, the margin of shards that hold something in no cell is larger.

@@ -26,7 +26,7 @@ use crate::{
     lease::Lease,
     limits,
     posting::{SearchResponse, SearchResult, Stopped},
-    shard::{self, DataFile, Shard},
+    shard::{self, DataFile, Extent, Shard},
     storage::{MmapFile, StorageFile},
 };
 
@@ -138,10 +138,8 @@ impl<F: StorageFile> Hits<F> {
 
     fn hit(&self, candidate: &Candidate) -> Hit<'_> {
         let geometry = self.data.geometry();
-        let (slots, slot) = (geometry.extent_slots(), candidate.slot as usize);
-        let Some(shard) = shard_of(&self.snapshot, candidate.shard) else { unreachable!("a candidate has a shard") };
-        let extent = &shard.extents()[slot / slots];
-        let (posting, vector) = extent.posting(slot % slots, geometry);
+        let (extent, slot) = place(&self.snapshot, geometry, candidate);
+        let (posting, vector) = extent.posting(slot, geometry);
         Hit {
             document_id: candidate.document_id,
             start: candidate.start,
@@ -454,6 +452,17 @@ pub fn warm<F: StorageFile>(executor: &dyn Executor, snapshot: &Snapshot<F::Lent
 pub(super) fn shard_of<L: Deref<Target = [u8]> + Clone>(snapshot: &Snapshot<L>, number: u32) -> Option<&Shard<L>> {
     let chunk = snapshot.chunks.get(number as usize / CHUNK_SHARDS)?;
     chunk.shards.get(number as usize % CHUNK_SHARDS)?.as_deref()
+}
+
+/// The extent that a candidate was found in, and its slot there.
+pub(super) fn place<'a, L: Deref<Target = [u8]> + Clone>(
+    snapshot: &'a Snapshot<L>,
+    geometry: &Geometry,
+    found: &Candidate,
+) -> (&'a Extent<L>, usize) {
+    let (slots, slot) = (geometry.extent_slots(), found.slot as usize);
+    let Some(shard) = shard_of(snapshot, found.shard) else { unreachable!("a candidate has a shard") };
+    (&shard.extents()[slot / slots], slot % slots)
 }
 
 /// The numbers of the `slop` shards to scan, by the metric's distance of their centroids; the lower number among equals.

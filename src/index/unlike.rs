@@ -9,7 +9,7 @@ use std::ops::Deref;
 
 use super::{
     needs::{at, sorted},
-    search::shard_of,
+    search::{place, shard_of},
     snapshot::Snapshot,
     topk::Candidate,
 };
@@ -85,10 +85,8 @@ pub(super) fn row<'a, F: StorageFile>(
 where
     F::Lent: Deref<Target = [u8]>,
 {
-    let geometry = data.geometry();
-    let (slots, slot) = (geometry.extent_slots(), found.slot as usize);
-    let Some(shard) = shard_of(snapshot, found.shard) else { unreachable!("a candidate has a shard") };
-    Ok(shard::row(shard.extents()[slot / slots].slots(data)?, slot % slots, geometry))
+    let (extent, slot) = place(snapshot, data.geometry(), found);
+    Ok(shard::row(extent.slots(data)?, slot, data.geometry()))
 }
 
 /// The number that one in a thousand exceeds, judged by a sample in order. By fewer it is extrapolated: at worst the upper ones
