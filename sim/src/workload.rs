@@ -7,7 +7,7 @@ use std::sync::{
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
-    CheckLevel, DocumentId, Engine, FlushStep, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
+    CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
     env::{Cancel, CellPolicy, Clock, Env, Inline, SystemThreads},
     lease::SyncUnderWay,
     storage::Storage,
@@ -296,9 +296,9 @@ impl<S: Storage + Clone> Runner<S> {
                 let mut refused = None;
                 let mut flush = engine.flush_begin(false)?;
                 let stats = loop {
-                    let job = match flush {
-                        FlushStep::Sync(job) => job,
-                        FlushStep::Done(stats) => break stats,
+                    let job = match flush.into_sync() {
+                        Ok(job) => job,
+                        Err(stats) => break stats,
                     };
                     let begun = overlaps.then(|| job.begin());
                     let synced = if overlaps { Ok(()) } else { job.run() };

@@ -1,6 +1,7 @@
 //! Create: an index in an empty directory, whole or not at all.
 
 use super::{
+    barriers::{C1, C2, C3, C4, PARENT},
     Engine,
     lock::LockedDirectory,
     names,
@@ -49,7 +50,7 @@ pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) 
         }
     }
     // Again if it existed: a crash may have come between the two.
-    storage.sync_parent(Purpose("create: sync the parent"))?;
+    storage.sync_parent(PARENT)?;
     let locked = LockedDirectory::take(&storage)?;
     if locked.has(names::ROOT) {
         let engine = recovery::open_locked(storage, locked, config.options.clone(), env)?;
@@ -92,17 +93,16 @@ fn make_files<S: Storage>(
     index_id: u128,
 ) -> Result<IndexLock> {
     const ALLOCATE: Purpose = Purpose("create: allocate");
-    const SYNC: Purpose = Purpose("C1: sync data and WAL");
     let layout = WalLayout::new(&geometry);
     let data_pages = SpaceMap::new(&geometry, 1).pages_of(1);
     let header = header::encode_file(&DATA_MAGIC, index_id);
     let len = data_pages * geometry.page_size as u64;
-    LendingFile::create(storage, (len, &header), [MAKE, ALLOCATE, HEADER, SYNC])?;
+    LendingFile::create(storage, (len, &header), [MAKE, ALLOCATE, HEADER, C1])?;
     let lock = locked.into_lock_of_new(storage)?;
     let file = PlainFile::create(storage, names::WAL, MAKE, &lock)?;
     file.raw().allocate(layout.file_len(FIRST_SEGMENTS), ALLOCATE)?;
     file.store(0, &header::encode_file(&WAL_MAGIC, index_id), HEADER)?;
-    file.sync_all(SYNC).run()?;
+    file.sync_all(C1).run()?;
     let root = Root {
         index_id,
         generation: Generation(1),
@@ -124,11 +124,11 @@ fn make_files<S: Storage>(
     };
     let file = PlainFile::create(storage, names::ROOT_NEW, MAKE, &lock)?;
     Roots::store_first(&file, &root)?;
-    file.sync_all(Purpose("C2: sync the roots")).run()?;
+    file.sync_all(C2).run()?;
     // Before the rename: a directory entry may survive without those made before it (R7).
-    storage.sync_dir(Purpose("C3: sync the entries"))?;
+    storage.sync_dir(C3)?;
     storage.rename(names::ROOT_NEW, names::ROOT, COMMIT)?;
-    storage.sync_dir(Purpose("C4: sync the rename"))?;
+    storage.sync_dir(C4)?;
     Ok(lock)
 }
 

@@ -16,6 +16,7 @@
 use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
 use super::{
+    barriers::{B1, B2, B3},
     Engine,
     check::{self, Component, quick_check},
     directory::{self, Changes},
@@ -31,23 +32,31 @@ use crate::{
     lease::{Place, SyncJob},
     site::{self, Kind, Mark},
     space::Use,
-    storage::{Purpose, Storage},
+    storage::Storage,
 };
-
-/// B1.
-pub const B1: Purpose = Purpose("B1: sync the WAL");
-/// B2.
-pub const B2: Purpose = Purpose("B2: sync the data");
-/// B3.
-pub const B3: Purpose = Purpose("B3: sync the root");
 
 /// What is to be done next.
 #[derive(Debug)]
 pub enum FlushStep<F> {
     /// Run this sync, and tell [`Engine::flush_synced`] what came of it.
     Sync(SyncJob<F>),
+    /// The same, of the log: of one file one sync is under way at a time, so whoever commits runs it, and nobody commits meanwhile.
+    SyncLog(SyncJob<F>),
     /// The flush is complete.
     Done(Box<FlushStats>),
+}
+
+impl<F> FlushStep<F> {
+    /// The sync that is to be run, of whichever file.
+    ///
+    /// # Errors
+    /// What the flush came to, if it is complete.
+    pub fn into_sync(self) -> std::result::Result<SyncJob<F>, Box<FlushStats>> {
+        match self {
+            Self::Sync(job) | Self::SyncLog(job) => Ok(job),
+            Self::Done(stats) => Err(stats),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,17 +111,18 @@ impl<S: Storage> Engine<S> {
     /// `OutOfSpace` and `Io` from a store: nothing has changed, call again. From a sync: the engine is poisoned.
     /// `Inconsistent`: the check found a contradiction, the old root and the WAL are kept.
     pub fn flush(&mut self) -> Result<FlushStats> {
-        let stats = self.flush_once()?;
+        let stats = self.flush_once(false)?;
         // A flush whose root could not be stored had to be finished first; what came after it is flushed now.
-        if self.is_unflushed() { self.flush_once() } else { Ok(stats) }
+        if self.is_unflushed() { self.flush_once(false) } else { Ok(stats) }
     }
 
-    fn flush_once(&mut self) -> Result<FlushStats> {
-        let mut step = self.flush_begin(false)?;
+    /// One flush, or the rest of one, from its beginning to its end; `force` as in [`flush_begin`](Self::flush_begin).
+    pub(super) fn flush_once(&mut self, force: bool) -> Result<FlushStats> {
+        let mut step = self.flush_begin(force)?;
         loop {
-            match step {
-                FlushStep::Done(stats) => return Ok(*stats),
-                FlushStep::Sync(job) => step = self.flush_synced(job.run())?,
+            match step.into_sync() {
+                Ok(job) => step = self.flush_synced(job.run())?,
+                Err(stats) => return Ok(*stats),
             }
         }
     }
@@ -235,8 +245,9 @@ impl<S: Storage> Engine<S> {
         run.stats.barriers += 1;
         run.waits = true;
         self.counters.barriers += 1;
+        let of_log = run.stage == Stage::Wal;
         self.flush = Some(run);
-        FlushStep::Sync(job)
+        if of_log { FlushStep::SyncLog(job) } else { FlushStep::Sync(job) }
     }
 
     /// Time since `since`, which becomes now.

@@ -9,6 +9,7 @@
 //! 3. After a sync has failed nothing is acknowledged (P5).
 
 mod apply;
+mod barriers;
 pub mod batch;
 mod check;
 mod contents;
@@ -53,14 +54,10 @@ use working::Working;
 
 pub use check::{Component, ConsistencyReport, Finding};
 pub use contents::CheckJob;
-pub use flush::{B1, B2, B3, FlushStep};
+pub use barriers::{B1, B2, B3, BARRIERS, Barrier, CLOSE, COMMIT};
+pub use flush::FlushStep;
 pub use fresh::FreshJob;
 pub use regroup::RegroupJob;
-
-/// Syncing the WAL for a commit outside a flush: barrier B1 too, for it buys the same.
-pub const COMMIT: Purpose = Purpose("B1: commit");
-/// Syncing the closing mark.
-pub const CLOSE: Purpose = Purpose("close: sync the closing mark");
 
 /// Accepted records are handed to the file, without a sync, once they take this many bytes.
 const WRITE_OUT_BYTES: u64 = 1 << 20;
@@ -332,7 +329,9 @@ impl<S: Storage> Engine<S> {
         // Two roots are retained, so it takes two flushes to let all of the WAL go.
         for _ in 0..2 {
             match self.wal.reserve(payload) {
-                Err(ShardexError::BatchTooLarge { .. }) => self.flush_forced()?,
+                Err(ShardexError::BatchTooLarge { .. }) => {
+                    self.flush_once(true)?;
+                }
                 done => return done,
             }
         }

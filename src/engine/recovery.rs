@@ -28,10 +28,10 @@
 use std::{collections::BTreeSet, ptr, sync::Arc};
 
 use super::{
+    barriers::{B4, B5, E1, E2},
     Counters, Engine, apply, batch,
     create::{self, COMMIT},
     directory::{self, Directory},
-    flush::FlushStep,
     lock::LockedDirectory,
     names, regroup,
     roots::{self, Roots, Slot},
@@ -59,15 +59,6 @@ use crate::{
     storage::{Purpose, Storage, StorageFile},
     wal::{self, Record, Tail, WalLayout, WalWriter},
 };
-
-/// E2: the content of a root file made anew.
-pub const E2: Purpose = Purpose("E2: sync the roots");
-/// E1: the entry of the root file.
-pub const E1: Purpose = Purpose("E1: sync the entry");
-/// B4: the root that recovery starts from.
-pub const B4: Purpose = Purpose("B4: sync the recovered root");
-/// B5: the second root of the new epoch.
-pub const B5: Purpose = Purpose("B5: sync the root's twin");
 
 pub(super) const CLEAR: Purpose = Purpose("create: clear an interrupted one");
 const REFILL: Purpose = Purpose("open: allocate holes");
@@ -630,7 +621,7 @@ impl<S: Storage> Engine<S> {
         if site::holds(site::Kind::Ordering, self.epoch_open) {
             return Ok(());
         }
-        self.flush_forced()?;
+        self.flush_once(true)?;
         let twin = Root { generation: self.roots.newest().generation.next(), ..self.roots.newest().clone() };
         self.work.space.begin(twin.generation);
         let job = self.roots.store_next(&twin, B5)?;
@@ -661,14 +652,5 @@ impl<S: Storage> Engine<S> {
         site::reach(Mark::RootFileReplaced);
         self.counters.barriers += 1;
         self.storage.sync_dir(E1).map_err(|error| self.poison(error))
-    }
-
-    /// A flush that stores a root even if nothing has changed.
-    pub(super) fn flush_forced(&mut self) -> Result<()> {
-        let mut step = self.flush_begin(true)?;
-        while let FlushStep::Sync(job) = step {
-            step = self.flush_synced(job.run())?;
-        }
-        Ok(())
     }
 }

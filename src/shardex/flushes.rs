@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::writer::Writer;
 use crate::{
     engine::{
-        B1, FlushStep,
+        FlushStep,
         stats::{BackgroundWork, FlushStats},
     },
     error::{Result, ShardexError},
@@ -64,8 +64,7 @@ impl<S: Storage> Writer<S> {
         self.blocked = false;
         let done = loop {
             match step {
-                // Of the WAL there is one sync at a time, the writer's own.
-                Ok(FlushStep::Sync(job)) if job.purpose() == B1 => step = self.engine.flush_synced(job.run()),
+                Ok(FlushStep::SyncLog(job)) => step = self.engine.flush_synced(job.run()),
                 Ok(FlushStep::Sync(job)) => {
                     let synced = self.syncer.run(job);
                     self.flushing = Some(Flushing { synced, automatic });

@@ -443,7 +443,7 @@ fn no_root_file_is_replaced_under_a_flush() {
     assert!(root.purpose().0.starts_with("B3"), "{root:?}");
     assert!(matches!(engine.add(&postings), Err(ShardexError::FlushInProgress)));
     let mut step = engine.flush_synced(root.run()).expect("synced");
-    while let FlushStep::Sync(job) = step {
+    while let Ok(job) = step.into_sync() {
         step = engine.flush_synced(job.run()).expect("synced");
     }
     let report = engine.check(CheckLevel::Full).expect("readable");

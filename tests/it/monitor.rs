@@ -7,7 +7,7 @@ use std::{
 };
 
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
-use shardex::{FlushStep, Metric};
+use shardex::Metric;
 use shardex_sim::{
     CrashKind, HookStorage, SimStorage, Verdict,
     mutant::{self, How, Mutant, MutantStorage, next_turn},
@@ -42,7 +42,7 @@ fn life() {
         next_turn();
         let Some(mut engine) = runner.engine.take() else { return };
         let mut step = engine.flush_begin(true).expect("begun");
-        while let FlushStep::Sync(job) = step {
+        while let Ok(job) = step.into_sync() {
             if job.purpose().0.starts_with("B3") {
                 break;
             }
