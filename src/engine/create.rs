@@ -5,7 +5,10 @@ use super::{
     Engine,
     lock::LockedDirectory,
     names,
-    recovery::{self, CLEAR, Found},
+    assemble::Origin,
+    found::Found,
+    open::{lost_root, open_locked},
+    purposes::{CLEAR, MAKE, NAME},
     roots::Roots,
     stats::RecoveryStats,
 };
@@ -21,20 +24,16 @@ use crate::{
     },
     id::{Generation, Lsn},
     lease::{IndexLock, LendingFile, PlainFile},
-    limits,
     site::{self, Kind, Mark},
     space::SpaceMap,
     storage::{Purpose, Storage, StorageFile},
     wal::WalLayout,
 };
 
-pub(super) const MAKE: Purpose = Purpose("create");
 const HEADER: Purpose = Purpose("create: file header");
 
 /// Segments that a new WAL has.
 const FIRST_SEGMENTS: usize = 4;
-
-pub(super) const COMMIT: Purpose = Purpose("create: commit");
 
 /// Makes an index in an empty or new directory, or opens the one that is there.
 ///
@@ -53,7 +52,7 @@ pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) 
     storage.sync_parent(PARENT)?;
     let locked = LockedDirectory::take(&storage)?;
     if locked.has(names::ROOT) {
-        let engine = recovery::open_locked(storage, locked, config.options.clone(), env)?;
+        let engine = open_locked(storage, locked, config.options.clone(), env)?;
         same_config(&engine, &geometry)?;
         return Ok(engine);
     }
@@ -71,7 +70,10 @@ pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) 
     }
     let lock = make_files(&storage, locked, geometry, env.new_index_id)?;
     let found = Found::read(&storage, lock, recovery)?;
-    found.engine(storage, config.options.clone(), env, true)
+    let began = env.clock.elapsed();
+    let mut engine = found.engine(storage, config.options.clone(), env, Origin::Made)?;
+    engine.recovery.duration = env.clock.elapsed().saturating_sub(began);
+    Ok(engine)
 }
 
 /// Whether a directory without a root file holds nothing but what an interrupted `create` left.
@@ -127,43 +129,9 @@ fn make_files<S: Storage>(
     file.sync_all(C2).run()?;
     // Before the rename: a directory entry may survive without those made before it (R7).
     storage.sync_dir(C3)?;
-    storage.rename(names::ROOT_NEW, names::ROOT, COMMIT)?;
+    storage.rename(names::ROOT_NEW, names::ROOT, NAME)?;
     storage.sync_dir(C4)?;
     Ok(lock)
-}
-
-/// Why a directory without a root file is not what an interrupted `create` left, if it is not: one that was interrupted has
-/// stored headers alone. Where there is more, there was an index, whose root file is gone, and nothing of it may be cleared.
-///
-/// # Errors
-/// `Io`.
-pub(super) fn lost_root<S: Storage>(storage: &S, found: &[String]) -> Result<Option<ShardexError>> {
-    for name in [names::DATA, names::WAL].into_iter().filter(|name| found.iter().any(|found| found == name)) {
-        if holds_more_than_a_header(&*storage.open(name)?, storage.page_size())? {
-            return Ok(Some(ShardexError::Corruption {
-                file: storage.path().join(names::ROOT),
-                offset: 0,
-                what: format!("the file is missing, yet `{name}` has been written to: put it back"),
-            }));
-        }
-    }
-    Ok(None)
-}
-
-/// Whether a byte behind the file's first page is not zero.
-fn holds_more_than_a_header<F: StorageFile>(file: &F, page_size: usize) -> Result<bool> {
-    let len = file.len()?;
-    let mut at = page_size as u64;
-    let mut bytes = vec![0; limits::SCAN_BYTES];
-    while at < len {
-        let part = &mut bytes[..(len - at).min(limits::SCAN_BYTES as u64) as usize];
-        file.read_at(at, part)?;
-        if part.iter().any(|&byte| byte != 0) {
-            return Ok(true);
-        }
-        at += part.len() as u64;
-    }
-    Ok(false)
 }
 
 /// Compares what the format fixes.

@@ -9,6 +9,7 @@
 //! 3. After a sync has failed nothing is acknowledged (P5).
 
 mod apply;
+mod assemble;
 mod barriers;
 pub mod batch;
 mod check;
@@ -17,10 +18,13 @@ mod create;
 mod directory;
 mod figures;
 mod flush;
+mod found;
 mod fresh;
 mod lock;
 mod names;
 mod numbers;
+mod open;
+mod purposes;
 mod recovery;
 mod regroup;
 mod resolve;
@@ -153,7 +157,7 @@ impl<S: Storage> Engine<S> {
     /// `NotFound`, `Locked`, `NotAnIndex`, `UnsupportedVersion`, `Corruption`, `Config` (an option, or a page size this
     /// storage cannot serve), `Io`.
     pub fn open(storage: S, options: OpenOptions, env: &Env) -> Result<Self> {
-        recovery::open(storage, options, env)
+        open::open(storage, options, env)
     }
 
     /// What the index was made with.

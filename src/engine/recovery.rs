@@ -25,464 +25,26 @@
 //!    it stores a root of epoch 2 there; and before it stores anything into places that the roots it found say are free, for an
 //!    older file that a power cut brought back might name them. The entries of `data` and `wal` are durable before a root file has its name (C3).
 
-use std::{collections::BTreeSet, ptr, sync::Arc};
-
 use super::{
+    Engine, apply,
+    assemble::wal_limits,
     barriers::{B4, B5, E1, E2},
-    Counters, Engine, apply, batch,
-    create::{self, COMMIT},
-    directory::{self, Directory},
-    lock::LockedDirectory,
-    names, regroup,
-    roots::{self, Roots, Slot},
-    stats::RecoveryStats,
-    working::Working,
+    batch, names,
+    purposes::NAME,
 };
 use crate::{
-    config::OpenOptions,
-    env::Env,
     error::{Result, ShardexError},
-    format::{
-        frame::FrameKind,
-        header::{self, DATA_MAGIC, FILE_HEADER_BYTES, Kind, WAL_MAGIC},
-        node::Entry,
-        record,
-        root::{Root, WalPosition},
-    },
-    id::Lsn,
-    index::Snapshot,
-    lease::{IndexLock, PlainFile, Run},
-    limits::{FORMAT_VERSION, WAL_SHARES},
-    shard::{DataFile, Shard},
+    format::{frame::FrameKind, record, root::Root},
+    lease::PlainFile,
     site::{self, Mark},
-    space::{Reclaimer, Use},
-    storage::{Purpose, Storage, StorageFile},
+    storage::Storage,
     wal::{self, Record, Tail, WalLayout, WalWriter},
 };
 
-pub(super) const CLEAR: Purpose = Purpose("create: clear an interrupted one");
-const REFILL: Purpose = Purpose("open: allocate holes");
-
-/// Opens what is there.
-pub(super) fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> Result<Engine<S>> {
-    options.validate()?;
-    if !storage.exists()? {
-        return Err(missing(&storage, "there is no such directory"));
-    }
-    // Where nothing of an index lies, no lock is needed, and none is left behind.
-    if !storage.list()?.iter().any(|name| names::ALL.contains(&name.as_str())) {
-        return Err(missing(&storage, NO_ROOT));
-    }
-    let locked = LockedDirectory::take(&storage)?;
-    open_locked(storage, locked, options, env)
-}
-
-const NO_ROOT: &str = "it holds no file `root`";
-
-fn missing<S: Storage>(storage: &S, reason: &str) -> ShardexError {
-    ShardexError::NotFound { path: storage.path(), reason: reason.to_owned() }
-}
-
-/// Opens what is there, under the lock. If that fails, no file is left behind that taking the lock made.
-pub(super) fn open_locked<S: Storage>(
-    storage: S,
-    locked: LockedDirectory<S>,
-    options: OpenOptions,
-    env: &Env,
-) -> Result<Engine<S>> {
-    if !locked.has(names::ROOT) {
-        let lost = create::lost_root(&storage, &locked.found);
-        locked.withdraw();
-        if let Some(error) = lost? {
-            return Err(error);
-        }
-        let interrupted = [names::DATA, names::WAL, names::ROOT_NEW].into_iter().any(|name| locked.has(name));
-        let reason = if interrupted { "a `create` was interrupted here; call `create` again" } else { NO_ROOT };
-        return Err(missing(&storage, reason));
-    }
-    let leftover = locked.has(names::ROOT_NEW);
-    let lock = locked.into_lock();
-    let kept = lock.clone();
-    let read = || {
-        let mut recovery = RecoveryStats::default();
-        if leftover {
-            storage.remove(names::ROOT_NEW, CLEAR)?;
-            recovery.leftovers_removed += 1;
-        }
-        Found::read(&storage, lock, recovery)
-    };
-    read().and_then(|found| found.engine(storage, options, env, false)).inspect_err(|_| kept.withdraw())
-}
-
-/// What the files of an index hold, before anything is decided.
-pub(super) struct Found<F: StorageFile> {
-    lock: IndexLock,
-    root_file: PlainFile<F>,
-    wal_file: PlainFile<F>,
-    data: DataFile<F>,
-    newest: Root,
-    newest_slot: usize,
-    older: Option<Root>,
-    /// The newest epoch that any root names.
-    epoch: u64,
-    recovery: RecoveryStats,
-}
-
-impl<F: StorageFile> Found<F> {
-    /// Reads roots and headers.
-    pub(super) fn read<S: Storage<File = F>>(
-        storage: &S,
-        lock: IndexLock,
-        mut recovery: RecoveryStats,
-    ) -> Result<Self> {
-        let root_file = PlainFile::open(storage, names::ROOT, &lock)?;
-        let page_size = storage.page_size();
-        let slots = roots::read_slots(root_file.raw(), page_size)?;
-        let mut valid: Vec<(usize, Root)> = Vec::new();
-        for (i, slot) in slots.iter().enumerate() {
-            match slot {
-                Slot::Valid(root) => valid.push((i, (**root).clone())),
-                Slot::Unreadable(_) => {
-                    recovery.root_fallback = true;
-                    site::reach(Mark::OlderRootUsed);
-                }
-            }
-        }
-        // By epoch first: a slot that holds something older than it should may be of a time that a crash cut off, and then
-        // its generation was given out again, in a later epoch.
-        valid.sort_by_key(|(_, root)| (root.epoch, root.generation));
-        let epoch = valid.iter().map(|(_, root)| root.epoch).max().unwrap_or(0);
-        let Some((newest_slot, newest)) = valid.pop() else { unreachable!("one slot is valid, or reading failed") };
-        let mut older = valid.pop().map(|(_, root)| root);
-        let geometry = newest.geometry;
-        if geometry.page_size != page_size || !geometry.sector_size.is_multiple_of(storage.sector_size()) {
-            return Err(ShardexError::Config {
-                field: "directory_path",
-                reason: format!(
-                    "the index was made for pages of {} and sectors of {} bytes; this storage has {page_size} and {}",
-                    geometry.page_size,
-                    geometry.sector_size,
-                    storage.sector_size()
-                ),
-            });
-        }
-        if let Some(older) = &older
-            && (older.index_id != newest.index_id
-                || older.geometry != geometry
-                || (older.epoch, older.generation) == (newest.epoch, newest.generation))
-            && older != &newest
-        {
-            return Err(ShardexError::Corruption {
-                file: root_file.path(),
-                offset: ((1 - newest_slot) * page_size) as u64,
-                what: format!("its roots {} and {} contradict each other", older.generation, newest.generation),
-            });
-        }
-        let data = DataFile::open(storage, &lock, geometry).map_err(missing_part)?;
-        check_part(data.raw(), &DATA_MAGIC, newest.index_id)?;
-        let wal_file = PlainFile::open(storage, names::WAL, &lock).map_err(missing_part)?;
-        check_part(wal_file.raw(), &WAL_MAGIC, newest.index_id)?;
-        let least = newest.data_pages.saturating_mul(page_size as u64);
-        if !site::holds(site::Kind::ErrorCheck, data.raw().len()? >= least) {
-            return Err(ShardexError::Corruption {
-                file: data.path(),
-                offset: data.raw().len()?,
-                what: format!("the file ends here, {least} bytes expected"),
-            });
-        }
-        // Of more pages than there are, it names what is not there.
-        let len = data.raw().len()?;
-        if older.as_ref().is_some_and(|older| older.data_pages.saturating_mul(page_size as u64) > len) {
-            recovery.root_fallback = true;
-            older = None;
-        }
-        let least = WalLayout::new(&geometry).file_len(newest.wal_segments as usize);
-        if newest.wal_segments > 0 && !site::holds(site::Kind::ErrorCheck, wal_file.raw().len()? >= least) {
-            return Err(ShardexError::Corruption {
-                file: wal_file.path(),
-                offset: wal_file.raw().len()?,
-                what: format!("the file ends here, {least} bytes expected"),
-            });
-        }
-        Ok(Self { lock, root_file, wal_file, data, newest, newest_slot, older, epoch, recovery })
-    }
-
-    /// Puts the engine together, recovers if it must, and hands it over.
-    pub(super) fn engine<S: Storage<File = F>>(
-        self,
-        storage: S,
-        options: OpenOptions,
-        env: &Env,
-        fresh: bool,
-    ) -> Result<Engine<S>> {
-        let Self { lock, root_file, wal_file, data, newest, newest_slot, mut older, epoch, mut recovery } = self;
-        let clock = Arc::clone(&env.clock);
-        let began = clock.elapsed();
-        let geometry = *data.geometry();
-        let layout = WalLayout::new(&geometry);
-        let mut read_only = None;
-        for file in [data.raw(), wal_file.raw(), root_file.raw()].into_iter().filter(|_| !fresh) {
-            // A copied index may have holes, and a store into one must not fail later for want of space.
-            // And a root file that was cut behind its roots gets its pages back.
-            let least = if ptr::eq(file, root_file.raw()) { roots::SLOTS * geometry.page_size } else { 0 };
-            let allocated = file.len().and_then(|len| file.allocate(len.max(least as u64), REFILL));
-            if let Err(error) = allocated {
-                if !error.is_out_of_space() {
-                    return Err(error);
-                }
-                read_only = Some(error);
-            }
-        }
-        let directory = Directory::load(&newest, &data)?;
-        let mut work = load(&newest, &directory, &data, options.shardex_segment_size)?;
-        match regroup::load(newest.cells, &data, &mut work, newest.index_id) {
-            Ok(cells) => work.cells = cells,
-            // Derived, so nothing is lost with them; the next root names none.
-            Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {
-                recovery.cells_lost = true;
-                work.cells_changed = true;
-                site::reach(Mark::CellsLost);
-            }
-            Err(error) => return Err(error),
-        }
-        if let Some(root) = &older
-            && site::applies(site::Kind::Ordering, true)
-        {
-            match hold_older(&mut work, root, &directory, &data) {
-                Ok(with_cells) => recovery.cells_lost |= !with_cells,
-                // The newest root stands on its own: the older one counts as one that cannot be read.
-                Err(ShardexError::Corruption { .. }) => {
-                    recovery.root_fallback = true;
-                    site::reach(Mark::OlderTreeDamaged);
-                    older = None;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let newest_epoch = newest.epoch;
-        let empty = Snapshot::empty(newest.checkpoint);
-        let numbers = 0..work.shards.len() as u32;
-        let cells = regroup::searched(&work.cells);
-        let state = (newest.checkpoint, newest.live);
-        let durable = Arc::new(empty.with_changes(&work.shards, numbers, cells, state, (false, &geometry)));
-        let durable_segments = newest.wal_segments as usize;
-        // Nothing behind a torn tail may ever continue a chain.
-        let next_epoch = if site::applies(site::Kind::Ordering, !fresh) { epoch + 1 } else { newest_epoch };
-        let wal = WalWriter::start_epoch(
-            &wal_file,
-            layout,
-            newest.index_id,
-            next_epoch,
-            newest.checkpoint,
-            durable_segments,
-            wal_limits(&options),
-        )?;
-        let index_id = newest.index_id;
-        let (start, checkpoint) = (newest.wal_start, newest.checkpoint);
-        // An epoch is written to only when two roots of it follow one another: else a slot holds something older than it
-        // should, and that is mended now, for the other one may rot later.
-        let paired = older
-            .as_ref()
-            .is_some_and(|older| older.epoch == newest.epoch && older.generation.next() == newest.generation);
-        let mut engine = Engine {
-            storage,
-            lock,
-            clock,
-            options,
-            index_id,
-            data: Arc::new(data),
-            wal_file,
-            wal,
-            epoch_open: fresh,
-            roots: Roots::new(root_file, newest, newest_slot, older),
-            directory,
-            work,
-            flush: None,
-            published: Arc::clone(&durable),
-            durable,
-            poisoned: None,
-            read_only,
-            counters: Counters::default(),
-            recovery,
-            executor: Arc::clone(&env.executor),
-            cell_policy: env.cells,
-            regroup_at: 0,
-            regroup_refused: 0,
-        };
-        if !fresh {
-            engine.recover(start, checkpoint, (newest_epoch, paired))?;
-        }
-        engine.recovery.duration = engine.clock.elapsed().saturating_sub(began);
-        Ok(engine)
-    }
-}
-
-/// Most bytes of the WAL file, and up to how many it grows by more than it needs: what two retained roots and the flush
-/// under way may need, if the size of the WAL makes flushes begin.
-fn wal_limits(options: &OpenOptions) -> (u64, u64) {
-    let target = match options.flush_wal_bytes {
-        0 => options.wal_max_bytes,
-        bytes => bytes.saturating_mul(WAL_SHARES),
-    };
-    (options.wal_max_bytes, target)
-}
-
-/// A file that is not there, although there is a root, is damage.
-fn missing_part(error: ShardexError) -> ShardexError {
-    match error {
-        ShardexError::Io { path, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            let what = "the file is missing, yet the index has a root: put it back".to_owned();
-            ShardexError::Corruption { file: path, offset: 0, what }
-        }
-        error => error,
-    }
-}
-
-/// Checks that `data` or `wal` belongs to the index.
-fn check_part<F: StorageFile>(file: &F, magic: &[u8; 8], index_id: u128) -> Result<()> {
-    let mut bytes = [0; FILE_HEADER_BYTES];
-    if file.len()? < FILE_HEADER_BYTES as u64 {
-        return Err(ShardexError::Corruption {
-            file: file.path(),
-            offset: 0,
-            what: "the file ends before its header does".into(),
-        });
-    }
-    file.read_at(0, &mut bytes)?;
-    match header::kind(&bytes, magic) {
-        Kind::Ours => {}
-        Kind::OtherVersion(found) => {
-            return Err(ShardexError::UnsupportedVersion { file: file.path(), found, supported: FORMAT_VERSION });
-        }
-        Kind::Foreign => {
-            let reason = format!("its first bytes are \"{}\"", bytes[..8].escape_ascii());
-            return Err(ShardexError::NotAnIndex { file: file.path(), reason });
-        }
-    }
-    let damaged = |what: String| ShardexError::Corruption { file: file.path(), offset: 0, what };
-    let found = header::decode_file(&bytes, magic).map_err(|e| damaged(e.to_string()))?;
-    if !site::holds(site::Kind::ErrorCheck, found == index_id) {
-        return Err(damaged(format!("it belongs to index {found:032x}, not to {index_id:032x}")));
-    }
-    Ok(())
-}
-
-fn in_data<F: StorageFile>(data: &DataFile<F>, page: u64, what: String) -> ShardexError {
-    let offset = page.saturating_mul(data.geometry().page_size as u64);
-    ShardexError::Corruption { file: data.path(), offset, what }
-}
-
-/// The working state below a root. Reads states, no vector and no posting.
-fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, step: usize) -> Result<Working<F>> {
-    let geometry = data.geometry();
-    // As long as the root says, not as the file is: what lies beyond may be in the page cache alone (R10). It is grown into
-    // again, and then a sync covers the length.
-    let chunks = (root.data_pages.saturating_sub(1) / u64::from(geometry.chunk_pages())) as usize;
-    let space = Reclaimer::new(geometry, chunks, root.generation, data.lock().clone());
-    let mut work = Working::new(geometry, space, step);
-    let meta: Vec<_> = directory.entries().map(|entry| (directory::run_of(entry, geometry), Use::Meta)).collect();
-    // Named by the directory from here on.
-    drop(work.space.adopt(&meta).map_err(|(run, why)| in_data(data, run.page, why))?);
-    work.finder.reserve(directory.len());
-    let (mut live, mut removed, mut shards) = (0, 0, 0);
-    for number in 0..directory.len() as u32 {
-        let entry = directory.state(number as usize);
-        if entry.is_none() {
-            work.put(number, None);
-            continue;
-        }
-        let state = directory::read_state(&entry, number, data)?;
-        live += u64::from(state.live);
-        removed += u64::from(state.len - state.live);
-        shards += 1;
-        let pages = geometry.extent_pages();
-        let runs: Vec<_> = state.extents.iter().map(|extent| (Run { page: extent.page, pages }, Use::Extent)).collect();
-        let places = work.space.adopt(&runs).map_err(|(run, why)| in_data(data, run.page, why))?;
-        let shard = Shard::load(state, data, &places)?;
-        work.index(number, Some(&shard));
-        work.put(number, Some(Arc::new(shard)));
-    }
-    let counts = [
-        ("live postings", root.live, live),
-        ("removed postings", root.removed, removed),
-        ("shards", root.shards.into(), shards),
-    ];
-    if let Some((of, expected, found)) = counts.into_iter().find(|(_, expected, found)| expected != found) {
-        let what = format!("root {} counts {expected} {of}, its directory {found}", root.generation);
-        return Err(in_data(data, root.directory.page, what));
-    }
-    let &Root { live, removed, draws, splits, merges, .. } = root;
-    work.totals = super::working::Totals { live, removed, draws, splits, merges };
-    work.dirty.clear();
-    Ok(work)
-}
-
-/// What tells an entry from every other.
-fn identity(entry: &Entry) -> (u64, u32, u32) {
-    (entry.page, entry.len, entry.crc)
-}
-
-/// Holds the places that only the older root names: they are free when it is gone. Returns whether its cells, if it has
-/// any, could be read.
-fn hold_older<F: StorageFile>(
-    work: &mut Working<F>,
-    older: &Root,
-    newest: &Directory,
-    data: &DataFile<F>,
-) -> Result<bool> {
-    let geometry = data.geometry();
-    let mut with_cells = true;
-    let directory = Directory::load(older, data)?;
-    let known: BTreeSet<(u64, u32, u32)> = newest.entries().map(identity).collect();
-    let extents: BTreeSet<u64> = work
-        .shards
-        .iter()
-        .flatten()
-        .flat_map(|shard| shard.extents().iter().map(|extent| extent.place().run().page))
-        .collect();
-    let mut only: Vec<(Run, Use)> = directory
-        .entries()
-        .filter(|entry| !known.contains(&identity(entry)))
-        .map(|entry| (directory::run_of(entry, geometry), Use::Meta))
-        .collect();
-    for number in 0..directory.len() as u32 {
-        let entry = directory.state(number as usize);
-        // A state that the newest root names too holds nothing new; other bytes in the same place are those of a root that
-        // is stale, and damaged ones to it.
-        if entry.is_none() || known.contains(&identity(&entry)) {
-            continue;
-        }
-        let state = directory::read_state(&entry, number, data)?;
-        for extent in state.extents.iter().filter(|extent| !extents.contains(&extent.page)) {
-            only.push((Run { page: extent.page, pages: geometry.extent_pages() }, Use::Extent));
-        }
-    }
-    if !older.cells.is_none() && work.cells.as_ref().is_none_or(|&(_, head)| head != older.cells) {
-        match regroup::read_table(&older.cells, data) {
-            Ok((_, runs)) => {
-                // Both tables may name the same groups: a place that the newest root names is not only the older one's.
-                let newest = work.cells.iter().flat_map(|(cells, _)| cells.places());
-                let newest: BTreeSet<Run> = newest.map(|place| place.run()).collect();
-                let only_older = |run: &Run| !site::applies(site::Kind::Ordering, newest.contains(run));
-                only.extend(runs.into_iter().filter(only_older).map(|run| (run, Use::Meta)));
-            }
-            // Without these the older root is as good as ever.
-            Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {
-                site::reach(Mark::CellsLost);
-                with_cells = false;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    only.sort_unstable();
-    only.dedup();
-    work.space.adopt_for(older.generation, &only).map_err(|(run, why)| in_data(data, run.page, why))?;
-    Ok(with_cells)
-}
-
 impl<S: Storage> Engine<S> {
-    /// See the [module](self).
-    fn recover(&mut self, start: WalPosition, checkpoint: Lsn, (epoch, paired): (u64, bool)) -> Result<()> {
+    /// Goes on from what was found to where the last call ended that was acknowledged; see the [module](self).
+    pub(super) fn recover(&mut self) -> Result<()> {
+        let &Root { wal_start: start, checkpoint, epoch, .. } = self.roots.newest();
         let layout = WalLayout::new(self.data.geometry());
         let source = self.wal_file.clone();
         let replay = |apply: &mut dyn FnMut(Record) -> Result<()>| {
@@ -490,7 +52,7 @@ impl<S: Storage> Engine<S> {
         };
         // Once without applying: whether this was a clean close decides whether (a) comes first.
         let tail = replay(&mut |_| Ok(()))?;
-        let paired = site::holds(site::Kind::ErrorCheck, paired) && self.older_reaches(epoch)?;
+        let paired = site::holds(site::Kind::ErrorCheck, self.is_paired()) && self.older_reaches(epoch)?;
         if tail.closed && tail.records == 0 && paired {
             self.start_after(tail)?;
             site::reach(Mark::CleanOpen);
@@ -555,6 +117,14 @@ impl<S: Storage> Engine<S> {
             }
             done => done,
         }
+    }
+
+    /// Whether the two roots follow one another in one epoch. An epoch is written to only when two roots of it do: else a slot holds
+    /// something older than it should, and that is mended now, for the other one may rot later.
+    fn is_paired(&self) -> bool {
+        let newest = self.roots.newest();
+        let follows = |older: &Root| older.epoch == newest.epoch && older.generation.next() == newest.generation;
+        self.roots.older().is_some_and(follows)
     }
 
     /// Whether the log behind the older root is still there, as far as nothing was stored over it. A slot that went back by one
@@ -646,7 +216,7 @@ impl<S: Storage> Engine<S> {
         if let Err(error) = file.sync_all(E2).run() {
             return Err(self.poison(error));
         }
-        self.storage.rename(names::ROOT_NEW, names::ROOT, COMMIT)?;
+        self.storage.rename(names::ROOT_NEW, names::ROOT, NAME)?;
         // Opened anew, for it has another name now.
         self.roots.use_file(PlainFile::open(&self.storage, names::ROOT, &self.lock)?);
         site::reach(Mark::RootFileReplaced);

@@ -4,7 +4,10 @@
 //! 1. A store goes into the slot that does not hold the last durable root.
 //! 2. `newest` and `older` are durable; nothing that either names is free.
 
-use super::{create::MAKE, names, recovery::CLEAR};
+use super::{
+    names,
+    purposes::{CLEAR, MAKE},
+};
 use crate::{
     error::{Result, ShardexError},
     format::{
