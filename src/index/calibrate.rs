@@ -12,7 +12,7 @@
 use std::{ops::Deref, sync::Arc};
 
 use super::{
-    needs::{Came, Coded, Found, Needs, Way},
+    needs::{Answer, Came, Coded, Found, Needs, Way},
     probe::{Probed, Reach, probe},
     questions::{Question, halves, questions},
     search::{distance_by, shard_of},
@@ -303,12 +303,13 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
                 let reach = Reach { except: Some(question.own), most: live, ..self.reach(effort, recall) };
                 let Probed { top, cost, given_up, .. } =
                     probe(self.snapshot, self.data, self.cells, (&question.vector, k), reach)?;
+                let answer = Answer::of(question);
                 if given_up {
-                    return Ok((question.stored, 1.0, cost + live));
+                    return Ok(Answer { share: 1.0, cost: cost + live, ..answer });
                 }
                 let bound = question.bound(k).unwrap_or(f32::INFINITY);
                 let hits = top.into_sorted().into_iter().filter(|hit| hit.distance <= bound).count();
-                Ok((question.stored, hits as f64 / k.min(question.nearest.len()) as f64, cost))
+                Ok(Answer { share: hits as f64 / k.min(question.nearest.len()) as f64, cost, ..answer })
             })
         };
         let (few, others) = questions.split_at(questions.len() / limits::CALIBRATION_FIRST);

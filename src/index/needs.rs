@@ -117,8 +117,8 @@ impl Limits {
 /// What a share of the results takes, as far as codes and centroids tell of which the true nearest are known.
 pub(super) struct Needs<'a> {
     ways: Vec<&'a Way>,
-    /// For each question, whether it is a stored vector.
-    stored: Vec<bool>,
+    /// For each question, what is known of it whatever it finds.
+    stored: Vec<Answer>,
     /// For each question, for each cell on its way, the least margin that leads past it.
     cells: Vec<Vec<f32>>,
     /// For each question, for each of its results, what finds it.
@@ -158,8 +158,8 @@ fn beyond((base, unit): (f32, f32), bound: f32) -> f32 {
 
 impl<'a> Needs<'a> {
     pub(super) fn new(asked: &[(&'a Question, &'a Way)], k: usize) -> Self {
-        let bounded = asked.iter().filter_map(|&(question, way)| Some((question.stored, (question.bound(k)?, way))));
-        let (stored, asked): (Vec<bool>, Vec<(f32, &Way)>) = bounded.unzip();
+        let bounded = asked.iter().filter_map(|&(question, way)| Some((Answer::of(question), (question.bound(k)?, way))));
+        let (stored, asked): (Vec<Answer>, Vec<(f32, &Way)>) = bounded.unzip();
         let ranks: Vec<Vec<usize>> = asked
             .iter()
             .map(|(_, way)| {
@@ -240,7 +240,7 @@ impl<'a> Needs<'a> {
     fn reached(&self, limits: Limits) -> Came {
         let shares = self.results.iter().zip(&self.stored).map(|(results, &stored)| {
             let found = results.iter().filter(|needed| limits.find(needed)).count();
-            (stored, found as f64 / results.len() as f64, 0.0)
+            Answer { share: found as f64 / results.len() as f64, ..stored }
         });
         Came::of(&shares.collect::<Vec<_>>(), self.k)
     }
@@ -269,6 +269,26 @@ impl<'a> Needs<'a> {
     }
 }
 
+/// What a question came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Answer {
+    /// Whether it is a stored vector.
+    pub(super) stored: bool,
+    /// In which of two parts of the whole it lies.
+    pub(super) second: bool,
+    /// The share of the true nearest that was found.
+    pub(super) share: f64,
+    /// What that cost.
+    pub(super) cost: f64,
+}
+
+impl Answer {
+    /// Nothing yet.
+    pub(super) fn of(question: &Question) -> Self {
+        Self { stored: question.stored, second: question.second, share: 0.0, cost: 0.0 }
+    }
+}
+
 /// What some questions came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Came {
@@ -276,21 +296,24 @@ pub(super) struct Came {
     pub(super) reached: f64,
     /// Its standard error.
     error: f64,
+    /// The same two of the part of the whole that comes to less.
+    part: (f64, f64),
     /// What it cost, on the average.
     pub(super) cost: f64,
 }
 
 impl Came {
-    /// Whether a recall is reached: by these questions, and by others but for a hundredth, as far as so few of them tell.
+    /// Whether a recall is reached: by these questions, and by others but for a hundredth, as far as so few of them tell; also where
+    /// these ask for one part of the whole only.
     pub(super) fn does(&self, recall: f32) -> bool {
-        self.reached >= self.wanted(recall)
+        self.room(recall) >= 1.0
     }
 
-    /// What these questions are to reach so that a recall is reached by others.
-    fn wanted(&self, recall: f32) -> f64 {
+    /// What these questions are to reach so that a recall is reached by others, and what those of one part are.
+    fn wanted(&self, recall: f32) -> (f64, f64) {
         let (errors, less) = limits::CALIBRATION_SURE;
         let wanted = f64::from(recall);
-        wanted.max(wanted - less + errors * self.error)
+        (wanted.max(wanted - less + errors * self.error), wanted - less + limits::CALIBRATION_PART.0 * self.part.1)
     }
 
     /// Whether more questions would hardly show that it is reached.
@@ -301,22 +324,33 @@ impl Came {
 
     /// How many times what is missed might be missed.
     pub(super) fn room(&self, recall: f32) -> f32 {
-        ((1.0 - self.wanted(recall)).max(0.0) / (1.0 - self.reached).max(1e-9)) as f32
+        let (wanted, of_part) = self.wanted(recall);
+        let room = |reached: f64, wanted: f64| {
+            let room = (1.0 - wanted).max(0.0) / (1.0 - reached).max(1e-9);
+            // Neither rounding nor a share of nothing decides whether it does.
+            if reached < wanted { room.min(0.999) } else { room.max(1.0) }
+        };
+        room(self.reached, wanted).min(room(self.part.0, of_part)) as f32
     }
 
-    /// From each question for `k` results: whether it is a stored vector, the share that was found, and what it cost. The mean of all, or
-    /// that of the stored ones if it is less: moved ones may be harder than what is really asked, or easier.
-    pub(super) fn of(answers: &[(bool, f64, f64)], k: usize) -> Self {
-        let all = Self::mean(answers.iter().map(|&(_, share, cost)| (share, cost)), k);
-        let stored = answers.iter().filter(|(stored, ..)| *stored);
-        let stored = Self::mean(stored.map(|&(_, share, cost)| (share, cost)), k);
-        let any = answers.iter().any(|(stored, ..)| *stored);
-        Self { cost: all.cost, ..if any && stored.reached < all.reached { stored } else { all } }
+    /// For `k` results. The mean of all, or that of the stored ones if it is less: moved ones may be harder than what is really asked, or
+    /// easier.
+    pub(super) fn of(answers: &[Answer], k: usize) -> Self {
+        let all = Self::mean(answers.iter(), k);
+        let stored = || answers.iter().filter(|answer| answer.stored);
+        let of_stored = Self::mean(stored(), k);
+        let less = if stored().next().is_some() && of_stored.reached < all.reached { of_stored } else { all };
+        let parts = [false, true].map(|second| stored().filter(move |answer| answer.second == second));
+        let many = parts.into_iter().filter(|part| part.clone().count() >= limits::CALIBRATION_PART.1);
+        let parts = many.map(|part| Self::mean(part, k));
+        let least = parts.min_by(|a, b| (a.reached - a.error).total_cmp(&(b.reached - b.error)));
+        let part = least.map_or((1.0, 0.0), |part| (part.reached, part.error));
+        Self { cost: all.cost, part, ..less }
     }
 
-    fn mean(answers: impl Iterator<Item = (f64, f64)> + Clone, k: usize) -> Self {
+    fn mean<'a>(answers: impl Iterator<Item = &'a Answer> + Clone, k: usize) -> Self {
         let (n, mut came, mut squares) = (answers.clone().count().max(1) as f64, Self::default(), 0.0);
-        for (share, cost) in answers {
+        for &Answer { share, cost, .. } in answers {
             came.reached += share / n;
             squares += share * share;
             came.cost += cost / n;

@@ -18,11 +18,11 @@ use crate::{
     codes::{RoundedQuery, RoundedRows},
     config::Metric,
     distance,
-    env::Workers,
+    env::{Workers, derived_rng},
     error::Result,
     format::{cells::RESULTS, geometry::Geometry},
     limits,
-    shard::{self, DataFile, Shard, StoredPosting},
+    shard::{self, DataFile, Shard, StoredPosting, split::two_means},
     storage::StorageFile,
 };
 
@@ -33,6 +33,8 @@ pub(super) struct Question {
     pub(super) own: (u32, usize),
     /// Whether it is that posting's vector, and not one beside it.
     pub(super) stored: bool,
+    /// In which of two parts of the whole it lies, as far as there are any.
+    pub(super) second: bool,
     /// The true nearest, the nearest first.
     pub(super) nearest: Vec<Candidate>,
 }
@@ -76,10 +78,15 @@ fn drawn<F: StorageFile>(
         let row = shard::row(shard.extents()[slot / slots].slots(data)?, slot % slots, geometry);
         if met.insert(bytemuck::cast_slice::<f32, u8>(row).to_vec()) {
             let (vector, own) = (row.to_vec(), (number, slot));
-            questions.push(Question { vector, own, stored: true, nearest: Vec::new() });
+            questions.push(Question { vector, own, stored: true, second: false, nearest: Vec::new() });
         }
     }
     let mut questions = spread(questions);
+    let rows: Vec<&[f32]> = questions.iter().map(|question| &*question.vector).collect();
+    if rows.len() > 1 {
+        let parts = two_means(&rows, &mut derived_rng(seed.0, seed.1)).second;
+        questions.iter_mut().zip(parts).for_each(|(question, second)| question.second = second);
+    }
     let stored: Vec<Vec<f32>> = questions.iter().map(|question| question.vector.clone()).collect();
     let (every, part) = limits::CALIBRATION_MOVED;
     for i in (every - 1..questions.len()).step_by(every) {
