@@ -107,8 +107,8 @@ pub const CALIBRATION_MOVED: (usize, f32) = (4, 0.3);
 pub const CALIBRATION_ERRORS: (f64, f64) = (2.0, 0.4);
 
 /// Standard errors by which the half that judges exceeds what was asked for, less so much: of results that are found all or not at all, few
-/// questions tell little. On vectors whose norms differ much (5,000 x 64, twelve indexes, k = 10, 0.9 asked) others reach 0.926 on the
-/// average and none less than 0.89; with 2, and at first the tries closer to it, 0.88 were seen.
+/// questions tell little. On vectors whose norms differ much (5,000 x 64, twelve indexes, k = 10, 0.9 asked) others reached 0.926 or
+/// more on the average and none less than 0.89; with 2, and tries closer to what is asked, 0.88 were seen.
 pub const CALIBRATION_SURE: (f64, f64) = (3.5, 0.01);
 
 /// Standard errors by which either of two parts of the questions, told apart by where they lie, exceeds what was asked for, less the same;

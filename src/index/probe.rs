@@ -362,7 +362,8 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
         Ok(())
     }
 
-    /// Goes from cell to cell. Those that were walked through before have nothing new to tell, so that it says nothing of the others.
+    /// Goes from cell to cell. Whether those that an earlier walk went through hold a new result says nothing of the others, so it is not
+    /// counted.
     fn walk(&mut self, query: &Query, Room { asked, found, done }: &mut Room, reach: &Reach) -> Result<()> {
         let (cells, data, effort) = (self.cells, self.data, &reach.effort);
         let router = cells.router();
