@@ -400,6 +400,14 @@ pub fn log2(n: u32) -> f32 {
     whole as f32 + (n - (1 << whole)) as f32 / (1u32 << whole) as f32
 }
 
+/// How much less a search expects of the cells to come: the doublings of what `quiet` cells without a result are beside the usual way from
+/// one that holds a result to the next, where so many of `walked` did.
+///
+/// Beside the usual way, for that is long where results lie everywhere, as they do for queries that have another spread than the data.
+pub fn quietness(quiet: u32, gains: u32, walked: u32) -> f32 {
+    log2(walked + 1 + quiet.saturating_mul(gains + 1)) - log2(walked + 1)
+}
+
 /// Something and how near it is, ordered by that and then by number, as one integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Near(u64);

@@ -126,8 +126,8 @@ const fn by_vectors(why: &'static str, kind: Kind) -> Kind {
 /// Every kind.
 pub const KINDS: &[Kind] = &[
     costing(1.2, kind("normal", 64, 6_000, ALL, Shape::Normal(0.0))),
-    costing(1.2, kind("offset 10", 64, 6_000, L2_DOT, Shape::Normal(10.0))),
-    costing(1.2, kind("offset 30", 64, 6_000, L2_DOT, Shape::Normal(30.0))),
+    costing(1.7, kind("offset 10", 64, 6_000, L2_DOT, Shape::Normal(10.0))),
+    costing(1.7, kind("offset 30", 64, 6_000, L2_DOT, Shape::Normal(30.0))),
     costing(1.2, kind("offset 1000", 64, 6_000, L2, Shape::Normal(1_000.0))),
     by_vectors("of one dimension a code saves nothing", kind("one dimension", 1, 6_000, L2_DOT, Shape::Normal(0.0))),
     by_vectors("of eight dimensions a code saves nothing", kind("eight dimensions", 8, 20_000, ALL, Shape::Uniform)),

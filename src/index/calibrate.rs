@@ -16,7 +16,7 @@ use super::{
     probe::{Probed, Reach, probe},
     questions::{Question, halves, questions},
     search::{distance_by, shard_of},
-    snapshot::{CHUNK_SHARDS, Snapshot},
+    snapshot::Snapshot,
     topk::Candidate,
     unlike::{self, row},
 };
@@ -138,9 +138,9 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
             Ok([f32::NAN; 2])
         })?;
         let far = unlike::far(&near);
+        let one_for_many = site::applies(Kind::Recall, self.data.geometry().metric == Metric::Dot);
         let (k, recall) = (limits::USUAL_RESULTS, limits::CALIBRATION_FOUND.1);
         let [first, wider] = [1.0, limits::FAR_MISSED].map(|part| cells::effort(efforts, k, 1.0 - (1.0 - recall) * part));
-        let one_for_many = self.data.geometry().metric == Metric::Dot;
         if !one_for_many || [first, wider].contains(&Effort::everything()) {
             return Ok(far);
         }
@@ -234,9 +234,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
 
     /// Whether a posting is in none of the snapshot's own cells, and then the code that it has.
     fn fresh(&self, hit: &Candidate, query: &Query) -> Option<Option<Coded>> {
-        let chunk = self.snapshot.chunks.get(hit.shard as usize / CHUNK_SHARDS).filter(|_| self.own)?;
-        let in_chunk = hit.shard % CHUNK_SHARDS as u32;
-        let fresh = chunk.fresh.iter().find(|fresh| fresh.shard == in_chunk && fresh.from <= hit.slot)?;
+        let fresh = self.snapshot.fresh_of(hit.place()).filter(|_| self.own)?;
         // Slots before the first code have none: an open found them in no cell.
         let slot = hit.slot as usize;
         let codes = fresh.codes.as_ref().filter(|codes| codes.first <= slot);

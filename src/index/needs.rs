@@ -1,12 +1,13 @@
 //! What it takes to find a share of results of which the way there is known.
 
 use crate::{
-    cells::log2,
+    cells::{log2, quietness},
     format::cells::Effort,
     limits,
+    site::{self, Kind},
 };
 
-use super::{probe::fresh_deviations, questions::Question};
+use super::{probe::fresh_deviations, questions::Question, topk::Candidate};
 
 /// The cells on the way of a search for one question, in the order of their distances, and what it finds there.
 pub(super) struct Way {
@@ -131,6 +132,8 @@ pub(super) struct Needs<'a> {
     deviations: Vec<f32>,
     /// The margins of the shards that each result is in, whether it is in cells or not: by the next search it may not be.
     shards: Vec<f32>,
+    /// How many results these are of, as many as would tell so much if none were one of several questions.
+    different: f64,
 }
 
 /// Of what a search may miss, the parts that it may by the margin, by the deviations, by the groups that it looks into, and by
@@ -139,10 +142,11 @@ const PARTS: [f32; 4] = [0.7, 0.5, 0.5, 0.5];
 
 /// The margins that lead past the cells on a way, up to a result at these ranks: none of them is any other result's.
 fn margins(way: &Way, bound: f32, ranks: &[usize], impatience: f32) -> Vec<f32> {
-    let (mut most, mut next, mut quiet) = (f32::NEG_INFINITY, 0, 0);
+    let (mut most, mut next, mut quiet, mut gains) = (f32::NEG_INFINITY, 0, 0, 0);
     let margin = |(rank, &(base, unit)): (usize, &(f32, f32))| {
-        most = most.max(beyond((base, unit), bound) + impatience * log2(quiet + 1));
+        most = most.max(beyond((base, unit), bound) + impatience * quietness(quiet, gains, rank as u32));
         quiet += 1;
+        gains += u32::from(ranks.get(next) == Some(&rank));
         while ranks.get(next) == Some(&rank) {
             (next, quiet) = (next + 1, 0);
         }
@@ -158,6 +162,8 @@ fn beyond((base, unit): (f32, f32), bound: f32) -> f32 {
 
 impl<'a> Needs<'a> {
     pub(super) fn new(asked: &[(&'a Question, &'a Way)], k: usize) -> Self {
+        let bounds = asked.iter().filter(|(question, _)| question.bound(k).is_some());
+        let results_of = bounds.flat_map(|(question, _)| question.nearest.iter().take(k));
         let bounded = asked.iter().filter_map(|&(question, way)| Some((Answer::of(question), (question.bound(k)?, way))));
         let (stored, asked): (Vec<Answer>, Vec<(f32, &Way)>) = bounded.unzip();
         let ranks: Vec<Vec<usize>> = asked
@@ -206,14 +212,33 @@ impl<'a> Needs<'a> {
         let shards = asked.iter().flat_map(|(bound, way)| way.shards.iter().take(k).map(|&shard| beyond(shard, *bound)));
         let shards = sorted(shards);
         let ways = asked.iter().map(|&(_, way)| way).collect();
-        Self { ways, stored, cells, results, k, impatience, margins, deviations, shards }
+        let different = different(results_of.map(Candidate::place).collect());
+        Self { ways, stored, cells, results, k, impatience, margins, deviations, shards, different }
+    }
+
+    /// The share of what is to be found that may lie in a shard that is not looked at. What comes later is not what this was found by: if
+    /// many questions have one and the same result, they will have one that came since, and all of them miss it or none. So it is less
+    /// where the results are few.
+    fn missed_by_shards(&self, recall: f32) -> f32 {
+        let (errors, less) = limits::CALIBRATION_SURE;
+        let most = f64::from(1.0 - recall) + less;
+        // The largest share p with p + errors · √(p / different) ≤ most.
+        let half = errors / (2.0 * self.different.max(1.0).sqrt());
+        let root = (half * half + most).sqrt() - half;
+        PARTS[3] * (root * root) as f32
     }
 
     /// How far to go to miss about such a share; `None` if nowhere does.
     fn limits(&self, missed: f32, recall: f32) -> Option<Limits> {
         let margin = at(&self.margins, 1.0 - PARTS[0] * missed);
         let deviations = at(&self.deviations, 1.0 - PARTS[1] * missed).max(limits::LEAST_DEVIATIONS);
-        let shard_margin = at(&self.shards, 1.0 - PARTS[3] * missed);
+        let beyond = (PARTS[3] * missed).min(self.missed_by_shards(recall));
+        let (least, any) = limits::SHARDS_TOLD;
+        let too_few = f64::from(beyond) * self.different < 1.0 && self.different < least;
+        let shard_margin = match site::applies(Kind::Recall, too_few) {
+            true => any,
+            false => exceeded(&self.shards, 1.0 - beyond, self.different as u32),
+        };
         let fresh_deviations = fresh_deviations(recall).max(deviations);
         (margin < f32::INFINITY).then_some(Limits { margin, shard_margin, deviations, fresh_deviations })
     }
@@ -296,7 +321,7 @@ pub(super) struct Came {
     pub(super) reached: f64,
     /// Its standard error.
     error: f64,
-    /// The same two of the part of the whole that comes to less.
+    /// What the part of the whole reaches that comes to less, and by how much it is to exceed what is asked of it.
     part: (f64, f64),
     /// What it cost, on the average.
     pub(super) cost: f64,
@@ -313,7 +338,7 @@ impl Came {
     fn wanted(&self, recall: f32) -> (f64, f64) {
         let (errors, less) = limits::CALIBRATION_SURE;
         let wanted = f64::from(recall);
-        (wanted.max(wanted - less + errors * self.error), wanted - less + limits::CALIBRATION_PART.0 * self.part.1)
+        (wanted.max(wanted - less + errors * self.error), wanted - less + self.part.1)
     }
 
     /// Whether more questions would hardly show that it is reached.
@@ -330,7 +355,8 @@ impl Came {
             // Neither rounding nor a share of nothing decides whether it does.
             if reached < wanted { room.min(0.999) } else { room.max(1.0) }
         };
-        room(self.reached, wanted).min(room(self.part.0, of_part)) as f32
+        let (whole, part) = (room(self.reached, wanted), room(self.part.0, of_part));
+        (if site::applies(Kind::Recall, part < whole) { part } else { whole }) as f32
     }
 
     /// For `k` results. The mean of all, or that of the stored ones if it is less: moved ones may be harder than what is really asked, or
@@ -344,7 +370,11 @@ impl Came {
         let many = parts.into_iter().filter(|part| part.clone().count() >= limits::CALIBRATION_PART.1);
         let parts = many.map(|part| Self::mean(part, k));
         let least = parts.min_by(|a, b| (a.reached - a.error).total_cmp(&(b.reached - b.error)));
-        let part = least.map_or((1.0, 0.0), |part| (part.reached, part.error));
+        let part = least.map_or((1.0, 0.0), |part| {
+            let harder = all.reached - part.reached > limits::CALIBRATION_HARDER * part.error;
+            let errors = if site::applies(Kind::Recall, harder) { limits::CALIBRATION_HARDER } else { limits::CALIBRATION_PART.0 };
+            (part.reached, errors * part.error)
+        });
         Self { cost: all.cost, part, ..less }
     }
 
@@ -375,4 +405,48 @@ pub(super) fn sorted(numbers: impl Iterator<Item = f32>) -> Vec<f32> {
 pub(super) fn at(sorted: &[f32], share: f32) -> f32 {
     let rank = ((sorted.len() as f32 * share).ceil() as usize).min(sorted.len());
     rank.checked_sub(1).map_or(0.0, |i| sorted[i])
+}
+
+/// The same, where the numbers tell no more than so many independent ones. What few of these exceed is extrapolated: at worst the upper
+/// ones thin out exponentially.
+pub(super) fn exceeded(sorted: &[f32], share: f32, independent: u32) -> f32 {
+    let most = at(sorted, share);
+    let upper = &sorted[sorted.len() - sorted.len().div_ceil(4)..];
+    let Some(&least) = upper.first() else { return most };
+    let unit = upper.iter().map(|x| f64::from(x - least)).sum::<f64>() / upper.len() as f64;
+    // log2 is the same on every machine; of an integer it is all that is wanted.
+    let wanted = (1.0 / (1.0 - share).max(1e-6)).round() as u32;
+    let doublings = log2(wanted) - log2(independent.max(1));
+    most + unit as f32 * std::f32::consts::LN_2 * doublings.max(0.0)
+}
+
+/// How many numbers tell as much of their mean as these, of which those with one key are equal.
+fn different(mut keys: Vec<(u32, u32)>) -> f64 {
+    keys.sort_unstable();
+    let squares: f64 = keys.chunk_by(|a, b| a == b).map(|equal| (equal.len() as f64).powi(2)).sum();
+    (keys.len() as f64).powi(2) / squares.max(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_numbers_tell_what_few_of_many_exceed() {
+        // As many as there are of an exponential distribution, evenly: a thousandth part lies beyond 6.9.
+        let exponential = |n: usize| -> Vec<f32> { (0..n).map(|i| -((1.0 - (i as f32 + 0.5) / n as f32).ln())).collect() };
+        for n in [8, 50, 100, 768, 4_000] {
+            let far = exceeded(&exponential(n), 0.999, n as u32);
+            assert!((5.2..8.2).contains(&far), "{far} of {n}");
+        }
+        assert_eq!(exceeded(&[3.0], 0.999, 1), 3.0);
+    }
+
+    #[test]
+    fn what_all_have_counts_as_one() {
+        assert_eq!(different((0..1_000).map(|i| (0, i)).collect()), 1_000.0);
+        assert_eq!(different((0..1_000).map(|i| (1, i % 10)).collect()), 10.0);
+        assert!(different((0..1_000).map(|i| (i % 2, if i % 2 > 0 { 7 } else { i })).collect()) < 4.1);
+        assert_eq!(different(Vec::new()), 0.0);
+    }
 }

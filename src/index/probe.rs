@@ -17,6 +17,7 @@ use super::{
     search::{distance_by, scan_slots, shard_of},
     snapshot::{CHUNK_SHARDS, Snapshot},
     topk::{Candidate, TopK},
+    unlike,
 };
 use crate::{
     cells::{self, Asked, CellIndex, Near},
@@ -26,6 +27,7 @@ use crate::{
     format::cells::{Effort, RECALLS},
     limits,
     shard::{self, DataFile, Extent, Shard},
+    site::{self, Kind},
     storage::StorageFile,
 };
 
@@ -104,6 +106,8 @@ struct Probe<'a, F: StorageFile, B> {
     /// Cells that were scanned, and how many of the last ones held no result.
     walked: usize,
     quiet: u32,
+    /// How many of all held one, when they were scanned.
+    gains: u32,
     /// Whether it stopped because it had scanned as many codes as it may.
     cut: bool,
     /// Of those computed, the ones that lie one after another.
@@ -183,12 +187,14 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
     /// will be at the end.
     fn take(&mut self, found: &mut Vec<Found>) -> Result<()> {
         if self.top.bound() == f32::INFINITY {
-            found.sort_unstable_by(nearest_first);
             let mut first = 0;
             while first < found.len() && self.top.bound() == f32::INFINITY {
-                let some = &found[first..found.len().min(first + self.top.room().max(TOGETHER))];
-                first += some.len();
-                some.iter().for_each(|one| self.look_up(one));
+                let rest = &mut found[first..];
+                let count = self.top.room().max(TOGETHER).min(rest.len());
+                // One after another needs no order, nor do the rest.
+                rest.select_nth_unstable_by(count - 1, nearest_first);
+                first += count;
+                rest[..count].iter().for_each(|one| self.look_up(one));
                 self.ahead.finish();
                 self.settle()?;
             }
@@ -207,6 +213,10 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
 
     /// Computes all that is left and may be a result.
     fn finish(&mut self) -> Result<()> {
+        // What tells whether the query is like the others comes meanwhile.
+        if let Some(nearest) = self.top.nearest() {
+            self.ahead.push(bytemuck::cast_slice(unlike::place_of(self.snapshot, nearest)));
+        }
         self.ahead.finish();
         self.settle()?;
         let mut held = std::mem::take(self.held);
@@ -231,8 +241,10 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
         for &Pending { least, reference, number, slot, extent } in &self.pending {
+            let near = least <= self.top.bound();
             // One that is passed over is not met: its other code may say that it is nearer.
-            if least > self.top.bound() || reference.is_some_and(|reference| !self.met.insert(reference)) {
+            let meets = site::holds(Kind::Recall, near);
+            if meets && reference.is_some_and(|reference| !self.met.insert(reference)) || !near {
                 continue;
             }
             let bytes = extent.slots(self.data)?;
@@ -292,6 +304,7 @@ pub(super) fn probe_further<F: StorageFile, B: Deref<Target = [u8]>>(
             scanned: 0,
             walked: 0,
             quiet: 0,
+            gains: 0,
             cut: false,
             in_order: 0,
             given_up: false,
@@ -380,7 +393,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
                 self.ahead.plan(after, next.count);
                 let bound = self.top.bound();
                 let beyond = next.base - bound;
-                let patience = effort.margin - effort.impatience * cells::log2(self.quiet + 1);
+                let patience = effort.margin - effort.impatience * cells::quietness(self.quiet, self.gains, self.walked as u32);
                 self.cut = self.scanned >= reach.codes;
                 if self.cut || beyond > patience * next.unit {
                     return Ok(());
@@ -406,7 +419,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
                     waiting = 0;
                 }
                 match (std::mem::take(&mut self.gained), known) {
-                    (true, _) => self.quiet = 0,
+                    (true, _) => (self.quiet, self.gains) = (0, self.gains + 1),
                     (false, 0) => self.quiet += 1,
                     (false, _) => {}
                 }

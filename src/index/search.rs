@@ -384,7 +384,7 @@ fn by_cells<F: StorageFile>(
 ) -> Result<(Probed, bool)> {
     let far = cells.calibration().far;
     let is_far = |top: &TopK| match top.nearest() {
-        Some(nearest) => Ok(unlike::is_far(unlike::apart(snapshot, data, query, nearest)?, far)),
+        Some(nearest) => unlike::is_far(snapshot, data, query, (nearest, far)),
         None => Ok(false),
     };
     let mut unlike = false;

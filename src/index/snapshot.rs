@@ -94,6 +94,14 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
         self.chunks.iter().map(|chunk| chunk.fresh_slots).sum()
     }
 
+    /// What is known of a shard that has slots in no cell, if the posting in this place, known by the shard's number and its slot, is in
+    /// none.
+    pub(crate) fn fresh_of(&self, (shard, slot): (u32, u32)) -> Option<&Fresh> {
+        let chunk = self.chunks.get(shard as usize / CHUNK_SHARDS)?;
+        let in_chunk = shard % CHUNK_SHARDS as u32;
+        chunk.fresh.iter().find(|fresh| fresh.shard == in_chunk && fresh.from <= slot)
+    }
+
     /// The shards where some of them have no code.
     pub(crate) fn uncoded(&self) -> impl Iterator<Item = (u32, &Arc<Shard<L>>, &Fresh)> {
         self.fresh().filter(|(_, _, fresh)| match &fresh.codes {

@@ -31,6 +31,12 @@ impl Candidate {
         let StoredPosting { document_id, start, length, .. } = posting;
         Self { distance, document_id, start, length, shard, slot: slot as u32 }
     }
+
+    /// Where it lies: the shard's number, and the slot.
+    #[must_use]
+    pub fn place(&self) -> (u32, u32) {
+        (self.shard, self.slot)
+    }
 }
 
 impl Ord for Candidate {
@@ -108,7 +114,7 @@ impl TopK {
 
     /// Offers a candidate.
     pub fn offer(&mut self, candidate: Candidate) {
-        if self.again && self.heap.iter().any(|known| *known == candidate) {
+        if self.again && self.heap.iter().any(|known| known.place() == candidate.place()) {
             return;
         }
         if self.heap.len() < self.k {
@@ -139,7 +145,7 @@ mod tests {
             start: 0,
             length: 1,
             shard: 0,
-            slot: 0,
+            slot: id as u32,
         };
         let mut top = TopK::new(3);
         [candidate(1.0, 1), candidate(2.0, 2)].into_iter().for_each(|one| top.offer(one));

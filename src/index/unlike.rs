@@ -8,13 +8,12 @@
 use std::ops::Deref;
 
 use super::{
-    needs::{at, sorted},
+    needs::{at, exceeded, sorted},
     search::{place, shard_of},
     snapshot::Snapshot,
     topk::Candidate,
 };
 use crate::{
-    cells::log2,
     config::Metric,
     distance,
     error::Result,
@@ -32,22 +31,38 @@ pub(super) fn apart<F: StorageFile>(
     nearest: &Candidate,
 ) -> Result<[f32; 2]> {
     let row = row(snapshot, data, nearest)?;
-    Ok(match data.geometry().metric {
-        Metric::L2 | Metric::Cosine => {
-            let Some(shard) = shard_of(snapshot, nearest.shard) else { unreachable!("a candidate has a shard") };
-            let (square, around) = (distance::squared_l2(query, row), distance::squared_l2(row, &shard.centroid));
-            [square.sqrt(), (square / around).sqrt()]
-        }
+    let square = match data.geometry().metric {
+        Metric::L2 => nearest.distance,
+        // Of what is nearly the same, the product says too little.
+        Metric::Cosine => distance::squared_l2(query, row),
         Metric::Dot => {
-            let (product, norm) = (distance::dot(query, row), distance::dot(query, query).sqrt());
-            [-product / norm, -product / norm / distance::dot(row, row).sqrt()]
+            let product = nearest.distance / distance::dot(query, query).sqrt();
+            return Ok([product, product / distance::dot(row, row).sqrt()]);
         }
-    })
+    };
+    let around = distance::squared_l2(row, place_of(snapshot, nearest));
+    Ok([square.sqrt(), (square / around).sqrt()])
 }
 
-/// Whether a query that is so far apart is farther than nearly all that recalls were tried with.
-pub(super) fn is_far(apart: [f32; 2], far: [f32; 2]) -> bool {
-    site::applies(Kind::Recall, exceeds(apart, far))
+/// Where other vectors lie that are stored with the one that was found.
+pub(super) fn place_of<'a, L: Deref<Target = [u8]> + Clone>(snapshot: &'a Snapshot<L>, found: &Candidate) -> &'a [f32] {
+    let Some(shard) = shard_of(snapshot, found.shard) else { unreachable!("a candidate has a shard") };
+    &shard.centroid
+}
+
+/// Whether a query is farther from the nearest that was found than nearly all are that recalls were tried with.
+///
+/// By dot products a few vectors are the nearest of many queries; one of these that came since may have any angle with them, and says
+/// nothing.
+pub(super) fn is_far<F: StorageFile>(
+    snapshot: &Snapshot<F::Lent>,
+    data: &DataFile<F>,
+    query: &[f32],
+    (nearest, far): (&Candidate, [f32; 2]),
+) -> Result<bool> {
+    let is_far = site::applies(Kind::Recall, exceeds(apart(snapshot, data, query, nearest)?, far));
+    let says_nothing = || data.geometry().metric == Metric::Dot && snapshot.fresh_of(nearest.place()).is_some();
+    Ok(is_far && !site::applies(Kind::Recall, says_nothing()))
 }
 
 /// Whether it is farther in one of the two ways.
@@ -59,7 +74,8 @@ pub(super) fn exceeds(apart: [f32; 2], far: [f32; 2]) -> bool {
 pub(super) fn far(apart: &[[f32; 2]]) -> [f32; 2] {
     [0, 1].map(|way| {
         let known = known(apart, way);
-        if known.is_empty() { f32::MAX } else { beyond_most(&known).min(f32::MAX) }
+        let count = known.len() as u32;
+        if known.is_empty() { f32::MAX } else { exceeded(&known, limits::CALIBRATION_FAR, count).min(f32::MAX) }
     })
 }
 
@@ -89,33 +105,9 @@ where
     Ok(shard::row(extent.slots(data)?, slot, data.geometry()))
 }
 
-/// The number that one in a thousand exceeds, judged by a sample in order. By fewer it is extrapolated: at worst the upper ones
-/// thin out exponentially.
-fn beyond_most(sorted: &[f32]) -> f32 {
-    let most = at(sorted, limits::CALIBRATION_FAR);
-    let upper = &sorted[sorted.len() - sorted.len().div_ceil(4)..];
-    let Some(&least) = upper.first() else { return most };
-    let unit = upper.iter().map(|x| f64::from(x - least)).sum::<f64>() / upper.len() as f64;
-    // log2 is the same on every machine; of a small integer it is all that is wanted.
-    let wanted = (1.0 / (1.0 - limits::CALIBRATION_FAR)).round() as u32;
-    let doublings = log2(wanted) - log2(sorted.len() as u32);
-    most + unit as f32 * std::f32::consts::LN_2 * doublings.max(0.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn few_numbers_tell_what_few_of_many_exceed() {
-        // As many as there are of an exponential distribution, evenly: a thousandth part lies beyond 6.9.
-        let exponential = |n: usize| -> Vec<f32> { (0..n).map(|i| -((1.0 - (i as f32 + 0.5) / n as f32).ln())).collect() };
-        for n in [8, 50, 100, 768, 4_000] {
-            let far = beyond_most(&exponential(n));
-            assert!((5.2..8.2).contains(&far), "{far} of {n}");
-        }
-        assert_eq!(beyond_most(&[3.0]), 3.0);
-    }
 
     #[test]
     fn what_cannot_be_told_is_never_far() {
@@ -123,20 +115,21 @@ mod tests {
         let far = far(&known);
         assert!((2.0..20.0).contains(&far[0]) && far[1] == f32::MAX, "{far:?}");
         for (apart, is) in [([1.0, 9.0], false), ([99.0, 0.0], true), ([f32::NAN, f32::NAN], false)] {
-            assert_eq!(is_far(apart, far), is, "{apart:?}");
+            assert_eq!(exceeds(apart, far), is, "{apart:?}");
         }
         assert_eq!(super::far(&[]), [f32::MAX; 2]);
     }
 
     #[test]
-    fn what_a_hundredth_of_the_searches_find_is_not_far() {
-        let near: Vec<[f32; 2]> = (0..1_000).map(|i| [1.0 + i as f32 / 1_000.0, f32::NAN]).collect();
+    fn what_one_search_in_a_thousand_finds_is_not_far() {
+        let near: Vec<[f32; 2]> = (0..2_000).map(|i| [1.0 + i as f32 / 2_000.0, f32::NAN]).collect();
         let beyond = |misses: usize| {
             let found = near.iter().enumerate().map(|(i, &near)| if i < misses { [9.0, f32::NAN] } else { near });
             beyond_found(far(&near), &found.collect::<Vec<_>>())
         };
-        assert_eq!(beyond(10), [9.0, f32::MAX]);
-        assert_eq!(beyond(2), far(&near));
+        assert_eq!(beyond(3), [9.0, f32::MAX]);
+        assert_eq!(beyond(0), far(&near));
+        assert!(beyond(2)[0] < 2.0, "{:?}", beyond(2));
         assert_eq!(beyond_found([2.0, -1.0], &[]), [2.0, -1.0]);
     }
 }
