@@ -35,6 +35,9 @@ const PLACES: u64 = 2_000;
 /// Rows of the data of which recalls are asked.
 const RECALL_ROWS: usize = 5_000;
 
+/// Cases of recalls, the first ones, that pass every place there is: by L2 or cosine and by dot products.
+const RECALL_PLACES: usize = 2;
+
 /// What found a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Killer {
@@ -99,7 +102,7 @@ pub fn all() -> Vec<Mutant> {
         for seed in 1..=PLACES {
             drop(Case::generated(seed).run());
         }
-        for case in of_every_place() {
+        for case in recalls().into_iter().take(RECALL_PLACES) {
             drop(case.run());
         }
     });
@@ -171,16 +174,11 @@ fn by_corpus() -> Option<(Killer, String)> {
     })
 }
 
-/// The kinds of hard data, first those cases on which little hides a mistake.
+/// One kind that is replaced as a whole, what once was missed, and all kinds, first those on which little hides a mistake.
 fn recalls() -> Vec<recall::Case> {
     let each = recall::Case::each(RECALL_ROWS);
-    of_every_place().into_iter().chain(each).collect()
-}
-
-/// Cases that pass every place where a recall is kept: one that is replaced as a whole, and those that once found something.
-fn of_every_place() -> Vec<recall::Case> {
-    let clusters = recall::Case::each(RECALL_ROWS).into_iter().filter(|case| case.kind == "clusters");
-    clusters.map(|case| recall::Case { turns: 2, ..case }).chain(recall::Case::found()).collect()
+    let turned = each.iter().filter(|case| case.kind == "clusters").map(|case| recall::Case { turns: 2, ..*case });
+    turned.chain(recall::Case::found()).chain(each.clone()).collect()
 }
 
 /// A case tells that does what is promised without the mistake.
