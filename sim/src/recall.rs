@@ -291,7 +291,7 @@ pub fn flattery<S: Storage>(env: &Env, storage: impl Fn(u64) -> S) -> Option<Str
     match beyond {
         Ok(beyond) => {
             let mean = beyond.iter().sum::<f64>() / beyond.len() as f64;
-            (mean >= 0.006).then(|| format!("what is stored as reached is {mean:.4} more than is: {beyond:?}"))
+            (mean >= 0.005).then(|| format!("what is stored as reached is {mean:.4} more than is: {beyond:?}"))
         }
         Err(error) => Some(format!("{}: {error}", kind.name)),
     }

@@ -405,7 +405,7 @@ pub fn log2(n: u32) -> f32 {
 ///
 /// Beside the usual way, for that is long where results lie everywhere, as they do for queries that have another spread than the data.
 pub fn quietness(quiet: u32, gains: u32, walked: u32) -> f32 {
-    log2(walked + 1 + quiet.saturating_mul(gains + 1)) - log2(walked + 1)
+    log2((walked + 1).saturating_add(quiet.saturating_mul(gains + 1))) - log2(walked + 1)
 }
 
 /// Something and how near it is, ordered by that and then by number, as one integer.
