@@ -226,7 +226,7 @@ impl Case {
                 let (recall, flagged) = (tally.recall(), tally.flagged());
                 fails.push(format!("{name}: {recall:.4} of {k} where {asked} was asked, {flagged:.3} flagged"));
             }
-            let (scanned, most) = (tally.scanned() / self.rows as f64, world.kind.share);
+            let (scanned, most) = (tally.scanned() / self.rows as f64, world.kind.share(*metric));
             let by_codes = world.is_ordinary() && world.kind.why.is_empty();
             let usual = k == 10 && asked == 0.95 && state == "optimised";
             if usual && (scanned > most + 1e-9 || by_codes && tally.by_vectors() > 0.5) {

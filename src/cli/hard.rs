@@ -138,7 +138,7 @@ impl Case {
             }
         }
         if name.starts_with("optimised") {
-            let most = self.kind.share;
+            let most = self.kind.share(self.metric);
             let by = if self.kind.why.is_empty() { String::new() } else { format!(" ({})", self.kind.why) };
             text.push_str(&format!("\n  k 10 at 0.95 after optimize is to look at {most:.2} of the rows at most{by}"));
         }

@@ -54,9 +54,8 @@ pub struct Kind {
     pub rows: usize,
     /// The metrics by which it makes sense.
     pub metrics: &'static [Metric],
-    /// How many codes and vectors a search for ten looks at, at most, at a recall of 0.95 after `optimize`, as a share of
-    /// the rows; every posting has two codes. 1 where every vector is looked at.
-    pub share: f64,
+    /// The share of [`share`](Self::share) by L2 and cosine, and by dot products.
+    shares: [f64; 2],
     /// And then why; else nothing.
     pub why: &'static str,
     shape: Shape,
@@ -112,22 +111,34 @@ const L2: &[Metric] = &[Metric::L2];
 const L2_DOT: &[Metric] = &[Metric::L2, Metric::Dot];
 
 const fn kind(name: &'static str, dimension: usize, rows: usize, metrics: &'static [Metric], shape: Shape) -> Kind {
-    Kind { name, dimension, rows, metrics, share: 2.0, why: "", shape }
+    Kind { name, dimension, rows, metrics, shares: [2.0; 2], why: "", shape }
 }
 
 const fn costing(share: f64, kind: Kind) -> Kind {
-    Kind { share, ..kind }
+    Kind { shares: [share; 2], ..kind }
+}
+
+const fn costing_by_dot(share: f64, kind: Kind) -> Kind {
+    Kind { shares: [kind.shares[0], share], ..kind }
 }
 
 const fn by_vectors(why: &'static str, kind: Kind) -> Kind {
-    Kind { share: 1.0, why, ..kind }
+    Kind { shares: [1.0; 2], why, ..kind }
+}
+
+impl Kind {
+    /// How many codes and vectors a search for ten looks at, at most, at a recall of 0.95 after `optimize`, as a share of
+    /// the rows; every posting has two codes. 1 where every vector is looked at.
+    pub fn share(&self, metric: Metric) -> f64 {
+        self.shares[usize::from(metric == Metric::Dot)]
+    }
 }
 
 /// Every kind.
 pub const KINDS: &[Kind] = &[
     costing(1.2, kind("normal", 64, 6_000, ALL, Shape::Normal(0.0))),
-    costing(1.7, kind("offset 10", 64, 6_000, L2_DOT, Shape::Normal(10.0))),
-    costing(1.7, kind("offset 30", 64, 6_000, L2_DOT, Shape::Normal(30.0))),
+    costing_by_dot(1.7, costing(1.2, kind("offset 10", 64, 6_000, L2_DOT, Shape::Normal(10.0)))),
+    costing_by_dot(1.7, costing(1.2, kind("offset 30", 64, 6_000, L2_DOT, Shape::Normal(30.0)))),
     costing(1.2, kind("offset 1000", 64, 6_000, L2, Shape::Normal(1_000.0))),
     by_vectors("of one dimension a code saves nothing", kind("one dimension", 1, 6_000, L2_DOT, Shape::Normal(0.0))),
     by_vectors("of eight dimensions a code saves nothing", kind("eight dimensions", 8, 20_000, ALL, Shape::Uniform)),
