@@ -1,4 +1,4 @@
-//! What the engine would otherwise take from the system: time, chance and threads, handed in.
+//! The environment of an index: clock, random numbers and threads are handed in, never taken from the system.
 //!
 //! Invariants: nothing below the async API reads a clock or draws a random number by itself; the clock
 //! decides nothing about correctness (R14); of the random numbers only the index id comes from the
@@ -6,7 +6,6 @@
 
 use std::{
     error::Error as _,
-    io,
     panic::catch_unwind,
     sync::{
         Arc, OnceLock,
@@ -20,7 +19,10 @@ use rand::{
     rngs::{ChaCha8Rng, SysRng},
 };
 
-use crate::error::{Result, ShardexError};
+use crate::{
+    error::{Result, ShardexError},
+    runtime::{Runtime, Threads},
+};
 
 /// A source of time.
 pub trait Clock: Send + Sync + 'static {
@@ -94,25 +96,6 @@ fn has_pool() -> bool {
         // Somebody has tried before: only a use of the pool tells how that ended.
         Err(_) => catch_unwind(rayon::current_num_threads).is_ok(),
     })
-}
-
-/// Asked before the async API starts a thread, or under simulation a task in its place.
-pub trait Threads: Send + Sync + 'static {
-    /// Whether a thread of this name may be started.
-    ///
-    /// # Errors
-    /// What the start is to fail with.
-    fn may_start(&self, name: &'static str) -> io::Result<()>;
-}
-
-/// As many threads as the system starts.
-#[derive(Clone, Copy, Debug)]
-pub struct SystemThreads;
-
-impl Threads for SystemThreads {
-    fn may_start(&self, _: &'static str) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Tells work that takes long whether anybody still wants it.
@@ -200,8 +183,8 @@ pub struct Env {
     pub new_index_id: u128,
     /// Does what can be done in parallel.
     pub executor: Arc<dyn Executor>,
-    /// Asked before a thread is started.
-    pub threads: Arc<dyn Threads>,
+    /// Runs what the async API does beside its callers. The engine uses none.
+    pub runtime: Arc<dyn Runtime>,
     /// When cells are made.
     pub cells: CellPolicy,
 }
@@ -220,7 +203,7 @@ impl Env {
             clock: Arc::new(SystemClock::default()),
             new_index_id: u128::from_le_bytes(id),
             executor: Arc::new(AllCores),
-            threads: Arc::new(SystemThreads),
+            runtime: Arc::new(Threads::default()),
             cells: CellPolicy::WherePays,
         }
     }

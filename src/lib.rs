@@ -39,7 +39,7 @@
 //! format              bytes ⇄ checked values          distance
 //! lease               who may touch which bytes, and for how long
 //! storage             the contract, the real backend
-//! config posting error id limits env site
+//! config posting error id limits env runtime site
 //! ```
 
 #![cfg_attr(
@@ -79,6 +79,7 @@ pub mod env;
 mod id;
 pub mod limits;
 mod posting;
+pub mod runtime;
 mod shardex;
 
 pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};

@@ -39,12 +39,16 @@ pub mod oracle;
 pub mod pool;
 pub mod readers;
 pub mod recall;
+#[cfg(madsim)]
+pub mod runtime;
 pub mod shrink;
 pub mod storage;
 pub mod watch;
 pub mod workload;
 
 pub use hook::{HookStorage, Verdict};
+#[cfg(madsim)]
+pub use runtime::MadsimRuntime;
 pub use storage::{
     Choice, Counters, CrashKind, Fault, Image, Op, OpInfo, Place, SimFile, SimLent, SimLock, SimStorage, Stop,
     TraceEntry,

@@ -8,8 +8,9 @@ use std::sync::{
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
     CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
-    env::{Cancel, CellPolicy, Clock, Env, Inline, SystemThreads},
+    env::{Cancel, CellPolicy, Clock, Env, Inline},
     lease::SyncUnderWay,
+    runtime::Threads,
     storage::Storage,
 };
 
@@ -162,8 +163,8 @@ impl Clock for StoppedClock {
 /// The environment of every simulated engine.
 #[must_use]
 pub fn env() -> Env {
-    let (clock, executor, threads) = (Arc::new(StoppedClock), Arc::new(Inline), Arc::new(SystemThreads));
-    Env { clock, new_index_id: 7, executor, threads, cells: CellPolicy::Always }
+    let (clock, executor, runtime) = (Arc::new(StoppedClock), Arc::new(Inline), Arc::new(Threads::default()));
+    Env { clock, new_index_id: 7, executor, runtime, cells: CellPolicy::Always }
 }
 
 /// The vector of a document under a salt: components spread over -1 to 1.

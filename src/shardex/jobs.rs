@@ -4,7 +4,7 @@ use std::future::pending;
 
 use super::{
     Reply,
-    threads::Background,
+    tasks::Background,
     writer::{Write, Writer},
 };
 use crate::{
@@ -44,7 +44,7 @@ impl<S: Storage> Writer<S> {
             return;
         }
         let Some(job) = self.engine.fresh_begin() else { return };
-        match Background::run(&*self.threads, "codes", move |cancel| job.run_until(cancel)) {
+        match Background::run(&*self.runtime, "codes", move |cancel| job.run_until(cancel)) {
             Ok(job) => self.coding = Some(job),
             // Without them searches are slower, and right.
             Err(error) => self.trouble(BackgroundWork::Cells, &error),
@@ -76,7 +76,7 @@ impl<S: Storage> Writer<S> {
             true => self.engine.regroup_go_on(),
             false => self.engine.regroup_begin(),
         };
-        let begun = begun.and_then(|job| Background::run(&*self.threads, "cells", move |cancel| job.run_until(cancel)));
+        let begun = begun.and_then(|job| Background::run(&*self.runtime, "cells", move |cancel| job.run_until(cancel)));
         let waiters = std::mem::take(&mut self.regroup_waiters);
         match begun {
             Ok(job) => self.regrouping = Some(Regrouping { job, waiters }),
@@ -138,7 +138,7 @@ impl<S: Storage> Writer<S> {
                 self.trouble(BackgroundWork::Commit, &error);
             }
             let begun = self.engine.check_begin();
-            match begun.and_then(|job| Background::run(&*self.threads, "a check", move |cancel| job.run_until(cancel)))
+            match begun.and_then(|job| Background::run(&*self.runtime, "a check", move |cancel| job.run_until(cancel)))
             {
                 Ok(job) => self.checking = Some(Checking { job, reply }),
                 Err(error) => drop(reply.send(Err(error))),

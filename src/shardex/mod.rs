@@ -9,7 +9,7 @@
 mod flushes;
 mod jobs;
 mod snapshot;
-mod threads;
+mod tasks;
 mod timers;
 mod writer;
 
@@ -31,17 +31,18 @@ use crate::{
         ConsistencyReport, Engine, Lent,
         stats::{FlushStats, IndexStats},
     },
-    env::{Env, Executor, Threads},
+    env::{Env, Executor},
     error::{Result, ShardexError},
     id::DocumentId,
     index::{Hits, Snapshot},
     posting::{Posting, SearchOptions, SearchResponse, SearchResult},
+    runtime::{Runtime, Task},
     shard::DataFile,
     storage::{MmapStorage, Storage},
 };
 
 pub use snapshot::IndexSnapshot;
-use threads::{Stopped, Syncer, WriterHandle, spawn_writer};
+use tasks::{Stopped, Syncer, spawn_writer};
 use writer::Writer;
 
 type Reply<T> = oneshot::Sender<Result<T>>;
@@ -152,7 +153,7 @@ struct Inner<S: Storage> {
     /// `None` only while dropping.
     queue: Option<Queue>,
     shared: Arc<Shared<S>>,
-    writer: Mutex<Option<WriterHandle>>,
+    writer: Mutex<Option<Task>>,
 }
 
 impl<S: Storage> Clone for Shardex<S> {
@@ -214,7 +215,7 @@ impl<S: Storage> Shardex<S> {
     /// As [`create`](Shardex::create).
     pub async fn create_on(storage: S, config: ShardexConfig, env: Env) -> Result<Self> {
         let options = config.options.clone();
-        let parallel = (Arc::clone(&env.executor), Arc::clone(&env.threads));
+        let parallel = (Arc::clone(&env.executor), Arc::clone(&env.runtime));
         Self::start(options, parallel, move || Engine::create(storage, &config, &env)).await
     }
 
@@ -223,13 +224,13 @@ impl<S: Storage> Shardex<S> {
     /// # Errors
     /// As [`open`](Shardex::open).
     pub async fn open_on(storage: S, options: OpenOptions, env: Env) -> Result<Self> {
-        let parallel = (Arc::clone(&env.executor), Arc::clone(&env.threads));
+        let parallel = (Arc::clone(&env.executor), Arc::clone(&env.runtime));
         Self::start(options.clone(), parallel, move || Engine::open(storage, options, &env)).await
     }
 
     async fn start(
         options: OpenOptions,
-        (executor, threads): (Arc<dyn Executor>, Arc<dyn Threads>),
+        (executor, runtime): (Arc<dyn Executor>, Arc<dyn Runtime>),
         make: impl FnOnce() -> Result<Engine<S>> + Send + 'static,
     ) -> Result<Self> {
         options.validate()?;
@@ -237,10 +238,10 @@ impl<S: Storage> Shardex<S> {
         let (opened, is_open) = oneshot::channel();
         let (taken, is_taken) = oneshot::channel();
         let stop = Stopped::default();
-        let (stopped, of_writer) = (Arc::clone(&stop), Arc::clone(&threads));
+        let (stopped, of_writer) = (Arc::clone(&stop), Arc::clone(&runtime));
         let make = move || {
             // Before anything is made: without this thread there is no index.
-            let syncer = Syncer::start(&*of_writer)?;
+            let syncer = Syncer::start(&of_writer)?;
             let engine = make()?;
             let shared = Arc::new(Shared {
                 view: ArcSwapOption::new(Some(View::of(&engine))),
@@ -252,7 +253,7 @@ impl<S: Storage> Shardex<S> {
             });
             Ok((Writer::new(engine, Arc::clone(&shared), syncer, of_writer), shared))
         };
-        let writer = spawn_writer(&*threads, Arc::clone(&stop), async move {
+        let writer = spawn_writer(&*runtime, Arc::clone(&stop), async move {
             // Nobody may be left who wants it, before it is open or before its handle is made: then nothing is begun.
             if opened.is_closed() {
                 return;
@@ -461,7 +462,7 @@ impl<S: Storage> Shardex<S> {
         let closed = self.ask(Command::Close).await;
         let writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer {
-            writer.wait();
+            writer.join();
         }
         // The writer has done so, unless it has panicked.
         self.inner.shared.view.store(None);
@@ -474,7 +475,7 @@ impl<S: Storage> Drop for Inner<S> {
         // The writer ends when the queue does; the lock is free when it has ended.
         self.queue = None;
         if let Some(writer) = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            writer.wait();
+            writer.join();
         }
     }
 }

@@ -6,27 +6,37 @@
 //! 2. While commits or flushes in the background fail, no more than one batch is accepted beyond what the options let be
 //!    undurable.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::{future::pending, time::Duration};
 
 use super::writer::Writer;
 use crate::{
     config::Durability,
     engine::stats::{BackgroundError, BackgroundWork, IndexStats},
     error::{Result, ShardexError},
+    runtime::Runtime,
     storage::Storage,
 };
 
 /// The longest that background work which failed waits to be tried again, unless its interval is longer.
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
+/// Completes at `due`, a time of the runtime; never, if there is none.
+pub(super) fn timer(runtime: &dyn Runtime, due: Option<Duration>) -> impl Future<Output = ()> + use<> {
+    let sleep = due.map(|due| runtime.sleep_until(due));
+    async move {
+        match sleep {
+            Some(sleep) => sleep.await,
+            None => pending().await,
+        }
+    }
+}
+
 /// Failures of one kind of work that followed one another.
 struct Trouble {
     work: BackgroundWork,
     error: ShardexError,
-    began: Instant,
-    newest: Instant,
+    began: Duration,
+    newest: Duration,
     failures: u64,
     lasts: bool,
 }
@@ -49,8 +59,8 @@ impl Trouble {
 pub(super) struct Troubles(Vec<Trouble>);
 
 impl Troubles {
-    fn add(&mut self, work: BackgroundWork, error: &ShardexError) {
-        let (now, error) = (Instant::now(), error.clone());
+    fn add(&mut self, work: BackgroundWork, error: &ShardexError, now: Duration) {
+        let error = error.clone();
         match self.0.iter_mut().find(|trouble| trouble.work == work) {
             Some(known) if known.lasts => {
                 (known.error, known.newest) = (error, now);
@@ -76,12 +86,12 @@ impl Troubles {
     }
 
     /// The newest, of those that last if some do.
-    fn newest(&self) -> Option<BackgroundError> {
+    fn newest(&self, now: Duration) -> Option<BackgroundError> {
         let newest = self.0.iter().max_by_key(|trouble| (trouble.lasts, trouble.newest))?;
         Some(BackgroundError {
             work: newest.work,
             error: newest.error.to_string(),
-            began: newest.began.elapsed(),
+            began: now.saturating_sub(newest.began),
             failures: newest.failures,
             lasts: newest.lasts,
         })
@@ -92,7 +102,7 @@ impl<S: Storage> Writer<S> {
     /// Notes an error of background work.
     pub(super) fn trouble(&mut self, work: BackgroundWork, error: &ShardexError) {
         self.engine.note_error();
-        self.troubles.add(work, error);
+        self.troubles.add(work, error, self.runtime.now());
     }
 
     /// Notes that everything accepted is durable, if it is.
@@ -115,7 +125,7 @@ impl<S: Storage> Writer<S> {
             return Ok(());
         }
         let options = self.engine.options();
-        let age = self.undurable_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let age = self.undurable_since.map_or(Duration::ZERO, |since| self.runtime.now().saturating_sub(since));
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         let limits = [
             ("max_undurable_ms", options.max_undurable_ms, age),
@@ -132,15 +142,15 @@ impl<S: Storage> Writer<S> {
 
     /// The engine's figures, and those that need a clock.
     pub(super) fn stats(&self) -> Result<IndexStats> {
-        let mut stats = self.engine.stats()?;
-        stats.background_error = self.troubles.newest();
-        stats.uncommitted_for = self.undurable_since.map(|since| since.elapsed());
+        let (mut stats, now) = (self.engine.stats()?, self.runtime.now());
+        stats.background_error = self.troubles.newest(now);
+        stats.uncommitted_for = self.undurable_since.map(|since| now.saturating_sub(since));
         Ok(stats)
     }
 
     /// Commits and flushes that are due by the clock, and the times of the next ones.
     pub(super) fn background(&mut self) {
-        let now = Instant::now();
+        let now = self.runtime.now();
         if self.commit_at.is_some_and(|at| at <= now) {
             self.commit_at = None;
             if let Err(error) = self.commit() {
@@ -160,7 +170,7 @@ impl<S: Storage> Writer<S> {
         self.set_timers(now);
     }
 
-    fn set_timers(&mut self, now: Instant) {
+    fn set_timers(&mut self, now: Duration) {
         self.note_durable();
         if self.engine.is_poisoned() {
             (self.commit_at, self.flush_at) = (None, None);

@@ -9,30 +9,27 @@
 //!    it, and no other call and no timer.
 //! 5. The writer waits in one place, its loop: what takes long runs beside it.
 
-use std::{collections::VecDeque, ops::RangeInclusive, sync::Arc};
+use std::{collections::VecDeque, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
-    time::{Instant, sleep_until},
-};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
     Command, Reply, Request, Shared, View,
     flushes::{Flushing, synced},
     jobs::{Checking, Regrouping, ended},
-    threads::{Background, Syncer},
-    timers::Troubles,
+    tasks::{Background, Syncer},
+    timers::{Troubles, timer},
 };
 use crate::{
     cells::Built,
     config::Durability,
     engine::{ConsistencyReport, Engine, stats::FlushStats},
-    env::Threads,
     error::{Result, ShardexError},
     id::{DocumentId, Lsn},
     index::Coded,
     limits,
     posting::Posting,
+    runtime::Runtime,
     storage::Storage,
 };
 
@@ -73,11 +70,11 @@ pub(super) struct Writer<S: Storage> {
     /// Writes to be carried out, in their order: more than one only while the first waits for a flush.
     writes: VecDeque<Queued>,
     /// When accepted writes are to be committed, at the latest.
-    pub(super) commit_at: Option<Instant>,
+    pub(super) commit_at: Option<Duration>,
     /// When they are to be flushed.
-    pub(super) flush_at: Option<Instant>,
+    pub(super) flush_at: Option<Duration>,
     /// Since when some accepted write is not durable.
-    pub(super) undurable_since: Option<Instant>,
+    pub(super) undurable_since: Option<Duration>,
     /// A flush that failed is not tried again by the size of the WAL before it has this many bytes.
     pub(super) flush_above: u64,
     /// The last flush failed.
@@ -90,7 +87,7 @@ pub(super) struct Writer<S: Storage> {
     pub(super) closing: bool,
     /// Who waits for the next commit.
     waiting: Vec<Answer>,
-    pub(super) threads: Arc<dyn Threads>,
+    pub(super) runtime: Arc<dyn Runtime>,
     shared: Arc<Shared<S>>,
     pub(super) engine: Engine<S>,
 }
@@ -101,7 +98,7 @@ impl<S: Storage> Writer<S> {
         engine: Engine<S>,
         shared: Arc<Shared<S>>,
         syncer: Syncer<S::File>,
-        threads: Arc<dyn Threads>,
+        runtime: Arc<dyn Runtime>,
     ) -> Self {
         Self {
             regrouping: None,
@@ -122,7 +119,7 @@ impl<S: Storage> Writer<S> {
             troubles: Troubles::default(),
             closing: false,
             waiting: Vec::new(),
-            threads,
+            runtime,
             shared,
             engine,
         }
@@ -133,6 +130,7 @@ impl<S: Storage> Writer<S> {
         self.background();
         loop {
             let due = [self.commit_at, self.flush_at].into_iter().flatten().min();
+            let timer = timer(&*self.runtime, due);
             tokio::select! {
                 biased;
                 synced = synced(&mut self.flushing) => self.go_on(synced),
@@ -145,7 +143,7 @@ impl<S: Storage> Writer<S> {
                         return self.close(reply, requests).await;
                     }
                 }
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                () = timer => {}
             }
             self.carry_out();
             self.settle();
@@ -296,7 +294,7 @@ impl<S: Storage> Writer<S> {
     fn written(&mut self, done: Result<()>, answer: Answer) {
         self.publish();
         if done.is_ok() && self.engine.has_uncommitted() {
-            self.undurable_since.get_or_insert_with(Instant::now);
+            self.undurable_since.get_or_insert_with(|| self.runtime.now());
         }
         match done {
             Ok(()) if self.engine.options().durability == Durability::Immediate => self.waiting.push(answer),

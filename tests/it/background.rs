@@ -17,7 +17,8 @@ use std::{
 
 use shardex::{
     BackgroundWork, CheckLevel, Engine, OpenOptions, SearchOptions, Shardex, ShardexConfig, ShardexError,
-    env::{AllCores, CellPolicy, Env, Executor, Inline, Never, Threads},
+    env::{AllCores, CellPolicy, Env, Executor, Inline, Never},
+    runtime::{Blocking, Pending, Runtime, Task, Threads},
     storage::Storage as _,
 };
 use shardex_sim::{
@@ -130,25 +131,37 @@ struct Refusing {
     name: &'static str,
     refuses: AtomicBool,
     started: AtomicUsize,
+    threads: Threads,
 }
 
 impl Refusing {
     fn env(name: &'static str, refuses: bool) -> (Arc<Self>, Env) {
-        let threads = Arc::new(Self { name, refuses: refuses.into(), started: AtomicUsize::new(0) });
-        (Arc::clone(&threads), Env { threads, ..Env::system() })
+        let refusing = Arc::new(Self { name, refuses: refuses.into(), ..Self::default() });
+        (Arc::clone(&refusing), Env { runtime: refusing, ..Env::system() })
     }
 }
 
-impl Threads for Refusing {
-    fn may_start(&self, name: &'static str) -> io::Result<()> {
-        if name != self.name {
-            return Ok(());
+impl Runtime for Refusing {
+    fn now(&self) -> Duration {
+        self.threads.now()
+    }
+
+    fn sleep_until(&self, at: Duration) -> Pending {
+        self.threads.sleep_until(at)
+    }
+
+    fn block(&self, call: Blocking) -> Pending {
+        self.threads.block(call)
+    }
+
+    fn spawn(&self, name: &'static str, task: Pending) -> io::Result<Task> {
+        if name == self.name {
+            if self.refuses.load(Ordering::Acquire) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.started.fetch_add(1, Ordering::AcqRel);
         }
-        if self.refuses.load(Ordering::Acquire) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        self.started.fetch_add(1, Ordering::AcqRel);
-        Ok(())
+        self.threads.spawn(name, task)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 /// The layers from the top, modules of one layer not knowing each other unless listed in order.
 const ORDER: &[&str] = &[
     "shardex", "engine", "index", "cells", "wal", "shard", "space", "format", "codes", "distance", "lease", "storage",
-    "config", "posting", "env", "error", "limits", "id", "site",
+    "config", "posting", "env", "runtime", "error", "limits", "id", "site",
 ];
 
 /// Pairs that must not know each other although the order would allow it.
@@ -130,7 +130,7 @@ fn the_engine_takes_neither_time_nor_chance_nor_threads_by_itself() {
     sources(&root, &mut files);
     for file in files {
         let name = file.strip_prefix(&root).expect("below src").to_string_lossy().into_owned();
-        if ["lib.rs", "env.rs"].contains(&name.as_str())
+        if ["lib.rs", "env.rs", "runtime.rs"].contains(&name.as_str())
             || name.starts_with("shardex/")
             || name.starts_with("bin")
             || name.starts_with("cli")
@@ -141,6 +141,18 @@ fn the_engine_takes_neither_time_nor_chance_nor_threads_by_itself() {
         for forbidden in ["Instant::now", "SystemTime", "thread::spawn", "HashMap", "HashSet", "SysRng", "tokio"] {
             assert!(!text.contains(forbidden), "{name} uses {forbidden}");
         }
+    }
+}
+
+/// A program that embeds the library gets no simulator with it, and no flag of its own build makes one of the library.
+#[test]
+fn the_library_names_no_simulator() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = vec![root.join("Cargo.toml")];
+    sources(&root.join("src"), &mut files);
+    for file in files {
+        let text = fs::read_to_string(&file).expect("readable");
+        assert!(!text.contains("madsim"), "{} names madsim", file.display());
     }
 }
 

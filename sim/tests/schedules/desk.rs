@@ -4,14 +4,16 @@ use std::{
     fmt::Write as _,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use shardex::{
     CheckLevel, IndexStats, LockHolder, SearchResponse, Shardex, ShardexError,
-    env::{Env, Threads},
+    env::Env,
+    runtime::{Blocking, Pending, Runtime, Task},
     storage::Storage as _,
 };
-use shardex_sim::{CrashKind, HookStorage, OpInfo, SimStorage, Verdict, workload};
+use shardex_sim::{CrashKind, HookStorage, MadsimRuntime, OpInfo, SimStorage, Verdict, workload};
 use tokio::sync::Notify;
 
 use crate::{
@@ -90,7 +92,7 @@ impl Desk {
 
     /// The environment of the index: threads start when the desk says so.
     pub(crate) fn env(&self) -> Env {
-        Env { threads: Arc::new(self.clone()), ..workload::env() }
+        Env { runtime: Arc::new(DeskRuntime { desk: self.clone(), inner: MadsimRuntime::new() }), ..workload::env() }
     }
 
     /// Whether a sync of the parent has failed on this machine.
@@ -412,12 +414,27 @@ impl Desk {
     }
 }
 
-impl Threads for Desk {
-    fn may_start(&self, _: &'static str) -> io::Result<()> {
-        match self.book().may_start() {
-            true => Ok(()),
-            false => Err(io::ErrorKind::WouldBlock.into()),
-        }
+/// Madsim's runtime, which starts tasks when the desk says so.
+struct DeskRuntime {
+    desk: Desk,
+    inner: MadsimRuntime,
+}
+
+impl Runtime for DeskRuntime {
+    fn now(&self) -> Duration {
+        self.inner.now()
+    }
+
+    fn sleep_until(&self, at: Duration) -> Pending {
+        self.inner.sleep_until(at)
+    }
+
+    fn block(&self, call: Blocking) -> Pending {
+        self.inner.block(call)
+    }
+
+    fn spawn(&self, name: &'static str, task: Pending) -> io::Result<Task> {
+        if self.desk.book().may_start() { self.inner.spawn(name, task) } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::{
     any::Any,
+    cell::RefCell,
     env,
     io::Write as _,
+    panic,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -19,11 +21,17 @@ const SEEDS: u64 = 8_000;
 /// Failing seeds after which no more are run.
 const ENOUGH: usize = 5;
 
+thread_local! {
+    /// The first panic of this thread, caught or not.
+    static PANICKED: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
 /// Runs the seeds that the environment names.
 pub(crate) fn run() {
     let first = number("SHARDEX_SIM_SEED");
     let count = number("SHARDEX_SIM_SEEDS").unwrap_or(if first.is_some() { 1 } else { SEEDS });
     let first = first.unwrap_or(0);
+    watch_panics();
     let next = AtomicU64::new(first);
     let result = Mutex::new((Tally::default(), Vec::new()));
     thread::scope(|scope| {
@@ -80,8 +88,23 @@ fn twice(seed: u64) -> Result<Tally, String> {
 
 /// On a thread of its own: what the last seed left in thread-locals does not reach it.
 fn once(seed: u64) -> Result<(Fnv, Tally), String> {
-    let run = thread::Builder::new().name(format!("seed {seed}")).spawn(move || life::run(seed));
-    run.expect("a thread").join().map_err(|panic| message(&*panic))
+    let run = thread::Builder::new().name(format!("seed {seed}")).spawn(move || {
+        let seen = life::run(seed);
+        // A panic of the writer is caught, and told to its callers: it may look like an error that the promises allow.
+        PANICKED.take().map_or(Ok(seen), |panic| Err(format!("a task panicked: {panic}")))
+    });
+    run.expect("a thread").join().unwrap_or_else(|panic| Err(message(&*panic)))
+}
+
+/// Keeps the first panic of each thread in [`PANICKED`].
+fn watch_panics() {
+    let shown = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        PANICKED.with_borrow_mut(|panicked| {
+            panicked.get_or_insert_with(|| info.to_string());
+        });
+        shown(info);
+    }));
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
