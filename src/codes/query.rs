@@ -120,11 +120,12 @@ impl ByteQuery {
     }
 
     /// What the distances of postings near a centroid vary by, but for what they are apart from it: `square` is that of the
-    /// query's distance to it.
+    /// query's distance to it, and `error` that of [`base_error`](Self::base_error). Never less than what rounding makes of a distance: of
+    /// a query that is just where a centroid is, the square may come out as zero.
     #[must_use]
-    pub fn unit(&self, square: f32) -> f32 {
+    pub fn unit(&self, square: f32, error: f32) -> f32 {
         match self.metric {
-            Metric::L2 => square.sqrt(),
+            Metric::L2 => square.max(error).sqrt(),
             Metric::Dot | Metric::Cosine => self.norm,
         }
     }

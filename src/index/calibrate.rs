@@ -137,7 +137,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
             }
             Ok([f32::NAN; 2])
         })?;
-        let far = unlike::far(&near);
+        let far = unlike::far(&near, self.data.geometry().metric);
         let one_for_many = site::applies(Kind::Recall, self.data.geometry().metric == Metric::Dot);
         let (k, recall) = (limits::USUAL_RESULTS, limits::CALIBRATION_FOUND.1);
         let [first, wider] = [1.0, limits::FAR_MISSED].map(|part| cells::effort(efforts, k, 1.0 - (1.0 - recall) * part));
@@ -192,8 +192,10 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
             let Ok(group) = cells.group(g) else { continue };
             for c in 0..group.cells() {
                 let product = distance::dot_byte_row(&query.bytes.bytes, group.centroid(c));
-                let (base, square) = query.bytes.base(group.cell(c).centroid, product);
-                near.push((Near::new(base, router.number(g, c) as u32), query.bytes.unit(square)));
+                let centroid = group.cell(c).centroid;
+                let (base, square) = query.bytes.base(centroid, product);
+                let unit = query.bytes.unit(square, query.bytes.base_error(centroid));
+                near.push((Near::new(base, router.number(g, c) as u32), unit));
             }
         }
         near.sort_unstable_by_key(|&(near, _)| near);
@@ -225,7 +227,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         let shards = question.nearest.iter().map(|hit| {
             let Some(shard) = shard_of(self.snapshot, hit.shard) else { unreachable!("the snapshot's own shard") };
             let base = distance_by(metric, &question.vector, &shard.centroid);
-            (base, query.bytes.unit(base))
+            (base, query.bytes.unit(base, 0.0))
         });
         let shards = shards.collect();
         let cells = near.into_iter().map(|(near, unit)| (near.distance(), unit)).collect();

@@ -137,7 +137,7 @@ impl<'a, 'b> Front<'a, 'b> {
             let Some(codes) = group.blocks().get(blocks) else { continue };
             self.order.push((Near::new(base, number as u32), self.measured.len() as u32));
             let error = query.bytes.base_error(entry.centroid);
-            let unit = query.bytes.unit(square);
+            let unit = query.bytes.unit(square, error);
             self.measured.push(Measured { base, error, square, unit, codes, first: first % BLOCK, count });
         }
         self.order.sort_unstable_by(|a, b| b.cmp(a));

@@ -155,9 +155,10 @@ fn margins(way: &Way, bound: f32, ranks: &[usize], impatience: f32) -> Vec<f32> 
     way.cells.iter().enumerate().map(margin).collect()
 }
 
-/// By how many units a distance exceeds a bound.
+/// By how many units a distance exceeds a bound. Never so many that sums and multiples of them are no numbers.
 fn beyond((base, unit): (f32, f32), bound: f32) -> f32 {
-    (base - bound) / unit.max(f32::MIN_POSITIVE)
+    let most = limits::SHARDS_TOLD.1;
+    ((base - bound) / unit.max(f32::MIN_POSITIVE)).clamp(-most, most)
 }
 
 impl<'a> Needs<'a> {
@@ -184,7 +185,7 @@ impl<'a> Needs<'a> {
         let plain = first(&cells(0.0));
         let upper = &plain[plain.len() / 2..];
         let unit = upper.first().map_or(0.0, |&median| {
-            (upper.iter().map(|&margin| f64::from(margin - median)).sum::<f64>() / upper.len() as f64) as f32
+            (upper.iter().map(|&margin| f64::from(margin) - f64::from(median)).sum::<f64>() / upper.len() as f64) as f32
         });
         let impatience = limits::IMPATIENCE * unit;
         let cells = cells(impatience);
@@ -256,7 +257,7 @@ impl<'a> Needs<'a> {
             impatience: self.impatience,
             shard_margin,
             deviations,
-            groups: at(&sorted(ranks), 1.0 - PARTS[2] * missed) as u32 + 1,
+            groups: at(&sorted(ranks), 1.0 - PARTS[2] * missed) as u32 + 1 + limits::GROUPS_MORE,
             cells: (at(&counts, 0.9) * 1.5) as u32 + 16,
         })
     }
@@ -413,11 +414,19 @@ pub(super) fn exceeded(sorted: &[f32], share: f32, independent: u32) -> f32 {
     let most = at(sorted, share);
     let upper = &sorted[sorted.len() - sorted.len().div_ceil(4)..];
     let Some(&least) = upper.first() else { return most };
-    let unit = upper.iter().map(|x| f64::from(x - least)).sum::<f64>() / upper.len() as f64;
+    let unit = upper.iter().map(|&x| f64::from(x) - f64::from(least)).sum::<f64>() / upper.len() as f64;
     // log2 is the same on every machine; of an integer it is all that is wanted.
     let wanted = (1.0 / (1.0 - share).max(1e-6)).round() as u32;
     let doublings = log2(wanted) - log2(independent.max(1));
     most + unit as f32 * std::f32::consts::LN_2 * doublings.max(0.0)
+}
+
+/// The same of distances, the upper ones of which may thin out as a power: then a step grows as what it is added to.
+pub(super) fn exceeded_distance(sorted: &[f32], share: f32, independent: u32) -> f32 {
+    let (most, exceeded) = (at(sorted, share), exceeded(sorted, share, independent));
+    let least = sorted.len().checked_sub(sorted.len().div_ceil(4)).and_then(|i| sorted.get(i));
+    let power = least.filter(|&&least| least > 0.0).map_or(1.0, |&least| most / least);
+    most + (exceeded - most) * power
 }
 
 /// How many numbers tell as much of their mean as these, of which those with one key are equal.
@@ -431,6 +440,15 @@ fn different(mut keys: Vec<(u32, u32)>) -> f64 {
 mod tests {
     use super::*;
 
+    /// A query that is just where a centroid is once made all efforts of an index no numbers.
+    #[test]
+    fn margins_are_numbers() {
+        let finite = |x: f32| (3.0 * limits::IMPATIENCE * x).is_finite();
+        for (place, bound) in [((0.0, 0.0), 5.0), ((0.0, 0.0), 0.0), ((1e30, 0.0), -1e30), ((5.0, 0.0), 0.0)] {
+            assert!(finite(beyond(place, bound)), "{place:?} {bound}");
+        }
+    }
+
     #[test]
     fn few_numbers_tell_what_few_of_many_exceed() {
         // As many as there are of an exponential distribution, evenly: a thousandth part lies beyond 6.9.
@@ -440,6 +458,13 @@ mod tests {
             assert!((5.2..8.2).contains(&far), "{far} of {n}");
         }
         assert_eq!(exceeded(&[3.0], 0.999, 1), 3.0);
+        assert_eq!(exceeded_distance(&[3.0], 0.999, 1), 3.0);
+        // And of one that thins out with the square, beyond 31.6.
+        let power = |n: usize| -> Vec<f32> { (0..n).map(|i| (1.0 - (i as f32 + 0.5) / n as f32).powf(-0.5)).collect() };
+        for n in [100, 400, 768] {
+            let far = exceeded_distance(&power(n), 0.999, n as u32);
+            assert!((24.0..60.0).contains(&far) && far > exceeded(&power(n), 0.999, n as u32), "{far} of {n}");
+        }
     }
 
     #[test]

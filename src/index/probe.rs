@@ -452,7 +452,8 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> Probe<'a, F, B> {
         near.sort_unstable_by_key(|&(near, ..)| near);
         for (near, square, shard, fresh) in near {
             let (base, number) = (near.distance(), near.number() as u32);
-            if self.is_spent() || base > self.top.bound() + effort.shard_margin * query.bytes.unit(square) {
+            let unit = query.bytes.unit(square, query.bytes.base_error(fresh.centroid.stored));
+            if self.is_spent() || base > self.top.bound() + effort.shard_margin * unit {
                 break;
             }
             let codes = fresh.codes.as_deref();

@@ -8,7 +8,7 @@
 use std::ops::Deref;
 
 use super::{
-    needs::{at, exceeded, sorted},
+    needs::{at, exceeded, exceeded_distance, sorted},
     search::{place, shard_of},
     snapshot::Snapshot,
     topk::Candidate,
@@ -71,7 +71,8 @@ pub(super) fn exceeds(apart: [f32; 2], far: [f32; 2]) -> bool {
 }
 
 /// What nearly none of the queries exceeds that are so far apart, in each of the two ways.
-pub(super) fn far(apart: &[[f32; 2]]) -> [f32; 2] {
+pub(super) fn far(apart: &[[f32; 2]], metric: Metric) -> [f32; 2] {
+    let exceeded = if metric == Metric::Dot { exceeded } else { exceeded_distance };
     [0, 1].map(|way| {
         let known = known(apart, way);
         let count = known.len() as u32;
@@ -112,12 +113,12 @@ mod tests {
     #[test]
     fn what_cannot_be_told_is_never_far() {
         let known = [[1.0, f32::NAN], [2.0, f32::NAN], [f32::NAN, f32::NAN]];
-        let far = far(&known);
+        let far = far(&known, Metric::L2);
         assert!((2.0..20.0).contains(&far[0]) && far[1] == f32::MAX, "{far:?}");
         for (apart, is) in [([1.0, 9.0], false), ([99.0, 0.0], true), ([f32::NAN, f32::NAN], false)] {
             assert_eq!(exceeds(apart, far), is, "{apart:?}");
         }
-        assert_eq!(super::far(&[]), [f32::MAX; 2]);
+        assert_eq!(super::far(&[], Metric::L2), [f32::MAX; 2]);
     }
 
     #[test]
@@ -125,10 +126,10 @@ mod tests {
         let near: Vec<[f32; 2]> = (0..2_000).map(|i| [1.0 + i as f32 / 2_000.0, f32::NAN]).collect();
         let beyond = |misses: usize| {
             let found = near.iter().enumerate().map(|(i, &near)| if i < misses { [9.0, f32::NAN] } else { near });
-            beyond_found(far(&near), &found.collect::<Vec<_>>())
+            beyond_found(far(&near, Metric::L2), &found.collect::<Vec<_>>())
         };
         assert_eq!(beyond(3), [9.0, f32::MAX]);
-        assert_eq!(beyond(0), far(&near));
+        assert_eq!(beyond(0), far(&near, Metric::L2));
         assert!(beyond(2)[0] < 2.0, "{:?}", beyond(2));
         assert_eq!(beyond_found([2.0, -1.0], &[]), [2.0, -1.0]);
     }
