@@ -12,11 +12,12 @@
 use std::{ops::Deref, sync::Arc};
 
 use super::{
-    needs::{Answer, Came, Coded, Found, Needs, Way},
+    needs::{Coded, Found, Needs, Way},
+    outcome::{Answer, Outcome},
     probe::{Probed, Reach, probe},
     questions::{Question, halves, questions},
-    search::{distance_by, shard_of},
-    snapshot::Snapshot,
+    scan::distance_by,
+    snapshot::{Snapshot, shard_of},
     topk::Candidate,
     unlike::{self, row},
 };
@@ -257,7 +258,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         held: &[(&Question, &Way)],
         (k, recall): (usize, f32),
         scale: &mut f32,
-    ) -> Result<Option<(Effort, Came)>> {
+    ) -> Result<Option<(Effort, Outcome)>> {
         let Some(modelled) = needs.missed(recall) else { return Ok(None) };
         let mut missed = (modelled * *scale).min(limits::CALIBRATION_MOST);
         let (mut best, mut failed) = (None, f32::INFINITY);
@@ -295,7 +296,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
     }
 
     /// What some questions come to by searches that go so far, or few of them, where these show that it does not do.
-    fn ask(&self, questions: &[(&Question, &Way)], (k, recall): (usize, f32), effort: Effort) -> Result<Came> {
+    fn ask(&self, questions: &[(&Question, &Way)], (k, recall): (usize, f32), effort: Effort) -> Result<Outcome> {
         let live = self.snapshot.live as f64;
         let ask = |questions: &[(&Question, &Way)]| {
             self.each(questions.len(), &|i| {
@@ -314,12 +315,12 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Asking<'_, F, B> {
         };
         let (few, others) = questions.split_at(questions.len() / limits::CALIBRATION_FIRST);
         let mut answers = ask(few)?;
-        let came = Came::of(&answers, k);
+        let came = Outcome::of(&answers, k);
         if came.is_hopeless(recall) {
             return Ok(came);
         }
         answers.extend(ask(others)?);
-        Ok(Came::of(&answers, k))
+        Ok(Outcome::of(&answers, k))
     }
 }
 

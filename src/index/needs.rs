@@ -1,13 +1,19 @@
 //! What it takes to find a share of results of which the way there is known.
 
 use crate::{
-    cells::{log2, quietness},
+    cells::quietness,
     format::cells::Effort,
     limits,
     site::{self, Kind},
 };
 
-use super::{probe::fresh_deviations, questions::Question, topk::Candidate};
+use super::{
+    outcome::{Answer, Outcome},
+    probe::fresh_deviations,
+    quantile::{at, exceeded, sorted},
+    questions::Question,
+    topk::Candidate,
+};
 
 /// The cells on the way of a search for one question, in the order of their distances, and what it finds there.
 pub(super) struct Way {
@@ -263,12 +269,12 @@ impl<'a> Needs<'a> {
     }
 
     /// What is found so far.
-    fn reached(&self, limits: Limits) -> Came {
+    fn reached(&self, limits: Limits) -> Outcome {
         let shares = self.results.iter().zip(&self.stored).map(|(results, &stored)| {
             let found = results.iter().filter(|needed| limits.find(needed)).count();
             Answer { share: found as f64 / results.len() as f64, ..stored }
         });
-        Came::of(&shares.collect::<Vec<_>>(), self.k)
+        Outcome::of(&shares.collect::<Vec<_>>(), self.k)
     }
 
     /// The largest share that may be missed by margins and deviations so that the results have a recall; none if nothing does.
@@ -295,140 +301,6 @@ impl<'a> Needs<'a> {
     }
 }
 
-/// What a question came to.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Answer {
-    /// Whether it is a stored vector.
-    pub(super) stored: bool,
-    /// In which of two parts of the whole it lies.
-    pub(super) second: bool,
-    /// The share of the true nearest that was found.
-    pub(super) share: f64,
-    /// What that cost.
-    pub(super) cost: f64,
-}
-
-impl Answer {
-    /// Nothing yet.
-    pub(super) fn of(question: &Question) -> Self {
-        Self { stored: question.stored, second: question.second, share: 0.0, cost: 0.0 }
-    }
-}
-
-/// What some questions came to.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Came {
-    /// The mean share of the true nearest that was found.
-    pub(super) reached: f64,
-    /// Its standard error.
-    error: f64,
-    /// What the part of the whole reaches that comes to less, and by how much it is to exceed what is asked of it.
-    part: (f64, f64),
-    /// What it cost, on the average.
-    pub(super) cost: f64,
-}
-
-impl Came {
-    /// Whether a recall is reached: by these questions, and by others but for a hundredth, as far as so few of them tell; also where
-    /// these ask for one part of the whole only.
-    pub(super) fn does(&self, recall: f32) -> bool {
-        self.room(recall) >= 1.0
-    }
-
-    /// What these questions are to reach so that a recall is reached by others, and what those of one part are.
-    fn wanted(&self, recall: f32) -> (f64, f64) {
-        let (errors, less) = limits::CALIBRATION_SURE;
-        let wanted = f64::from(recall);
-        (wanted.max(wanted - less + errors * self.error), wanted - less + self.part.1)
-    }
-
-    /// Whether more questions would hardly show that it is reached.
-    pub(super) fn is_hopeless(&self, recall: f32) -> bool {
-        let (errors, less) = limits::CALIBRATION_SURE;
-        self.reached + errors * self.error < f64::from(recall) - less
-    }
-
-    /// How many times what is missed might be missed.
-    pub(super) fn room(&self, recall: f32) -> f32 {
-        let (wanted, of_part) = self.wanted(recall);
-        let room = |reached: f64, wanted: f64| {
-            let room = (1.0 - wanted).max(0.0) / (1.0 - reached).max(1e-9);
-            // Neither rounding nor a share of nothing decides whether it does.
-            if reached < wanted { room.min(0.999) } else { room.max(1.0) }
-        };
-        let (whole, part) = (room(self.reached, wanted), room(self.part.0, of_part));
-        (if site::applies(Kind::Recall, part < whole) { part } else { whole }) as f32
-    }
-
-    /// For `k` results. The mean of all, or that of the stored ones if it is less: moved ones may be harder than what is really asked, or
-    /// easier.
-    pub(super) fn of(answers: &[Answer], k: usize) -> Self {
-        let all = Self::mean(answers.iter(), k);
-        let stored = || answers.iter().filter(|answer| answer.stored);
-        let of_stored = Self::mean(stored(), k);
-        let less = if stored().next().is_some() && of_stored.reached < all.reached { of_stored } else { all };
-        let parts = [false, true].map(|second| stored().filter(move |answer| answer.second == second));
-        let many = parts.into_iter().filter(|part| part.clone().count() >= limits::CALIBRATION_PART.1);
-        let parts = many.map(|part| Self::mean(part, k));
-        let least = parts.min_by(|a, b| (a.reached - a.error).total_cmp(&(b.reached - b.error)));
-        let part = least.map_or((1.0, 0.0), |part| {
-            let harder = all.reached - part.reached > limits::CALIBRATION_HARDER * part.error;
-            let errors = if site::applies(Kind::Recall, harder) { limits::CALIBRATION_HARDER } else { limits::CALIBRATION_PART.0 };
-            (part.reached, errors * part.error)
-        });
-        Self { cost: all.cost, part, ..less }
-    }
-
-    fn mean<'a>(answers: impl Iterator<Item = &'a Answer> + Clone, k: usize) -> Self {
-        let (n, mut came, mut squares) = (answers.clone().count().max(1) as f64, Self::default(), 0.0);
-        for &Answer { share, cost, .. } in answers {
-            came.reached += share / n;
-            squares += share * share;
-            came.cost += cost / n;
-        }
-        // Few that found all do not show that every one does: the error is that of one more, which misses what is much for so many results.
-        let found = 1.0 - 1.0 / (k as f64).sqrt();
-        let mean = (n * came.reached + found) / (n + 1.0);
-        let variance = (squares + found * found) / (n + 1.0) - mean * mean;
-        // And what few vary by is known less well: about as Student's distribution has it, so far out.
-        came.error = (variance.max(0.0) / (n + 1.0)).sqrt() * (1.0 + 8.0 / n);
-        came
-    }
-}
-
-pub(super) fn sorted(numbers: impl Iterator<Item = f32>) -> Vec<f32> {
-    let mut numbers: Vec<f32> = numbers.collect();
-    numbers.sort_unstable_by(f32::total_cmp);
-    numbers
-}
-
-/// The number that a share of these, in order, do not exceed.
-pub(super) fn at(sorted: &[f32], share: f32) -> f32 {
-    let rank = ((sorted.len() as f32 * share).ceil() as usize).min(sorted.len());
-    rank.checked_sub(1).map_or(0.0, |i| sorted[i])
-}
-
-/// The same, where the numbers tell no more than so many independent ones. What few of these exceed is extrapolated: at worst the upper
-/// ones thin out exponentially.
-pub(super) fn exceeded(sorted: &[f32], share: f32, independent: u32) -> f32 {
-    let most = at(sorted, share);
-    let upper = &sorted[sorted.len() - sorted.len().div_ceil(4)..];
-    let Some(&least) = upper.first() else { return most };
-    let unit = upper.iter().map(|&x| f64::from(x) - f64::from(least)).sum::<f64>() / upper.len() as f64;
-    // log2 is the same on every machine; of an integer it is all that is wanted.
-    let wanted = (1.0 / (1.0 - share).max(1e-6)).round() as u32;
-    let doublings = log2(wanted) - log2(independent.max(1));
-    most + unit as f32 * std::f32::consts::LN_2 * doublings.max(0.0)
-}
-
-/// The same of distances, the upper ones of which may thin out as a power: then a step grows as what it is added to.
-pub(super) fn exceeded_distance(sorted: &[f32], share: f32, independent: u32) -> f32 {
-    let (most, exceeded) = (at(sorted, share), exceeded(sorted, share, independent));
-    let least = sorted.len().checked_sub(sorted.len().div_ceil(4)).and_then(|i| sorted.get(i));
-    let power = least.filter(|&&least| least > 0.0).map_or(1.0, |&least| most / least);
-    most + (exceeded - most) * power
-}
-
 /// How many numbers tell as much of their mean as these, of which those with one key are equal.
 fn different(mut keys: Vec<(u32, u32)>) -> f64 {
     keys.sort_unstable();
@@ -446,24 +318,6 @@ mod tests {
         let finite = |x: f32| (3.0 * limits::IMPATIENCE * x).is_finite();
         for (place, bound) in [((0.0, 0.0), 5.0), ((0.0, 0.0), 0.0), ((1e30, 0.0), -1e30), ((5.0, 0.0), 0.0)] {
             assert!(finite(beyond(place, bound)), "{place:?} {bound}");
-        }
-    }
-
-    #[test]
-    fn few_numbers_tell_what_few_of_many_exceed() {
-        // As many as there are of an exponential distribution, evenly: a thousandth part lies beyond 6.9.
-        let exponential = |n: usize| -> Vec<f32> { (0..n).map(|i| -((1.0 - (i as f32 + 0.5) / n as f32).ln())).collect() };
-        for n in [8, 50, 100, 768, 4_000] {
-            let far = exceeded(&exponential(n), 0.999, n as u32);
-            assert!((5.2..8.2).contains(&far), "{far} of {n}");
-        }
-        assert_eq!(exceeded(&[3.0], 0.999, 1), 3.0);
-        assert_eq!(exceeded_distance(&[3.0], 0.999, 1), 3.0);
-        // And of one that thins out with the square, beyond 31.6.
-        let power = |n: usize| -> Vec<f32> { (0..n).map(|i| (1.0 - (i as f32 + 0.5) / n as f32).powf(-0.5)).collect() };
-        for n in [100, 400, 768] {
-            let far = exceeded_distance(&power(n), 0.999, n as u32);
-            assert!((24.0..60.0).contains(&far) && far > exceeded(&power(n), 0.999, n as u32), "{far} of {n}");
         }
     }
 

@@ -14,8 +14,8 @@ use std::{
 use super::{
     front::Front,
     met::Met,
-    search::{distance_by, scan_slots, shard_of},
-    snapshot::{CHUNK_SHARDS, Snapshot},
+    scan::{distance_by, scan_slots},
+    snapshot::{CHUNK_SHARDS, Snapshot, shard_of},
     topk::{Candidate, TopK},
     unlike,
 };

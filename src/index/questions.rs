@@ -9,8 +9,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    search::{distance_by, nearest_shards, scan_slots, shard_of},
-    snapshot::Snapshot,
+    scan::{distance_by, nearest_shards, scan_slots},
+    snapshot::{Snapshot, shard_of},
     topk::{Candidate, TopK},
 };
 use crate::{

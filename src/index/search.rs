@@ -1,186 +1,33 @@
 //! One search: by cells where there are any, else choose shards by centroid and scan them; keep the best.
 
 use std::{
-    ops::{Deref, Range},
+    ops::Deref,
     sync::{Arc, OnceLock},
 };
 
 use super::{
+    hits::{Aim, Hits},
     probe::{Further, Probed, Reach, probe_further},
-    snapshot::{CHUNK_SHARDS, Snapshot},
-    topk::{Candidate, TopK},
+    scan::{nearest_shards, scan},
+    snapshot::{Snapshot, shard_of},
+    topk::TopK,
     unlike,
 };
 use crate::{
     cells::{Asked, CellIndex},
     codes::Query,
-    config::Metric,
-    distance,
     env::{Executor, Inline},
     error::Result,
     format::{
         cells::{Effort, RECALLS},
         geometry::Geometry,
     },
-    id::DocumentId,
     lease::Lease,
     limits,
-    posting::{SearchResponse, SearchResult, Stopped},
-    shard::{self, DataFile, Extent, Shard},
-    storage::{MmapFile, StorageFile},
+    posting::Stopped,
+    shard::DataFile,
+    storage::StorageFile,
 };
-
-/// Lower is nearer, by the index's metric.
-pub(super) fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
-    match metric {
-        Metric::L2 => distance::squared_l2(a, b),
-        Metric::Dot | Metric::Cosine => -distance::dot(a, b),
-    }
-}
-
-/// The same for many rows.
-pub(super) fn distances_by(metric: Metric, query: &[f32], rows: &[f32], out: &mut [f32]) {
-    match metric {
-        Metric::L2 => distance::squared_l2_many(query, rows, out),
-        Metric::Dot | Metric::Cosine => {
-            distance::dot_many(query, rows, out);
-            out.iter_mut().for_each(|d| *d = -*d);
-        }
-    }
-}
-
-/// The postings that a search found, read in place: nothing is copied until it is asked for, and the places they lie in
-/// stay as they are while this lives.
-pub struct Hits<F: StorageFile = MmapFile> {
-    snapshot: Arc<Snapshot<F::Lent>>,
-    data: Arc<DataFile<F>>,
-    nearest: Vec<Candidate>,
-    scanned: usize,
-    computed: usize,
-    shards_scanned: usize,
-    cells_scanned: usize,
-    aim: Aim,
-}
-
-/// What a search was to find, and how it ended.
-#[derive(Clone, Copy, Debug)]
-struct Aim {
-    recall: Option<f32>,
-    stopped: Stopped,
-    calibrated: bool,
-}
-
-/// One posting of [`Hits`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Hit<'a> {
-    /// The document.
-    pub document_id: DocumentId,
-    /// Where the part starts.
-    pub start: u32,
-    /// How long it is.
-    pub length: u32,
-    /// The vector as it is stored: under the cosine metric divided by `norm`.
-    pub vector: &'a [f32],
-    /// Under the cosine metric the norm of the vector that was given, else 1.
-    pub norm: f32,
-    /// Higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
-    pub similarity_score: f32,
-}
-
-impl<F: StorageFile> Hits<F> {
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.nearest.len()
-    }
-
-    /// Whether nothing was found.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.nearest.is_empty()
-    }
-
-    /// Postings looked at, by their codes or their vectors; one that has two codes may count twice.
-    #[must_use]
-    pub fn scanned(&self) -> usize {
-        self.scanned
-    }
-
-    /// Vectors whose distance was computed.
-    #[must_use]
-    pub fn computed(&self) -> usize {
-        self.computed
-    }
-
-    /// The recall that was aimed at, as [`SearchResponse::recall`] has it.
-    #[must_use]
-    pub fn recall(&self) -> Option<f32> {
-        self.aim.recall
-    }
-
-    /// Why the search stopped.
-    #[must_use]
-    pub fn stopped(&self) -> Stopped {
-        self.aim.stopped
-    }
-
-    /// Whether the query is like what recalls were tried with, as [`SearchResponse::calibrated`] has it.
-    #[must_use]
-    pub fn calibrated(&self) -> bool {
-        self.aim.calibrated
-    }
-
-    /// The hits, nearest first; equal scores by (document id, start, length).
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = Hit<'_>> {
-        self.nearest.iter().map(|candidate| self.hit(candidate))
-    }
-
-    fn hit(&self, candidate: &Candidate) -> Hit<'_> {
-        let geometry = self.data.geometry();
-        let (extent, slot) = place(&self.snapshot, geometry, candidate);
-        let (posting, vector) = extent.posting(slot, geometry);
-        Hit {
-            document_id: candidate.document_id,
-            start: candidate.start,
-            length: candidate.length,
-            vector,
-            norm: posting.norm,
-            // 0.0 - distance, so that a distance of 0 gives a score of 0 and not -0.
-            similarity_score: 0.0 - candidate.distance,
-        }
-    }
-
-    /// Copies everything out.
-    #[must_use]
-    pub fn to_response(&self) -> SearchResponse {
-        let cosine = self.data.geometry().metric == Metric::Cosine;
-        let result = |hit: Hit<'_>| SearchResult {
-            document_id: hit.document_id,
-            start: hit.start,
-            length: hit.length,
-            vector: if cosine { hit.vector.iter().map(|x| x * hit.norm).collect() } else { hit.vector.to_vec() },
-            similarity_score: hit.similarity_score,
-        };
-        SearchResponse {
-            results: self.iter().map(result).collect(),
-            scanned: self.scanned,
-            computed: self.computed,
-            shards_scanned: self.shards_scanned,
-            cells_scanned: self.cells_scanned,
-            recall: self.aim.recall,
-            stopped: self.aim.stopped,
-            calibrated: self.aim.calibrated,
-            lsn: self.snapshot.lsn,
-        }
-    }
-}
-
-impl<F: StorageFile> std::fmt::Debug for Hits<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
-    }
-}
 
 /// Shards that one thread scans at least: fewer are not worth waking another for.
 const PART: usize = 64;
@@ -447,91 +294,4 @@ pub fn warm<F: StorageFile>(executor: &dyn Executor, snapshot: &Snapshot<F::Lent
         executor.for_each(cells.len(), &|i| drop(cells.group(i)));
     }
     done.into_iter().filter_map(OnceLock::into_inner).collect()
-}
-
-pub(super) fn shard_of<L: Deref<Target = [u8]> + Clone>(snapshot: &Snapshot<L>, number: u32) -> Option<&Shard<L>> {
-    let chunk = snapshot.chunks.get(number as usize / CHUNK_SHARDS)?;
-    chunk.shards.get(number as usize % CHUNK_SHARDS)?.as_deref()
-}
-
-/// The extent that a candidate was found in, and its slot there.
-pub(super) fn place<'a, L: Deref<Target = [u8]> + Clone>(
-    snapshot: &'a Snapshot<L>,
-    geometry: &Geometry,
-    found: &Candidate,
-) -> (&'a Extent<L>, usize) {
-    let (slots, slot) = (geometry.extent_slots(), found.slot as usize);
-    let Some(shard) = shard_of(snapshot, found.shard) else { unreachable!("a candidate has a shard") };
-    (&shard.extents()[slot / slots], slot % slots)
-}
-
-/// The numbers of the `slop` shards to scan, by the metric's distance of their centroids; the lower number among equals.
-pub(super) fn nearest_shards<L: Deref<Target = [u8]> + Clone>(
-    snapshot: &Snapshot<L>,
-    geometry: &Geometry,
-    query: &[f32],
-    slop: usize,
-) -> Vec<u32> {
-    let mut near: Vec<(f32, u32)> = Vec::with_capacity(snapshot.shards);
-    let mut distances = [0.0; CHUNK_SHARDS];
-    for (chunk, at) in snapshot.chunks.iter().zip(0u32..) {
-        let distances = &mut distances[..chunk.shards.len()];
-        distances_by(geometry.metric, query, &chunk.centroids, distances);
-        for ((shard, &distance), i) in chunk.shards.iter().zip(&*distances).zip(0u32..) {
-            if shard.is_some() {
-                near.push((distance, at * CHUNK_SHARDS as u32 + i));
-            }
-        }
-    }
-    let by_distance = |a: &(f32, u32), b: &(f32, u32)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
-    if slop > 0 && slop < near.len() {
-        near.select_nth_unstable_by(slop - 1, by_distance);
-    }
-    near.truncate(slop);
-    near.sort_unstable_by(by_distance);
-    near.into_iter().map(|(_, number)| number).collect()
-}
-
-/// Offers every live posting of a shard; returns how many distances that took.
-fn scan<F: StorageFile>(
-    shard: &Shard<F::Lent>,
-    number: u32,
-    data: &DataFile<F>,
-    query: &[f32],
-    top: &mut TopK,
-) -> Result<usize> {
-    scan_slots(shard, (number, 0..shard.len()), data, query, top)
-}
-
-/// The same of some slots.
-pub(super) fn scan_slots<F: StorageFile>(
-    shard: &Shard<F::Lent>,
-    (number, wanted): (u32, Range<usize>),
-    data: &DataFile<F>,
-    query: &[f32],
-    top: &mut TopK,
-) -> Result<usize> {
-    if wanted.is_empty() {
-        return Ok(0);
-    }
-    let geometry = data.geometry();
-    let slots = geometry.extent_slots();
-    let mut scanned = 0;
-    let extents = wanted.start / slots..wanted.end.div_ceil(slots);
-    for (e, extent) in shard.extents().iter().enumerate().take(extents.end).skip(extents.start) {
-        let bytes = extent.slots(data)?;
-        for i in wanted.start.saturating_sub(e * slots)..extent.used().min(wanted.end - e * slots) {
-            let slot = e * slots + i;
-            if !shard.is_live(slot) {
-                continue;
-            }
-            scanned += 1;
-            let distance = distance_by(geometry.metric, query, shard::row(bytes, i, geometry));
-            if distance <= top.bound() {
-                let posting = shard::record(bytes, i, geometry);
-                top.offer(Candidate::new(distance, posting, (number, slot)));
-            }
-        }
-    }
-    Ok(scanned)
 }

@@ -2,7 +2,10 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use super::fresh::{Fresh, FreshCodes, fresh, rows, same_centroids};
+use super::{
+    fresh::{Fresh, FreshCodes, fresh, rows, same_centroids},
+    topk::Candidate,
+};
 use crate::{
     cells::CellIndex,
     codes::Frame,
@@ -11,7 +14,7 @@ use crate::{
     format::geometry::Geometry,
     id::{Lsn, ShardId},
     lease::Lease,
-    shard::{DataFile, Shard},
+    shard::{DataFile, Extent, Shard},
     storage::StorageFile,
 };
 
@@ -260,4 +263,20 @@ fn centroids<L>(members: &[Option<Arc<Shard<L>>>], old: Option<&Arc<Chunk<L>>>, 
         }
     }
     rows.into()
+}
+
+pub(super) fn shard_of<L: Deref<Target = [u8]> + Clone>(snapshot: &Snapshot<L>, number: u32) -> Option<&Shard<L>> {
+    let chunk = snapshot.chunks.get(number as usize / CHUNK_SHARDS)?;
+    chunk.shards.get(number as usize % CHUNK_SHARDS)?.as_deref()
+}
+
+/// The extent that a candidate was found in, and its slot there.
+pub(super) fn place<'a, L: Deref<Target = [u8]> + Clone>(
+    snapshot: &'a Snapshot<L>,
+    geometry: &Geometry,
+    found: &Candidate,
+) -> (&'a Extent<L>, usize) {
+    let (slots, slot) = (geometry.extent_slots(), found.slot as usize);
+    let Some(shard) = shard_of(snapshot, found.shard) else { unreachable!("a candidate has a shard") };
+    (&shard.extents()[slot / slots], slot % slots)
 }

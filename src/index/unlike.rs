@@ -8,9 +8,8 @@
 use std::ops::Deref;
 
 use super::{
-    needs::{at, exceeded, exceeded_distance, sorted},
-    search::{place, shard_of},
-    snapshot::Snapshot,
+    quantile::{at, exceeded, exceeded_distance, sorted},
+    snapshot::{Snapshot, place, shard_of},
     topk::Candidate,
 };
 use crate::{

@@ -1,0 +1,106 @@
+//! Distances by the index's metric, and a scan that computes them.
+
+use std::ops::{Deref, Range};
+
+use super::{
+    snapshot::{CHUNK_SHARDS, Snapshot},
+    topk::{Candidate, TopK},
+};
+use crate::{
+    config::Metric,
+    distance,
+    error::Result,
+    format::geometry::Geometry,
+    shard::{self, DataFile, Shard},
+    storage::StorageFile,
+};
+
+/// Lower is nearer, by the index's metric.
+pub(super) fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
+    match metric {
+        Metric::L2 => distance::squared_l2(a, b),
+        Metric::Dot | Metric::Cosine => -distance::dot(a, b),
+    }
+}
+
+/// The same for many rows.
+pub(super) fn distances_by(metric: Metric, query: &[f32], rows: &[f32], out: &mut [f32]) {
+    match metric {
+        Metric::L2 => distance::squared_l2_many(query, rows, out),
+        Metric::Dot | Metric::Cosine => {
+            distance::dot_many(query, rows, out);
+            out.iter_mut().for_each(|d| *d = -*d);
+        }
+    }
+}
+
+/// The numbers of the `slop` shards to scan, by the metric's distance of their centroids; the lower number among equals.
+pub(super) fn nearest_shards<L: Deref<Target = [u8]> + Clone>(
+    snapshot: &Snapshot<L>,
+    geometry: &Geometry,
+    query: &[f32],
+    slop: usize,
+) -> Vec<u32> {
+    let mut near: Vec<(f32, u32)> = Vec::with_capacity(snapshot.shards);
+    let mut distances = [0.0; CHUNK_SHARDS];
+    for (chunk, at) in snapshot.chunks.iter().zip(0u32..) {
+        let distances = &mut distances[..chunk.shards.len()];
+        distances_by(geometry.metric, query, &chunk.centroids, distances);
+        for ((shard, &distance), i) in chunk.shards.iter().zip(&*distances).zip(0u32..) {
+            if shard.is_some() {
+                near.push((distance, at * CHUNK_SHARDS as u32 + i));
+            }
+        }
+    }
+    let by_distance = |a: &(f32, u32), b: &(f32, u32)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
+    if slop > 0 && slop < near.len() {
+        near.select_nth_unstable_by(slop - 1, by_distance);
+    }
+    near.truncate(slop);
+    near.sort_unstable_by(by_distance);
+    near.into_iter().map(|(_, number)| number).collect()
+}
+
+/// Offers every live posting of a shard; returns how many distances that took.
+pub(super) fn scan<F: StorageFile>(
+    shard: &Shard<F::Lent>,
+    number: u32,
+    data: &DataFile<F>,
+    query: &[f32],
+    top: &mut TopK,
+) -> Result<usize> {
+    scan_slots(shard, (number, 0..shard.len()), data, query, top)
+}
+
+/// The same of some slots.
+pub(super) fn scan_slots<F: StorageFile>(
+    shard: &Shard<F::Lent>,
+    (number, wanted): (u32, Range<usize>),
+    data: &DataFile<F>,
+    query: &[f32],
+    top: &mut TopK,
+) -> Result<usize> {
+    if wanted.is_empty() {
+        return Ok(0);
+    }
+    let geometry = data.geometry();
+    let slots = geometry.extent_slots();
+    let mut scanned = 0;
+    let extents = wanted.start / slots..wanted.end.div_ceil(slots);
+    for (e, extent) in shard.extents().iter().enumerate().take(extents.end).skip(extents.start) {
+        let bytes = extent.slots(data)?;
+        for i in wanted.start.saturating_sub(e * slots)..extent.used().min(wanted.end - e * slots) {
+            let slot = e * slots + i;
+            if !shard.is_live(slot) {
+                continue;
+            }
+            scanned += 1;
+            let distance = distance_by(geometry.metric, query, shard::row(bytes, i, geometry));
+            if distance <= top.bound() {
+                let posting = shard::record(bytes, i, geometry);
+                top.offer(Candidate::new(distance, posting, (number, slot)));
+            }
+        }
+    }
+    Ok(scanned)
+}
