@@ -6,6 +6,7 @@
 
 use std::{
     error::Error as _,
+    io,
     panic::catch_unwind,
     sync::{
         Arc, OnceLock,
@@ -21,7 +22,7 @@ use rand::{
 
 use crate::{
     error::{Result, ShardexError},
-    runtime::{Runtime, Threads},
+    runtime::{Blocking, Pending, Runtime, Task},
 };
 
 /// A source of time.
@@ -96,6 +97,56 @@ fn has_pool() -> bool {
         // Somebody has tried before: only a use of the pool tells how that ended.
         Err(_) => catch_unwind(rayon::current_num_threads).is_ok(),
     })
+}
+
+/// A thread for each task, with timers of its own: its blocking calls hold up nobody, and it needs neither the caller's
+/// runtime nor its timers.
+#[derive(Debug, Default)]
+pub struct Threads {
+    clock: SystemClock,
+}
+
+impl Runtime for Threads {
+    fn now(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    fn sleep_until(&self, at: Duration) -> Pending {
+        let at = self.clock.start + at;
+        // The timer is made in the task, for it belongs to the runtime that polls it.
+        Box::pin(async move { tokio::time::sleep_until(at.into()).await })
+    }
+
+    fn block(&self, _: Blocking) -> Pending {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn spawn(&self, name: &'static str, task: Pending) -> io::Result<Task> {
+        let timers = Timers(Some(tokio::runtime::Builder::new_current_thread().enable_time().build()?));
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || timers.block_on(task))?;
+        // A panic ends the thread too; whoever waits for the task's answer is told by its channel.
+        Ok(Task::new(move || thread.join().unwrap_or_default()))
+    }
+}
+
+/// The timers of one thread. Tokio's runtime panics if it is dropped inside another one, which is where a thread that could
+/// not be started leaves it; shut down in the background it does not, and it has nothing there.
+struct Timers(Option<tokio::runtime::Runtime>);
+
+impl Timers {
+    fn block_on(&self, task: Pending) {
+        if let Some(runtime) = &self.0 {
+            runtime.block_on(task);
+        }
+    }
+}
+
+impl Drop for Timers {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Tells work that takes long whether anybody still wants it.

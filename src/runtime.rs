@@ -3,11 +3,7 @@
 //! Invariant: the async API starts nothing and waits for no time but through [`Runtime`]. Searches, and the futures that the
 //! API returns, need none: any executor may poll them.
 
-use std::{
-    fmt, io,
-    pin::Pin,
-    time::{Duration, Instant},
-};
+use std::{fmt, io, pin::Pin, time::Duration};
 
 /// A task, or a time to wait for.
 pub type Pending = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -23,7 +19,7 @@ pub enum Blocking {
 
 /// Starts the tasks of an index, and tells them the time.
 ///
-/// A program needs none of its own: [`Threads`] is the default. A simulator implements it to choose who runs when.
+/// A program needs none of its own: [`Threads`](crate::env::Threads) is the default. A simulator implements it to choose who runs when.
 pub trait Runtime: Send + Sync + 'static {
     /// Time since some fixed moment; never runs backwards.
     fn now(&self) -> Duration;
@@ -63,61 +59,5 @@ impl Task {
 impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Task").finish_non_exhaustive()
-    }
-}
-
-/// A thread for each task, with timers of its own: its blocking calls hold up nobody, and it needs neither the caller's
-/// runtime nor its timers.
-#[derive(Clone, Copy, Debug)]
-pub struct Threads {
-    start: Instant,
-}
-
-impl Default for Threads {
-    fn default() -> Self {
-        Self { start: Instant::now() }
-    }
-}
-
-impl Runtime for Threads {
-    fn now(&self) -> Duration {
-        self.start.elapsed()
-    }
-
-    fn sleep_until(&self, at: Duration) -> Pending {
-        let at = self.start + at;
-        // The timer is made in the task, for it belongs to the runtime that polls it.
-        Box::pin(async move { tokio::time::sleep_until(at.into()).await })
-    }
-
-    fn block(&self, _: Blocking) -> Pending {
-        Box::pin(std::future::ready(()))
-    }
-
-    fn spawn(&self, name: &'static str, task: Pending) -> io::Result<Task> {
-        let timers = Timers(Some(tokio::runtime::Builder::new_current_thread().enable_time().build()?));
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || timers.block_on(task))?;
-        // A panic ends the thread too; whoever waits for the task's answer is told by its channel.
-        Ok(Task::new(move || thread.join().unwrap_or_default()))
-    }
-}
-
-/// The timers of one thread. Tokio's runtime panics if it is dropped inside another one, which is where a thread that could
-/// not be started leaves it; shut down in the background it does not, and it has nothing there.
-struct Timers(Option<tokio::runtime::Runtime>);
-
-impl Timers {
-    fn block_on(&self, task: Pending) {
-        if let Some(runtime) = &self.0 {
-            runtime.block_on(task);
-        }
-    }
-}
-
-impl Drop for Timers {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
     }
 }

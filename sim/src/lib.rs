@@ -39,7 +39,6 @@ pub mod oracle;
 pub mod pool;
 pub mod readers;
 pub mod recall;
-#[cfg(madsim)]
 pub mod runtime;
 pub mod shrink;
 pub mod storage;

@@ -8,9 +8,8 @@ use std::sync::{
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
     CheckLevel, DocumentId, Engine, Metric, OpenOptions, Posting, Result, ShardexConfig, ShardexError,
-    env::{Cancel, CellPolicy, Clock, Env, Inline},
+    env::{Cancel, CellPolicy, Clock, Env, Inline, Threads},
     lease::SyncUnderWay,
-    runtime::Threads,
     storage::Storage,
 };
 

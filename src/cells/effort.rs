@@ -1,6 +1,6 @@
 //! Search efforts: interpolated between the recalls and the numbers of results that were calibrated, and the stop rule's unit.
 //!
-//! Invariant: an effort for a better recall, or for more results, is no smaller.
+//! Invariant: between two efforts of which one is everything lies everything.
 
 use crate::{
     format::cells::{Effort, Efforts, RECALLS, RESULTS},

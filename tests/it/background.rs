@@ -4,7 +4,6 @@
 use std::{
     env,
     future::Future,
-    io,
     pin::pin,
     process::Command,
     sync::{
@@ -17,12 +16,12 @@ use std::{
 
 use shardex::{
     BackgroundWork, CheckLevel, Engine, OpenOptions, SearchOptions, Shardex, ShardexConfig, ShardexError,
-    env::{AllCores, CellPolicy, Env, Executor, Inline, Never},
-    runtime::{Blocking, Pending, Runtime, Task, Threads},
+    env::{AllCores, CellPolicy, Env, Executor, Inline, Never, Threads},
     storage::Storage as _,
 };
 use shardex_sim::{
     SimStorage,
+    runtime::Gate,
     workload::{self, Budget},
 };
 use tempfile::TempDir;
@@ -131,37 +130,24 @@ struct Refusing {
     name: &'static str,
     refuses: AtomicBool,
     started: AtomicUsize,
-    threads: Threads,
 }
 
 impl Refusing {
     fn env(name: &'static str, refuses: bool) -> (Arc<Self>, Env) {
         let refusing = Arc::new(Self { name, refuses: refuses.into(), ..Self::default() });
-        (Arc::clone(&refusing), Env { runtime: refusing, ..Env::system() })
+        let asked = Arc::clone(&refusing);
+        let runtime = Arc::new(Gate::new(Threads::default(), move |name| asked.may_start(name)));
+        (refusing, Env { runtime, ..Env::system() })
     }
 }
 
-impl Runtime for Refusing {
-    fn now(&self) -> Duration {
-        self.threads.now()
-    }
-
-    fn sleep_until(&self, at: Duration) -> Pending {
-        self.threads.sleep_until(at)
-    }
-
-    fn block(&self, call: Blocking) -> Pending {
-        self.threads.block(call)
-    }
-
-    fn spawn(&self, name: &'static str, task: Pending) -> io::Result<Task> {
-        if name == self.name {
-            if self.refuses.load(Ordering::Acquire) {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
+impl Refusing {
+    fn may_start(&self, name: &'static str) -> bool {
+        let refused = name == self.name && self.refuses.load(Ordering::Acquire);
+        if name == self.name && !refused {
             self.started.fetch_add(1, Ordering::AcqRel);
         }
-        self.threads.spawn(name, task)
+        !refused
     }
 }
 

@@ -4,16 +4,12 @@ use std::{
     fmt::Write as _,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use shardex::{
-    CheckLevel, IndexStats, LockHolder, SearchResponse, Shardex, ShardexError,
-    env::Env,
-    runtime::{Blocking, Pending, Runtime, Task},
-    storage::Storage as _,
+    CheckLevel, IndexStats, LockHolder, SearchResponse, Shardex, ShardexError, env::Env, storage::Storage as _,
 };
-use shardex_sim::{CrashKind, HookStorage, MadsimRuntime, OpInfo, SimStorage, Verdict, workload};
+use shardex_sim::{CrashKind, HookStorage, MadsimRuntime, OpInfo, SimStorage, Verdict, runtime::Gate, workload};
 use tokio::sync::Notify;
 
 use crate::{
@@ -92,7 +88,9 @@ impl Desk {
 
     /// The environment of the index: threads start when the desk says so.
     pub(crate) fn env(&self) -> Env {
-        Env { runtime: Arc::new(DeskRuntime { desk: self.clone(), inner: MadsimRuntime::new() }), ..workload::env() }
+        let desk = self.clone();
+        let runtime = Gate::new(MadsimRuntime::new(), move |_| desk.book().may_start());
+        Env { runtime: Arc::new(runtime), ..workload::env() }
     }
 
     /// Whether a sync of the parent has failed on this machine.
@@ -411,30 +409,6 @@ impl Desk {
             book.hash.feed(bytes);
         });
         (book.hash, book.tally.clone())
-    }
-}
-
-/// Madsim's runtime, which starts tasks when the desk says so.
-struct DeskRuntime {
-    desk: Desk,
-    inner: MadsimRuntime,
-}
-
-impl Runtime for DeskRuntime {
-    fn now(&self) -> Duration {
-        self.inner.now()
-    }
-
-    fn sleep_until(&self, at: Duration) -> Pending {
-        self.inner.sleep_until(at)
-    }
-
-    fn block(&self, call: Blocking) -> Pending {
-        self.inner.block(call)
-    }
-
-    fn spawn(&self, name: &'static str, task: Pending) -> io::Result<Task> {
-        if self.desk.book().may_start() { self.inner.spawn(name, task) } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 }
 
