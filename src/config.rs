@@ -1,4 +1,4 @@
-//! What an index is made with, and what an opened one is run with.
+//! Configuration of a new index, and options of an open handle.
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
@@ -7,16 +7,16 @@ use crate::{
     limits,
 };
 
-/// How near two vectors are.
+/// Distance metric: the measure of nearness of two vectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Metric {
-    /// The angle: vectors are stored normalised. Zero vectors are refused.
+    /// Cosine of the angle between the vectors. Vectors are stored normalised. Zero vectors are refused.
     #[default]
     Cosine,
-    /// Euclidean distance; the score is the negated square.
+    /// Euclidean distance. The score is the negated squared distance.
     L2,
-    /// The dot product, higher is nearer.
+    /// Dot product. A higher product is nearer.
     Dot,
 }
 
@@ -43,33 +43,36 @@ impl FromStr for Metric {
     }
 }
 
-/// When an accepted write becomes durable without being asked to.
+/// Durability mode: when accepted writes become durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Durability {
-    /// Each write returns when it is durable.
+    /// Each write is durable when its call returns.
     Immediate,
-    /// A write returns when it is accepted; a timer commits every
-    /// [`batch_write_interval_ms`](OpenOptions::batch_write_interval_ms), and tries again by itself if it could not.
+    /// A write is accepted when its call returns, and a timer commits every
+    /// [`batch_write_interval_ms`](OpenOptions::batch_write_interval_ms). The timer retries a commit that failed.
     #[default]
     Interval,
-    /// Only `commit`, `flush`, `close` and a WAL over its size limit make writes durable.
+    /// No timer commits. Writes become durable by `commit`, by a flush and by `close`. Automatic flushes stay on: see
+    /// [`flush_interval_ms`](OpenOptions::flush_interval_ms), [`flush_wal_bytes`](OpenOptions::flush_wal_bytes) and
+    /// [`wal_max_bytes`](OpenOptions::wal_max_bytes).
     Manual,
 }
 
-/// How thoroughly to look for contradictions.
+/// Depth of a consistency check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckLevel {
-    /// Counts, sums and pointers in memory against each other: no vector is read.
+    /// Compares counts, sums and pointers in memory. Reads no vector.
     #[default]
     Quick,
-    /// Every byte on disk read and every derived value computed again.
+    /// Reads every byte on disk and recomputes every derived value.
     Full,
 }
 
-/// What a new index is made with. The first block of fields is fixed for the index's life, the
-/// [`options`](Self::options) may differ at every open.
+/// Configuration of a new index.
+///
+/// All fields but [`options`](Self::options) are fixed for the life of the index. The options may differ at every open.
 ///
 /// ```
 /// use shardex::{Metric, ShardexConfig};
@@ -79,58 +82,74 @@ pub enum CheckLevel {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ShardexConfig {
-    /// The index's directory. Its parent must exist.
+    /// Directory of the index. Its parent must exist.
     pub directory_path: PathBuf,
-    /// Numbers per vector: 1 to [`MAX_DIMENSION`](limits::MAX_DIMENSION). Default 384.
+    /// Dimension: components per vector, 1 to [`MAX_DIMENSION`](limits::MAX_DIMENSION). Default 384.
     pub vector_size: usize,
-    /// How near two vectors are. Default cosine.
+    /// Distance metric. Default [`Cosine`](Metric::Cosine).
     pub metric: Metric,
-    /// Most postings in a shard: 2 to [`MAX_SHARD_SIZE`](limits::MAX_SHARD_SIZE). A full one splits; one of
-    /// which a quarter is left is merged into its neighbours where these have room. Default 512.
+    /// Shard capacity: largest number of postings in a shard, 2 to [`MAX_SHARD_SIZE`](limits::MAX_SHARD_SIZE). Default
+    /// 512.
+    ///
+    /// A full shard splits. A shard with at most a quarter of this number left, and at least half of its slots removed,
+    /// merges into its neighbours if they have room.
     pub shard_size: usize,
-    /// Bytes of bloom filter per shard; 0, the default, means 16 bits a posting.
+    /// Size of each shard's bloom filter in bytes. 0, the default, means 16 bits per posting.
     pub bloom_filter_size: usize,
-    /// Bytes per WAL segment, a multiple of the storage's page size, at least four pages. Default 1 MiB.
+    /// Size of a WAL segment in bytes: a multiple of the storage's page size, at least four pages, at most 1 GiB.
+    /// Default 1 MiB.
     pub wal_segment_size: usize,
-    /// What may differ at every open.
+    /// Options that may differ at every open.
     pub options: OpenOptions,
 }
 
-/// Options of one opened handle; the format does not fix them.
+/// Options of one open handle. The file format does not depend on them.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct OpenOptions {
-    /// When writes become durable by themselves. Default `Interval`.
+    /// Durability mode: when accepted writes become durable. Default [`Interval`](Durability::Interval).
     pub durability: Durability,
-    /// Milliseconds between the commits of `Durability::Interval`, at least 1. Default 100.
+    /// Commit interval: milliseconds between the timer's commits under [`Durability::Interval`], at least 1. Default
+    /// 100.
+    ///
+    /// It is also the first delay before a failed background commit or flush is retried.
     pub batch_write_interval_ms: u64,
-    /// Milliseconds between automatic flushes while there is something to flush; 0 turns them off.
+    /// Flush interval: milliseconds between automatic flushes while there is something to flush. 0 turns them off.
     /// Default 30,000.
     pub flush_interval_ms: u64,
-    /// Bytes of WAL that a recovery would replay, above which a flush starts by itself; 0 turns it off. As much again may
-    /// come in while that flush is under way; then writes wait for it. Default 32 MiB.
+    /// Flush threshold: bytes of WAL to replay at a recovery, above which a flush starts automatically. 0 turns it off.
+    /// Default 32 MiB.
+    ///
+    /// The same number of bytes may arrive during that flush. Further writes wait for its end.
     pub flush_wal_bytes: u64,
-    /// Most bytes the WAL file may take; a write that needs more flushes first. At least 4 segments.
-    /// Default 1 GiB.
+    /// Size limit of the WAL file in bytes, at least 4 segments. A write that needs more space flushes first. Default 1
+    /// GiB.
     pub wal_max_bytes: u64,
-    /// Share of the nearest that a search looks for when it names neither slop nor recall, above 0 and at most 1. Default
-    /// 0.95.
+    /// Target recall of searches that give neither `slop` nor `recall`: above 0, at most 1. Default 0.95.
     pub default_recall: f32,
-    /// Entries by which the in-memory index grows at once, at most; at least 1. Default 1,000.
+    /// Growth step of the bloom filters in memory: the largest number of shards by which they grow ahead of need, at
+    /// least 1. Default 1,000.
     pub shardex_segment_size: usize,
-    /// Check inside each flush. Default `Quick`; `Full` reads the whole index at every flush.
+    /// Consistency check inside each flush. Default [`Quick`](CheckLevel::Quick). [`Full`](CheckLevel::Full) reads the
+    /// whole index at every flush.
     pub flush_check: CheckLevel,
-    /// Writes that may wait for the writer before a further one has to wait to be queued, and as many other calls, at
-    /// least 1: what bounds the memory that waiting writes take. Default 64.
+    /// Queue capacity: number of writes in the writer's queue, and separately of other calls, at least 1. Default 64.
+    ///
+    /// A call waits while its part of the queue is full. This bounds the memory of waiting writes.
     pub queue_size: usize,
-    /// Milliseconds for which an accepted write may stay undurable while commits or flushes in the background fail, at
-    /// least 1. From then on writes are refused with [`Undurable`](crate::ShardexError::Undurable) until a commit
-    /// succeeds, which is tried all the time. Default 60,000.
+    /// Time limit for undurable writes in milliseconds, while background commits or flushes fail; at least 1. Default
+    /// 60,000.
+    ///
+    /// Once an accepted write has been undurable for longer, writes are refused with
+    /// [`Undurable`](crate::ShardexError::Undurable) until a commit succeeds. Commits are retried all the time.
     pub max_undurable_ms: u64,
-    /// Bytes of WAL that accepted writes may take without being durable while commits or flushes in the background fail,
-    /// at least 1. One batch may exceed it; from then on writes are refused as above. Default 64 MiB.
+    /// Size limit for undurable writes in bytes of WAL, while background commits or flushes fail; at least 1. Default
+    /// 64 MiB.
+    ///
+    /// One batch may exceed the limit. Then writes are refused with [`Undurable`](crate::ShardexError::Undurable) until
+    /// a commit succeeds.
     pub max_undurable_bytes: u64,
-    /// Whether `close` flushes (default) or only commits, leaving the WAL to the next open.
+    /// Whether `close` flushes. Default `true`. Otherwise `close` only commits, and the next open replays the WAL.
     pub flush_on_close: bool,
 }
 
@@ -153,7 +172,7 @@ impl Default for OpenOptions {
     }
 }
 
-/// Writes one chained setter per field.
+/// Generates one chained setter per field.
 macro_rules! setters {
     ($($field:ident: $type:ty),* $(,)?) => {$(
         #[doc = concat!("Sets `", stringify!($field), "`.")]
@@ -165,7 +184,7 @@ macro_rules! setters {
     )*};
 }
 
-/// Writes one chained setter per option, on the configuration that holds the options.
+/// Generates one chained setter per option on [`ShardexConfig`], which contains the options.
 macro_rules! option_setters {
     ($($field:ident: $type:ty),* $(,)?) => {$(
         #[doc = concat!("Sets `options.", stringify!($field), "`.")]
@@ -178,7 +197,7 @@ macro_rules! option_setters {
 }
 
 impl ShardexConfig {
-    /// The defaults, for an index in `directory_path`.
+    /// Returns the default configuration for an index in `directory_path`.
     #[must_use]
     pub fn new(directory_path: impl Into<PathBuf>) -> Self {
         Self {
@@ -216,7 +235,7 @@ impl ShardexConfig {
         flush_on_close: bool,
     }
 
-    /// Bytes of bloom filter per shard, with the default resolved: a multiple of 8.
+    /// Returns the size of each shard's bloom filter in bytes, with the default resolved: a multiple of 8.
     #[must_use]
     pub fn bloom_bytes(&self) -> usize {
         let bytes = match self.bloom_filter_size {
@@ -226,10 +245,10 @@ impl ShardexConfig {
         bytes.next_multiple_of(8)
     }
 
-    /// Tells which field is out of range, if one is.
+    /// Checks that every field and option is in range.
     ///
     /// # Errors
-    /// [`ShardexError::Config`] naming the field.
+    /// Returns [`ShardexError::Config`] with the name of a field that is out of range.
     pub fn validate(&self, page_size: usize) -> Result<()> {
         let refuse = |field, reason: String| Err(ShardexError::Config { field, reason });
         if !(1..=limits::MAX_DIMENSION).contains(&self.vector_size) {
@@ -272,16 +291,16 @@ impl OpenOptions {
         flush_on_close: bool,
     }
 
-    /// Time between the commits of `Durability::Interval`.
+    /// Returns the commit interval of [`Durability::Interval`].
     #[must_use]
     pub fn commit_interval(&self) -> Duration {
         Duration::from_millis(self.batch_write_interval_ms)
     }
 
-    /// Tells which option is out of range, if one is.
+    /// Checks that every option is in range.
     ///
     /// # Errors
-    /// [`ShardexError::Config`] naming the field.
+    /// Returns [`ShardexError::Config`] with the name of an option that is out of range.
     pub fn validate(&self) -> Result<()> {
         let at_least_one = [
             ("batch_write_interval_ms", self.batch_write_interval_ms),

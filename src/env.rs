@@ -1,8 +1,8 @@
-//! The environment of an index: clock, random numbers and threads are handed in, never taken from the system.
+//! Environment of an index: clock, random numbers, executor and runtime, all passed in by the caller.
 //!
-//! Invariants: nothing below the async API reads a clock or draws a random number by itself; the clock
-//! decides nothing about correctness (R14); of the random numbers only the index id comes from the
-//! system, every other draw derives from it and a persisted counter (P7).
+//! Invariants: nothing below the async API reads a system clock or draws a random number of the system. The clock
+//! decides nothing about correctness (R14). The index id is the only number drawn from the system. Every other draw
+//! derives from it and a persisted counter (P7).
 
 use std::{
     error::Error as _,
@@ -25,15 +25,15 @@ use crate::{
     runtime::{Blocking, Pending, Runtime, Task},
 };
 
-/// A source of time.
+/// Source of time.
 pub trait Clock: Send + Sync + 'static {
-    /// Milliseconds since 1970, for names. May jump in both directions.
+    /// Returns the milliseconds since 1970, for names. May jump in both directions.
     fn unix_ms(&self) -> u64;
-    /// Time since some fixed moment, for measuring how long something took.
+    /// Returns the time since a fixed moment, for measuring durations.
     fn elapsed(&self) -> Duration;
 }
 
-/// The system's clocks.
+/// Clock of the operating system.
 #[derive(Debug)]
 pub struct SystemClock {
     start: Instant,
@@ -56,13 +56,25 @@ impl Clock for SystemClock {
     }
 }
 
-/// Does independent work, on as many threads as it likes.
+/// Executor of independent tasks on any number of threads.
 pub trait Executor: Send + Sync + 'static {
-    /// Calls `work` once with each number below `tasks`, in any order, and returns when all calls have.
+    /// Calls `work` once with each number below `tasks`, in any order. Returns when all calls have returned.
     fn for_each(&self, tasks: usize, work: &(dyn Fn(usize) + Sync));
 }
 
-/// Everything on the calling thread, in order: what simulations use.
+impl dyn Executor {
+    /// Returns the results of `work` for each number below `tasks`, in the order of the numbers.
+    pub fn map<T: Send + Sync>(&self, tasks: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let results: Vec<OnceLock<T>> = (0..tasks).map(|_| OnceLock::new()).collect();
+        self.for_each(tasks, &|i| {
+            // Each number is passed once, so each result is set once.
+            let _ = results[i].set(work(i));
+        });
+        results.into_iter().filter_map(OnceLock::into_inner).collect()
+    }
+}
+
+/// Executor that runs all tasks on the calling thread, in order. Simulations use it.
 #[derive(Clone, Copy, Debug)]
 pub struct Inline;
 
@@ -72,35 +84,34 @@ impl Executor for Inline {
     }
 }
 
-/// All cores, by the process's pool of rayon; the calling thread alone where that pool cannot be started.
+/// Executor that uses all cores through the process's global rayon pool, or only the calling thread if that pool can't
+/// be started.
 #[derive(Clone, Copy, Debug)]
 pub struct AllCores;
 
 impl Executor for AllCores {
     fn for_each(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
         use rayon::prelude::{IntoParallelIterator as _, ParallelIterator as _};
-        match has_pool() {
-            true => (0..tasks).into_par_iter().for_each(work),
-            false => Inline.for_each(tasks, work),
-        }
+        if has_pool() { (0..tasks).into_par_iter().for_each(work) } else { Inline.for_each(tasks, work) }
     }
 }
 
-/// Whether the process has a pool of rayon; starts it if nobody has. A pool that could not be started is not tried again,
-/// for rayon does not either, and panics.
+/// Reports whether the process has a global rayon pool. Starts the pool if it was never started.
+///
+/// A failed start is not retried, because rayon doesn't retry either and panics.
 fn has_pool() -> bool {
     static POOL: OnceLock<bool> = OnceLock::new();
     *POOL.get_or_init(|| match rayon::ThreadPoolBuilder::new().build_global() {
         Ok(()) => true,
-        // A thread could not be started.
+        // A thread of the pool could not be started.
         Err(error) if error.source().is_some() => false,
-        // Somebody has tried before: only a use of the pool tells how that ended.
+        // The pool was started before. Only a use of it shows whether that start succeeded.
         Err(_) => catch_unwind(rayon::current_num_threads).is_ok(),
     })
 }
 
-/// A thread for each task, with timers of its own: its blocking calls hold up nobody, and it needs neither the caller's
-/// runtime nor its timers.
+/// Runtime that gives each task a thread with timers of its own. It is the default. A blocking call delays no other
+/// task, and the caller's runtime and timers are not needed.
 #[derive(Debug, Default)]
 pub struct Threads {
     clock: SystemClock,
@@ -113,7 +124,7 @@ impl Runtime for Threads {
 
     fn sleep_until(&self, at: Duration) -> Pending {
         let at = self.clock.start + at;
-        // The timer is made in the task, for it belongs to the runtime that polls it.
+        // The timer is created inside the task, because it belongs to the runtime that polls it.
         Box::pin(async move { tokio::time::sleep_until(at.into()).await })
     }
 
@@ -124,13 +135,15 @@ impl Runtime for Threads {
     fn spawn(&self, name: &'static str, task: Pending) -> io::Result<Task> {
         let timers = Timers(Some(tokio::runtime::Builder::new_current_thread().enable_time().build()?));
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || timers.block_on(task))?;
-        // A panic ends the thread too; whoever waits for the task's answer is told by its channel.
+        // A panic ends the thread too. The task's channel then reports it to the waiting caller.
         Ok(Task::new(move || thread.join().unwrap_or_default()))
     }
 }
 
-/// The timers of one thread. Tokio's runtime panics if it is dropped inside another one, which is where a thread that could
-/// not be started leaves it; shut down in the background it does not, and it has nothing there.
+/// Timers of one thread.
+///
+/// Tokio's runtime panics if it is dropped inside another runtime, which happens if the thread could not be started. A
+/// shutdown in the background doesn't panic. This runtime has no background work to lose.
 struct Timers(Option<tokio::runtime::Runtime>);
 
 impl Timers {
@@ -149,15 +162,15 @@ impl Drop for Timers {
     }
 }
 
-/// Tells work that takes long whether anybody still wants it.
+/// Cancellation flag of a long job.
 pub trait Cancel: Send + Sync {
-    /// Whether nobody does. Once true it stays so.
+    /// Reports whether the job is cancelled. Once true, it stays true.
     fn is_cancelled(&self) -> bool;
 
-    /// Goes on, or gives up.
+    /// Checks that the job is not cancelled.
     ///
     /// # Errors
-    /// `Closed` if nobody wants the work any more.
+    /// Returns `Closed` if the job is cancelled.
     fn check(&self) -> Result<()> {
         if self.is_cancelled() { Err(ShardexError::Closed) } else { Ok(()) }
     }
@@ -165,12 +178,12 @@ pub trait Cancel: Send + Sync {
 
 impl Cancel for AtomicBool {
     fn is_cancelled(&self) -> bool {
-        // Relaxed: it hands over nothing.
+        // Relaxed suffices: the flag publishes no other data.
         self.load(Ordering::Relaxed)
     }
 }
 
-/// Work that is never given up.
+/// Flag of a job that is never cancelled.
 #[derive(Clone, Copy, Debug)]
 pub struct Never;
 
@@ -180,20 +193,21 @@ impl Cancel for Never {
     }
 }
 
-/// Work that is shared out, and may be given up.
+/// Executor of a job that may be cancelled.
 #[derive(Clone, Copy)]
 pub struct Workers<'a> {
-    /// Shares it out.
+    /// Executor that runs the tasks.
     pub executor: &'a dyn Executor,
-    /// Tells whether to give it up.
+    /// Cancellation flag of the job.
     pub cancel: &'a dyn Cancel,
 }
 
 impl Workers<'_> {
-    /// Calls `work` with each number below `tasks`, in any order.
+    /// Calls `work` with each number below `tasks`, in any order, and skips the remaining calls once the job is
+    /// cancelled.
     ///
     /// # Errors
-    /// `Closed` if it was cancelled: some calls were left out.
+    /// Returns `Closed` if the job was cancelled. Some calls were skipped then.
     pub fn for_each(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) -> Result<()> {
         self.executor.for_each(tasks, &|i| {
             if !self.cancel.is_cancelled() {
@@ -203,48 +217,49 @@ impl Workers<'_> {
         self.cancel.check()
     }
 
-    /// What `work` makes of each number below `tasks`, in their order.
+    /// Returns the results of `work` for each number below `tasks`, in the order of the numbers.
     ///
     /// # Errors
-    /// As [`for_each`](Self::for_each).
+    /// Returns `Closed` if the job was cancelled. Some calls were skipped then.
     pub fn map<T: Send + Sync>(&self, tasks: usize, work: &(impl Fn(usize) -> T + Sync)) -> Result<Vec<T>> {
-        let results: Vec<OnceLock<T>> = (0..tasks).map(|_| OnceLock::new()).collect();
-        // Each number is given out once, so each place is set once.
-        self.for_each(tasks, &|i| drop(results[i].set(work(i))))?;
-        Ok(results.into_iter().filter_map(OnceLock::into_inner).collect())
+        let results = self.executor.map(tasks, |i| (!self.cancel.is_cancelled()).then(|| work(i)));
+        self.cancel.check()?;
+        Ok(results.into_iter().flatten().collect())
     }
 }
 
-/// When an index has cells.
+/// Policy that decides when an index has cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CellPolicy {
-    /// Where searches by them cost less than to look at every vector: not for few postings, not in few dimensions, and not
-    /// where no estimate tells near ones from others.
+    /// Cells are built where they make searches cheaper than exhaustive ones. That excludes few postings, few
+    /// dimensions, and data for which estimates don't separate near postings from others.
     WherePays,
-    /// Always, also of a handful of postings: for simulations and tests of cells.
+    /// Cells are built also where they don't pay, even for a handful of postings. Automatic builds still require
+    /// [`LEAST_FOR_CELLS`](crate::limits::LEAST_FOR_CELLS) live postings. Simulations and tests of cells use it.
     Always,
 }
 
-/// What an engine is given besides its storage.
+/// Environment of an engine: everything besides its storage.
 #[derive(Clone)]
 pub struct Env {
-    /// The clock.
+    /// Clock.
     pub clock: Arc<dyn Clock>,
-    /// The id a new index gets: 128 random bits.
+    /// Id of a new index: 128 random bits.
     pub new_index_id: u128,
-    /// Does what can be done in parallel.
+    /// Executor of parallel work.
     pub executor: Arc<dyn Executor>,
-    /// Runs what the async API does beside its callers. The engine uses none.
+    /// Runtime for the tasks of the async API. The engine itself doesn't use it.
     pub runtime: Arc<dyn Runtime>,
-    /// When cells are made.
+    /// Policy that decides when cells are built.
     pub cells: CellPolicy,
 }
 
 impl Env {
-    /// The system's clock, an index id from the system's generator, and all cores.
+    /// Returns the default environment: the system's clock, an index id from the system's random generator, all cores,
+    /// and a thread per task.
     ///
     /// # Panics
-    /// If the system has no source of random numbers.
+    /// Panics if the system has no source of random numbers.
     #[must_use]
     pub fn system() -> Self {
         let mut id = [0u8; 16];
@@ -266,7 +281,7 @@ impl std::fmt::Debug for Env {
     }
 }
 
-/// The generator for draw number `counter` of an index: ChaCha8, seeded by both.
+/// Returns the random generator of draw `counter` of an index: ChaCha8, seeded by the index id and the counter.
 #[must_use]
 pub fn derived_rng(index_id: u128, counter: u64) -> ChaCha8Rng {
     let mut seed = [0u8; 32];

@@ -1,260 +1,261 @@
-//! The one error type of the crate.
+//! The error type of the crate.
 //!
-//! Every variant names what is wrong (file, offset, argument or index) and its documentation says how
-//! to recover.
+//! Every variant names the cause (file, offset, argument or index). Its documentation says how to recover.
 
 use std::{io, path::PathBuf};
 
 /// Result of every fallible call of this crate.
 pub type Result<T, E = ShardexError> = std::result::Result<T, E>;
 
-/// What can go wrong, and what to do about it.
+/// Error of a call, with its cause and the way to recover.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShardexError {
     /// The operating system refused an operation on a file.
     ///
-    /// The call that returned this changed nothing unless its documentation says otherwise. Recover
-    /// by mending what the source error names (permissions, a dying disk) and calling again.
+    /// The call changed nothing, unless its documentation says otherwise. To recover, fix the cause that the source
+    /// error names (permissions, a failing disk) and call again.
     #[error("{op} of {} failed: {source}", path.display())]
     Io {
-        /// The operation, as a verb: `read`, `write`, `sync`, …
+        /// Operation, as a verb: `read`, `write`, `sync`, …
         op: &'static str,
-        /// The file or directory.
+        /// File or directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::sync::Arc<io::Error>,
     },
 
-    /// The disk, quota or file system has no room.
+    /// The disk, quota or file system has no space left.
     ///
-    /// Nothing is lost and nothing has changed: make room and call again.
+    /// Nothing is lost. The call changed nothing, unless its documentation says otherwise. To recover, free some space
+    /// and call again.
     #[error("no space left for the {op} of {}: make room and try again", path.display())]
     OutOfSpace {
-        /// The operation, as a verb.
+        /// Operation, as a verb.
         op: &'static str,
-        /// The file.
+        /// File that needed space.
         path: PathBuf,
     },
 
-    /// A vector has another number of components than the index.
+    /// A vector does not have the dimension of the index.
     ///
-    /// Nothing was changed. Recover by giving vectors of the index's dimension.
+    /// Nothing has changed. To recover, pass vectors of the index's dimension.
     #[error("vector {index} has {actual} numbers, and this index holds vectors of {expected}")]
     InvalidDimension {
-        /// Position of the vector in the call's argument; 0 for a query.
+        /// Position of the vector in the call's argument; 0 for a single query.
         index: usize,
         /// Dimension of the index.
         expected: usize,
-        /// Length of the vector given.
+        /// Length of the given vector.
         actual: usize,
     },
 
-    /// A vector cannot be stored or searched for: NaN, infinite, too long, or zero under cosine.
+    /// A vector cannot be stored or searched for: it has a NaN or infinite component, is too long, or is zero under the
+    /// cosine metric.
     ///
-    /// Nothing was changed. Recover by leaving that vector out or mending it.
+    /// Nothing has changed. To recover, correct the vector or leave it out.
     #[error("vector {index} is refused: {reason}")]
     InvalidVector {
-        /// Position of the vector in the call's argument; 0 for a query.
+        /// Position of the vector in the call's argument; 0 for a single query.
         index: usize,
-        /// Why.
+        /// Reason of the refusal.
         reason: String,
     },
 
-    /// A posting cannot be stored: zero length, or a range past `u32::MAX`.
+    /// A posting cannot be stored: its length is zero, or its range ends past `u32::MAX`.
     ///
-    /// Nothing was changed. Recover by mending the posting at this index.
+    /// Nothing has changed. To recover, correct the posting at this position.
     #[error("posting {index} is refused: {reason}")]
     InvalidPosting {
         /// Position of the posting in the call's argument.
         index: usize,
-        /// Why.
+        /// Reason of the refusal.
         reason: String,
     },
 
     /// An argument of a call is out of range.
     ///
-    /// Nothing was changed.
+    /// Nothing has changed. To recover, correct the argument.
     #[error("argument `{argument}` is refused: {reason}")]
     InvalidArgument {
-        /// The argument's name.
+        /// Name of the argument.
         argument: &'static str,
-        /// Why.
+        /// Reason of the refusal.
         reason: String,
     },
 
     /// A field of the configuration is out of range.
     ///
-    /// Nothing was changed.
+    /// Nothing has changed. To recover, correct the field.
     #[error("configuration field `{field}` is refused: {reason}")]
     Config {
-        /// The field's name.
+        /// Name of the field.
         field: &'static str,
-        /// Why.
+        /// Reason of the refusal.
         reason: String,
     },
 
-    /// The index exists with another configuration.
+    /// The index exists with a different configuration.
     ///
-    /// Nothing was changed. Recover by opening it with [`open`](crate::Shardex::open), which takes the
-    /// stored configuration, or by choosing another directory.
+    /// Nothing has changed. To recover, call [`open`](crate::Shardex::open), which uses the stored configuration, or
+    /// choose another directory.
     #[error("the index in {} has {field} {stored}, not {given}: open it as it is, or choose another directory", path.display())]
     ConfigMismatch {
-        /// The directory.
+        /// Directory of the index.
         path: PathBuf,
-        /// The field that differs.
+        /// Name of the field that differs.
         field: &'static str,
-        /// The value on disk.
+        /// Value on disk.
         stored: String,
-        /// The value asked for.
+        /// Value in the given configuration.
         given: String,
     },
 
-    /// Bytes on disk are not what was written there.
+    /// Bytes on disk differ from the bytes that were written.
     ///
-    /// Nothing is served from the damaged place. Recover by restoring the index from a copy; `check`
-    /// lists every damaged place.
+    /// No damaged bytes are returned. To recover, restore the index from a copy. [`check`](crate::Shardex::check) lists
+    /// all damage.
     #[error("{} is damaged at byte {offset}: {what}", file.display())]
     Corruption {
-        /// The file.
+        /// Damaged file.
         file: PathBuf,
-        /// First byte of the damaged structure.
+        /// Offset of the first byte of the damaged structure.
         offset: u64,
-        /// What was found, and what was expected.
+        /// Description: the bytes or values found, and the expected ones.
         what: String,
     },
 
-    /// The directory holds no Shardex index.
+    /// The directory contains no Shardex index.
     ///
-    /// Recover by calling [`create`](crate::Shardex::create), or by naming the right directory.
+    /// To recover, call [`create`](crate::Shardex::create), or pass the right directory.
     #[error("no index in {}: {reason}", path.display())]
     NotFound {
-        /// The directory.
+        /// Directory that was opened.
         path: PathBuf,
-        /// What is missing.
+        /// Description of the missing directory or file.
         reason: String,
     },
 
-    /// The directory is in use for something else.
+    /// The directory contains files that are not Shardex's.
     ///
-    /// Nothing was changed. Recover by choosing an empty or a new directory.
+    /// Nothing has changed. To recover, choose an empty or a new directory.
     #[error("{} cannot become an index: {reason}", path.display())]
     AlreadyExists {
-        /// The directory.
+        /// Directory that was given.
         path: PathBuf,
-        /// What stands in the way.
+        /// Description of the foreign file.
         reason: String,
     },
 
-    /// A file that should belong to an index was not written by Shardex.
+    /// A file in the place of an index file was not written by Shardex.
     ///
-    /// Recover by naming the right directory, or by putting the right file back.
+    /// To recover, pass the right directory, or put the right file back.
     #[error("{} is not a Shardex file: {reason}", file.display())]
     NotAnIndex {
-        /// The file.
+        /// Foreign file.
         file: PathBuf,
-        /// What was found.
+        /// Description of the bytes found.
         reason: String,
     },
 
-    /// The index was written by another version of the format.
+    /// The index has a format version that this build does not read.
     ///
-    /// Recover by using a build that reads that version.
+    /// To recover, use a build that reads that version.
     #[error("{} has format version {found}, and this build reads version {supported}", file.display())]
     UnsupportedVersion {
-        /// The file.
+        /// File with the version number.
         file: PathBuf,
         /// Version in the file.
         found: u32,
-        /// Version this build reads.
+        /// Version that this build reads.
         supported: u32,
     },
 
-    /// Another handle has the index open, or a reader of this process still holds bytes of it.
+    /// The index is locked: another handle has it open, or a reader of this process still reads it.
     ///
-    /// Recover as `holder` says; a crash of its process releases the lock too.
+    /// To recover, do as `holder` says. A crash of the holder's process releases the lock too.
     #[error("the index in {} {holder}", path.display())]
     Locked {
-        /// The directory.
+        /// Directory of the index.
         path: PathBuf,
-        /// Who holds the lock.
+        /// Holder of the lock.
         holder: LockHolder,
     },
 
-    /// A sync failed, so nothing more can be acknowledged on this handle (promise P5).
+    /// The handle is poisoned: a sync failed, so it acknowledges nothing any more (promise P5).
     ///
-    /// Searches go on from the last durable root. Recover by closing this handle and opening the
-    /// index again: what was acknowledged is there.
+    /// Searches continue on the last durable root. To recover, close this handle and open the index again. All
+    /// acknowledged writes are present then.
     #[error("writing has stopped since a sync failed ({cause}): close the index and open it again")]
     Poisoned {
-        /// The error that poisoned the handle.
+        /// Error that poisoned the handle.
         cause: String,
     },
 
-    /// A batch is larger than the WAL can ever hold.
+    /// A batch is larger than the WAL can hold.
     ///
-    /// Nothing was changed. Recover by splitting the batch.
+    /// Nothing has changed. To recover, split the batch.
     #[error("the batch takes {bytes} bytes of WAL, and {limit} is the most: split it")]
     BatchTooLarge {
-        /// Bytes the batch would take.
+        /// Size of the batch in bytes of WAL.
         bytes: u64,
-        /// The most it may take.
+        /// Largest size of a batch in bytes of WAL.
         limit: u64,
     },
 
-    /// The consistency check of a flush found a contradiction, so the flush stopped before the root.
+    /// The consistency check of a flush found a contradiction, so the flush stopped before it stored its root.
     ///
-    /// The old root and the WAL are kept: nothing is lost. Recover by opening the index again, and
-    /// report the finding as a bug.
-    #[error("the flush stopped, for the state contradicts itself: {finding}")]
+    /// The old root and the WAL are kept, so nothing is lost. To recover, open the index again. Please report the
+    /// finding as a bug.
+    #[error("the flush stopped, because the state contradicts itself: {finding}")]
     Inconsistent {
-        /// The first finding.
+        /// First finding of the check.
         finding: String,
     },
 
-    /// Commits or flushes in the background fail, and more is accepted and not durable than the options allow.
+    /// A write is refused because background commits or flushes fail and too many accepted writes are undurable.
     ///
-    /// Nothing was changed. What was accepted stays accepted, and is searched. It recovers by itself: the timers try again,
-    /// and once a commit succeeds writes go on. Recover sooner by mending what the cause names and calling
+    /// Nothing has changed. Writes accepted earlier stay accepted and visible to searches. Recovery is automatic: the
+    /// timers retry, and writes are accepted again once a commit succeeds. To recover sooner, fix the cause and call
     /// [`commit`](crate::Shardex::commit).
     #[error(
-        "writes are refused, for accepted ones are not durable: `{limit}` is {allowed}, {found} is reached, and in the \
-         background {cause}; writes go on by themselves once a commit succeeds"
+        "writes are refused, because accepted ones are not durable: `{limit}` is {allowed}, {found} is reached, and in the \
+         background {cause}; writes are accepted again once a commit succeeds"
     )]
     Undurable {
-        /// The option that is exceeded.
+        /// Name of the option whose value is exceeded.
         limit: &'static str,
-        /// Its value.
+        /// Value of the option.
         allowed: u64,
-        /// What is reached, in the same unit.
+        /// Value reached, in the same unit.
         found: u64,
-        /// The background error that lasts.
+        /// Background error that persists.
         cause: Box<ShardexError>,
     },
 
-    /// A flush waits for one of its syncs, and this call needs that flush to be over first.
+    /// A flush waits for one of its syncs, and the call requires the end of that flush.
     ///
-    /// Only whoever drives an `Engine` step by step can meet this. Nothing was changed. Recover by
-    /// finishing the flush.
+    /// Only code that drives an `Engine` step by step can get this error. Nothing has changed. To recover, finish the
+    /// flush.
     #[error("a flush is in progress: finish it first")]
     FlushInProgress,
 
-    /// The handle was closed, maybe while this call was under way.
+    /// The handle is closed, or was closed during the call.
     ///
-    /// Recover by opening the index again.
+    /// To recover, open the index again.
     #[error("the index is closed")]
     Closed,
 }
 
-/// Who holds the lock of an index.
+/// Holder of the lock of an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockHolder {
-    /// Another process, as far as this one knows. Close the index there.
+    /// Another process, as far as this process can tell. Close the index there.
     OtherProcess,
     /// A handle of this process. Close it.
     Handle,
-    /// A snapshot or a search result of this process whose handle is closed or gone. Drop it.
+    /// A snapshot or a search result of this process whose handle is closed or dropped. Drop it.
     Reader,
 }
 
@@ -271,8 +272,10 @@ impl std::fmt::Display for LockHolder {
 }
 
 impl ShardexError {
-    /// Wraps an error of the operating system; one that says "no space" becomes
-    /// [`OutOfSpace`](Self::OutOfSpace).
+    /// Wraps an error of the operating system.
+    ///
+    /// A full disk or quota becomes [`OutOfSpace`](Self::OutOfSpace), unless the operation is a sync: the error of a
+    /// sync is always [`Io`](Self::Io).
     #[must_use]
     pub fn io(op: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         let path = path.into();
@@ -284,7 +287,7 @@ impl ShardexError {
         }
     }
 
-    /// Whether room on the disk is all that is missing.
+    /// Reports whether the error is [`OutOfSpace`](Self::OutOfSpace).
     #[must_use]
     pub fn is_out_of_space(&self) -> bool {
         matches!(self, Self::OutOfSpace { .. })

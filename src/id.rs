@@ -1,12 +1,12 @@
-//! Newtypes for the numbers that must not be mixed up.
+//! Newtypes of ids and sequence numbers, which must not be confused with each other.
 //!
-//! All of them order as their integer does.
+//! All of them order as their integers do.
 
 use core::fmt;
 
-/// The caller's name for a document: 128 bits, chosen by the caller.
+/// Id of a document: 128 bits, chosen by the caller.
 ///
-/// One document may have any number of postings; removing the document removes them all.
+/// A document may have any number of postings. Removing the document removes all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DocumentId(pub u128);
 
@@ -28,14 +28,14 @@ impl fmt::Display for DocumentId {
     }
 }
 
-/// Log sequence number: the place of a WAL record in the order in which writes were accepted.
+/// Log sequence number: position of a WAL record in the order in which writes were accepted.
 ///
-/// Records count from 1; 0 means "before every record".
+/// Records count from 1. The value 0 means "before every record".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
 
 impl Lsn {
-    /// The number after this one.
+    /// Returns the next LSN.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
@@ -48,12 +48,12 @@ impl fmt::Display for Lsn {
     }
 }
 
-/// The number of a root. Each root that is stored has a higher one than every root before it.
+/// Generation: number of a root. Each stored root has a higher generation than all roots before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
 impl Generation {
-    /// The generation after this one.
+    /// Returns the next generation.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
@@ -66,16 +66,16 @@ impl fmt::Display for Generation {
     }
 }
 
-/// The name of a shard: a ULID (48 bits of Unix milliseconds, 80 bits of chance), printed in
-/// Crockford's base 32.
+/// Id of a shard: a ULID (48 bits of Unix milliseconds, 80 random bits), printed in Crockford's base 32.
 ///
-/// Unique whatever the clock does: the 80 bits are drawn from the index's own generator with a
-/// counter that never repeats.
+/// It is unique independently of the clock, because the 80 bits come from the index's own generator with a counter that
+/// never repeats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardId(pub u128);
 
 impl ShardId {
-    /// Puts a ULID together from a time and a random number, of which the low 80 bits are used.
+    /// Builds a ULID from a time and a random number. Uses the low 48 bits of the time and the low 80 bits of the
+    /// random number.
     #[must_use]
     pub fn from_parts(unix_ms: u64, random: u128) -> Self {
         let time = u128::from(unix_ms & 0xFFFF_FFFF_FFFF) << 80;

@@ -1,7 +1,7 @@
-//! Shardex: a vector index that a program embeds, on memory-mapped files, that never loses what it acknowledged.
+//! Shardex is an embedded vector index on memory-mapped files that never loses what it acknowledged.
 //!
-//! Postings (a document id, a range in the document, a vector) lie in many small shards. An in-memory index of centroids
-//! chooses the shards to scan, bloom filters find what is to be removed or replaced, and a write-ahead log takes every
+//! A program adds postings (a document id, a range in the document, a vector) and searches for the nearest ones. Postings are
+//! stored in many small shards. One-bit codes in small cells let a search scan few of them. A write-ahead log records every
 //! write first.
 //!
 //! ```
@@ -14,56 +14,55 @@
 //! let index = Shardex::create(config).await?;
 //! let vector = vec![0.1, 0.2, 0.3];
 //! index.add_postings(vec![Posting { document_id: DocumentId(7), start: 0, length: 42, vector }]).await?;
-//! index.commit().await?; // durable from here on, whatever happens
+//! index.commit().await?; // durable from here on
 //! let nearest = index.search(&[0.1, 0.2, 0.25], 10, None).await?;
 //! assert_eq!(nearest[0].document_id, DocumentId(7));
-//! println!("{}", index.flush().await?); // durable in the shards, and the log is let go
+//! println!("{}", index.flush().await?); // durable in the shards; the WAL is freed
 //! index.close().await?;
 //! # Ok::<(), shardex::ShardexError>(())
 //! # }).unwrap();
 //! ```
 //!
+//! # Guide
+//! [`guide`] explains the index in six chapters: start, model, durability, tuning, operations, failure.
+//!
 //! # The promise
-//! What [`commit`](Shardex::commit) or [`flush`](Shardex::flush) returned for is there after any crash. What was accepted
-//! and not yet committed is there up to some batch, each batch whole, or it is not. After a sync has failed nothing more is
-//! acknowledged.
+//! What [`commit`](Shardex::commit) or [`flush`](Shardex::flush) acknowledged is there after any crash. Of what was accepted and not yet
+//! committed a prefix is there, each batch whole. After a failed sync nothing more is acknowledged.
 //!
 //! # Layers
-//! Arrows run down only; a test reads the imports and fails on any that runs up.
+//! Dependencies point down. A test reads the imports and fails on one that points up.
 //! ```text
+//! blocking            the API for programs without a runtime
 //! shardex             the async API: decides nothing
 //! engine              batches, flush, recovery, check
 //! index               snapshots, routing, search
-//! wal      shard      (neither knows the other)
+//! cells
+//! wal      shard      (neither depends on the other)
 //! space
-//! format              bytes ⇄ checked values          distance
-//! lease               who may touch which bytes, and for how long
-//! storage             the contract, the real backend
-//! config posting error id limits env runtime site
+//! format              bytes ⇄ checked values
+//! codes    distance   one-bit codes, kernels
+//! lease               read access to bytes of the data file
+//! storage             the contract, the mmap backend
+//! config posting error id limits env runtime failpoint
 //! ```
 
 #![cfg_attr(
     not(feature = "internals"),
-    expect(
-        dead_code,
-        unused_imports,
-        reason = "what only the simulator, the tests and the fuzzers use is there without them"
-    )
+    expect(dead_code, unused_imports, reason = "some items are used by the simulator, the tests and the fuzzers only")
 )]
 
 #[cfg(not(target_endian = "little"))]
-compile_error!("the files are mapped as they are, and they are little-endian");
+compile_error!("Shardex needs a little-endian target: the files are mapped without conversion");
 
 #[cfg(not(target_os = "linux"))]
-compile_error!(
-    "Shardex runs on Linux only: elsewhere allocating space and syncing mean something else, so no promise holds"
-);
+compile_error!("Shardex runs on Linux only: other systems give weaker guarantees for allocation and syncs");
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("Shardex needs a 64-bit target: whole files are mapped, and offsets are 64 bits wide");
 
-/// Declares modules that are public with the feature `internals` only: the simulator, the tests and the fuzzers reach through
-/// them. Through them a program could get at a file of an index, and break what the engine relies on.
+/// Declares modules that are public with the feature `internals` only, for the simulator, the tests and the fuzzers. A program
+/// that uses them could change the files of an open index and break the engine's invariants.
 macro_rules! internal {
     ($($module:ident)+) => {
         $(#[cfg(feature = "internals")]
@@ -73,9 +72,12 @@ macro_rules! internal {
     };
 }
 
-internal! { cells codes distance engine error format index lease shard site space storage wal }
+internal! { cells codes distance engine error failpoint format index lease shard space storage wal }
+pub mod blocking;
 mod config;
 pub mod env;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod id;
 pub mod limits;
 mod posting;
@@ -85,12 +87,12 @@ mod shardex;
 pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};
 pub use engine::{
     Component, ConsistencyReport, Finding,
-    stats::{BackgroundError, BackgroundWork, FlushStats, IndexStats, ReachedRecall, RecallProof, RecoveryStats},
+    stats::{BackgroundError, BackgroundWork, FlushStats, IndexStats, ReachedRecall, RecallMeasurement, RecoveryStats},
 };
 #[cfg(feature = "internals")]
 pub use engine::{Engine, FlushStep};
 pub use error::{LockHolder, Result, ShardexError};
 pub use id::{DocumentId, Generation, Lsn, ShardId};
 pub use index::{Hit, Hits};
-pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult, Stopped};
+pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult, StopReason};
 pub use shardex::{IndexSnapshot, Shardex};

@@ -1,202 +1,254 @@
-//! Every bound of the engine, in one place.
+//! Limits and tuning constants of the engine.
 //!
-//! A bound that the format fixes is asserted beside the code that derives an offset from it.
+//! A limit that the format fixes is asserted beside the code that derives an offset from it.
 
 /// Version of the on-disk format that this build reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Most numbers a vector may have.
+/// Largest dimension of a vector.
 pub const MAX_DIMENSION: usize = 65_536;
 
-/// Most postings a shard may be configured to hold.
+/// Largest value of [`shard_size`](crate::ShardexConfig::shard_size), the capacity of a shard in postings.
 pub const MAX_SHARD_SIZE: usize = 65_536;
 
-/// Most results one search may ask for.
+/// Largest number of results of a search.
 pub const MAX_K: usize = 1_000_000;
 
 /// Largest Euclidean norm of a vector: 2^62.
 ///
-/// With both norms at most this, every product, every squared distance and every partial sum of them
-/// stays under 2^126, so no distance between two stored vectors is ever infinite or NaN.
+/// If both norms are at most this, every product, every squared distance and every partial sum of them stays under
+/// 2^126. So no distance between two stored vectors is infinite or NaN.
 pub const MAX_NORM: f64 = 4_611_686_018_427_387_904.0;
 
-/// Postings per extent, the unit in which a shard takes space.
+/// Slots per extent, the unit of space of a shard. A smaller shard capacity reduces it to the next power of two.
 pub const EXTENT_SLOTS: usize = 64;
 
-/// A vector's first byte lies on a multiple of this within its file.
+/// Alignment in bytes of each vector's first byte within the file.
 pub const EXTENT_ALIGN: usize = 64;
 
-/// Largest LSN, epoch, generation, segment number or count that a file may hold: counting on from it never overflows.
+/// Largest LSN, epoch, generation, segment number or count in a file. Counting on from it never overflows.
 pub const MAX_COUNT: u64 = 1 << 62;
 
 /// Largest encoded batch of adds or removals, in bytes of WAL payload.
 pub const MAX_BATCH_BYTES: u64 = 1 << 30;
 
-/// The WAL file takes so many times the bytes that make a flush begin, besides the largest batch and two segments: the
-/// older of the two retained roots is a flush behind the newest, which is one behind the next, and as much may come in
-/// meanwhile.
+/// Size of the WAL file in multiples of the flush threshold, [`flush_wal_bytes`](crate::OpenOptions::flush_wal_bytes).
+/// The largest batch and two segments come on top.
+///
+/// The older of the two retained roots is one flush behind the newest root. The newest root is one flush behind the
+/// flush under way. As much again may arrive during that flush.
 pub const WAL_SHARES: u64 = 3;
 
-/// Most bytes the data file grows by at once.
+/// Largest growth step of the data file in bytes.
 pub const MAX_GROWTH_BYTES: u64 = 64 << 20;
 
-/// A batch that fills so many shards, and is no smaller than the index, gets shards of its own.
+/// Smallest size, in full shards, of a batch that gets shards of its own. The batch must also have at least as many
+/// postings as the index.
 pub const BULK_SHARDS: usize = 4;
 
-/// How full these are at most, in eighths.
+/// Fill limit of the shards made for a bulk batch, in eighths of their capacity. See [`BULK_SHARDS`].
 pub const BULK_FILL: usize = 6;
 
-/// Shards of which all are compared to route a posting; of more those near pivots are.
+/// Largest number of shards of which routing compares all centroids. With more shards it compares those that belong to
+/// the nearest pivots.
 pub const ROUTED_BY_ALL: usize = 1_024;
 
-/// Shards to which a split may move postings: the nearest ones by centroid.
+/// Number of nearest shards, by centroid, to which a split or a merge may move postings.
 pub const SPLIT_NEIGHBOURS: usize = 16;
 
-/// Of these, shards whose postings may come to the halves.
+/// Number of nearest shards whose postings may move to the halves of a split shard. See [`SPLIT_NEIGHBOURS`].
 pub const ADOPTION_NEIGHBOURS: usize = 4;
 
-/// A shard is taken apart that has so small a share of what it may hold, and has lost as many postings as it has.
+/// Merge threshold: a shard merges if at most one in this many slots of its capacity is live. It must also have lost at
+/// least as many postings as it has left.
 pub const MERGE_SHARE: usize = 4;
 
-/// Most rounds of 2-means in a split.
+/// Largest number of rounds of 2-means in a split.
 pub const SPLIT_ROUNDS: usize = 5;
 
-/// Postings per cell: the fewer, the fewer codes are scanned and the more centroids compared with.
+/// Number of postings per cell. A lower number means fewer codes to scan and more centroids to compare.
 pub const CELL_POSTINGS: usize = 32;
 
-/// Cells per group.
+/// Number of cells per cell group.
 pub const GROUP_CELLS: usize = 32;
 
-/// Rounds of k-means over all postings when cells are made from nothing; half as many when they are made from cells.
+/// Rounds of k-means over all postings in a cell build from nothing. A build that starts from complete cells does half
+/// as many.
 pub const CELL_ROUNDS: usize = 8;
 
-/// Rounds of k-means over centroids that make groups.
+/// Rounds of k-means over the centroids of cells, which form the cell groups.
 pub const GROUP_ROUNDS: usize = 5;
 
-/// Groups that are looked into for the nearest cell of a posting, at least; or half of them.
+/// Smallest number of cell groups that a build visits to find the cell nearest to a posting. It visits half of all
+/// groups if that is more.
 pub const BUILD_GROUPS: usize = 16;
 
-/// Neighbours of a cell to which its postings may go in a round.
+/// Number of near cells, itself included, to which a cell's postings may move in a k-means round.
 pub const CELL_NEIGHBOURS: usize = 32;
 
-/// Cells that a posting is compared with exactly.
+/// Number of cells that a build compares with a posting by the bytes of their centroids, after it has chosen them by
+/// one-bit codes.
 pub const BUILD_CELLS: usize = 32;
 
-/// Cells among which the second one of a posting is picked, and how much a residual along the first one costs (Sun et
-/// al., NeurIPS 2023).
+/// SOAR: number of near cells from which a posting's second cell is chosen (Sun et al., NeurIPS 2023).
 pub const SOAR_CELLS: usize = 12;
-/// See [`SOAR_CELLS`].
+/// SOAR: weight λ of the component of the second residual along the first (Sun et al., NeurIPS 2023). See
+/// [`SOAR_CELLS`].
 pub const SOAR_LAMBDA: f32 = 1.5;
 
-/// The standard deviation of an estimate in units of a code's factor and the query's distance to the centroid: the square
-/// root of `1 − t²`, where `t` is the cosine of a residual and its signs, 0.8 in all but the lowest dimensions.
+/// Standard deviation of an estimate, in units of the code's factor times the query's distance to the centroid.
+///
+/// It is the square root of `1 − t²`, where `t` is the cosine between a residual and its signs. `t` is 0.8 in all but
+/// the lowest dimensions.
 pub const CODE_DEVIATION: f32 = 0.6;
 
-/// Stored vectors that are searched for to find what a recall takes, half of them, and what it comes to, the other half; and of how many
-/// postings there is one at most.
+/// Calibration queries: their largest number, and the smallest number of live postings per query.
+///
+/// They are held-out vectors. One half tunes the search efforts. The other half measures the recall.
 pub const CALIBRATION_QUERIES: (usize, usize) = (1_024, 6);
 
-/// As many of them for so many results or more: each tells of many.
+/// Reduced number of calibration queries, and the number of results from which it applies. Each query with many results
+/// gives much information.
 pub const CALIBRATION_FEW: (usize, usize) = (256, 30);
 
-/// Of so many of them one is moved off its place, along the difference of two others, by such a part of it: nobody asks for
-/// just what is stored.
+/// Moved calibration queries: one in this many is moved, by this factor times the difference of two other queries. Real
+/// queries are seldom equal to stored vectors.
 pub const CALIBRATION_MOVED: (usize, f32) = (4, 0.3);
 
-/// Standard errors by which what they find exceeds what was asked for, and the part of what may be missed that this is at most.
+/// Safety margin of the tuning half: standard errors by which its recall must exceed the target. The second number
+/// limits the margin, as a share of the allowed misses.
 pub const CALIBRATION_ERRORS: (f64, f64) = (2.0, 0.4);
 
-/// Standard errors by which the half that judges exceeds what was asked for, less so much: of results that are found all or not at all, few
-/// questions tell little. On vectors whose norms differ much (5,000 x 64, twelve indexes, k = 10, 0.9 asked) others reached 0.926 or
-/// more on the average and none less than 0.89; with 2, and tries closer to what is asked, 0.88 were seen.
+/// Safety margin of the measuring half: standard errors by which its recall must exceed the target less the second
+/// number. It must also reach the target.
+///
+/// If queries find either all of their results or none, few queries give little information. Measured on vectors whose
+/// norms differ much (5,000 × 64, twelve indexes, k = 10, target 0.9): other queries reached 0.926 or more on average,
+/// and never less than 0.89. With 2 standard errors and tries closer to the target the lowest recall was 0.88.
 pub const CALIBRATION_SURE: (f64, f64) = (3.5, 0.01);
 
-/// Standard errors by which either of two parts of the questions, told apart by where they lie, exceeds what was asked for, less the same;
-/// and how many there are of it at least. Where half of the data is of another kind and queries are of one kind only, by dot products,
-/// without it 8 of 90 recalls of ten indexes were missed by more than a hundredth, with half an error 3.
+/// Safety margin of each of two parts of the queries, which are separated by location: standard errors by which its
+/// recall must exceed the target less the second number of [`CALIBRATION_SURE`]. The second number is the smallest
+/// number of queries in a part.
+///
+/// Measured with dot products, half of the data of another kind and queries of one kind only: without this rule 8 of 90
+/// recalls of ten indexes were low by more than 0.01. With half a standard error it was 3.
 pub const CALIBRATION_PART: (f64, usize) = (1.0, 24);
 
-/// By so many of its errors a part is clearly harder than the whole, and then exceeds it by so many. With one for such parts too, 6 of 300
-/// recalls of 25 indexes were missed by up to 0.008 more than a hundredth, with two 3 by up to 0.004. With two for either part, of which one
-/// is the harder by chance, searches of heavy tails looked at 1.07 of the rows instead of 0.9 at most.
+/// Standard errors by which a part must fall short of the whole to count as harder. The recall of a harder part must
+/// exceed the target by as many.
+///
+/// Measured on 25 indexes with 300 recalls: with one standard error for such parts too, 6 recalls fell below the target
+/// less 0.01, by up to 0.008. With two it was 3, by up to 0.004. With two for either part, of which one is the harder
+/// by chance, searches of heavy-tailed data scanned 1.07 of the rows instead of at most 0.9.
 pub const CALIBRATION_HARDER: f64 = 2.0;
 
-/// What is taken off a search's margin for each doubling of the cells without a result, beside how many there usually are, in units of
-/// what the margins that are needed spread by: by their number alone it saved a fifth of the codes on sentence embeddings at a recall of 0.95.
+/// Impatience: decrease of a search's margin per doubling of the number of cells without a result, relative to the
+/// usual number. Its unit is the spread of the margins that results need.
+///
+/// With the plain number of such cells it saved a fifth of the codes on sentence embeddings at a recall of 0.95.
 pub const IMPATIENCE: f32 = 0.5;
 
-/// Standard deviations of an estimate's error that every search allows for.
+/// Smallest number of standard deviations of an estimate's error that every search allows for.
 pub const LEAST_DEVIATIONS: f32 = 0.5;
 
-/// The errors of the codes of what is in no cell that are allowed for at least, in standard deviations, for each recall of a
-/// calibration: those that are exceeded by half of what may be missed, if errors are normal. When new cells are asked what a recall
-/// takes, nothing is in none; what comes later has a code against its shard's centroid, which is farther than a cell's.
-pub const FRESH_DEVIATIONS: [f32; 8] = [0.68, 1.04, 1.29, 1.65, 1.96, 2.33, 2.58, 2.81];
+/// Smallest number of standard deviations allowed for the codes of unindexed postings, for each recall of a
+/// calibration.
+///
+/// Half of the allowed misses exceed these values if errors are normal. New cells are calibrated when no posting is
+/// unindexed. The code of a later posting is relative to the centroid of its shard, which is farther away than that of
+/// a cell.
+pub const UNINDEXED_DEVIATIONS: [f32; 8] = [0.68, 1.04, 1.29, 1.65, 1.96, 2.33, 2.58, 2.81];
 
-/// What a search for a query that is unlike all that is stored may miss, as a part of what others may. Nobody knows what such a query
-/// takes, so it is told of besides. On 50,000 sentence embeddings, for negated queries where 0.95 of ten is asked, 0.98 are found in
-/// 37,300 codes, and 0.96 in 30,300 if it may miss half of what others may.
+/// Misses that a search for an out-of-distribution query may have, as a share of the usual misses.
+///
+/// The effort that such a query needs is unknown, so the search response marks it too. Measured on 50,000 sentence
+/// embeddings with negated queries, k = 10 and target 0.95: the recall is 0.98 with 37,300 codes, and 0.96 with 30,300
+/// codes for a share of a half.
 pub const FAR_MISSED: f32 = 0.25;
 
-/// How often the share that a search may miss is halved in on.
+/// Number of bisection steps for the share of misses: the share of results that a search may miss.
 pub const CALIBRATION_ROUNDS: usize = 10;
 
-/// How many shares that a search may miss are tried, at most, before everything is looked at.
+/// Largest number of shares of misses that a calibration tries before it chooses an exhaustive search.
 pub const CALIBRATION_TRIES: usize = 6;
 
-/// From this recall on and for these numbers of results, how many of them once there is one that does.
+/// Extra tries for a cheaper effort after one suffices: the smallest recall and the numbers of results for which they
+/// are made, and how many.
 pub const CALIBRATION_CLOSER: (f32, [usize; 3], usize) = (0.9, [1, 10, 100], 1);
 
-/// One in so many of those that judge is asked before the others: mostly it shows what does not do.
+/// One in this many of the measuring queries runs before the others. Those queries suffice to reject most insufficient
+/// efforts.
 pub const CALIBRATION_FIRST: usize = 4;
 
-/// The largest share that is tried.
+/// Largest share of misses that a calibration tries.
 pub const CALIBRATION_MOST: f32 = 1.0;
 
-/// One part in so many of the postings comes or goes before efforts are found anew.
+/// Recalibration threshold: more than one in this many of the live postings was added or removed since the calibration.
 pub const CALIBRATION_SHARE: u64 = 4;
 
-/// What a search may miss is less by so many times the share of the postings that has come or gone since, and by no more than
-/// such a part. On vectors around a centre that draw together while they are replaced, 0.90 of ten where 0.95 is asked become
-/// 0.94 at the worst.
+/// Reduction of the misses that a search may have, per share of postings added or removed since the calibration, and
+/// the largest reduction.
+///
+/// Measured on vectors around a centre that draw together while they are replaced, k = 10 and target 0.95: the lowest
+/// recall is 0.94 instead of 0.90.
 pub const MOVED: (f32, f32) = (1.5, 0.75);
 
-/// Different results from which on it can be told how far beyond them the shards of others are; and the margin if it cannot, beyond which
-/// none is. On vectors around a centre that is 30 deviations from the origin all have the same nearest by dot products; a new one, in a
-/// shard beyond the margin, was missed by a fifth of the queries where 0.95 was asked.
+/// Number of independent results from which the margin of shards can be extrapolated, and the margin used below that
+/// number. No distance exceeds that margin.
+///
+/// Measured on vectors around a centre 30 deviations from the origin, which all have the same nearest neighbour by dot
+/// product: a fifth of the queries missed a new nearest vector in a shard beyond the margin, with target 0.95.
 pub const SHARDS_TOLD: (f64, f32) = (32.0, 1e30);
 
-/// By so large a part of itself, times that share, the margin of shards that hold something in no cell is larger.
+/// Increase of the margin of shards with unindexed postings, as a share of itself, per share of postings added or
+/// removed since the calibration.
 pub const MOVED_SHARDS: f32 = 0.5;
 
-/// Beyond the largest number of results that was asked for, up to so many times that many, it is extrapolated what they take.
+/// Largest number of results of an extrapolated effort, in multiples of the largest calibrated number. Beyond it
+/// searches are exhaustive.
 pub const CALIBRATION_BEYOND: usize = 3;
 
-/// A search may look into so many groups more than the questions needed: a query may have a group first that none of them has first. Where
-/// nine of ten of 5,000 vectors are one and the same, some of the others had its group first, and missed all that is in the other: 0.959 of
-/// a hundred were found where 0.99 was asked, by one index in thirty.
+/// Number of cell groups that a search visits beyond the calibrated number, because a query's first group may be one
+/// that no calibration query had.
+///
+/// Measured where nine of ten of 5,000 vectors are equal: some of the others had the group of these first, and missed
+/// everything in the other group. For k = 100 and target 0.99, one index in thirty had a recall of 0.959.
 pub const GROUPS_MORE: u32 = 1;
 
-/// Of the stored vectors that are asked for, the share that is no farther from its nearest than what counts as far.
+/// Principal axes of the stored vectors that a calibration keeps, at most a quarter of the dimension.
+///
+/// Measured on data whose 64 components have standard deviations of 1, 1/2, 1/3, …: with 16 axes of 256 vectors, 99.98 %
+/// of isotropic queries exceed the threshold, and 0.1 % of ordinary ones. With 8 axes 93 % of the isotropic queries do.
+pub const PRINCIPAL_AXES: usize = 16;
+
+/// Largest number of stored calibration queries from which the principal axes are computed. At most a third of them are.
+/// The threshold is measured with the others.
+pub const AXES_SAMPLE: usize = 256;
+
+/// Share of the calibration queries equal to stored vectors whose nearest neighbour is within the out-of-distribution
+/// threshold.
 pub const CALIBRATION_FAR: f32 = 0.999;
 
-/// By dot products, the share that is no farther from what searches find, the wider one too, that are asked for this recall. On vectors
-/// around a centre that is 30 deviations from the origin, all nearest to one and the same, a tenth of ordinary queries missed it and
-/// counted as far.
+/// Dot products: share of the calibration queries whose search results, extended searches included, are within the
+/// out-of-distribution threshold, and the target recall of these searches. See [`CALIBRATION_FAR`].
+///
+/// Measured on vectors around a centre 30 deviations from the origin, all with the same nearest neighbour: a tenth of
+/// ordinary queries missed it and counted as out of distribution.
 pub const CALIBRATION_FOUND: (f32, f32) = (0.999, 0.9);
 
-/// What most searches ask for: the default recall, and a usual number of results.
+/// Target recall of most searches, the default of [`default_recall`](crate::OpenOptions::default_recall).
 pub const USUAL_RECALL: f32 = 0.95;
-/// See [`USUAL_RECALL`].
+/// Number of results of most searches.
 pub const USUAL_RESULTS: usize = 10;
 
-/// Up to so many numbers a vector a code saves nothing, and no cells are made.
+/// Largest dimension for which no cells are built, because codes save nothing.
 pub const LEAST_DIMENSION_FOR_CELLS: usize = 8;
 
-/// Live postings from which on cells are made.
+/// Smallest number of live postings for which cells are built.
 pub const LEAST_FOR_CELLS: u64 = 4_096;
 
 const _: () = assert!(EXTENT_SLOTS.is_power_of_two() && EXTENT_SLOTS <= 64);
 
-/// Bytes that are read at once where a file is looked through.
+/// Bytes per read when a file is scanned.
 pub const SCAN_BYTES: usize = 256 << 10;

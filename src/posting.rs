@@ -1,85 +1,91 @@
-//! What a caller puts in and gets out: postings, searches and their answers.
+//! Input and output of the API: postings, search options and search results.
 
 use crate::id::{DocumentId, Lsn};
 
-/// A part of a document, with the vector that stands for it.
+/// Part of a document and its vector.
 ///
-/// The triple (`document_id`, `start`, `length`) is a posting's key: adding one with the key of a stored
-/// posting replaces that one.
+/// The triple (`document_id`, `start`, `length`) is the posting's key. Adding a posting replaces the stored posting
+/// with the same key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Posting {
-    /// The document.
+    /// Id of the document.
     pub document_id: DocumentId,
-    /// Where the part starts, in whatever unit the caller counts.
+    /// Start of the part, in a unit that the caller chooses.
     pub start: u32,
-    /// How long the part is, in the same unit: at least 1, and `start + length` fits in a `u32`.
+    /// Length of the part in the same unit: at least 1. `start + length` must fit in a `u32`.
     pub length: u32,
-    /// The vector: as many finite numbers as the index has dimensions.
+    /// Vector: one finite number per dimension of the index.
     pub vector: Vec<f32>,
 }
 
-/// One posting that a search found.
+/// Posting found by a search, with its score.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SearchResult {
-    /// The document.
+    /// Id of the document.
     pub document_id: DocumentId,
-    /// Where the part starts.
+    /// Start of the part.
     pub start: u32,
-    /// How long the part is.
+    /// Length of the part.
     pub length: u32,
-    /// The vector as it was given; under the cosine metric to within rounding (it is stored normalised, with
-    /// its norm).
+    /// Vector as it was added. Under the cosine metric it is equal up to rounding, because it is stored normalised,
+    /// with its norm.
     pub vector: Vec<f32>,
-    /// Higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
+    /// Similarity score, higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
     pub similarity_score: f32,
 }
 
-/// What to search for.
+/// Options of a search.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SearchOptions {
-    /// Number of results: 1 to [`MAX_K`](crate::limits::MAX_K). Fewer come back from a smaller index.
+    /// Number of results: 1 to [`MAX_K`](crate::limits::MAX_K). A smaller index returns fewer.
     pub k: usize,
-    /// Number of shards to scan, the nearest first. Where the index has cells, as many postings are looked at as that many
-    /// shards hold, in the nearest cells; from the number of all shards on, it is every posting. Together with a
-    /// `recall` it is the most that is looked at.
-    pub slop: Option<usize>,
-    /// Share of the true nearest that is wanted, above 0 and at most 1: the search goes on until that much is likely found. Where
-    /// neither this nor `slop` is given, the configured default.
+    /// Probe count (`nprobe`): number of nearest shards to scan.
     ///
-    /// It is a share on the average of many queries that are like what is stored; a single one may find fewer. What it takes is
-    /// found by searches for stored vectors, and for some beside them, whose true nearest 1 to 300 were computed; other `k`
-    /// lie between. Everything is looked at for a `k` from 901 on and for recalls above 0.995, and wherever codes do not serve:
-    /// before there are any, where they are damaged, and of few vectors or dimensions. The search for a query that is not like what
-    /// is stored goes on farther, and the query is told of by [`SearchResponse::calibrated`]. [`stats().recall`](crate::IndexStats::recall) says
-    /// what was reached.
+    /// If the index has cells, it bounds the scan by the number of codes that `slop` shards have on average, in the
+    /// nearest cells. From the total number of shards on, the search is exhaustive, unless `recall` is below 1.
+    /// Together with `recall` it is an upper bound of the work.
+    pub slop: Option<usize>,
+    /// Target recall: share of the true nearest neighbours to find, above 0 and at most 1.
+    ///
+    /// Without `recall` and `slop` it is the configured [`default_recall`](crate::OpenOptions::default_recall). The
+    /// search stops once it has likely found this share.
+    ///
+    /// The target is an average over many queries that are like the stored vectors. A single query may find fewer. The
+    /// search effort comes from a calibration with stored vectors, some of them moved. It computes the true nearest 1,
+    /// 3, 10, 30, 100 and 300 neighbours of each. The effort for other values of `k` is interpolated.
+    ///
+    /// The search is exhaustive for `k` above 900, for a recall above 0.995, and where codes don't help: before cells
+    /// exist, if cells are damaged, and with few vectors or few dimensions. If the query is unlike the stored vectors,
+    /// the search extends farther, and [`SearchResponse::calibrated`] is false.
+    /// [`stats().recall`](crate::IndexStats::recall) shows the recall that the calibration measured.
     pub recall: Option<f32>,
-    /// Scan every shard: the answer is that of a brute-force scan.
+    /// Whether the search is exhaustive: it scans every shard, and the answer is that of a brute-force scan.
     pub exact: bool,
 }
 
 impl SearchOptions {
-    /// The `k` nearest, with every other option at its default.
+    /// Returns options for the `k` nearest, with every other option at its default.
     #[must_use]
     pub fn new(k: usize) -> Self {
         Self { k, slop: None, recall: None, exact: false }
     }
 
-    /// Sets the number of shards to scan.
+    /// Sets the probe count: the number of shards to scan.
     #[must_use]
     pub fn slop(mut self, slop: usize) -> Self {
         self.slop = Some(slop);
         self
     }
 
-    /// Sets the share of the true nearest that is wanted.
+    /// Sets the target recall.
     #[must_use]
     pub fn recall(mut self, recall: f32) -> Self {
         self.recall = Some(recall);
         self
     }
 
-    /// Scans every shard.
+    /// Makes the search exhaustive.
     #[must_use]
     pub fn exact(mut self) -> Self {
         self.exact = true;
@@ -87,41 +93,45 @@ impl SearchOptions {
     }
 }
 
-/// The answer to one search.
+/// Answer to one search.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SearchResponse {
-    /// The nearest first; equal scores by (document id, start, length).
+    /// Results, the nearest first. Equal scores are ordered by (document id, start, length).
     pub results: Vec<SearchResult>,
-    /// Postings looked at, by their codes or their vectors. One that has its code in two cells may count twice.
+    /// Number of postings scanned by their codes or vectors. A posting with codes in two cells may count twice.
     pub scanned: usize,
-    /// Vectors whose distance was computed.
+    /// Number of vectors whose distance was computed.
     pub computed: usize,
-    /// Shards whose vectors were scanned from end to end: none where the cells answered.
+    /// Number of shards whose vectors were all scanned; 0 if the cells gave the answer.
     pub shards_scanned: usize,
-    /// Cells whose codes were scanned.
+    /// Number of cells whose codes were scanned.
     pub cells_scanned: usize,
-    /// The share of the true nearest that was aimed at, on the average of many such queries; 1 if every posting was looked at.
-    /// `None` if only a `slop` was given.
+    /// Target recall, an average over many such queries; 1 if the search was exhaustive. `None` if only a `slop` was
+    /// given.
     pub recall: Option<f32>,
-    /// Why the search stopped.
-    pub stopped: Stopped,
-    /// Whether the query is like what is stored: whether the nearest found is as near as 99.9 % of stored vectors have theirs, and as
-    /// near for that place (for dot products: as large a product, and as large a cosine). If not, the search went on farther, and how
-    /// much of the nearest that finds was tried by nobody. True where every posting was looked at, and where no recall was aimed at.
+    /// Reason why the search stopped.
+    pub stopped: StopReason,
+    /// Whether the query is like the stored vectors, so that the calibrated recall applies to it.
+    ///
+    /// It is true if the query lies within the span of the data's principal axes as far as 99.9 % of the stored vectors
+    /// do, and if the nearest posting found is as near as that of 99.9 % of the stored vectors, both in distance and
+    /// relative to the density at that place. Under the dot product it compares the product and the cosine. If false,
+    /// the search extended farther, and its recall was never measured. It is true if the search was exhaustive, and if
+    /// there was no target recall.
     pub calibrated: bool,
-    /// The last write that this search saw.
+    /// LSN of the last write that the search saw.
     pub lsn: Lsn,
 }
 
-/// Why a search stopped.
+/// Reason why a search stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Stopped {
-    /// As much of the nearest as was aimed at is likely found.
+pub enum StopReason {
+    /// The search likely reached the target recall.
     Reached,
-    /// Every posting was looked at.
+    /// The search was exhaustive.
     Everything,
-    /// As much was looked at as the `slop` allows.
+    /// The search used up the work that `slop` allows.
     Slop,
 }

@@ -1,4 +1,4 @@
-//! `cargo +nightly fuzz run crash corpus/fuzz/crash`, at the top of the repository.
+//! Fuzz target of crash cases. Run `cargo +nightly fuzz run crash corpus/fuzz/crash` in the root of the repository.
 
 #![no_main]
 

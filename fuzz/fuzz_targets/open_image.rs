@@ -1,4 +1,5 @@
-//! `cargo +nightly fuzz run open_image corpus/fuzz/open_image`, at the top of the repository.
+//! Fuzz target of indexes with changed bytes. Run `cargo +nightly fuzz run open_image corpus/fuzz/open_image` in the
+//! root of the repository.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! `cargo +nightly fuzz run wal_record corpus/fuzz/wal_record`, at the top of the repository.
+//! Fuzz target of WAL structures. Run `cargo +nightly fuzz run wal_record corpus/fuzz/wal_record` in the root of the
+//! repository.
 
 #![no_main]
 

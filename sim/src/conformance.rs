@@ -1,8 +1,7 @@
-//! One suite for every storage: what the engine relies on, asked of whatever claims to be a
-//! [`Storage`].
+//! Conformance suite for every [`Storage`]: tests of the contract on which the engine relies.
 //!
-//! It owns no expectation beyond the contract. [`conformance`] asks what holds while nothing fails; [`conformance_crash`]
-//! asks the rules R1 to R12 of a backend that can lose power. Each assertion names what it checks.
+//! The suite expects nothing beyond the contract. [`conformance`] tests a backend without faults. [`conformance_crash`]
+//! tests the rules R1 to R12 on a backend that can lose power. Each assertion names the rule or call that it checks.
 
 mod crash;
 mod faults;
@@ -18,11 +17,11 @@ pub use crash::{Crash, conformance_crash};
 
 const TEST: Purpose = Purpose("conformance");
 
-/// The two unsafe functions of a file, as the suite calls them.
+/// Safe wrappers of the two unsafe functions of a file.
 trait Raw: StorageFile {
     #[expect(unsafe_code, reason = "the suite itself keeps the contract")]
     fn store(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
-        // SAFETY: the suite stores to no byte that it has borrowed and not given back.
+        // SAFETY: the suite stores to no byte that it has leased and not returned.
         unsafe { self.write_at(offset, bytes, purpose) }
     }
 
@@ -35,7 +34,8 @@ trait Raw: StorageFile {
 
 impl<F: StorageFile> Raw for F {}
 
-/// Runs the suite. Each call of `make` gives a storage of its own, whose directory does not exist but can be made.
+/// Runs the conformance suite without faults. Each call of `make` returns a separate storage whose directory does not
+/// exist but can be made.
 ///
 /// # Panics
 /// At the first breach of the contract.
@@ -52,7 +52,7 @@ pub fn conformance<S: Storage>(make: &dyn Fn() -> S) {
     errors_name_the_file(&fresh(make));
 }
 
-/// A storage whose directory exists.
+/// Makes a storage whose directory exists.
 fn fresh<S: Storage>(make: &dyn Fn() -> S) -> S {
     let storage = make();
     ok(storage.make_dir(TEST));
@@ -65,7 +65,7 @@ fn ok<T>(result: Result<T>) -> T {
     result.unwrap_or_else(|e| panic!("a call failed that must not: {e}"))
 }
 
-/// The kind of an `Io` error.
+/// Returns the kind of an `Io` error. Panics if the result is anything else.
 #[track_caller]
 fn io_kind<T>(result: Result<T>, what: &str) -> io::ErrorKind {
     match result {
@@ -82,14 +82,14 @@ fn read<F: StorageFile>(file: &F, offset: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A file of `len` allocated bytes.
+/// Creates a file of `len` allocated bytes.
 fn file_of<S: Storage>(storage: &S, name: &str, len: u64) -> Arc<S::File> {
     let file = ok(storage.create(name, TEST));
     ok(file.allocate(len, TEST));
     file
 }
 
-/// Bytes that differ from place to place and from salt to salt, and are never 0.
+/// Returns test bytes that depend on their offset and on `salt`, and are never 0.
 fn pattern(offset: u64, len: usize, salt: u64) -> Vec<u8> {
     let byte = |at: u64| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8;
     (offset..offset + len as u64).map(|at| byte(at ^ (salt << 40)) | 1).collect()
@@ -161,7 +161,7 @@ fn lock_is_of_the_file<S: Storage>(storage: &S) {
     assert_eq!(holder(storage.lock("LOCK")), Some(LockHolder::Handle), "lock: says that this process holds it");
     guard.owner_left();
     assert_eq!(holder(storage.lock("LOCK")), Some(LockHolder::Reader), "lock: says that a reader holds it");
-    // Another file of the same name is another lock, and the one before is held still.
+    // A new file of the same name has a lock of its own. The first lock is still held.
     ok(storage.rename("LOCK", "aside", TEST));
     let other = ok(storage.lock("LOCK"));
     assert_eq!(holder(storage.lock("aside")), Some(LockHolder::Reader), "lock: goes with the file, not the name");
@@ -241,7 +241,7 @@ fn past_the_end<S: Storage>(storage: &S) {
 }
 
 fn loans<S: Storage>(storage: &S) {
-    // Room for the longest loan below, however small a simulated page is.
+    // At least 256 bytes, so that the longest lease below fits even with a small simulated page.
     let page = storage.page_size().max(256) as u64;
     let file = file_of(storage, "a", 4 * page);
     let bytes = pattern(0, 4 * page as usize, 1);
@@ -267,7 +267,7 @@ fn loans<S: Storage>(storage: &S) {
     ok(storage.sync_dir(TEST));
     assert!(clones.iter().all(|lent| **lent == *bytes), "lend: readable after the file's removal");
 
-    // A place whose loans are gone may be stored to, and a new loan sees it.
+    // After a lease ends, its bytes may be stored to, and a new lease reads the new bytes.
     let file = file_of(storage, "b", page);
     drop(ok(file.loan(0, 100)));
     let lent = ok(file.loan(100, 100));
@@ -278,7 +278,7 @@ fn loans<S: Storage>(storage: &S) {
 }
 
 fn loans_across_growth<S: Storage>(storage: &S) {
-    // Steps of all sizes: within a page, of pages, and to and beyond a multiple of 64 KiB, where a mapping may start.
+    // Steps within a page, of several pages, and up to and beyond a multiple of 64 KiB, at which a mapping may start.
     let steps = [100, 4000, 5000, 56_436, 65_536, 65_536, 1, 131_072, 200_000, 64];
     let file = ok(storage.create("a", TEST));
     let (mut len, mut kept) = (0, Vec::new());
@@ -287,10 +287,10 @@ fn loans_across_growth<S: Storage>(storage: &S) {
         let bytes = pattern(len, step as usize, 3);
         ok(file.store(len, &bytes, TEST));
         len += step;
-        // The new part, the border with the old one, everything, and some across every border so far.
+        // The new part, the border with the old part, the whole file, and ranges across all earlier borders.
         let border = (len - step).saturating_sub(50);
         let mut ranges = vec![(len - step, len), (border, len.min(border + 100)), (0, len)];
-        // Whichever is first finds nothing mapped of the new part.
+        // Each turn starts with another range, because the first lease of the new part finds it unmapped.
         ranges.rotate_left(turn % 3);
         ranges.extend((0..len).step_by(10_007).map(|from| (from, len.min(from + 30_011))));
         for (from, to) in ranges {

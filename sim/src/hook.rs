@@ -1,7 +1,7 @@
-//! A storage around another one that asks before each operation.
+//! Storage wrapper that calls a hook before each operation.
 //!
-//! It owns the question. An operation that the hook lets fail never reaches the storage inside: what a failed sync does
-//! to the pages (R8) is for [`SimStorage::fail_next_sync`](crate::SimStorage::fail_next_sync), which a hook may call.
+//! An operation that the hook fails never reaches the inner storage. To simulate the effect of a failed sync on the
+//! pages (R8), a hook calls [`SimStorage::fail_next_sync`](crate::SimStorage::fail_next_sync).
 
 use std::{fmt, io, path::PathBuf, sync::Arc};
 
@@ -12,22 +12,22 @@ use shardex::{
 
 use crate::storage::{Op, OpInfo};
 
-/// What becomes of an operation.
+/// Decision of a hook about an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is done.
+pub enum HookAction {
+    /// The operation is done.
     Proceed,
-    /// It fails with an error of this kind, and nothing is done.
+    /// The operation fails with an error of this kind, and nothing is done.
     Fail(io::ErrorKind),
 }
 
-/// Asked before each operation that changes or syncs something. It may block, to hold the engine at a step.
-pub type Hook = dyn Fn(&OpInfo) -> Verdict + Send + Sync;
+/// Hook called before each operation that changes or syncs something. It may block, to hold the engine at a step.
+pub type Hook = dyn Fn(&OpInfo) -> HookAction + Send + Sync;
 
-/// Told of each read by copying before it is done: the file, the offset and the length. It may block, too.
+/// Hook called before each read by copying, with the file name, the offset and the length. It may block.
 pub type ReadHook = dyn Fn(&str, u64, usize) + Send + Sync;
 
-/// A storage with a hook.
+/// Storage with a hook.
 pub struct HookStorage<S> {
     inner: S,
     hook: Arc<Hook>,
@@ -47,20 +47,20 @@ impl<S: fmt::Debug> fmt::Debug for HookStorage<S> {
 }
 
 impl<S: Storage> HookStorage<S> {
-    /// Puts a hook before a storage.
+    /// Wraps a storage with a hook.
     #[must_use]
-    pub fn new(inner: S, hook: impl Fn(&OpInfo) -> Verdict + Send + Sync + 'static) -> Self {
+    pub fn new(inner: S, hook: impl Fn(&OpInfo) -> HookAction + Send + Sync + 'static) -> Self {
         Self { inner, hook: Arc::new(hook), reads: Arc::new(|_, _, _| ()) }
     }
 
-    /// Puts a hook before reads by copying, too.
+    /// Adds a hook that is called before reads by copying.
     #[must_use]
     pub fn on_read(mut self, hook: impl Fn(&str, u64, usize) + Send + Sync + 'static) -> Self {
         self.reads = Arc::new(hook);
         self
     }
 
-    /// The storage inside.
+    /// Returns the inner storage.
     #[must_use]
     pub fn inner(&self) -> &S {
         &self.inner
@@ -79,8 +79,8 @@ impl<S: Storage> HookStorage<S> {
 
 fn ask(hook: &Arc<Hook>, info: &OpInfo, path: PathBuf) -> Result<()> {
     match hook(info) {
-        Verdict::Proceed => Ok(()),
-        Verdict::Fail(kind) => Err(ShardexError::io(info.op.verb(), path, kind.into())),
+        HookAction::Proceed => Ok(()),
+        HookAction::Fail(kind) => Err(ShardexError::io(info.op.verb(), path, kind.into())),
     }
 }
 
@@ -147,7 +147,7 @@ impl<S: Storage> Storage for HookStorage<S> {
     }
 }
 
-/// A file of a [`HookStorage`].
+/// File of a [`HookStorage`].
 pub struct HookFile<F> {
     inner: Arc<F>,
     name: String,
@@ -191,7 +191,7 @@ impl<F: StorageFile> StorageFile for HookFile<F> {
 
     unsafe fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
         self.ask(Op::Store, offset, bytes.len() as u64, purpose)?;
-        // SAFETY: what the caller has promised.
+        // SAFETY: the caller keeps the contract of `write_at`.
         unsafe { self.inner.write_at(offset, bytes, purpose) }
     }
 
@@ -218,7 +218,7 @@ impl<F: StorageFile> StorageFile for HookFile<F> {
     }
 
     unsafe fn lend(&self, offset: u64, len: usize) -> Result<F::Lent> {
-        // SAFETY: what the caller has promised.
+        // SAFETY: the caller keeps the contract of `lend`.
         unsafe { self.inner.lend(offset, len) }
     }
 }

@@ -1,9 +1,10 @@
-//! A simulated storage for Shardex that loses power whenever it is told to.
+//! Crash simulator for Shardex: a simulated storage, faults, crashes, and the checks of the state that they leave.
 //!
-//! * [`storage`]: a directory in memory that keeps, for every sector, length and entry, what a power cut may leave of it,
-//!   and picks one such state when told to crash. It can also run out of space, fail syncs, rot and trace.
-//! * [`hook`]: a storage around another one, real or simulated, that lets a test fail or hold any step by name.
-//! * [`conformance`](mod@conformance): the contract of [`shardex::storage`] as a suite that every backend runs.
+//! * [`storage`]: a simulated directory in memory. For every sector, length and directory entry it keeps all states
+//!   that a power cut may leave. A crash picks one of them. It also simulates full disks, failed syncs and rot, and
+//!   records a trace.
+//! * [`hook`]: a wrapper around a real or simulated storage. A test uses it to fail or block any operation by name.
+//! * [`conformance`](mod@conformance): the contract of [`shardex::storage`] as a test suite that every backend runs.
 //!
 //! ```
 //! use rand::{SeedableRng, rngs::ChaCha8Rng};
@@ -45,7 +46,7 @@ pub mod storage;
 pub mod watch;
 pub mod workload;
 
-pub use hook::{HookStorage, Verdict};
+pub use hook::{HookAction, HookStorage};
 #[cfg(madsim)]
 pub use runtime::MadsimRuntime;
 pub use storage::{

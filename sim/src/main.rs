@@ -1,4 +1,4 @@
-//! `shardex-sim`: breaks the engine with simulated crashes and faults, from the command line.
+//! `shardex-sim`: command line tool that tests the engine with simulated crashes and faults.
 
 mod output;
 
@@ -18,12 +18,12 @@ use shardex_sim::{
     workload::{self, Workload},
 };
 
-/// Breaks the engine with simulated crashes and faults. Exits with 1 if a promise was broken, a mutant survived, or a class
-/// of faults or a mark never fired; with 2 if an argument is wrong.
+/// Tests the engine with simulated crashes and faults. Exits with 1 if a promise was broken, a mutant survived, or a
+/// class of faults or a coverage mark never fired. Exits with 2 if an argument is wrong.
 #[derive(Debug, Parser)]
 #[command(name = "shardex-sim", version)]
 struct Cli {
-    /// Print one JSON object on one line.
+    /// Print the result as one JSON object on one line.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -32,27 +32,27 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Visit every crash point of the reference workloads, and of workloads generated from seeds; every fault at every
-    /// operation.
+    /// Visit every crash point of the reference workloads and of workloads generated from seeds, and inject every fault
+    /// at every operation.
     Explore(Explore),
-    /// Run cases drawn from seeds, with faults of every class.
+    /// Run cases generated from seeds, with faults of every class.
     Seeds(Seeds),
-    /// Run one case again, and show every operation.
+    /// Run one case again and print its trace.
     Replay(Replay),
-    /// Weaken the engine and the simulator in each place where that can be done, and show that it is found.
+    /// Run every mutant of the engine and of the simulator, and report whether a test kills it.
     Mutants(Mutants),
 }
 
-/// What the commands share.
+/// Arguments shared by several commands.
 #[derive(Debug, Args)]
 struct Common {
-    /// The first seed.
+    /// First seed.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Threads; results do not depend on it.
+    /// Number of threads. Results do not depend on it.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Where shrunk failures are written.
+    /// Directory to which shrunk failures are written.
     #[arg(long, default_value = "corpus/crash")]
     save: PathBuf,
 }
@@ -61,19 +61,19 @@ struct Common {
 struct Explore {
     #[command(flatten)]
     common: Common,
-    /// States of a crash point up to which all are visited; beyond, so many are.
+    /// Number of states visited per crash point. All states are visited if there are no more than this.
     #[arg(long, default_value_t = Limits::default().states_per_point)]
     states: usize,
-    /// Crashes in a row.
+    /// Number of consecutive crashes.
     #[arg(long, default_value_t = Limits::default().depth)]
     depth: u32,
-    /// Of the operations of a workload every so manieth gets each fault in turn; 0 for none.
+    /// Inject each fault at every Nth operation of a workload; 0 for none.
     #[arg(long, default_value_t = Limits::default().sweep_stride)]
     sweep: u64,
-    /// Generated workloads, beside the reference ones.
+    /// Number of generated workloads, in addition to the reference workloads.
     #[arg(long, default_value_t = 0)]
     generated: u64,
-    /// Only workloads whose name contains this.
+    /// Run only workloads whose name contains this text.
     #[arg(long)]
     only: Option<String>,
 }
@@ -82,20 +82,20 @@ struct Explore {
 struct Seeds {
     #[command(flatten)]
     common: Common,
-    /// How many seeds.
+    /// Number of seeds.
     #[arg(long, default_value_t = 20_000)]
     count: u64,
-    /// Start from a seed that nobody has run yet, and print it.
+    /// Start from a random seed and print it.
     #[arg(long, conflicts_with = "seed")]
     fresh: bool,
 }
 
 #[derive(Debug, Args)]
 struct Replay {
-    /// A file that holds a case.
+    /// File that contains a case.
     #[arg(required_unless_present = "seed", conflicts_with = "seed")]
     file: Option<PathBuf>,
-    /// The case of a seed.
+    /// Run the case generated from this seed.
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -104,17 +104,18 @@ struct Replay {
 struct Mutants {
     #[command(flatten)]
     common: Common,
-    /// Seeds that a mutant is given to be found; then it is given the reference workloads.
+    /// Number of seeds tried per mutant before the reference workloads are explored.
     #[arg(long, default_value_t = mutation::SEEDS)]
     seeds: u64,
-    /// Only mutants whose name contains this.
+    /// Run only mutants whose name contains this text.
     #[arg(long)]
     only: Option<String>,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Panics of the engine are findings here, told by those who catch them.
+    // Panics of the engine are findings: the code that catches them reports them. The default hook would print them
+    // too.
     std::panic::set_hook(Box::new(|_| {}));
     let done = match &cli.command {
         Command::Explore(args) => Ok(explore(args, cli.json)),
@@ -157,7 +158,7 @@ fn explore(args: &Explore, as_json: bool) -> bool {
         }
         total.add(report);
     }
-    // With less than everything, something may well stay silent.
+    // A partial run legitimately misses faults and marks, so only a whole run is checked for them.
     let whole = args.only.is_none() && args.sweep == 1;
     let silent = if whole { total.silent() } else { Vec::new() };
     output::explored(&total, &silent, args.common.threads.max(1), seconds, as_json);
@@ -173,28 +174,28 @@ fn seeds(args: &Seeds, as_json: bool) -> bool {
     }
     let end = first.saturating_add(args.count);
     let mut total = Report::default();
-    // In parts, so that the reports of millions are not kept.
+    // In parts, to bound the number of reports in memory.
     for part in (first..end).step_by(PART as usize) {
         let seeds: Vec<u64> = (part..end.min(part.saturating_add(PART))).collect();
         let reports = pool::map(args.common.threads.max(1), &seeds, |&seed| Report::of_case(Case::generated(seed)));
         reports.into_iter().for_each(|report| total.add(report));
     }
-    // A few thousand seeds see everything; a few do not.
+    // A few thousand seeds reach every fault class and mark, so at 20,000 a silent one is a failure.
     let silent = if args.count >= 20_000 { total.silent() } else { Vec::new() };
     output::seeds(args.count, &total, &silent, began.elapsed().as_secs_f64(), as_json);
     tell(&total.violations, &args.common.save, as_json);
     total.violations.is_empty() && silent.is_empty()
 }
 
-/// Seeds run before their reports are summed up.
+/// Number of seeds whose reports are collected before they are summed up.
 const PART: u64 = 20_000;
 
-/// A seed by the system's chance, with room above it.
+/// Returns a random seed below 2^56, so that `seed + count` doesn't overflow.
 fn fresh_seed() -> u64 {
     RandomState::new().build_hasher().finish() >> 8
 }
 
-/// Shrinks and shows some failures, and writes them where they can be replayed from.
+/// Shrinks, prints and saves the first three violations.
 fn tell(violations: &[Violation], save: &std::path::Path, as_json: bool) {
     for violation in violations.iter().take(3) {
         output::violation(violation, save, as_json);

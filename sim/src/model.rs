@@ -1,7 +1,8 @@
-//! What an index should hold: the plainest possible model, and the comparison with an engine.
+//! Model of the content of an index, and its comparison with an engine.
 //!
-//! The model keeps every accepted batch. A recovered engine must hold exactly what some prefix of them leaves (P2), no
-//! shorter than the last one acknowledged as durable (P1), and answer exact searches as brute force does (P3).
+//! The model keeps every accepted batch. A recovered engine must hold exactly the content that some prefix of the
+//! batches leaves (P2). The prefix must be at least as long as the last one acknowledged as durable (P1). Exact
+//! searches must return the results of a brute-force search (P3).
 
 use std::{
     collections::BTreeMap,
@@ -14,39 +15,39 @@ use std::{
 use shardex::{
     CheckLevel, DocumentId, Engine, Lsn, Metric, Posting,
     engine::batch,
-    index::{self, Breadth},
+    index::{self, SearchScope},
     storage::Storage,
 };
 
-/// One accepted batch.
+/// Accepted batch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Batch {
-    /// Postings added; those of equal keys replace each other in order.
+    /// Added postings. A later posting of an equal key replaces an earlier one.
     Add(Vec<Posting>),
-    /// Documents removed.
+    /// Removed documents.
     Remove(Vec<DocumentId>),
 }
 
-/// A posting's key: document id, start, length.
+/// Key of a posting: document id, start, length.
 pub type Key = (u128, u32, u32);
 
-/// What is stored: vectors by key.
+/// Content of an index: vectors by key.
 pub type State = BTreeMap<Key, Vec<f32>>;
 
-/// How far an index is, for whoever watches its storage while a call runs. Clones share it.
+/// Progress of an index, readable by an observer of its storage while a call runs. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<[AtomicUsize; 2]>);
 
 impl Progress {
-    /// Batches acknowledged as durable, and batches accepted.
+    /// Returns the number of batches acknowledged as durable, and of batches accepted.
     #[must_use]
     pub fn now(&self) -> (usize, usize) {
-        // Relaxed: the one who watches is called by the one who writes.
+        // Relaxed: the storage observer runs on the thread that writes.
         (self.0[0].load(Ordering::Relaxed), self.0[1].load(Ordering::Relaxed))
     }
 }
 
-/// The batches of an index.
+/// Accepted batches of an index, with their LSNs and the number acknowledged as durable.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     accepted: Vec<(Batch, Lsn)>,
@@ -55,18 +56,18 @@ pub struct Model {
 }
 
 impl Model {
-    /// Notes a batch that the engine accepted, where nobody asks by LSN.
+    /// Records an accepted batch with LSN 0, for callers that don't query by LSN.
     pub fn accept(&mut self, batch: Batch) {
         self.accept_at(batch, Lsn(0));
     }
 
-    /// Notes a batch that the engine accepted, and the LSN it got.
+    /// Records an accepted batch with its LSN.
     pub fn accept_at(&mut self, batch: Batch, lsn: Lsn) {
         self.accepted.push((batch, lsn));
         self.note();
     }
 
-    /// How far it is; stays true as it goes on.
+    /// Returns a shared handle of the progress, which later changes update.
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.progress.clone()
@@ -77,19 +78,19 @@ impl Model {
         self.progress.0[1].store(self.accepted.len(), Ordering::Relaxed);
     }
 
-    /// Notes that everything accepted so far was acknowledged as durable.
+    /// Records that all accepted batches were acknowledged as durable.
     pub fn acknowledge(&mut self) {
         self.durable = self.accepted.len();
         self.note();
     }
 
-    /// Batches that have an LSN up to this one.
+    /// Returns the number of batches with an LSN up to `lsn`.
     #[must_use]
     pub fn up_to(&self, lsn: Lsn) -> usize {
         self.accepted.partition_point(|(_, at)| *at <= lsn)
     }
 
-    /// Notes that everything up to an LSN was acknowledged as durable. Returns how many batches that are.
+    /// Records that all batches up to an LSN were acknowledged as durable. Returns their number.
     pub fn acknowledge_up_to(&mut self, lsn: Lsn) -> usize {
         let batches = self.up_to(lsn);
         self.durable = self.durable.max(batches);
@@ -97,26 +98,26 @@ impl Model {
         batches
     }
 
-    /// Goes on from the first `batches` batches: what came after them is gone.
+    /// Truncates the model to the first `batches` batches, and counts them as durable.
     pub fn keep(&mut self, batches: usize) {
         self.accepted.truncate(batches);
         self.durable = self.accepted.len();
         self.note();
     }
 
-    /// Batches accepted.
+    /// Returns the number of accepted batches.
     #[must_use]
     pub fn accepted(&self) -> usize {
         self.accepted.len()
     }
 
-    /// Batches acknowledged as durable.
+    /// Returns the number of batches acknowledged as durable.
     #[must_use]
     pub fn durable(&self) -> usize {
         self.durable
     }
 
-    /// What the first `batches` batches leave.
+    /// Returns the content that the first `batches` batches leave.
     #[must_use]
     pub fn state(&self, batches: usize) -> State {
         let mut state = State::new();
@@ -124,16 +125,18 @@ impl Model {
         state
     }
 
-    /// The LSN of the last batch; of what comes after it in the log, a closing mark, nothing is promised.
+    /// Returns the LSN of the last batch; 0 if there is none. Nothing is promised about the closing mark, which follows
+    /// it in the WAL.
     #[must_use]
     pub fn last_lsn(&self) -> u64 {
         self.accepted.last().map_or(0, |(_, lsn)| lsn.0)
     }
 
-    /// After a recovery: finds the prefix that the engine holds, and goes on from there.
+    /// Finds the prefix of batches that a recovered engine holds, checks exact searches (P3), and truncates the model
+    /// to it.
     ///
     /// # Errors
-    /// Says which promise is broken, and how.
+    /// Returns the broken promise and how it is broken.
     pub fn recovered<S: Storage>(&mut self, engine: &Engine<S>) -> Result<usize, String> {
         let metric = engine.geometry().metric;
         let held = contents(engine)?;
@@ -160,10 +163,10 @@ impl Model {
         })
     }
 
-    /// While it is open: the engine holds everything accepted.
+    /// Checks that an open engine holds exactly the accepted batches, and that searches are exact (P3).
     ///
     /// # Errors
-    /// Says what differs.
+    /// Returns a description of the difference.
     pub fn current<S: Storage>(&self, engine: &Engine<S>) -> Result<(), String> {
         let state = self.state(self.accepted.len());
         let held = contents(engine)?;
@@ -185,15 +188,16 @@ fn apply(state: &mut State, batch: &Batch) {
     }
 }
 
-/// Everything a search over all shards finds.
+/// Returns all postings that an exhaustive search finds.
 ///
 /// # Errors
-/// If the search fails, or finds a posting twice.
+/// Returns a message if the search fails (P4). Returns a message if it finds a posting twice, or not as many as are
+/// live (P2).
 pub fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
     let snapshot = engine.snapshot();
     let k = snapshot.live as usize + 1;
-    let query = probe(engine.geometry().dimension, 0);
-    let found = index::search(&snapshot, engine.data(), &query, k, Breadth::exact())
+    let query = test_query(engine.geometry().dimension, 0);
+    let found = index::search(&snapshot, engine.data(), &query, k, SearchScope::exact())
         .map_err(|e| format!("P4: {e}"))?
         .to_response();
     let results = found.results.len();
@@ -204,38 +208,38 @@ pub fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
     Ok(state)
 }
 
-/// Some query of norm about 1.
-fn probe(dimension: usize, n: usize) -> Vec<f32> {
+/// Returns query number `n`: component `n % dimension` is 1, the others are 0, 0.125 or 0.25.
+fn test_query(dimension: usize, n: usize) -> Vec<f32> {
     (0..dimension).map(|i| if i == n % dimension { 1.0 } else { 0.125 * ((i + n) % 3) as f32 }).collect()
 }
 
-/// Whether two contents are the same; under cosine to within rounding.
+/// Reports whether two contents are equal. Under the cosine metric, vectors may differ by rounding.
 #[must_use]
 pub fn same(held: &State, expected: &State, metric: Metric) -> bool {
     held.len() == expected.len()
         && held.iter().zip(expected).all(|((a, x), (b, y))| {
             a == b
                 && match metric {
-                    // The norm and the direction are rounded apart.
+                    // The norm and the direction are stored and rounded separately.
                     Metric::Cosine => x.iter().zip(y).all(|(x, y)| (x - y).abs() <= 1e-5 * y.abs().max(1e-3)),
                     _ => x == y,
                 }
         })
 }
 
-/// P3: a few exact searches against sorting everything.
+/// Compares three exact searches with a brute-force search (P3).
 ///
 /// # Errors
-/// Says which answer differs, and how.
+/// Returns a description of the first answer that differs.
 pub fn answers_as_brute_force<S: Storage>(engine: &Engine<S>, state: &State) -> Result<(), String> {
     let geometry = engine.geometry();
     let snapshot = engine.snapshot();
     for n in 1..4 {
-        let given = probe(geometry.dimension, n);
+        let given = test_query(geometry.dimension, n);
         let query = batch::query(&given, geometry).map_err(|e| e.to_string())?;
         by_cells(engine, state, &query)?;
         let k = 1 + n * 2;
-        let answer = index::search(&snapshot, engine.data(), &query, k, Breadth::exact())
+        let answer = index::search(&snapshot, engine.data(), &query, k, SearchScope::exact())
             .map_err(|e| format!("P4: {e}"))?
             .to_response();
         let mut expected: Vec<(f64, Key)> =
@@ -255,13 +259,14 @@ pub fn answers_as_brute_force<S: Storage>(engine: &Engine<S>, state: &State) -> 
     Ok(())
 }
 
-/// What a search by cells finds need not be the nearest, but each result is a posting that is there, once, with its true
-/// distance, and none is missing where all are asked for.
+/// Checks a search by cells with a `k` that covers all postings. Each result must be a live posting, found once, with
+/// its true distance. If any cell was scanned, no posting may be missing. If the cells are damaged, a full check must
+/// report it.
 fn by_cells<S: Storage>(engine: &Engine<S>, state: &State, query: &[f32]) -> Result<(), String> {
     let metric = engine.geometry().metric;
-    let breadth = Breadth { recall: Some(0.999), slop: None, by_cells: true, ..Breadth::slop(2) };
+    let scope = SearchScope { recall: Some(0.999), slop: None, by_cells: true, ..SearchScope::slop(2) };
     let k = state.len() + 1;
-    let answer = index::search(&engine.snapshot(), engine.data(), query, k, breadth)
+    let answer = index::search(&engine.snapshot(), engine.data(), query, k, scope)
         .map_err(|e| format!("P4: {e}"))?
         .to_response();
     let mut met = std::collections::BTreeSet::new();
@@ -288,7 +293,8 @@ fn by_cells<S: Storage>(engine: &Engine<S>, state: &State, query: &[f32]) -> Res
     Ok(())
 }
 
-/// In f64: only ranks have to agree, and only where they are not ties.
+/// Computes a distance in f64 for comparison with scores: squared L2, negated dot product, or negated cosine of a
+/// normalised query.
 fn distance(metric: Metric, query: &[f32], vector: &[f32]) -> f64 {
     let pairs = || query.iter().zip(vector).map(|(&a, &b)| (f64::from(a), f64::from(b)));
     match metric {

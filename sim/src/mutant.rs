@@ -1,7 +1,8 @@
-//! Mutants of the engine: one call of the storage left out, weakened or moved; or one place of `shardex::site` weakened.
+//! Mutants of the engine: a storage call is left out, weakened, deferred or its error ignored, or a failpoint of
+//! `shardex::failpoint` is disabled.
 //!
-//! What is mutated is chosen for the running thread ([`with`]), so that one build tests all and threads test different ones.
-//! The calls are found by running: each operation with its purpose and its file is a place of its own.
+//! The mutant is set per thread ([`with`]), so one build tests all mutants and threads test different ones. Running the
+//! engine discovers the calls. Each combination of operation, purpose and file is a separate mutation target.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,56 +14,56 @@ use std::{
 
 use shardex::{
     Result,
-    site::{self, mutants::Site},
+    failpoint::{self, mutants::Failpoint},
     storage::{Purpose, Storage, StorageFile},
 };
 
 use crate::storage::{Op, SimMutant, set_sim_mutant};
 
-/// A call of the storage, by what it does and why.
+/// Storage call, identified by operation, purpose and file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Call {
-    /// The operation.
+    /// Operation.
     pub op: Op,
-    /// Why it is done.
+    /// Purpose of the operation.
     pub purpose: &'static str,
-    /// The file, empty for the directory.
+    /// File name; empty for the directory.
     pub file: &'static str,
 }
 
-/// What becomes of a call.
+/// Mutation of a storage call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum How {
-    /// It is not made, and counts as a success.
+    /// The call is skipped and returns `Ok`.
     Dropped,
-    /// It does less: a sync leaves out the last page of its range, or the length; an allocation comes short of a page.
+    /// The call does less. A range sync leaves out the last page of its range, a full sync leaves out length and
+    /// allocation, an allocation is one page short.
     Weakened,
-    /// It comes behind the next store of a root, rename, or end of the engine's call.
+    /// The call is deferred until after the next store to a root file or the next rename, but at most as long as
+    /// [`BehindReturn`](Self::BehindReturn).
     BehindCommit,
-    /// It comes behind the end of the engine's next call, before the first operation after that.
+    /// The call is deferred until the engine's next call has returned: it runs before the first storage operation after
+    /// that.
     BehindReturn,
-    /// Its error counts as a success.
+    /// The call is made and returns `Ok` even if it fails.
     ErrorIgnored,
 }
 
-/// One mutant.
+/// Mutant of the engine or the simulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mutant {
-    /// A call of the storage.
+    /// Mutated storage call.
     Call(Call, How),
-    /// A place in the engine's code.
-    Site(Site),
-    /// The simulator itself.
+    /// Disabled failpoint of the engine.
+    Failpoint(Failpoint),
+    /// Mistake of the simulator.
     Simulator(SimMutant),
 }
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { op, purpose, file } = self;
-        match file.is_empty() {
-            true => write!(f, "{op:?} ({purpose})"),
-            false => write!(f, "{op:?} {file} ({purpose})"),
-        }
+        if file.is_empty() { write!(f, "{op:?} ({purpose})") } else { write!(f, "{op:?} {file} ({purpose})") }
     }
 }
 
@@ -70,14 +71,14 @@ impl fmt::Display for Mutant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Call(call, how) => write!(f, "{call} {how:?}"),
-            Self::Site(site) => write!(f, "{site} weakened"),
+            Self::Failpoint(point) => write!(f, "{point} disabled"),
             Self::Simulator(mutant) => write!(f, "simulator: {mutant:?}"),
         }
     }
 }
 
 impl Mutant {
-    /// The kind of code that is mutated.
+    /// Returns the kind of code that is mutated, for reports.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -87,11 +88,11 @@ impl Mutant {
                 Op::Allocate => "allocation",
                 _ => "sync",
             },
-            Self::Site(site) => match site.kind {
-                site::Kind::Checksum => "checksum",
-                site::Kind::ErrorCheck => "error check",
-                site::Kind::Ordering => "ordering",
-                site::Kind::Recall => "recall",
+            Self::Failpoint(point) => match point.kind {
+                failpoint::FailpointKind::Checksum => "checksum",
+                failpoint::FailpointKind::ErrorCheck => "error check",
+                failpoint::FailpointKind::Ordering => "ordering",
+                failpoint::FailpointKind::Recall => "recall",
             },
             Self::Simulator(_) => "simulator",
         }
@@ -99,7 +100,7 @@ impl Mutant {
 }
 
 impl Call {
-    /// The mutants of this call.
+    /// Returns the mutants of this call.
     #[must_use]
     pub fn mutants(self) -> Vec<Mutant> {
         use How::{BehindCommit, BehindReturn, Dropped, ErrorIgnored, Weakened};
@@ -107,7 +108,7 @@ impl Call {
             Op::SyncRange | Op::SyncAll => &[Dropped, Weakened, BehindCommit, BehindReturn, ErrorIgnored],
             Op::SyncDir | Op::SyncParent => &[Dropped, BehindCommit, BehindReturn, ErrorIgnored],
             Op::Allocate => &[Dropped, Weakened, ErrorIgnored],
-            // A file that was not made cannot be gone on with: there is no error to ignore.
+            // `create` returns a file, so its error can't be ignored.
             Op::Create => &[],
             Op::Store | Op::Rename | Op::Remove | Op::MakeDir => &[ErrorIgnored],
         };
@@ -118,17 +119,17 @@ impl Call {
 thread_local! {
     static ACTIVE: Cell<Option<(Call, How)>> = const { Cell::new(None) };
     static SEEN: RefCell<Option<BTreeSet<Call>>> = const { RefCell::new(None) };
-    /// Calls of the engine begun by this thread.
+    /// Number of engine calls begun by this thread.
     static TURN: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Runs `work` with a mutant in the place of the engine or the simulator.
+/// Runs `work` with a mutant active on this thread, and removes the mutant afterwards.
 pub fn with<T>(mutant: Option<Mutant>, work: impl FnOnce() -> T) -> T {
     struct Undo;
     impl Drop for Undo {
         fn drop(&mut self) {
             ACTIVE.set(None);
-            site::mutants::weaken(None);
+            failpoint::mutants::disable(None);
             set_sim_mutant(None);
         }
     }
@@ -136,26 +137,26 @@ pub fn with<T>(mutant: Option<Mutant>, work: impl FnOnce() -> T) -> T {
     match mutant {
         None => {}
         Some(Mutant::Call(call, how)) => ACTIVE.set(Some((call, how))),
-        Some(Mutant::Site(site)) => site::mutants::weaken(Some(site)),
+        Some(Mutant::Failpoint(point)) => failpoint::mutants::disable(Some(point)),
         Some(Mutant::Simulator(mutant)) => set_sim_mutant(Some(mutant)),
     }
     work()
 }
 
-/// The mutants of everything that `work` passes on this thread, in a fixed order.
+/// Returns the mutants of all storage calls and failpoints that `work` reaches on this thread, in a fixed order.
 pub fn of(work: impl FnOnce()) -> Vec<Mutant> {
     SEEN.set(Some(BTreeSet::new()));
-    let sites = site::mutants::passed_by(work);
+    let failpoints = failpoint::mutants::evaluated_by(work);
     let calls = SEEN.take().unwrap_or_default();
-    calls.into_iter().flat_map(Call::mutants).chain(sites.into_iter().map(Mutant::Site)).collect()
+    calls.into_iter().flat_map(Call::mutants).chain(failpoints.into_iter().map(Mutant::Failpoint)).collect()
 }
 
-/// Notes that the engine is called from outside: what was to come behind the end of the call before comes now.
+/// Marks the start of an engine call. Calls deferred by [`How::BehindReturn`] are due one full engine call later.
 pub fn next_turn() {
     TURN.set(TURN.get() + 1);
 }
 
-/// An operation put off.
+/// Deferred operation.
 type Later = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
@@ -165,7 +166,7 @@ struct State {
 }
 
 impl State {
-    /// The mutant of a call, which is noted.
+    /// Records a call and returns its mutation if it is the active mutant. Runs deferred calls that are due.
     fn ask(&self, op: Op, purpose: Purpose, file: &'static str) -> Option<How> {
         let call = Call { op, purpose: purpose.0, file };
         SEEN.with_borrow_mut(|seen| {
@@ -177,7 +178,7 @@ impl State {
         self.active.and_then(|(active, how)| (active == call).then_some(how))
     }
 
-    /// After an operation that commits something.
+    /// Runs deferred calls after an operation that commits something.
     fn committed(&self) {
         if matches!(self.active, Some((_, How::BehindCommit))) {
             self.run_later(|_| true);
@@ -195,7 +196,7 @@ impl State {
         now.into_iter().for_each(|(_, run)| run());
     }
 
-    /// A call that may be left out, put off, or fail unheard.
+    /// Makes, skips, weakens or defers a call, or ignores its error.
     fn call(
         &self,
         how: Option<How>,
@@ -212,7 +213,7 @@ impl State {
             }
             Some(How::BehindCommit | How::BehindReturn) => {
                 let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
-                // Nobody is left to hear of an error.
+                // The caller has already received `Ok`, so the error is dropped.
                 later.push((TURN.get(), Box::new(move || drop(run()))));
                 Ok(())
             }
@@ -220,7 +221,7 @@ impl State {
     }
 }
 
-/// A storage that carries the thread's mutant of a call.
+/// Storage that applies the thread's mutant of a call.
 #[derive(Clone)]
 pub struct MutantStorage<S> {
     inner: S,
@@ -228,14 +229,14 @@ pub struct MutantStorage<S> {
 }
 
 impl<S> MutantStorage<S> {
-    /// With the mutant that the thread has now.
+    /// Wraps a storage. The thread's mutant at this time is used.
     pub fn new(inner: S) -> Self {
         let state = State { active: ACTIVE.get(), ..State::default() };
         Self { inner, state: Arc::new(state) }
     }
 }
 
-/// The names that an index has; others are all one.
+/// Returns the static name of a file of an index; `"other"` for all other names.
 fn known(name: &str) -> &'static str {
     ["root", "root.new", "data", "wal"].into_iter().find(|known| *known == name).unwrap_or("other")
 }
@@ -321,10 +322,10 @@ impl<S: Storage + Clone> Storage for MutantStorage<S> {
     }
 }
 
-/// The number of a sync that is mutated.
+/// Number returned by `sync_begin` for a mutated sync: the whole sync is done at its end.
 const AT_ITS_END: u64 = u64::MAX;
 
-/// A file of a [`MutantStorage`].
+/// File of a [`MutantStorage`].
 pub struct MutantFile<F> {
     inner: Arc<F>,
     name: &'static str,
@@ -357,7 +358,7 @@ impl<F: StorageFile> StorageFile for MutantFile<F> {
 
     unsafe fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
         let how = self.state.ask(Op::Store, purpose, self.name);
-        // SAFETY: what the caller has promised.
+        // SAFETY: the caller keeps the contract of `write_at`.
         let done = unsafe { self.inner.write_at(offset, bytes, purpose) };
         if self.name == "root" || self.name == "root.new" {
             self.state.committed();
@@ -383,7 +384,7 @@ impl<F: StorageFile> StorageFile for MutantFile<F> {
         )
     }
 
-    /// One that is mutated is done as a whole, at its end.
+    /// Begins a sync. A mutated sync is done as a whole, at its end.
     fn sync_begin(&self, range: Option<(u64, u64)>, purpose: Purpose) -> Result<u64> {
         let op = if range.is_some() { Op::SyncRange } else { Op::SyncAll };
         match self.state.ask(op, purpose, self.name) {
@@ -401,7 +402,7 @@ impl<F: StorageFile> StorageFile for MutantFile<F> {
     }
 
     unsafe fn lend(&self, offset: u64, len: usize) -> Result<F::Lent> {
-        // SAFETY: what the caller has promised.
+        // SAFETY: the caller keeps the contract of `lend`.
         unsafe { self.inner.lend(offset, len) }
     }
 }

@@ -1,8 +1,9 @@
-//! The tester tested: every mutant of the engine must be found by the cases of some seed, by one of the corpus, or by the
-//! exploration of the reference workloads, every mutant of the simulator by the conformance suite.
+//! Mutation testing of the simulator. Every mutant of the engine must be killed: by a generated case, by a case of the
+//! corpus, or by the exploration of the reference workloads. A mutant that affects recall must be killed by a recall
+//! case. Every mutant of the simulator must be killed by the conformance suite.
 //!
-//! What is mutated is generated from the places that a run passes ([`crate::mutant`]), so a new call of the storage, or a
-//! new checksum, brings its mutants with it.
+//! Mutants are generated from the storage calls and failpoints that a run reaches ([`crate::mutant`]). A new storage
+//! call or checksum therefore gets its mutants without further work.
 
 use std::{
     fmt, fs,
@@ -10,7 +11,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use shardex::site;
+use shardex::failpoint;
 
 use crate::{
     SimStorage,
@@ -23,33 +24,33 @@ use crate::{
     workload,
 };
 
-/// Seeds that a mutant is given to be found.
+/// Default number of seeds tried per mutant.
 pub const SEEDS: u64 = 60_000;
 
-/// Seeds that come before the corpus.
+/// Number of seeds tried before the corpus.
 const FIRST: u64 = 1_000;
 
-/// Seeds whose runs pass every place there is.
+/// Number of seeds whose runs together reach every storage call and failpoint.
 const PLACES: u64 = 2_000;
 
-/// Rows of the data of which recalls are asked.
+/// Number of rows of the recall cases.
 const RECALL_ROWS: usize = 5_000;
 
-/// Cases of recalls, the first ones, that pass every place there is: by L2 or cosine and by dot products.
+/// Number of leading recall cases that together reach every recall failpoint: one by L2 or cosine, one by dot product.
 const RECALL_PLACES: usize = 2;
 
-/// What found a mutant.
+/// Test that killed a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Killer {
-    /// So many seeds.
+    /// Generated case: the number of seeds tried, which is also the seed that killed the mutant.
     Seeds(u64),
-    /// This case of the corpus.
+    /// Name of a case of the corpus.
     Corpus(String),
-    /// The exploration of this workload.
+    /// Name of an explored workload.
     Workload(String),
-    /// The conformance suite.
+    /// Conformance suite.
     Conformance,
-    /// What searches found of this kind of data.
+    /// Kind of data of a recall case.
     Recall(String),
 }
 
@@ -65,37 +66,37 @@ impl fmt::Display for Killer {
     }
 }
 
-/// What became of a mutant.
+/// Result of testing a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Found.
+    /// A test detected the mutant.
     Killed {
-        /// By what.
+        /// Test that detected it.
         by: Killer,
-        /// The promise broken, or the panic.
+        /// Broken promise, or message of the panic.
         how: String,
     },
-    /// Not found, and cannot be: the rule that says so.
+    /// No test detected the mutant, and none can: the rule that makes it equivalent.
     Equivalent(&'static str),
-    /// Not found.
+    /// No test detected the mutant.
     Survived,
 }
 
-/// One mutant and its fate.
+/// Mutant with its fate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The mutant.
+    /// Mutant.
     pub mutant: Mutant,
-    /// Its fate.
+    /// Fate of the mutant.
     pub fate: Fate,
 }
 
-/// Mutants that change nothing that a crash or a fault could show, each with the rule that makes it so. Every one of them
-/// goes through all that the others go through; one that is found after all is reported as killed.
+/// Mutants whose change no crash or fault can reveal, each with the rule that makes it equivalent. They run through all
+/// tests like the others. If a test detects one, it is reported as killed.
 const EQUIVALENT: &[(Op, &str, How, &str)] = &[];
 
-/// All mutants: of everything that the cases of some seeds pass, and of the simulator. The commit without its sync comes
-/// first: before anything else is believed, that one must die.
+/// Returns all mutants: of every call and failpoint that the generated and recall cases reach, and of the simulator.
+/// The mutant that drops the sync of a commit comes first, because a run that can't kill it proves nothing.
 #[must_use]
 pub fn all() -> Vec<Mutant> {
     let mut all = mutant::of(|| {
@@ -112,8 +113,8 @@ pub fn all() -> Vec<Mutant> {
     all
 }
 
-/// Runs mutants, each over seeds `1..=seeds` at most, on several threads; tells `done` of each as it
-/// is finished. The rows come in the order of the mutants.
+/// Tests mutants on several threads, each with seeds `1..=seeds` at most. Calls `done` for each mutant as soon as it is
+/// finished. The rows are in the order of the mutants.
 #[must_use]
 pub fn run(mutants: &[Mutant], seeds: u64, threads: usize, done: impl Fn(&Row) + Sync) -> Vec<Row> {
     pool::map(threads, mutants, |&mutant| {
@@ -123,7 +124,7 @@ pub fn run(mutants: &[Mutant], seeds: u64, threads: usize, done: impl Fn(&Row) +
     })
 }
 
-/// How many seeds it took to find half of those mutants that seeds have found.
+/// Returns the median number of seeds that killed a mutant, among the mutants killed by seeds; 0 if there are none.
 #[must_use]
 pub fn median_seeds(rows: &[Row]) -> u64 {
     let mut seeds: Vec<u64> = rows
@@ -140,8 +141,8 @@ pub fn median_seeds(rows: &[Row]) -> u64 {
 fn fate(mutant: Mutant, seeds: u64) -> Fate {
     let found = match mutant {
         Mutant::Simulator(_) => conforms(mutant).err().map(|how| (Killer::Conformance, how)),
-        Mutant::Site(site) if site.kind == site::Kind::Recall => by_recalls(mutant),
-        Mutant::Call(..) | Mutant::Site(_) => {
+        Mutant::Failpoint(failpoint) if failpoint.kind == failpoint::FailpointKind::Recall => by_recalls(mutant),
+        Mutant::Call(..) | Mutant::Failpoint(_) => {
             let first = FIRST.min(seeds);
             mutant::with(Some(mutant), || {
                 by_seeds(1..=first)
@@ -162,7 +163,8 @@ fn by_seeds(mut seeds: RangeInclusive<u64>) -> Option<(Killer, String)> {
     seeds.find_map(|seed| Case::generated(seed).run().broken.map(|how| (Killer::Seeds(seed), how)))
 }
 
-/// The cases that once found something, some of them once in a million seeds; none where the sources are not at hand.
+/// Tests the cases of the corpus, some of which only one seed in a million generates. Returns `None` if the source tree
+/// is missing.
 fn by_corpus() -> Option<(Killer, String)> {
     let files = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../corpus/crash")).into_iter().flatten().flatten();
     let mut paths: Vec<_> = files.map(|file| file.path()).collect();
@@ -174,14 +176,15 @@ fn by_corpus() -> Option<(Killer, String)> {
     })
 }
 
-/// One kind that is replaced as a whole, what once was missed, and all kinds, first those on which little hides a mistake.
+/// Returns the recall cases: data that is replaced completely, cases that failed before, and all kinds of data. They
+/// are ordered so that cases in which little hides a mistake come first.
 fn recalls() -> Vec<recall::Case> {
     let each = recall::Case::each(RECALL_ROWS);
     let turned = each.iter().filter(|case| case.kind == "clusters").map(|case| recall::Case { turns: 2, ..*case });
     turned.chain(recall::Case::found()).chain(each.clone()).collect()
 }
 
-/// A case tells that does what is promised without the mistake.
+/// Tests the recall cases. A case counts only if it passes without the mutant.
 fn by_recalls(mutant: Mutant) -> Option<(Killer, String)> {
     let told = |name: &str, wrong: &dyn Fn() -> Option<String>| {
         let first = mutant::with(Some(mutant), wrong)?;
@@ -192,13 +195,11 @@ fn by_recalls(mutant: Mutant) -> Option<(Killer, String)> {
     cases().or_else(|| told("what is proved", &recall::flattery_simulated))
 }
 
-/// One that may be called equivalent gets the whole exploration.
+/// Explores the reference workloads. Mutants listed as equivalent get the full exploration, others a reduced one.
 fn by_exploring(mutant: Mutant) -> Option<(Killer, String)> {
     let whole = equivalent(mutant).is_some();
-    let limits = match whole {
-        true => Limits::default(),
-        false => Limits { states_per_point: 256, depth: 2, ..Limits::default() },
-    };
+    let limits =
+        if whole { Limits::default() } else { Limits { states_per_point: 256, depth: 2, ..Limits::default() } };
     workload::reference().into_iter().find_map(|mut workload| {
         workload.small &= whole;
         let report = explorer::explore_one(&workload, &limits);
@@ -213,7 +214,7 @@ fn equivalent(mutant: Mutant) -> Option<&'static str> {
     known.map(|(.., rule)| *rule)
 }
 
-/// The conformance suite on the simulator with a mistake in it.
+/// Runs the conformance suite on the simulator with a mutant active.
 fn conforms(mutant: Mutant) -> Result<(), String> {
     let suite = || {
         mutant::with(Some(mutant), || {
@@ -221,11 +222,5 @@ fn conforms(mutant: Mutant) -> Result<(), String> {
             conformance_crash(&|seed| SimStorage::new(256, 64, seed));
         });
     };
-    catch_unwind(AssertUnwindSafe(suite)).map_err(|panic| panic_text(&*panic))
-}
-
-/// What a panic said.
-pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
+    catch_unwind(AssertUnwindSafe(suite)).map_err(|panic| pool::panic_text(&*panic))
 }

@@ -1,22 +1,22 @@
-//! The judge that does not ask the accused: what the files say, by `fsck`, against the model and the engine.
+//! Comparison of the files, as read by the independent checker (`fsck`), with the model and the engine.
 
 use std::collections::BTreeMap;
 
-use shardex::{Engine, Metric, lease::Run, storage::Storage};
+use shardex::{Engine, Metric, lease::PageRange, storage::Storage};
 
 use crate::{
-    fsck::{self, Files, Finding, Kind, Level, Part, Report, Span, What},
+    fsck::{self, Files, Finding, FindingKind, Level, Part, Report, Span, What},
     model::State,
     storage::SimStorage,
 };
 
-/// The files of an index, as a reader sees them now.
+/// Copy of the files of an index, as a reader sees them.
 pub struct Image {
     files: BTreeMap<String, Vec<u8>>,
 }
 
 impl Image {
-    /// Copies them.
+    /// Copies the files of a simulated disk.
     #[must_use]
     pub fn of(sim: &SimStorage) -> Self {
         let mut files = BTreeMap::new();
@@ -31,38 +31,39 @@ impl Image {
         Files { root: file("root"), data: file("data"), wal: file("wal") }
     }
 
-    /// Checks every byte.
+    /// Checks every byte of the files with the independent checker.
     #[must_use]
     pub fn check(&self) -> Report {
         fsck::fsck(&self.files(), Level::Full)
     }
 
-    /// What the newest root and the log after it hold.
+    /// Returns the content of the newest root and of the WAL after its checkpoint.
     ///
     /// # Errors
-    /// If that can't be told.
+    /// Returns the finding that prevents it.
     pub fn contents(&self, report: &Report) -> Result<State, String> {
         let contents = report.contents(&self.files()).map_err(|finding| finding.to_string())?;
         Ok(contents.into_iter().collect())
     }
 }
 
-/// Whether an engine that has just opened or flushed agrees with its files: no finding, no page used for nobody, none free that
-/// is needed. What an open does not read may be damaged if that is tolerable.
+/// Checks that an engine agrees with its files just after an open or a flush. There must be no finding. No page may be
+/// used that neither a root nor the working state needs, and no page may be free that one of them needs. With
+/// `tolerant`, findings in data that an open does not read are accepted.
 ///
 /// # Errors
-/// The first contradiction.
+/// Returns the first contradiction.
 pub fn agrees<S: Storage>(image: &Image, report: &Report, engine: &Engine<S>, tolerant: bool) -> Result<(), String> {
     let page = engine.geometry().page_size;
-    let spans = |runs: &mut dyn Iterator<Item = Run>| -> Vec<Span> {
+    let spans = |runs: &mut dyn Iterator<Item = PageRange>| -> Vec<Span> {
         runs.map(|run| Span { page: run.page, pages: run.pages.into() }).collect()
     };
-    let (used, working) = (spans(&mut engine.used_places()), spans(&mut engine.working_places()));
+    let (used, working) = (spans(&mut engine.used_allocations()), spans(&mut engine.working_allocations()));
     let mut wrong = fsck::used_map(report, &used, &[], &working);
-    wrong.retain(|finding| finding.kind == Kind::Leak);
-    // Cells that are damaged are lost to the engine, and so are their places, though a root names them still.
+    wrong.retain(|finding| finding.kind == FindingKind::Leak);
+    // The engine discards damaged cells and frees their allocations, although a root still refers to them.
     let freed = fsck::used_map(&without_damaged_cells(report), &used, &[], &working);
-    wrong.extend(freed.into_iter().filter(|finding| finding.kind == Kind::FreeButLive));
+    wrong.extend(freed.into_iter().filter(|finding| finding.kind == FindingKind::FreeButLive));
     let serious = report.findings.iter().find(|finding| !tolerant || !is_lazily_read(finding));
     match serious.or(wrong.first()) {
         None => Ok(()),
@@ -73,7 +74,7 @@ pub fn agrees<S: Storage>(image: &Image, report: &Report, engine: &Engine<S>, to
     }
 }
 
-/// The same report without the runs of cells of which something is damaged.
+/// Returns the report without the allocations of cells, for each root whose cells have a finding.
 fn without_damaged_cells(report: &Report) -> Report {
     let mut report = report.clone();
     for (slot, tree) in report.trees.iter_mut().enumerate() {
@@ -88,16 +89,17 @@ fn without_damaged_cells(report: &Report) -> Report {
     report
 }
 
-/// Whether a finding is about what an open does not read: the bytes of shards, groups of cells, and the log before the newest
-/// root's checkpoint.
+/// Reports whether a finding concerns data that an open does not read: bytes of shards, cell groups, and the WAL before
+/// the newest root's checkpoint.
 #[must_use]
 pub fn is_lazily_read(finding: &Finding) -> bool {
-    // A sum of vectors is wrong when a vector is.
+    // A damaged vector also makes the sum of its shard's vectors wrong.
     let of_older_log = finding.part == Part::Log && finding.slot.is_some();
-    of_older_log || matches!(finding.part, Part::Extent | Part::Cells) || finding.kind == Kind::SumMismatch
+    of_older_log || matches!(finding.part, Part::Extent | Part::Cells) || finding.kind == FindingKind::SumMismatch
 }
 
-/// Whether contents told by the files are those of the model, to within the rounding of a norm.
+/// Reports whether the content read from the files equals that of the model. Under the cosine metric, components may
+/// differ by 1e-5.
 #[must_use]
 pub fn same(held: &State, expected: &State, metric: Metric) -> bool {
     let near = |x: &[f32], y: &[f32]| match metric {

@@ -1,10 +1,10 @@
-//! What the commands print. Only the fields of time and speed differ from run to run.
+//! Output of the commands. Only fields of time and speed differ from run to run.
 
 use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Value, json};
 use shardex_sim::{
-    case::{Case, Verdict},
+    case::{Case, CaseVerdict},
     explorer::{Report, Violation},
     mutation::{self, Fate, Row},
     shrink::shrink,
@@ -114,16 +114,18 @@ fn tell_silent(silent: &[&str]) {
     }
 }
 
-/// A failure: shrunk, written, and the command that replays it.
+/// Shrinks a violation, writes it to the directory `save`, and prints it with its trace and the command that replays
+/// it.
 pub fn violation(violation: &Violation, save: &Path, as_json: bool) {
     let (case, why) = shrink(&violation.case);
-    let (case, why) = match why.is_empty() {
-        // Only the explorer sees it.
-        true => (violation.case.clone(), violation.broken.clone()),
-        false => (case, why),
+    let (case, why) = if why.is_empty() {
+        // `Case::run` passes: only the explorer detects this violation.
+        (violation.case.clone(), violation.broken.clone())
+    } else {
+        (case, why)
     };
     let text = format!("# {why}\n# first seen as: {}, in {}\n{case}", violation.broken, violation.case.workload.name);
-    // Named by what it holds: the same failure is written once.
+    // The name is a hash of the case, so the same failure is written to one file.
     let name = format!("{:016x}.case", xxhash_rust::xxh3::xxh3_64(case.to_string().as_bytes()));
     let file = save.join(&name);
     let saved = std::fs::create_dir_all(save).and_then(|()| std::fs::write(&file, &text));
@@ -142,7 +144,7 @@ pub fn violation(violation: &Violation, save: &Path, as_json: bool) {
     }
 }
 
-pub fn replayed(case: &Case, verdict: &Verdict, as_json: bool) {
+pub fn replayed(case: &Case, verdict: &CaseVerdict, as_json: bool) {
     if as_json {
         let trace: Vec<String> = verdict.trace.iter().map(ToString::to_string).collect();
         println!(
@@ -207,14 +209,14 @@ pub fn mutants(rows: &[Row], seconds: f64, as_json: bool) {
     println!("median seeds to kill: {median}; {seconds:.1} s");
 }
 
-/// One line on the error stream for what took long, so that somebody who waits sees it.
+/// Prints a mutant to stderr if seeds did not kill it: such mutants take long, so the line shows progress.
 pub fn progress(row: &Row, as_json: bool) {
     if !as_json && !matches!(row.fate, Fate::Killed { by: mutation::Killer::Seeds(_), .. }) {
         eprintln!("{}: {}", row.mutant, fate(&row.fate).0);
     }
 }
 
-/// A fate in words, and why.
+/// Returns the text of a fate and its reason.
 fn fate(fate: &Fate) -> (String, &str) {
     match fate {
         Fate::Killed { by, how } => (format!("killed by {by}"), how.as_str()),
@@ -229,7 +231,7 @@ fn row_json(row: &Row) -> Value {
         Fate::Equivalent(rule) => ("equivalent", None, Some(*rule)),
         Fate::Survived => ("survived", None, None),
     };
-    json!({ "kind": row.mutant.kind(), "site": row.mutant.to_string(), "fate": fate, "by": by, "how": how })
+    json!({ "kind": row.mutant.kind(), "failpoint": row.mutant.to_string(), "fate": fate, "by": by, "how": how })
 }
 
 fn first_line(text: &str) -> &str {

@@ -1,4 +1,4 @@
-//! Readers that are kept while the index is written to, and past the end of their engine.
+//! Readers that stay open while the index is written to, and after their engine is dropped.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use shardex::{
     Engine, Hits, LockHolder, OpenOptions, Result, SearchResult, ShardexError,
     engine::Lent,
     env::Env,
-    index::{self, Breadth, Snapshot},
+    index::{self, SearchScope, Snapshot},
     storage::Storage,
 };
 
-/// One reader: a snapshot, and what an exact search of it found, in place and copied.
+/// Reader: a snapshot and the hits of an exact search, both in place and copied.
 struct Reader<S: Storage> {
     _snapshot: Arc<Snapshot<Lent<S>>>,
     hits: Hits<S::File>,
@@ -19,8 +19,8 @@ struct Reader<S: Storage> {
 
 /// Readers kept by a workload.
 ///
-/// The simulated disk lends copies, so bytes that change under a reader do not show in them. It panics at the store instead: it
-/// knows what is lent.
+/// The simulated disk leases copies, so a reader does not see a store to leased bytes. The simulator panics at such a
+/// store instead.
 pub struct Readers<S: Storage> {
     kept: Vec<Reader<S>>,
 }
@@ -32,40 +32,42 @@ impl<S: Storage> Default for Readers<S> {
 }
 
 impl<S: Storage> Readers<S> {
-    /// Takes one more, of everything there is.
+    /// Adds a reader of all live postings.
     ///
     /// # Errors
-    /// What the search says.
+    /// Returns the errors of the search.
     pub fn take(&mut self, engine: &Engine<S>) -> Result<()> {
         let snapshot = engine.snapshot();
         let query = vec![1.0; engine.geometry().dimension];
         let k = snapshot.live as usize + 1;
-        let hits = index::search(&snapshot, engine.data(), &query, k, Breadth::exact())?;
+        let hits = index::search(&snapshot, engine.data(), &query, k, SearchScope::exact())?;
         let seen = hits.to_response().results;
         self.kept.push(Reader { _snapshot: snapshot, hits, seen });
         Ok(())
     }
 
-    /// Whether each still reads what it did.
+    /// Checks that every reader still reads the same results.
     ///
     /// # Errors
-    /// `Inconsistent` if one does not.
+    /// Returns `Inconsistent` if a reader reads different results.
     pub fn check(&self) -> Result<()> {
-        match self.kept.iter().all(|reader| reader.hits.to_response().results == reader.seen) {
-            true => Ok(()),
-            false => Err(wrong("a reader reads something else than it did")),
+        if self.kept.iter().all(|reader| reader.hits.to_response().results == reader.seen) {
+            Ok(())
+        } else {
+            Err(wrong("a reader reads something else than it did"))
         }
     }
 
-    /// Their engine is gone: as long as they live an open is refused, and says that it is for them. Lets them go.
+    /// Checks readers after their engine was dropped: while they live, an open must fail with [`LockHolder::Reader`].
+    /// Drops the readers afterwards.
     ///
     /// # Errors
-    /// `Inconsistent` if it is not so.
+    /// Returns `Inconsistent` if the open returns anything else, or if a reader reads different results.
     pub fn outlive_engine(&mut self, storage: &S, options: &OpenOptions, env: &Env) -> Result<()>
     where
         S: Clone,
     {
-        // One without a posting reads nothing, and holds nothing.
+        // A reader without hits leases nothing, so it does not hold the lock.
         self.kept.retain(|reader| !reader.seen.is_empty());
         if self.kept.is_empty() {
             return Ok(());
@@ -79,7 +81,7 @@ impl<S: Storage> Readers<S> {
         Ok(())
     }
 
-    /// Lets them go: their process has died.
+    /// Drops all readers, as when their process dies.
     pub fn forget(&mut self) {
         self.kept.clear();
     }

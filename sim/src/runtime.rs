@@ -1,4 +1,5 @@
-//! Runtimes for tests: one that refuses tasks, and with `--cfg madsim` one of which a seed chooses the next task, in virtual time.
+//! Runtimes for tests: a runtime that refuses tasks and, with `--cfg madsim`, a runtime in virtual time whose task
+//! order depends on a seed.
 
 use std::{io, time::Duration};
 
@@ -6,7 +7,7 @@ use std::{io, time::Duration};
 use madsim::time::{Instant, sleep, sleep_until};
 use shardex::runtime::{Blocking, Pending, Runtime, Task};
 
-/// Another runtime, of which a closure says by name which tasks start.
+/// Runtime around another one. A closure decides by name which tasks may start.
 #[derive(Clone, Copy, Debug)]
 pub struct Gate<R, F> {
     inner: R,
@@ -14,7 +15,7 @@ pub struct Gate<R, F> {
 }
 
 impl<R: Runtime, F: Fn(&'static str) -> bool + Send + Sync + 'static> Gate<R, F> {
-    /// A runtime that starts the tasks for which `may_start` is true; others fail with `WouldBlock`.
+    /// Creates a runtime that starts the tasks for which `may_start` returns true. Other tasks fail with `WouldBlock`.
     pub fn new(inner: R, may_start: F) -> Self {
         Self { inner, may_start }
     }
@@ -38,10 +39,11 @@ impl<R: Runtime, F: Fn(&'static str) -> bool + Send + Sync + 'static> Runtime fo
     }
 }
 
-/// The tasks of an index as tasks of the madsim node that opened it: they die when that node is killed.
+/// Runtime on madsim: the tasks of an index are tasks of the madsim node that opened it, and die when that node is
+/// killed.
 ///
-/// A sync takes a millisecond of virtual time, and a job five, so that other tasks run in between. Made and used inside a
-/// `madsim::runtime::Runtime`.
+/// A sync takes one millisecond of virtual time and a job takes five, so other tasks run in between. It must be created
+/// and used inside a `madsim::runtime::Runtime`.
 #[cfg(madsim)]
 #[derive(Clone, Copy, Debug)]
 pub struct MadsimRuntime {
@@ -50,7 +52,7 @@ pub struct MadsimRuntime {
 
 #[cfg(madsim)]
 impl MadsimRuntime {
-    /// A runtime whose time begins now.
+    /// Creates a runtime whose time starts now.
     ///
     /// # Panics
     /// Outside of a madsim runtime.
@@ -84,9 +86,9 @@ impl Runtime for MadsimRuntime {
         }))
     }
 
-    /// Never fails. [`Task::join`] returns at once: there is no thread to block.
+    /// Spawns the task. Never fails. [`Task::join`] returns at once, because there is no thread to block.
     fn spawn(&self, _: &'static str, task: Pending) -> io::Result<Task> {
-        // Its handle is dropped, which lets it go on by itself.
+        // Dropping the handle detaches the task.
         drop(madsim::task::spawn(task));
         Ok(Task::new(|| {}))
     }

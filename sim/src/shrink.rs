@@ -1,6 +1,6 @@
-//! Making a case that breaks a promise as short as it will go: fewer events, smaller numbers, plainer configurations.
+//! Shrinking of a failing case: fewer events, smaller numbers, simpler configurations.
 //!
-//! Greedy: a change is kept if the case still breaks some promise. Deterministic, and bounded in the number of runs.
+//! Greedy: a change is kept if the case still breaks some promise. Deterministic, with a bounded number of runs.
 
 use shardex::Metric;
 
@@ -10,16 +10,18 @@ use crate::{
     workload::Step,
 };
 
-/// Runs that shrinking may take.
+/// Maximum number of runs per shrink.
 const RUNS: u32 = 6_000;
 
-/// The shortest case found that still breaks a promise, and how it breaks it; the case itself if it breaks none.
+/// Returns the shortest case found that still breaks a promise, and how it breaks it. A case that breaks no promise is
+/// returned unchanged, with an empty reason.
 #[must_use]
 pub fn shrink(case: &Case) -> (Case, String) {
     shrink_by(case, |case| case.run().broken)
 }
 
-/// The same for another question than a broken promise: `fails` says why a case fails.
+/// Shrinks a case by a custom test: `fails` returns the reason if a case fails. A case that doesn't fail is returned
+/// unchanged, with an empty reason.
 pub fn shrink_by(case: &Case, fails: impl Fn(&Case) -> Option<String>) -> (Case, String) {
     let mut best = case.clone();
     let Some(mut why) = fails(&best) else { return (best, String::new()) };
@@ -41,7 +43,7 @@ pub fn shrink_by(case: &Case, fails: impl Fn(&Case) -> Option<String>) -> (Case,
         };
         drop_events(&mut best, &mut attempt);
         for i in (0..best.events.len()).rev() {
-            // Small ones first: most failures need little.
+            // Smallest numbers first: most failures need only small ones.
             while smaller(&best.events[i]).into_iter().any(|event| {
                 let mut candidate = best.clone();
                 candidate.events[i] = event;
@@ -58,7 +60,7 @@ pub fn shrink_by(case: &Case, fails: impl Fn(&Case) -> Option<String>) -> (Case,
     }
 }
 
-/// Leaves out runs of events, long ones first.
+/// Removes ranges of events, long ranges first.
 fn drop_events(best: &mut Case, attempt: &mut impl FnMut(Case, &mut Case) -> bool) {
     let mut size = best.events.len().div_ceil(2);
     while size > 0 {
@@ -74,7 +76,7 @@ fn drop_events(best: &mut Case, attempt: &mut impl FnMut(Case, &mut Case) -> boo
     }
 }
 
-/// Smaller numbers than `n`, the smallest first.
+/// Returns numbers from `least` to `n - 1`, the smallest first.
 fn below(n: u64, least: u64) -> Vec<u64> {
     let mut smaller = vec![least, n / 4, n / 2, n.saturating_sub(1)];
     smaller.retain(|&m| m >= least && m < n);
@@ -82,7 +84,7 @@ fn below(n: u64, least: u64) -> Vec<u64> {
     smaller
 }
 
-/// Plainer forms of an event.
+/// Returns simpler forms of an event.
 fn smaller(event: &Event) -> Vec<Event> {
     match event {
         Event::Do(step) => steps(step).into_iter().map(Event::Do).collect(),
@@ -159,7 +161,7 @@ fn crashes(crash: &Crash) -> Vec<Crash> {
     plainer
 }
 
-/// Plainer configurations.
+/// Returns simpler configurations of a case.
 fn plainer(case: &Case) -> Vec<Case> {
     let change = |change: &dyn Fn(&mut Case)| {
         let mut plainer = case.clone();

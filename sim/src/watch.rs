@@ -1,5 +1,4 @@
-//! The simulated disk under the eyes of the [monitor](crate::monitor): it is told of each operation as it happens, and the
-//! first that breaks a rule panics.
+//! Simulated disk that reports each operation to the [monitor](crate::monitor). The first breach of a rule panics.
 
 use std::{
     collections::BTreeMap,
@@ -21,16 +20,16 @@ use crate::{
     storage::{CrashKind, SimFile, SimLent, SimLock, SimStorage},
 };
 
-/// The monitor of one disk, through all its crashes. Clones share it.
+/// Monitor of one disk across all its crashes. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Watch {
-    /// `None` once the disk has done what the monitor can't follow.
+    /// `None` after [`Watch::stop`]: the disk has done something that the monitor can't follow.
     monitor: Arc<Mutex<Option<Monitor>>>,
     next: Arc<AtomicU64>,
 }
 
 impl Watch {
-    /// Watches a disk without a directory.
+    /// Creates a monitor for a disk without a directory.
     #[must_use]
     pub fn new(sim: &SimStorage) -> Self {
         let monitor = Monitor::new(sim.page_size(), sim.sector_size());
@@ -45,10 +44,10 @@ impl Watch {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Tells the monitor.
+    /// Passes an event to the monitor.
     ///
     /// # Panics
-    /// If it finds a rule broken.
+    /// If the event breaches a rule.
     pub fn see(&self, event: &Event<'_>) {
         let breach = self.locked().as_mut().and_then(|monitor| monitor.see(event).err());
         if let Some(breach) = breach {
@@ -56,18 +55,18 @@ impl Watch {
         }
     }
 
-    /// Looks away from now on: for a medium that lies or rots, and for what was done without anybody hearing of it.
+    /// Stops monitoring: for a medium that lies or rots, and for operations that were not reported.
     pub fn stop(&self) {
         *self.locked() = None;
     }
 
-    /// The disk has crashed.
+    /// Reports a crash of the disk and the file contents after it.
     pub fn crashed(&self, sim: &SimStorage, kind: CrashKind) {
         self.see(&Event::Crash { power: kind == CrashKind::Power });
         self.look(sim);
     }
 
-    /// Shows the monitor what the files hold, where that is not the work of a store.
+    /// Reports the contents of all files to the monitor, after changes that no store made.
     fn look(&self, sim: &SimStorage) {
         for (file, bytes) in sim.files() {
             self.see(&Event::Contents { file: &file, bytes: &bytes });
@@ -75,7 +74,7 @@ impl Watch {
     }
 }
 
-/// A simulated disk that is watched.
+/// Simulated disk with a monitor.
 #[derive(Clone, Debug)]
 pub struct WatchedStorage {
     sim: SimStorage,
@@ -83,7 +82,7 @@ pub struct WatchedStorage {
 }
 
 impl WatchedStorage {
-    /// Puts a monitor to a disk.
+    /// Connects a disk to a monitor.
     #[must_use]
     pub fn new(sim: SimStorage, watch: Watch) -> Self {
         Self { sim, watch }
@@ -94,7 +93,8 @@ impl WatchedStorage {
         Arc::new(WatchedFile { inner, name, sim: self.sim.clone(), watch: self.watch.clone(), begun })
     }
 
-    /// Tells of an operation that was done. One at which the machine stopped is told of by nobody.
+    /// Reports an operation that succeeded. An operation at which the machine stopped returns an error and is not
+    /// reported.
     fn done<T>(&self, result: Result<T>, event: &Event<'_>) -> Result<T> {
         if result.is_ok() {
             self.watch.see(event);
@@ -174,14 +174,14 @@ impl Storage for WatchedStorage {
     }
 }
 
-/// A file of a [`WatchedStorage`].
+/// File of a [`WatchedStorage`].
 #[derive(Debug)]
 pub struct WatchedFile {
     inner: Arc<SimFile>,
     name: String,
     sim: SimStorage,
     watch: Watch,
-    /// The monitor's numbers of syncs that have begun, by the disk's.
+    /// Event ids of the syncs under way, by the numbers that the disk returned for them.
     begun: Mutex<BTreeMap<u64, u64>>,
 }
 
@@ -199,7 +199,7 @@ impl WatchedFile {
     fn ended(&self, id: u64, result: &Result<()>) {
         self.watch.see(&Event::SyncEnd { id, ok: result.is_ok() });
         if result.is_err() {
-            // The cache may have fallen back (R8).
+            // The page cache may hold older bytes again (R8).
             self.watch.look(&self.sim);
         }
     }
@@ -238,7 +238,7 @@ impl StorageFile for WatchedFile {
         }
         let mut held = bytes.to_vec();
         if result.is_err() {
-            // Some of it may be there (R9).
+            // A failed store may have stored some of its sectors (R9).
             self.sim.read_files(|name, all| {
                 if name == self.name
                     && let Some(there) = all.get(offset as usize..offset as usize + bytes.len())
@@ -293,7 +293,7 @@ impl StorageFile for WatchedFile {
     }
 }
 
-/// Bytes lent by a [`WatchedFile`].
+/// Bytes leased from a [`WatchedFile`].
 #[derive(Clone, Debug)]
 pub struct WatchedLent {
     bytes: SimLent,

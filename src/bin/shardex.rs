@@ -1,4 +1,4 @@
-//! The command-line tool. Everything it does goes through the public API.
+//! Command-line tool `shardex`. It uses only the public API of the library.
 
 #[path = "../cli/mod.rs"]
 mod cli;

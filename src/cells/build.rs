@@ -1,17 +1,17 @@
-//! Making cells: k-means over all vectors, on two levels, seeded by the cells before.
+//! Cell build: k-means over all vectors on two levels, seeded by the previous cells.
 //!
-//! Deterministic: the same shards and the same seed give the same bytes, however many threads work. Vectors are read where
-//! they lie, shard by shard; what is held besides is their codes, some hundred bytes a posting.
+//! The build is deterministic: the same shards and the same seed give the same bytes for any number of threads. Vectors
+//! are read in place, shard by shard. Besides them the build holds their codes, about a hundred bytes per posting.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::{
-    CellIndex, GroupView, Near,
-    grouped::{Asking, Centroids, Grouped, Sums},
-    layout::{Built, lay_out},
+    CellIndex, GroupView, RankedId,
+    groups::{CentroidGroups, Centroids, NearestScratch, Sums},
+    layout::{BuiltCells, NumberedShard, ShardCodes, lay_out},
 };
 use crate::{
-    codes::{Factors, Frame, Rotation, encode, medians, sample},
+    codes::{CoordinateFrame, Rotation, encode, medians, sample},
     distance::{self, BLOCK},
     env::{Never, Workers},
     error::{Result, ShardexError},
@@ -21,56 +21,43 @@ use crate::{
     storage::StorageFile,
 };
 
-/// A shard by its number.
-pub type Numbered<L> = (u32, Arc<Shard<L>>);
-
-/// What a draw is for: draws for two purposes from one generator would pick the same postings.
+/// Purpose bits of the random draws. Two draws with the same bits would select the same postings.
 const CENTROIDS: u64 = 1 << 58;
-pub(super) const PIVOTS: u64 = 2 << 58;
 const HELD_OUT: u64 = 3 << 58;
 const CENTRE: u64 = 4 << 58;
 
-/// Postings of whose components the centre of a frame is the median.
+/// Number of sampled postings whose component medians are the centre of a frame.
 const CENTRE_SAMPLE: usize = 1_024;
-/// A frame serves as long as the square of the distance from its centre to the middle of the data is so small a part of the
-/// mean square of the distance from there to a posting.
+/// Largest squared distance between the centre of the previous frame and the new centre at which the previous frame is
+/// kept, as a part of the median squared distance of a posting from the new centre.
 const CENTRE_MOVED: f64 = 1.0 / 64.0;
 
 #[derive(Default)]
 struct Scratch {
-    placed: Vec<f32>,
-    asking: Asking,
+    transformed: Vec<f32>,
+    scratch: NearestScratch,
 }
 
-/// The codes of one shard's postings, with the cell of each.
-#[derive(Default)]
-pub(super) struct Coded {
-    pub(super) cells: Vec<u32>,
-    pub(super) references: Vec<u32>,
-    pub(super) factors: Vec<Factors>,
-    pub(super) signs: Vec<u64>,
-}
-
-/// Where a build begins.
+/// Starting point of the k-means rounds.
 struct Start {
-    /// Rounds that an earlier build has done.
+    /// Rounds that an earlier build finished.
     done: usize,
-    /// Rounds to be done.
+    /// Rounds left to run.
     rounds: usize,
 }
 
 impl Start {
-    /// At least one round is done again: the postings held out for the calibration may be others now, and a round leaves no
-    /// posting in a centroid that is held out.
+    /// Starts after `done` finished rounds. At least one round runs, because the held-out postings may differ from
+    /// those of the earlier build. A round sets each centroid to the mean of its postings that are not held out.
     fn after(done: usize) -> Self {
         Self { done, rounds: limits::CELL_ROUNDS.saturating_sub(done).max(1) }
     }
 }
 
-/// The postings that cells are made of.
+/// Postings of the shards that a build covers.
 struct Rows<'a, F: StorageFile> {
-    shards: &'a [Numbered<F::Lent>],
-    /// The number of each shard's first posting.
+    shards: &'a [NumberedShard<F::Lent>],
+    /// Number of the first posting of each shard.
     firsts: Vec<u32>,
     data: &'a DataFile<F>,
     workers: Workers<'a>,
@@ -78,19 +65,20 @@ struct Rows<'a, F: StorageFile> {
 
 struct Pass<'a, F: StorageFile> {
     rows: Rows<'a, F>,
-    /// Numbers of postings that no centroid may know, in ascending order.
+    /// Numbers of the held-out postings, which no mean includes, in ascending order.
     held_out: Vec<u32>,
-    frame: Arc<Frame>,
+    frame: Arc<CoordinateFrame>,
 }
 
 impl<F: StorageFile> Rows<'_, F> {
-    /// Calls `work` with each live posting of a shard.
+    /// Calls `work` with the number and the vector of each live posting of shard `i`.
     fn each(&self, i: usize, mut work: impl FnMut(u32, &[f32])) -> Result<()> {
         let geometry = self.data.geometry();
         let (shard, slots) = (&self.shards[i].1, geometry.extent_slots());
         for (e, extent) in shard.extents().iter().enumerate() {
             self.workers.cancel.check()?;
-            // Codes hide no damage of what they are made of: that keeps its own checksum.
+            // A check at the first use suffices, because codes don't replace vectors: later damage still fails the
+            // checksum of the extent.
             let bytes = extent.slots(self.data)?;
             for slot in (0..extent.used()).filter(|slot| shard.is_live(e * slots + slot)) {
                 work(self.firsts[i] + (e * slots + slot) as u32, row(bytes, slot, geometry));
@@ -99,23 +87,20 @@ impl<F: StorageFile> Rows<'_, F> {
         Ok(())
     }
 
-    /// One result for each shard, on as many threads as there are; `take` gets them in order, some at a time, so that no
-    /// more than these are held.
+    /// Computes one result per shard in parallel and passes the results to `take` in the order of the shards. Shards
+    /// are processed in batches, so that at most one batch of results is held.
     fn shards<T: Send + Sync>(&self, work: impl Fn(usize) -> Result<T> + Sync, mut take: impl FnMut(T)) -> Result<()> {
         const AT_A_TIME: usize = 64;
         for first in (0..self.shards.len()).step_by(AT_A_TIME) {
             let count = AT_A_TIME.min(self.shards.len() - first);
-            let results: Vec<OnceLock<Result<T>>> = (0..count).map(|_| OnceLock::new()).collect();
-            // Each number is given out once, so each place is set once.
-            self.workers.for_each(count, &|i| drop(results[i].set(work(first + i))))?;
-            for result in results.into_iter().filter_map(OnceLock::into_inner) {
+            for result in self.workers.map(count, &|i| work(first + i))? {
                 take(result?);
             }
         }
         Ok(())
     }
 
-    /// As many postings as asked for, by chance.
+    /// Returns the vectors of `count` live postings drawn at random, or of all live postings if there are fewer.
     fn sample(&self, count: usize, (index_id, draw): (u128, u64)) -> Result<Vec<f32>> {
         let live = self.shards.iter().map(|(_, shard)| shard.live()).sum();
         let wanted = sample(live, count, index_id, draw);
@@ -136,36 +121,42 @@ impl<F: StorageFile> Rows<'_, F> {
         Ok(rows)
     }
 
-    /// The frame for these postings: one that there is, if it still serves.
-    fn frame(&self, before: Option<&Arc<Frame>>, rotation: &Arc<Rotation>, seed: (u128, u64)) -> Result<Arc<Frame>> {
+    /// Returns the frame for these postings: the previous one if its centre is still near the median, or a new one.
+    fn frame(
+        &self,
+        before: Option<&Arc<CoordinateFrame>>,
+        rotation: &Arc<Rotation>,
+        seed: (u128, u64),
+    ) -> Result<Arc<CoordinateFrame>> {
         let geometry = self.data.geometry();
         let rows = self.sample(CENTRE_SAMPLE, (seed.0, seed.1 | CENTRE))?;
         let centre = medians(&rows, geometry.dimension);
         let apart = |row: &[f32]| -> f64 {
             row.iter().zip(&centre).map(|(x, c)| (f64::from(*x) - f64::from(*c)).powi(2)).sum()
         };
-        // Most, not all: a few may lie anywhere.
+        // The median, not the mean, because a few postings may be arbitrarily far away.
         let mut spread: Vec<f64> = rows.chunks_exact(geometry.dimension).map(apart).collect();
         let middle = spread.len() / 2;
         let spread = *spread.select_nth_unstable_by(middle, f64::total_cmp).1;
         Ok(match before.filter(|before| apart(before.centre()) <= CENTRE_MOVED * spread) {
             Some(before) => Arc::clone(before),
-            None => Arc::new(Frame::new(Arc::clone(rotation), centre, geometry.metric)),
+            None => Arc::new(CoordinateFrame::new(Arc::clone(rotation), centre, geometry.metric)),
         })
     }
 }
 
 impl<F: StorageFile> Pass<'_, F> {
-    /// Calls `work` with each live posting of a shard, placed in the frame.
+    /// Calls `work` with each live posting of shard `i`, transformed into the frame.
     fn each(&self, i: usize, mut work: impl FnMut(u32, &mut Scratch)) -> Result<()> {
         let mut scratch = Scratch::default();
         self.rows.each(i, |reference, row| {
-            self.frame.place(row, &mut scratch.placed);
+            self.frame.transform(row, &mut scratch.transformed);
             work(reference, &mut scratch);
         })
     }
 
-    /// The centroids to start from: those of the cells before as far as they serve, and postings by chance.
+    /// Returns the centroids to start from: those of the previous cells if there are about as many, filled up with
+    /// postings drawn at random.
     fn first_centroids<B: std::ops::Deref<Target = [u8]>>(
         &self,
         before: Option<&CellIndex<B>>,
@@ -174,17 +165,18 @@ impl<F: StorageFile> Pass<'_, F> {
     ) -> Result<(Centroids, Start)> {
         let mut centroids = Centroids { len: self.frame.len(), rows: Vec::new() };
         let mut start = Start { done: 0, rounds: limits::CELL_ROUNDS };
-        // Many more centroids than there were cannot be told from these by a few rounds: a posting alone is no mean.
+        // Known centroids serve if their number is 9/10 to 10/9 of the new one. Each further centroid starts as a
+        // single posting, and a few rounds don't turn many of these into means.
         let serve = |known: u64| known * 10 >= cells as u64 * 9 && known * 9 <= cells as u64 * 10;
         match before {
-            Some(before) if before.has_ahead() && serve(before.cells_ahead()) => {
-                centroids.rows = centroids_of(before.ahead(), &self.frame, before.frame());
+            Some(before) if before.has_unfinished() && serve(before.unfinished_cells()) => {
+                centroids.rows = centroids_of(before.unfinished(), &self.frame, before.frame());
                 start = Start::after(before.table().rounds as usize);
             }
             Some(before) if before.is_searchable() && serve(before.cells()) => {
                 let groups = (0..before.len()).map(|i| before.group(i));
                 centroids.rows = centroids_of(groups, &self.frame, before.frame());
-                // Centroids that have settled need little more.
+                // Settled centroids need fewer rounds.
                 start.rounds = limits::CELL_ROUNDS / 2;
             }
             _ => {}
@@ -192,21 +184,22 @@ impl<F: StorageFile> Pass<'_, F> {
         centroids.rows.truncate(cells * centroids.len);
         let known = centroids.count();
         let rows = self.rows.sample(cells - known, (seed.0, seed.1 | CENTROIDS))?;
-        let mut placed = Vec::new();
+        let mut transformed = Vec::new();
         for row in rows.chunks_exact(self.rows.data.geometry().dimension) {
-            self.frame.place(row, &mut placed);
-            centroids.rows.extend_from_slice(&placed);
+            self.frame.transform(row, &mut transformed);
+            centroids.rows.extend_from_slice(&transformed);
         }
         Ok((centroids, start))
     }
 
-    /// Gives each posting to the nearest cell, of all or of the neighbours of the one it was given to before, and moves the
-    /// centroids to the means of their postings. `homes` are the cells, by shard and live posting.
-    fn refine(&self, centroids: &mut Centroids, grouped: &Grouped, homes: &mut Vec<Vec<u32>>) -> Result<()> {
-        let neighbours = match homes.is_empty() {
-            true => Vec::new(),
-            false => grouped.neighbours(centroids, self.rows.workers)?,
-        };
+    /// Assigns each posting to the nearest cell, and moves each centroid to the mean of its postings that are not held
+    /// out.
+    ///
+    /// If `homes` is empty, [`CentroidGroups::nearest`] finds the cell. Otherwise a posting is compared only with the
+    /// neighbours of its cell in `homes`. The new cells of the live postings replace `homes`, shard by shard.
+    fn refine(&self, centroids: &mut Centroids, grouped: &CentroidGroups, homes: &mut Vec<Vec<u32>>) -> Result<()> {
+        let neighbours =
+            if homes.is_empty() { Vec::new() } else { grouped.neighbours(centroids, self.rows.workers)? };
         let (mut all, mut all_homes) = (Sums::default(), Vec::with_capacity(self.rows.shards.len()));
         let give = |i: usize| {
             let (mut sums, mut new_homes) = (Sums::default(), Vec::new());
@@ -214,15 +207,15 @@ impl<F: StorageFile> Pass<'_, F> {
                 let home = match homes.get(i) {
                     Some(homes) => {
                         let known = &neighbours[homes[new_homes.len()] as usize];
-                        grouped.nearest_of(&scratch.placed, known)
+                        grouped.nearest_of(&scratch.transformed, known)
                     }
                     None => {
-                        grouped.nearest(&scratch.placed, 1, &mut scratch.asking);
-                        scratch.asking.asked.near.first().map_or(0, |near| near.number() as u32)
+                        grouped.nearest(&scratch.transformed, 1, &mut scratch.scratch);
+                        scratch.scratch.routing.near.first().map_or(0, |near| near.number() as u32)
                     }
                 };
                 if self.held_out.binary_search(&reference).is_err() {
-                    sums.add(home as usize, &scratch.placed);
+                    sums.add(home as usize, &scratch.transformed);
                 }
                 new_homes.push(home);
             })?;
@@ -237,21 +230,27 @@ impl<F: StorageFile> Pass<'_, F> {
         Ok(())
     }
 
-    /// Codes every posting twice.
-    fn encode(&self, centroids: &Centroids, grouped: &Grouped) -> Result<Vec<Coded>> {
+    /// Encodes each live posting for the nearest cell, and for the second cell that SOAR selects.
+    fn encode(&self, centroids: &Centroids, grouped: &CentroidGroups) -> Result<Vec<ShardCodes>> {
         let metric = self.rows.data.geometry().metric;
         let mut all = Vec::with_capacity(self.rows.shards.len());
         let code = |i: usize| {
-            let mut coded = Coded::default();
+            let mut coded = ShardCodes::default();
             self.each(i, |reference, scratch| {
-                grouped.nearest(&scratch.placed, limits::SOAR_CELLS + 1, &mut scratch.asking);
-                let near = &scratch.asking.asked.near;
+                grouped.nearest(&scratch.transformed, limits::SOAR_CELLS + 1, &mut scratch.scratch);
+                let near = &scratch.scratch.routing.near;
                 let Some(first) = near.first().map(|near| near.number()) else { return };
-                let second = second_cell(&scratch.placed, first, &near[1..], centroids);
+                let second = second_cell(&scratch.transformed, first, &near[1..], centroids);
                 for cell in [Some(first), second].into_iter().flatten() {
                     coded.cells.push(cell as u32);
                     coded.references.push(reference);
-                    let factors = encode(&scratch.placed, centroids.row(cell), self.frame.turned(), metric, &mut coded.signs);
+                    let factors = encode(
+                        &scratch.transformed,
+                        centroids.row(cell),
+                        self.frame.rotated_centre(),
+                        metric,
+                        &mut coded.signs,
+                    );
                     coded.factors.push(factors);
                 }
             })?;
@@ -262,8 +261,9 @@ impl<F: StorageFile> Pass<'_, F> {
     }
 }
 
-/// SOAR's choice among near cells: the least `|r'|² + λ (r'·r̂)²`, `r` the residual to the first.
-fn second_cell(x: &[f32], first: usize, near: &[Near], centroids: &Centroids) -> Option<usize> {
+/// Selects SOAR's second cell among `near`: the one with the least `|r'|² + λ (r'·r̂)²`, where `r` is the residual to
+/// the first cell and `r'` the residual to the candidate. Returns `None` if `near` is empty.
+fn second_cell(x: &[f32], first: usize, near: &[RankedId], centroids: &Centroids) -> Option<usize> {
     let home = centroids.row(first);
     let square = distance::squared_l2(x, home);
     let mut residual: Vec<f32> = Vec::with_capacity(x.len());
@@ -272,28 +272,33 @@ fn second_cell(x: &[f32], first: usize, near: &[Near], centroids: &Centroids) ->
         residual.clear();
         residual.extend(x.iter().zip(home).map(|(x, c)| x - c));
         // r·r' = r·x − r·c'
-        let along = distance::dot(&residual, x) - distance::dot(&residual, other);
-        let penalty = if square > 0.0 { limits::SOAR_LAMBDA * along * (along / square) } else { 0.0 };
-        Near::new(distance::squared_l2(x, other) + penalty, near.number() as u32)
+        let centre_product = distance::dot(&residual, x) - distance::dot(&residual, other);
+        let penalty = if square > 0.0 { limits::SOAR_LAMBDA * centre_product * (centre_product / square) } else { 0.0 };
+        RankedId::new(distance::squared_l2(x, other) + penalty, near.number() as u32)
     });
     best.min().map(|near| near.number())
 }
 
-/// Makes cells for some shards, in ascending order of their numbers; none if they hold no posting, or if not even one
-/// cell fits `largest` bytes.
+/// Builds cells for shards, which must be in ascending order of their numbers. Returns `None` if they hold no live
+/// posting, if a posting number exceeds 32 bits, or if a group of one cell and one block of codes exceeds `largest`
+/// bytes.
 ///
-/// `before` are cells to start from, which makes it quicker. Cost: a few hundred products of bytes a posting and round.
-/// Cancelled after a round, it returns the centroids that it has reached, [beside](Built::into_ahead) the cells before.
+/// The centroids of `before` shorten the build. If the build is cancelled after a finished round, it returns the
+/// centroids of the last finished round [beside](BuiltCells::into_unfinished) the previous cells.
+///
+/// Cost per posting: the first round and the encoding compute a product of bytes with every pivot and with
+/// `limits::BUILD_CELLS` centroids, and scan the codes of the centroids in half of the groups, but in at least
+/// `limits::BUILD_GROUPS`. Each later round computes a product of bytes with about `limits::CELL_NEIGHBOURS` centroids.
 ///
 /// # Errors
-/// `Corruption` if a vector is damaged, `Closed` if it is cancelled and leaves nothing.
+/// Returns `Corruption` if a vector is damaged. Returns `Closed` if the build is cancelled before a round is finished.
 pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
-    shards: &[Numbered<F::Lent>],
+    shards: &[NumberedShard<F::Lent>],
     data: &DataFile<F>,
     (rotation, before): (&Arc<Rotation>, Option<&CellIndex<B>>),
     (seed, workers): ((u128, u64), Workers<'_>),
     largest: usize,
-) -> Result<Option<Built>> {
+) -> Result<Option<BuiltCells>> {
     let mut firsts = Vec::with_capacity(shards.len());
     let (mut postings, mut live) = (0u64, 0);
     for (_, shard) in shards {
@@ -312,18 +317,18 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     let frame = rows.frame(before.map(CellIndex::frame), rotation, seed)?;
     let pass = Pass { rows, held_out, frame: Arc::clone(&frame) };
     let (mut centroids, start) = pass.first_centroids(before, live.div_ceil(limits::CELL_POSTINGS), seed)?;
-    let mut grouped = Grouped::new(&mut centroids, frame.turned(), seed, workers)?;
+    let mut grouped = CentroidGroups::new(&mut centroids, frame.rotated_centre(), seed, workers)?;
     let sizes = (&frame, largest);
     let of = (shards, data.geometry().metric);
-    // What a build that is given up leaves: the centroids of the last round that came to its end.
-    let left = |grouped: &Grouped, done| {
+    // Result of a cancelled build: the centroids of the last finished round.
+    let left = |grouped: &CentroidGroups, done| {
         let left = lay_out(of, grouped, (&grouped.centroids(), &[]), sizes, &Never)?;
-        Ok(Some(left.into_ahead(done, before)))
+        Ok(Some(left.into_unfinished(done, before)))
     };
     let (mut homes, mut done) = (Vec::new(), start.done);
     for _ in 0..start.rounds {
         let refined = pass.refine(&mut centroids, &grouped, &mut homes);
-        match refined.and_then(|()| Grouped::new(&mut centroids, frame.turned(), seed, workers)) {
+        match refined.and_then(|()| CentroidGroups::new(&mut centroids, frame.rotated_centre(), seed, workers)) {
             Ok(next) => grouped = next,
             Err(ShardexError::Closed) if done > start.done => return left(&grouped, done),
             Err(error) => return Err(error),
@@ -338,14 +343,21 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     }
 }
 
-/// Postings by chance to ask for afterwards, which no centroid may know: those that it was made of are nearer to it than
-/// others. As the shard's position and number, and the slot.
+/// Draws the held-out postings, which calibration searches for. No centroid may include them, because the postings that
+/// a centroid is the mean of are nearer to it than others. Returns the position and the number of the shard, and the
+/// slot, in ascending order. There are at most `limits::CALIBRATION_QUERIES.0`, and at most one in
+/// `limits::CALIBRATION_QUERIES.1` live postings.
 pub fn held_out<'a, L: std::ops::Deref<Target = [u8]> + Clone + 'a>(
     shards: impl Iterator<Item = (u32, &'a Shard<L>)>,
     live: usize,
     seed: (u128, u64),
 ) -> Vec<(usize, u32, usize)> {
-    let wanted = sample(live, limits::CALIBRATION_QUERIES.0.min(live / limits::CALIBRATION_QUERIES.1), seed.0, seed.1 | HELD_OUT);
+    let wanted = sample(
+        live,
+        limits::CALIBRATION_QUERIES.0.min(live / limits::CALIBRATION_QUERIES.1),
+        seed.0,
+        seed.1 | HELD_OUT,
+    );
     let (mut found, mut seen) = (Vec::new(), 0);
     for (i, (number, shard)) in shards.enumerate() {
         let next = &wanted[found.len()..];
@@ -359,13 +371,13 @@ pub fn held_out<'a, L: std::ops::Deref<Target = [u8]> + Clone + 'a>(
     found
 }
 
-/// The centroids, in a frame, of cells whose groups can be read; theirs is `of`.
+/// Returns the centroids of readable groups, moved from the frame `of` into `frame`. Damaged groups are skipped.
 fn centroids_of<'a>(
     groups: impl Iterator<Item = std::result::Result<GroupView<'a>, FormatError>>,
-    frame: &Frame,
-    of: &Frame,
+    frame: &CoordinateFrame,
+    of: &CoordinateFrame,
 ) -> Vec<f32> {
-    let by = frame.moved_from(of);
+    let by = frame.offset_from(of);
     let mut rows = Vec::new();
     for group in groups.flatten() {
         for i in 0..group.cells() {

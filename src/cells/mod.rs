@@ -1,20 +1,20 @@
-//! The cells: small groups of codes that a search scans instead of vectors.
+//! Cells: inverted lists of codes that a search scans instead of vectors.
 //!
-//! Each posting of the shards that the table covers has its code in the cell with the nearest centroid, and a second one
-//! in the cell that SOAR picks (Sun et al., NeurIPS 2023): of the near ones the one whose residual is least in line with
-//! the first. Cells are of the whole index, not of a shard; some 32 of them with near centroids make a group, which is
-//! read and checked as one.
+//! Each posting of a covered shard has a code in the cell with the nearest centroid. It has a second code in a cell
+//! that SOAR (Sun et al., NeurIPS 2023) selects among the near ones: a residual parallel to the first residual adds a
+//! penalty to the distance. Cells span the whole index, not one shard. About 32 cells with near centroids form a cell
+//! group, which is stored and checked together.
 //!
 //! Invariants:
-//! 1. Cells are derived, and made as a whole: they say of a shard what its first slots held when they were made. What a
-//!    shard got later, and shards made later, are scanned besides; what was removed later is looked up in the shard.
-//! 2. A shard is known by number *and* name: codes of one that is gone are of nobody.
-//! 3. A group's bytes are checked before they are used for the first time. If they are damaged, searches do without cells
-//!    until there are new ones.
+//! 1. Cells are derived data and are built as a whole: they describe the slots that each covered shard had at the
+//!    build. Later slots and later shards are searched separately. Later removals are looked up in the shard.
+//! 2. A covered shard is identified by number and id. Codes of a shard that no longer exists are ignored.
+//! 3. The bytes of a group are checked before their first use. If they are damaged, searches don't use the cells until
+//!    new ones are built.
 
 mod build;
 mod effort;
-mod grouped;
+mod groups;
 mod layout;
 mod router;
 
@@ -28,23 +28,24 @@ use std::{
 
 pub use build::{build, held_out};
 pub use effort::{effort, log2, quietness};
-pub use layout::Built;
-pub use router::{Asked, CodeBlocks, Router};
+pub use layout::BuiltCells;
+pub use router::{CodeBlocks, Router, RoutingScratch};
 
 use crate::{
-    codes::{Factors, Frame},
+    codes::{CoordinateFrame, Factors},
     error::ShardexError,
+    failpoint::holds,
     format::{
         FormatError,
-        cells::{self, Calibration, CellEntry, CellTable, Covered, Effort, GroupEntry, GroupLayout},
+        calibration::{Calibration, SearchEffort},
+        cells::{self, CellEntry, CellTable, CoveredShard, GroupEntry, GroupLayout},
         crc32c,
     },
     id::ShardId,
-    lease::Place,
-    site::{self, Kind},
+    lease::Allocation,
 };
 
-/// Bytes of a group and where they lie.
+/// Bytes of a cell group, with their layout and checksum.
 #[derive(Debug)]
 pub struct Group<B> {
     bytes: B,
@@ -54,17 +55,18 @@ pub struct Group<B> {
 }
 
 impl<B> Group<B> {
-    /// Checks bytes that should be its own, whose codes are of postings below `postings`.
+    /// Checks that `bytes` match the group's checksum and layout, and that all codes refer to postings below
+    /// `postings`.
     fn check(&self, bytes: &[u8], postings: u32) -> std::result::Result<(), FormatError> {
         let found = crc32c(0, bytes);
-        if !site::holds(Kind::Checksum, found == self.crc) {
+        if !holds!(Checksum, found == self.crc) {
             return Err(FormatError::new(0, format!("checksum {:08x} expected, {found:08x} found", self.crc)));
         }
         cells::check_group(bytes, self.layout, postings)
     }
 }
 
-/// A group whose bytes were checked.
+/// View of a cell group whose bytes were checked.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupView<'a> {
     bytes: &'a [u8],
@@ -72,72 +74,79 @@ pub struct GroupView<'a> {
 }
 
 impl<'a> GroupView<'a> {
-    /// Cells in it.
+    /// Returns the number of cells in the group.
     #[must_use]
     pub fn cells(&self) -> usize {
         self.layout.cells
     }
 
-    /// What it says of a cell.
+    /// Returns the entry of cell `i`: the values stored beside its centroid's bytes, and its range of codes.
     #[must_use]
     pub fn cell(&self, i: usize) -> CellEntry {
         cells::cell(self.bytes, i)
     }
 
-    /// The bytes of a cell's centroid, each plus 128.
+    /// Returns the bytes of the centroid of cell `i`, each plus 128.
     #[must_use]
     pub fn centroid(&self, i: usize) -> &'a [u8] {
         let len = self.layout.words * 64;
         &self.bytes[self.layout.centroids()][i * len..(i + 1) * len]
     }
 
-    /// The numbers that these bytes stand for.
+    /// Returns the components of the centroid of cell `i`, decoded from its bytes.
     pub fn centroid_values(&self, i: usize) -> impl Iterator<Item = f32> + use<'a> {
-        layout::values(self.centroid(i), self.cell(i).centroid)
+        self.cell(i).centroid.values(self.centroid(i))
     }
 
-    /// Whom a code is of, its signs, and its factors.
+    /// Returns code `i` of the group: the number of its posting, its signs and its factors.
     #[must_use]
     pub fn code(&self, i: usize) -> (u32, Vec<u64>, Factors) {
         router::read_code(self.blocks(), self.layout.words, i)
     }
 
-    /// Whom a code is of.
+    /// Returns the number of the posting that code `i` of the group encodes.
     #[must_use]
     pub fn reference(&self, i: usize) -> u32 {
         router::reference(self.blocks(), self.layout.words, i)
     }
 
-    /// The codes.
+    /// Returns the blocks of codes of the group.
     #[must_use]
     pub fn blocks(&self) -> &'a [u8] {
         &self.bytes[self.layout.blocks()]
     }
 }
 
-/// All cells of an index, as they were made at one time.
+/// All cells of an index, as built at one time.
 #[derive(Debug)]
 pub struct CellIndex<B> {
     table: CellTable,
-    frame: Arc<Frame>,
+    frame: Arc<CoordinateFrame>,
     router: Router,
-    /// Before `places`: bytes are given back before their place is.
+    /// Declared before `allocations`, so that the bytes are dropped before the allocations that hold them.
     groups: Vec<Group<B>>,
-    /// The centroids that a build had reached, for the next one to go on from.
-    ahead: Vec<Group<B>>,
-    /// For each shard of the table, the number of its first posting.
+    /// Groups of centroids of a cancelled build, from which the next build starts.
+    unfinished: Vec<Group<B>>,
+    /// Number of the first posting of each covered shard.
     firsts: Vec<u32>,
-    /// For each 64 postings, the shard of the table that they are of.
+    /// Index into the covered shards for each 64 posting numbers.
     by_posting: Vec<u32>,
-    /// The places of groups, those ahead, parts and head, in this order; none for cells that are not stored.
-    places: Vec<Arc<Place>>,
+    /// Allocations of the groups, the unfinished groups, the parts of the table and its head, in this order. Empty for
+    /// cells that are not stored.
+    allocations: Vec<Arc<Allocation>>,
     damaged: AtomicBool,
 }
 
 impl<B: Deref<Target = [u8]>> CellIndex<B> {
-    /// Puts cells together: `bytes` are those of the table's groups, and of the ones ahead; the frame's centre is the table's.
+    /// Assembles cells from a table and the bytes of its groups, followed by those of its unfinished groups. The centre
+    /// of `frame` must be the centre of the table.
     #[must_use]
-    pub fn new(mut table: CellTable, frame: Arc<Frame>, bytes: Vec<B>, places: Vec<Arc<Place>>) -> Self {
+    pub fn new(
+        mut table: CellTable,
+        frame: Arc<CoordinateFrame>,
+        bytes: Vec<B>,
+        allocations: Vec<Arc<Allocation>>,
+    ) -> Self {
         let (mut firsts, mut by_posting) = (Vec::new(), Vec::new());
         for (i, shard) in table.shards.iter().enumerate() {
             firsts.push(by_posting.len() as u32 * 64);
@@ -148,119 +157,133 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
             let group = |(group, bytes): (&GroupEntry, B)| Group {
                 bytes,
                 layout: GroupLayout { cells: group.cells as usize, codes: group.codes as usize, words: table.words },
-                crc: group.place.crc,
+                crc: group.pointer.crc,
                 checked: AtomicBool::new(false),
             };
             entries.iter().zip(bytes.by_ref()).map(group).collect()
         };
-        let (groups, ahead) = (groups_of(&table.groups), groups_of(&table.ahead));
+        let (groups, unfinished) = (groups_of(&table.groups), groups_of(&table.unfinished));
         let stored = table.groups.iter().map(|group| group.pivot).collect();
         let counts = table.groups.iter().map(|group| group.cells).collect();
         let pivots = std::mem::take(&mut table.pivots);
         let router = Router::new(table.words, pivots, stored, counts, &std::mem::take(&mut table.centroids));
-        Self { table, frame, router, groups, ahead, firsts, by_posting, places, damaged: AtomicBool::new(false) }
+        Self {
+            table,
+            frame,
+            router,
+            groups,
+            unfinished,
+            firsts,
+            by_posting,
+            allocations,
+            damaged: AtomicBool::new(false),
+        }
     }
 
-    /// What is stored of it besides the groups; what the router holds is left out.
+    /// Returns the stored table without the pivots and the codes of centroids, which the router holds.
     #[must_use]
     pub fn table(&self) -> &CellTable {
         &self.table
     }
 
-    /// The same with what the router holds.
+    /// Returns the whole table, including the pivots and the codes of centroids that the router holds.
     #[must_use]
     pub fn whole_table(&self) -> CellTable {
         CellTable { pivots: self.router.pivots.clone(), centroids: self.router.codes.to_vec(), ..self.table.clone() }
     }
 
-    /// Finds the cells that are near.
+    /// Returns the router, which finds the near cells.
     #[must_use]
     pub fn router(&self) -> &Router {
         &self.router
     }
 
-    /// The frame that codes and centroids are in.
+    /// Returns the coordinate frame of the codes and centroids.
     #[must_use]
-    pub fn frame(&self) -> &Arc<Frame> {
+    pub fn frame(&self) -> &Arc<CoordinateFrame> {
         &self.frame
     }
 
-    /// Where it lies.
+    /// Returns the allocations of the groups, the unfinished groups, the parts of the table and its head, in this
+    /// order.
     #[must_use]
-    pub fn places(&self) -> &[Arc<Place>] {
-        &self.places
+    pub fn allocations(&self) -> &[Arc<Allocation>] {
+        &self.allocations
     }
 
-    /// Whether a group was found damaged.
+    /// Reports whether damage was found in a group that searches use.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    /// Whether there are cells to search by. If not, there are only centroids that a build had reached.
+    /// Reports whether there are cells to search. If not, there are only the centroids of a cancelled build.
     #[must_use]
     pub fn is_searchable(&self) -> bool {
         !self.groups.is_empty()
     }
 
-    /// Whether there are centroids that a build had reached when it was given up.
+    /// Reports whether there are centroids of a cancelled build.
     #[must_use]
-    pub fn has_ahead(&self) -> bool {
-        !self.ahead.is_empty()
+    pub fn has_unfinished(&self) -> bool {
+        !self.unfinished.is_empty()
     }
 
-    /// How many.
+    /// Returns the number of centroids of a cancelled build.
     #[must_use]
-    pub fn cells_ahead(&self) -> u64 {
-        self.table.ahead.iter().map(|group| u64::from(group.cells)).sum()
+    pub fn unfinished_cells(&self) -> u64 {
+        self.table.unfinished.iter().map(|group| u64::from(group.cells)).sum()
     }
 
-    /// The groups that hold them, their bytes checked. No search depends on them, so cells are not damaged if they are.
-    pub fn ahead(&self) -> impl Iterator<Item = std::result::Result<GroupView<'_>, FormatError>> {
-        self.ahead.iter().map(|group| {
+    /// Iterates over the groups of centroids of a cancelled build, and checks their bytes. Searches don't use these
+    /// groups, so damage in them doesn't mark the cells as damaged.
+    pub fn unfinished(&self) -> impl Iterator<Item = std::result::Result<GroupView<'_>, FormatError>> {
+        self.unfinished.iter().map(|group| {
             group.check(&group.bytes, self.postings())?;
             Ok(GroupView { bytes: &group.bytes, layout: group.layout })
         })
     }
 
-    /// Groups.
+    /// Returns the number of cell groups.
     #[must_use]
     pub fn len(&self) -> usize {
         self.groups.len()
     }
 
-    /// Whether there is no group.
+    /// Reports whether there is no cell group.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
-    /// Codes of all cells.
+    /// Returns the number of codes in all cells.
     #[must_use]
     pub fn codes(&self) -> u64 {
         self.table.groups.iter().map(|group| u64::from(group.codes)).sum()
     }
 
-    /// Cells of all groups.
+    /// Returns the number of cells in all groups.
     #[must_use]
     pub fn cells(&self) -> u64 {
         self.table.groups.iter().map(|group| u64::from(group.cells)).sum()
     }
 
-    /// Bytes of the groups, and of what is in memory besides.
+    /// Returns the bytes of the groups and of the structures in memory: the router, the covered shards and the map from
+    /// posting numbers to shards.
     #[must_use]
     pub fn memory(&self) -> usize {
         let groups: usize = self.groups.iter().map(|group| group.layout.len()).sum();
         groups + self.router.memory() + self.table.shards.len() * 32 + self.by_posting.len() * 4
     }
 
-    /// Group `i`, its bytes checked at the first use.
+    /// Returns group `i`. The first use of a group checks its bytes, and marks the cells as damaged if the check fails.
     ///
     /// # Errors
-    /// What is wrong; the file and the offset are the caller's to name.
+    /// Returns `FormatError` if the bytes are damaged. Its offset counts from the start of the group; the caller adds
+    /// the file and the place of the group.
     pub fn group(&self, i: usize) -> std::result::Result<GroupView<'_>, FormatError> {
         let group = &self.groups[i];
-        // Relaxed: the flag says only that these bytes, which never change, are what they should be.
+        // Relaxed: the flag publishes no data. It records only that these bytes, which never change, passed the check.
         if !group.checked.load(Ordering::Relaxed) {
             if let Err(error) = self.check_bytes(i, &group.bytes) {
                 self.damaged.store(true, Ordering::Relaxed);
@@ -271,41 +294,43 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
         Ok(GroupView { bytes: &group.bytes, layout: group.layout })
     }
 
-    /// Checks bytes that should be those of group `i`, the ones ahead being counted on from the others.
+    /// Checks bytes against the checksum and the layout of group `i`. Unfinished groups are numbered after the others.
     ///
     /// # Errors
-    /// Names what is wrong.
+    /// Returns `FormatError` if the bytes are not those of the group.
     pub fn check_bytes(&self, i: usize, bytes: &[u8]) -> std::result::Result<(), FormatError> {
-        let group = self.groups.get(i).unwrap_or_else(|| &self.ahead[i - self.groups.len()]);
+        let group = self.groups.get(i).unwrap_or_else(|| &self.unfinished[i - self.groups.len()]);
         group.check(bytes, self.postings())
     }
 
-    /// A view of bytes that [`check_bytes`](Self::check_bytes) found to be those of group `i`.
+    /// Returns a view of bytes that passed [`check_bytes`](Self::check_bytes) for group `i`, which must not be
+    /// unfinished.
     #[must_use]
     pub fn view<'a>(&self, i: usize, bytes: &'a [u8]) -> GroupView<'a> {
         GroupView { bytes, layout: self.groups[i].layout }
     }
 
-    /// Postings that are numbered, those between shards too.
+    /// Returns the number of posting numbers, including the unused ones between shards.
     #[must_use]
     pub fn postings(&self) -> u32 {
         self.by_posting.len() as u32 * 64
     }
 
-    /// The shard and the slot of a posting; `None` if no posting has that number.
+    /// Returns the covered shard and the slot of a posting number, or `None` if the number is out of range. An unused
+    /// number between shards gives a slot past the covered slots of the shard before it.
     #[must_use]
-    pub fn posting(&self, reference: u32) -> Option<(&Covered, u32)> {
+    pub fn posting(&self, reference: u32) -> Option<(&CoveredShard, u32)> {
         let shard = *self.by_posting.get(reference as usize / 64)? as usize;
         Some((&self.table.shards[shard], reference - self.firsts[shard]))
     }
 
-    /// The number of a posting in a slot of the table's shard `i`.
+    /// Returns the number of the posting in slot `slot` of the table's shard `i`.
     #[must_use]
     pub fn reference(&self, i: usize, slot: u32) -> u32 {
         self.firsts[i] + slot
     }
 
-    /// The number of a posting in a slot of a shard, if it is covered.
+    /// Returns the number of the posting in a slot of a shard, or `None` if the slot is not covered.
     #[must_use]
     pub fn reference_of(&self, (number, id): (u32, ShardId), slot: u32) -> Option<u32> {
         let i = self.table.shards.binary_search_by_key(&number, |shard| shard.number).ok()?;
@@ -313,7 +338,7 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
         (shard.id == id && slot < shard.slots).then(|| self.reference(i, slot))
     }
 
-    /// How many slots of a shard are covered.
+    /// Returns the number of covered slots of a shard: 0 if the shard is not covered.
     #[must_use]
     pub fn covered(&self, number: u32, id: ShardId) -> u32 {
         match self.table.shards.binary_search_by_key(&number, |shard| shard.number) {
@@ -322,25 +347,25 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
         }
     }
 
-    /// What was found out about searches by them.
+    /// Returns the calibration of searches by these cells.
     #[must_use]
     pub fn calibration(&self) -> &Calibration {
         &self.table.calibration
     }
 
-    /// What it takes to find a share of the `k` nearest.
+    /// Returns the search effort for the target recall `recall` at `k` results.
     #[must_use]
-    pub fn effort(&self, k: usize, recall: f32) -> Effort {
+    pub fn effort(&self, k: usize, recall: f32) -> SearchEffort {
         effort(&self.table.calibration.efforts, k, recall)
     }
 }
 
-/// Something and how near it is, ordered by that and then by number, as one integer.
+/// Distance and number in one integer, ordered by distance and then by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Near(u64);
+pub struct RankedId(u64);
 
-impl Near {
-    /// `distance` is no NaN.
+impl RankedId {
+    /// Creates a ranked id. `distance` must not be NaN.
     #[must_use]
     pub fn new(distance: f32, number: u32) -> Self {
         let bits = distance.to_bits();
@@ -348,23 +373,23 @@ impl Near {
         Self(u64::from(ordered) << 32 | u64::from(number))
     }
 
-    /// How near.
+    /// Returns the distance.
     #[must_use]
     pub fn distance(self) -> f32 {
         let ordered = (self.0 >> 32) as u32;
         f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
     }
 
-    /// What.
+    /// Returns the number.
     #[must_use]
     pub fn number(self) -> usize {
         self.0 as u32 as usize
     }
 }
 
-/// Bytes in memory that lie as those in a file do.
+/// Bytes in memory, aligned to 64 bytes like the bytes of a group in the file.
 #[derive(Clone, Debug)]
-pub struct Aligned {
+pub struct AlignedBytes {
     blocks: Arc<[Line]>,
     range: Range<usize>,
 }
@@ -373,8 +398,8 @@ pub struct Aligned {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-impl Aligned {
-    /// A copy of bytes.
+impl AlignedBytes {
+    /// Copies `bytes` into aligned memory.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Self {
         let mut blocks = vec![Line([0; 64]); bytes.len().div_ceil(64)];
@@ -383,7 +408,7 @@ impl Aligned {
     }
 }
 
-impl Deref for Aligned {
+impl Deref for AlignedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -391,7 +416,8 @@ impl Deref for Aligned {
     }
 }
 
-/// The error of damaged cells, with the place.
+/// Creates the `Corruption` error of damaged cells. `offset` is the place of the damaged bytes in the file, to which
+/// the offset of `what` is added.
 #[must_use]
 pub fn damaged(file: std::path::PathBuf, offset: u64, what: &FormatError) -> ShardexError {
     ShardexError::Corruption { file, offset: offset + what.at, what: format!("cells: {what}") }
@@ -404,11 +430,11 @@ mod tests {
     #[test]
     fn near_ones_come_first_whatever_the_sign() {
         let distances = [f32::NEG_INFINITY, -2.0, -1.5, -0.0, 0.0, 1e-30, 3.0, f32::INFINITY];
-        let near: Vec<Near> = distances.iter().map(|&d| Near::new(d, 7)).collect();
+        let near: Vec<RankedId> = distances.iter().map(|&d| RankedId::new(d, 7)).collect();
         assert!(near.is_sorted());
         for (near, distance) in near.iter().zip(distances) {
             assert_eq!((near.distance().to_bits(), near.number()), (distance.to_bits(), 7));
         }
-        assert!(Near::new(1.0, 2) < Near::new(1.0, 3));
+        assert!(RankedId::new(1.0, 2) < RankedId::new(1.0, 3));
     }
 }

@@ -1,52 +1,53 @@
-//! Which cells are near: pivots first, then one-bit codes of centroids against their pivots.
+//! Router: finds the near cells, first by pivots, then by one-bit codes of centroids against their pivots.
 //!
-//! In many dimensions the nearest cells are spread over half the groups, so what is asked of each group must cost little:
-//! a centroid's code is scanned in some three nanoseconds, its bytes are compared in nine. What it estimates puts the cells in order; whoever scans a cell
-//! has its centroid at hand and computes the distance itself.
+//! In many dimensions the nearest cells are spread over half of the groups, so the cost per group must be low. Scanning
+//! the code of a centroid takes about three nanoseconds, comparing its bytes nine. The estimates only order the cells.
+//! Before a cell is scanned, its distance is computed from the bytes of its centroid, which the group stores.
 
 use crate::{
-    codes::{CentroidBytes, Query, encode},
+    codes::{CentroidBytes, QuantizedQuery, encode},
     config::Metric,
-    distance::{self, Ahead, BLOCK, ByteBlocks, Found, ROWS, Scan},
+    distance::{self, BLOCK, ByteBlocks, CodeCandidate, Prefetch, ROWS, Scan},
 };
 
-use super::{Aligned, Near};
+use super::{AlignedBytes, RankedId};
 
-/// Groups whose cells are all taken before the rest is measured by them.
+/// Number of nearest groups whose cells are all kept before a bound applies.
 const FIRST: usize = 8;
 
-/// Centroids by group. Cells are numbered group by group, each group from a multiple of 8 on.
+/// Centroids of all cells by group. Cells are numbered group by group; the first number of each group is a multiple of
+/// 8.
 #[derive(Clone, Debug)]
 pub struct Router {
-    /// The pivots, as blocks of bytes.
+    /// Pivots, as blocks of bytes.
     pub(super) pivots: Vec<u8>,
-    /// What belongs to the pivots' bytes.
+    /// Values stored beside the bytes of each pivot.
     pub(super) stored: Vec<CentroidBytes>,
-    /// Cells of each group.
+    /// Number of cells in each group.
     pub(super) counts: Vec<u32>,
     /// Codes of the centroids, group by group.
-    pub(super) codes: Aligned,
-    /// The first cell of each group.
+    pub(super) codes: AlignedBytes,
+    /// Number of the first cell of each group.
     firsts: Vec<u32>,
-    /// For each 8 cells, their group.
+    /// Group of each 8 cell numbers.
     by_block: Vec<u32>,
 }
 
-/// Room for a question to a [`Router`].
+/// Reusable buffers for calls to a [`Router`].
 #[derive(Debug, Default)]
-pub struct Asked {
+pub struct RoutingScratch {
     products: Vec<i32>,
-    groups: Vec<Near>,
-    found: Vec<Found>,
-    /// The cells that are near by estimate, in no order.
-    pub near: Vec<Near>,
+    groups: Vec<RankedId>,
+    found: Vec<CodeCandidate>,
+    /// Near cells with their estimated distances, unordered.
+    pub near: Vec<RankedId>,
 }
 
 impl Router {
-    /// Puts one together from what is stored of it.
+    /// Assembles a router from its stored parts.
     ///
     /// # Panics
-    /// If the sizes do not fit each other.
+    /// Panics if the sizes don't match each other.
     #[must_use]
     pub fn new(words: usize, pivots: Vec<u8>, stored: Vec<CentroidBytes>, counts: Vec<u32>, codes: &[u8]) -> Self {
         let (mut firsts, mut by_block) = (Vec::new(), Vec::new());
@@ -57,31 +58,31 @@ impl Router {
         assert_eq!(codes.len(), by_block.len() * distance::block_bytes(words), "a code for each cell");
         assert_eq!(pivots.len(), stored.len().next_multiple_of(ROWS) * words * 64, "a pivot for each group");
         assert_eq!(stored.len(), counts.len(), "a pivot for each group");
-        Self { pivots, stored, counts, codes: Aligned::new(codes), firsts, by_block }
+        Self { pivots, stored, counts, codes: AlignedBytes::new(codes), firsts, by_block }
     }
 
-    /// Makes one: for each group its pivot, whose numbers are what its bytes say, and the centroids of its cells, all of the
-    /// frame whose rotated centre is `turned`.
+    /// Builds a router from each group's pivot, quantised pivot and centroids. The components of a pivot must be those
+    /// that its bytes decode to. All vectors are in the frame whose rotated centre is `rotated_centre`.
     pub fn of<'a>(
-        turned: &[f32],
+        rotated_centre: &[f32],
         metric: Metric,
         groups: impl Iterator<Item = (&'a [f32], CentroidBytes, Vec<&'a [f32]>)>,
     ) -> Self {
-        let words = turned.len() / 64;
+        let words = rotated_centre.len() / 64;
         let mut pivots = ByteBlocks::new(words * 64);
         let (mut stored, mut counts, mut blocks) = (Vec::new(), Vec::new(), CodeBlocks::new(words));
         let mut bytes = Vec::new();
         let mut signs = Vec::new();
         for (pivot, centroid_bytes, cells) in groups {
             let mut row = pivot.to_vec();
-            CentroidBytes::of(&mut row, turned, &mut bytes);
+            CentroidBytes::of(&mut row, rotated_centre, &mut bytes);
             pivots.push(&bytes);
             stored.push(centroid_bytes);
             counts.push(cells.len() as u32);
             blocks.align();
             for centroid in cells {
                 signs.clear();
-                let factors = encode(centroid, pivot, turned, metric, &mut signs);
+                let factors = encode(centroid, pivot, rotated_centre, metric, &mut signs);
                 let number = blocks.len() as u32;
                 blocks.push(&signs, factors, number);
             }
@@ -90,83 +91,83 @@ impl Router {
         Self::new(words, pivots.bytes().to_vec(), stored, counts, blocks.bytes())
     }
 
-    /// Groups.
+    /// Returns the number of groups.
     #[must_use]
     pub fn groups(&self) -> usize {
         self.counts.len()
     }
 
-    /// Numbers of cells, those between groups too.
+    /// Returns the number of cell numbers, including the unused ones between groups.
     #[must_use]
     pub fn numbers(&self) -> usize {
         self.by_block.len() * BLOCK
     }
 
-    /// The group of a cell, and which of the group's it is.
+    /// Returns the group of a cell number and the cell's position in the group.
     #[must_use]
     pub fn cell(&self, number: usize) -> (usize, usize) {
         let group = self.by_block[number / BLOCK] as usize;
         (group, number - self.firsts[group] as usize)
     }
 
-    /// The number of a cell of a group.
+    /// Returns the number of a cell, given its group and its position in the group.
     #[must_use]
     pub fn number(&self, group: usize, cell: usize) -> usize {
         self.firsts[group] as usize + cell
     }
 
-    /// Heap bytes.
+    /// Returns the heap bytes of the router.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.pivots.len() + self.codes.len() + self.by_block.len() * 4 + self.stored.len() * 16
     }
 
-    /// The rank of each group, the nearest being 0.
+    /// Returns the rank of each group by the distance of its pivot; the nearest group has rank 0.
     #[must_use]
-    pub fn group_ranks(&self, query: &Query) -> Vec<u32> {
-        let mut asked = Asked::default();
-        self.measure_groups(query, &mut asked);
-        asked.groups.sort_unstable();
-        let mut ranks = vec![0; asked.groups.len()];
-        asked.groups.iter().zip(0..).for_each(|(near, rank)| ranks[near.number()] = rank);
+    pub fn group_ranks(&self, query: &QuantizedQuery) -> Vec<u32> {
+        let mut routing = RoutingScratch::default();
+        self.measure_groups(query, &mut routing);
+        routing.groups.sort_unstable();
+        let mut ranks = vec![0; routing.groups.len()];
+        routing.groups.iter().zip(0..).for_each(|(near, rank)| ranks[near.number()] = rank);
         ranks
     }
 
-    /// The group whose pivot is nearest.
-    pub fn nearest_group(&self, query: &Query, asked: &mut Asked) -> usize {
-        self.measure_groups(query, asked);
-        asked.groups.iter().min().map_or(0, |near| near.number())
+    /// Returns the group whose pivot is nearest to the query.
+    pub fn nearest_group(&self, query: &QuantizedQuery, routing: &mut RoutingScratch) -> usize {
+        self.measure_groups(query, routing);
+        routing.groups.iter().min().map_or(0, |near| near.number())
     }
 
-    fn measure_groups(&self, query: &Query, asked: &mut Asked) {
-        asked.products.resize(self.counts.len().next_multiple_of(ROWS), 0);
-        distance::dot_bytes(&query.bytes.bytes, &self.pivots, &mut asked.products);
-        asked.groups.clear();
-        for (i, (&pivot, &product)) in self.stored.iter().zip(&asked.products).enumerate() {
-            asked.groups.push(Near::new(query.bytes.base(pivot, product).0, i as u32));
+    fn measure_groups(&self, query: &QuantizedQuery, routing: &mut RoutingScratch) {
+        routing.products.resize(self.counts.len().next_multiple_of(ROWS), 0);
+        distance::dot_bytes(&query.bytes.bytes, &self.pivots, &mut routing.products);
+        routing.groups.clear();
+        for (i, (&pivot, &product)) in self.stored.iter().zip(&routing.products).enumerate() {
+            routing.groups.push(RankedId::new(query.bytes.base(pivot, product).0, i as u32));
         }
     }
 
-    /// Puts the groups in order, and estimates how near the cells of the first `groups` are: at least the `wanted` nearest of
-    /// them, in no order.
-    pub fn ask(&self, query: &Query, groups: usize, wanted: usize, asked: &mut Asked) {
-        self.measure_groups(query, asked);
-        let groups = groups.clamp(1, asked.groups.len());
-        if groups < asked.groups.len() {
-            asked.groups.select_nth_unstable(groups);
+    /// Estimates the distances of the cells in the `groups` nearest groups and writes the `wanted` nearest cells to
+    /// `routing.near`, unordered. All of these cells are written if there are fewer. `wanted` must not be 0.
+    pub fn ask(&self, query: &QuantizedQuery, groups: usize, wanted: usize, routing: &mut RoutingScratch) {
+        self.measure_groups(query, routing);
+        let groups = groups.clamp(1, routing.groups.len());
+        if groups < routing.groups.len() {
+            routing.groups.select_nth_unstable(groups);
         }
         if groups > FIRST {
-            asked.groups[..groups].select_nth_unstable(FIRST);
+            routing.groups[..groups].select_nth_unstable(FIRST);
         }
-        asked.near.clear();
+        routing.near.clear();
         let mut bound = f32::INFINITY;
         let mut room = wanted * 2;
-        // These codes are at hand: they are few, and every search scans many of them.
-        let mut ahead = Ahead::default();
-        for (i, near) in asked.groups[..groups].iter().enumerate() {
+        // No prefetch: the codes of centroids are few and every search scans many of them, so they are usually cached.
+        let mut prefetch = Prefetch::default();
+        for (i, near) in routing.groups[..groups].iter().enumerate() {
             let group = near.number();
             let first = self.firsts[group] as usize;
-            asked.found.clear();
+            routing.found.clear();
             let scan = Scan {
                 planes: &query.planes,
                 blocks: &self.codes,
@@ -176,23 +177,23 @@ impl Router {
                 base: near.distance(),
                 bound,
             };
-            distance::scan(&scan, &mut ahead, &mut asked.found);
-            asked.near.extend(asked.found.iter().map(|found| Near::new(found.least, found.reference)));
-            if i + 1 >= FIRST && asked.near.len() > room {
-                asked.near.select_nth_unstable(wanted - 1);
-                bound = asked.near[wanted - 1].distance();
-                asked.near.truncate(wanted);
+            distance::scan(&scan, &mut prefetch, &mut routing.found);
+            routing.near.extend(routing.found.iter().map(|found| RankedId::new(found.lower_bound, found.reference)));
+            if i + 1 >= FIRST && routing.near.len() > room {
+                routing.near.select_nth_unstable(wanted - 1);
+                bound = routing.near[wanted - 1].distance();
+                routing.near.truncate(wanted);
                 room = wanted + wanted / 2;
             }
         }
-        if asked.near.len() > wanted {
-            asked.near.select_nth_unstable(wanted - 1);
-            asked.near.truncate(wanted);
+        if routing.near.len() > wanted {
+            routing.near.select_nth_unstable(wanted - 1);
+            routing.near.truncate(wanted);
         }
     }
 }
 
-/// Codes as the kernel reads them.
+/// Blocks of codes in the layout that the kernel reads.
 #[derive(Clone, Debug)]
 pub struct CodeBlocks {
     words: usize,
@@ -201,37 +202,37 @@ pub struct CodeBlocks {
 }
 
 impl CodeBlocks {
-    /// No code of `words` words.
+    /// Creates empty blocks for codes of `words` words of signs.
     #[must_use]
     pub fn new(words: usize) -> Self {
         Self { words, len: 0, bytes: Vec::new() }
     }
 
-    /// Blocks that hold `len` codes already.
+    /// Creates blocks from bytes that already hold `len` codes.
     #[must_use]
     pub fn of(words: usize, len: usize, bytes: Vec<u8>) -> Self {
         Self { words, len, bytes }
     }
 
-    /// Codes that were pushed, and places that were left out.
+    /// Returns the number of codes, including the places that [`align`](Self::align) skipped.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Reports whether there are no codes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The blocks.
+    /// Returns the bytes of the blocks.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Leaves the rest of a block out.
+    /// Skips the rest of the current block.
     pub fn align(&mut self) {
         self.len = self.len.next_multiple_of(BLOCK);
     }
@@ -239,7 +240,7 @@ impl CodeBlocks {
     /// Appends a code.
     ///
     /// # Panics
-    /// If it has another length.
+    /// Panics if `signs` has another number of words.
     pub fn push(&mut self, signs: &[u64], factors: crate::codes::Factors, reference: u32) {
         assert_eq!(signs.len(), self.words, "a code of another length");
         let block_bytes = distance::block_bytes(self.words);
@@ -257,14 +258,14 @@ impl CodeBlocks {
     }
 }
 
-/// Whom a code is of that [`CodeBlocks::push`] wrote.
+/// Reads the reference of a code that [`CodeBlocks::push`] wrote.
 pub(super) fn reference(blocks: &[u8], words: usize, i: usize) -> u32 {
     let block = distance::block_bytes(words);
     let tail = i / BLOCK * block + words * BLOCK * 8;
     bytemuck::pod_read_unaligned(&blocks[tail + BLOCK * 4 + i % BLOCK * 4..][..4])
 }
 
-/// What [`CodeBlocks::push`] wrote.
+/// Reads the reference, the signs and the factors of a code that [`CodeBlocks::push`] wrote.
 pub(super) fn read_code(blocks: &[u8], words: usize, i: usize) -> (u32, Vec<u64>, crate::codes::Factors) {
     let block = &blocks[i / BLOCK * distance::block_bytes(words)..];
     let lane = i % BLOCK;

@@ -1,9 +1,9 @@
-//! `shardex remove`, `flush`, `optimize` and `stats`.
+//! Commands `shardex remove`, `flush`, `optimize` and `stats`.
 
 use std::time::Instant;
 
 use serde_json::json;
-use shardex::{DocumentId, FlushStats, IndexStats, ReachedRecall, RecallProof, Shardex, ShardexError};
+use shardex::{DocumentId, FlushStats, IndexStats, ReachedRecall, RecallMeasurement, Shardex, ShardexError};
 
 use super::{
     Answer, Failure, Outcome,
@@ -20,11 +20,11 @@ pub(super) fn remove(args: &Remove, output: &Output) -> Outcome {
         let (mut removed, mut at) = (0, args.ids.start);
         let done = remove_all(&index, args, &interrupt, (&mut removed, &mut at)).await;
         let total_postings = index.stats().await?.total_postings;
-        // Closed whatever came of it, and durable with it.
+        // Closes the index also after an error, so that the removals before it are durable.
         index.close().await?;
         let ids = format!("{at}..{}", args.ids.end);
         let go_on = command(&["remove".as_ref(), args.dir.as_ref(), "--ids".as_ref(), ids.as_ref()]);
-        let before = format!("those of the documents before {at} are removed: go on with `{go_on}`");
+        let before = format!("the documents before {at} are removed: continue with `{go_on}`");
         if let Err(Failure(line)) = done {
             return Err(Failure(if at > args.ids.start { format!("{line}; {before}") } else { line }));
         }
@@ -40,8 +40,10 @@ pub(super) fn remove(args: &Remove, output: &Output) -> Outcome {
     })
 }
 
-/// Removes the whole range, or what of it fits one batch, until somebody stops it; tells how many postings, and the first document
-/// that is left.
+/// Removes the documents of `args.ids`. A range too large for one batch is removed in parts.
+///
+/// Stops at the end of the range, at the first signal or at an error. Adds the number of removed postings to `removed`.
+/// Sets `at` to the first document not yet removed. Commits unless a removal failed.
 async fn remove_all(
     index: &Shardex,
     args: &Remove,
@@ -66,7 +68,7 @@ pub(super) fn flush(args: &Dir, output: &Output) -> Outcome {
     block_on(1, async {
         let index = Shardex::open(&args.dir).await?;
         let stats = index.flush().await?;
-        // An open after a crash has flushed already: that is the flush to tell of.
+        // An open after a crash flushes. This flush then finds nothing to do, so the report is of the open's flush.
         let now = index.stats().await?;
         let told = match now.last_flush {
             Some(last) if stats.barriers == 0 => last,
@@ -103,7 +105,7 @@ pub(super) fn optimize(args: &Dir, output: &Output) -> Outcome {
     })
 }
 
-/// A flush as JSON; times in milliseconds.
+/// Returns the statistics of a flush as JSON, with times in milliseconds.
 pub(super) fn flush_object(stats: &FlushStats) -> serde_json::Value {
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     json!({
@@ -118,7 +120,7 @@ pub(super) fn flush_object(stats: &FlushStats) -> serde_json::Value {
         "operations_applied": stats.operations_applied,
         "bytes_synced": stats.bytes_synced,
         "barriers": stats.barriers,
-        "places_freed": stats.places_freed,
+        "allocations_freed": stats.allocations_freed,
         "segments_recycled": stats.segments_recycled,
         "checkpoint_lsn": stats.checkpoint_lsn.0,
         "generation": stats.generation.0,
@@ -159,7 +161,7 @@ fn stats_object(stats: &IndexStats) -> serde_json::Value {
         "checkpoint_lsn": stats.checkpoint_lsn.0,
         "generation": stats.generation.0,
         "cells": stats.cells,
-        "fresh_postings": stats.fresh_postings,
+        "unindexed_postings": stats.unindexed_postings,
         "recall": stats.recall.as_ref().map(recall_object),
         "max_drift": stats.max_drift,
         "recovered": stats.recovery.crashed,
@@ -173,7 +175,7 @@ fn stats_text(stats: &IndexStats) -> String {
     let mut text = format!(
         "{} postings of {} numbers, {}; {} removed and not yet freed\n\
          {} shards of at most {} (largest {}), {} splits and {} merges so far, drift at most {:.2}\n\
-         {} cells; {} postings in none\n\
+         {} cells; {} unindexed postings\n\
          {}\n\
          {} bytes on disk ({} free, {} held back), {} in memory\n\
          root {}, checkpoint LSN {}, durable LSN {}, {} bytes of WAL to replay",
@@ -188,7 +190,7 @@ fn stats_text(stats: &IndexStats) -> String {
         stats.merges,
         stats.max_drift,
         stats.cells,
-        stats.fresh_postings,
+        stats.unindexed_postings,
         recall_text(stats),
         stats.disk_bytes,
         stats.free_bytes,
@@ -205,8 +207,8 @@ fn stats_text(stats: &IndexStats) -> String {
     text
 }
 
-/// What searches reach, as JSON.
-pub(super) fn recall_object(proof: &RecallProof) -> serde_json::Value {
+/// Returns the measured recall as JSON.
+pub(super) fn recall_object(proof: &RecallMeasurement) -> serde_json::Value {
     let line = |of: &ReachedRecall| json!({ "k": of.k, "asked": of.asked, "reached": of.reached, "everything": of.everything });
     json!({
         "lsn": proof.lsn.0,
@@ -216,19 +218,18 @@ pub(super) fn recall_object(proof: &RecallProof) -> serde_json::Value {
     })
 }
 
-/// What searches reach, for the usual recall and some numbers of results.
+/// Returns the measured recall as text, for target recall 0.95 and 1, 10 and 100 results.
 pub(super) fn recall_text(stats: &IndexStats) -> String {
-    let Some(proof) = &stats.recall else { return "searches look at every vector".to_owned() };
+    let Some(proof) = &stats.recall else { return "searches are exhaustive".to_owned() };
     let of = |k: usize| {
         let line = proof.reached.iter().find(|line| line.k == k && line.asked == 0.95);
-        line.map_or(format!("k {k} not tried yet"), |line| match line.everything {
-            true => format!("k {k} by every vector"),
-            false => format!("k {k} {:.3}", line.reached),
+        line.map_or(format!("k {k} not tried yet"), |line| {
+            if line.everything { format!("k {k} by every vector") } else { format!("k {k} {:.3}", line.reached) }
         })
     };
     let reached: Vec<String> = [1, 10, 100].map(of).into();
     format!(
-        "recall where 0.95 is asked: {} (tried at LSN {} of {} postings; {} moved since)",
+        "recall where 0.95 is asked: {} (measured at LSN {} of {} postings; {} moved since)",
         reached.join(", "),
         proof.lsn,
         proof.postings,
@@ -236,8 +237,9 @@ pub(super) fn recall_text(stats: &IndexStats) -> String {
     )
 }
 
-/// What a person is to know of an index that its open could not recover.
+/// Returns the warning for an index that is read-only because its open could not recover it. Returns `None` if the
+/// index is writable.
 pub(super) fn read_only(stats: &IndexStats) -> Option<String> {
     let why = stats.read_only.as_ref()?;
-    Some(format!("read-only, and searches may miss what only the log holds until an open finds room: {why}"))
+    Some(format!("read-only: searches may miss writes that are only in the WAL until an open finds space: {why}"))
 }

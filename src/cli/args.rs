@@ -1,18 +1,18 @@
-//! The arguments.
+//! Arguments of the command-line tool. The doc comments of arguments are their help texts.
 
 use std::{ops::Range, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shardex::Metric;
 
-/// Rows per batch of an ingest that names none.
+/// Default number of rows per batch of an ingest.
 pub(crate) const BATCH: usize = 1_000;
 
-/// A vector index that never loses what it acknowledged.
+/// Vector index that never loses an acknowledged write.
 #[derive(Debug, Parser)]
 #[command(name = "shardex", version)]
 pub(crate) struct Cli {
-    /// Print one JSON object on one line, the last on stdout.
+    /// Print the result as one JSON object on one line, the last line on stdout.
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[command(subcommand)]
@@ -21,58 +21,58 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Add the rows of an .npy file; a new index is made if there is none.
+    /// Add the rows of an .npy file to an index. Create the index if it doesn't exist.
     Ingest(Ingest),
-    /// Search for the rows of an .npy file.
+    /// Search an index for the nearest neighbours of the rows of an .npy file.
     Search(Search),
-    /// Remove documents.
+    /// Remove documents by id.
     Remove(Remove),
-    /// Make everything durable in the shards and let the log go.
+    /// Make all writes durable in the shards and free the WAL.
     Flush(Dir),
-    /// Make the cells anew, of all postings: groups of codes that let a search look at few of them.
+    /// Rebuild the cells from all postings, so that a search scans few codes.
     Optimize(Dir),
-    /// Print figures.
+    /// Print statistics of an index.
     Stats(Dir),
-    /// Look for contradictions.
+    /// Check an index for damage and inconsistencies.
     Check(Check),
-    /// Ingest, search, get killed, recover, and prove that nothing was lost.
+    /// Ingest, search, get killed, recover, and prove that no acknowledged write was lost.
     Demo,
-    /// Measure durable writes, searches beside writes, and writes beside flushes, on data made from a seed.
+    /// Measure durable writes, searches beside writes, and writes beside flushes, on data generated from a seed.
     Bench(Bench),
-    /// What `bench` starts and kills.
+    /// Process that `bench` starts and kills.
     #[command(hide = true)]
     BenchChild(BenchChild),
-    /// What `demo` starts and kills.
+    /// Process that `demo` starts and kills.
     #[command(hide = true)]
     DemoChild(DemoChild),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Dir {
-    /// The index's directory.
+    /// Directory of the index.
     pub(crate) dir: PathBuf,
 }
 
-/// How `ingest` says how far it is.
+/// Form in which `ingest` reports progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Progress {
-    /// A bar, on a terminal.
+    /// Progress bar on stderr, if that is a terminal and without --json.
     Bar,
-    /// A line `committed ROWS` on stdout after each acknowledged durable batch.
+    /// Line `committed ROWS` on stdout after each batch acknowledged as durable.
     Plain,
 }
 
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
 pub(crate) struct Ingest {
-    /// The index's directory; its parent must exist.
+    /// Directory of the index. Its parent must exist.
     pub(crate) dir: PathBuf,
-    /// The vectors: a two-dimensional .npy file of floats or integers, which become f32; `-` is stdin.
+    /// Vectors: a two-dimensional .npy file of floats or integers, converted to f32. `-` is stdin.
     pub(crate) file: PathBuf,
-    /// How near two vectors are: cosine, l2 or dot. Default: cosine for a new index, else the index's own.
+    /// Metric: cosine, l2 or dot. Default: cosine for a new index, otherwise the metric of the index.
     #[arg(long)]
     pub(crate) metric: Option<Metric>,
-    /// Most postings per shard. Default: 512 for a new index, else the index's own.
+    /// Maximum postings per shard. Default: 512 for a new index, otherwise the value of the index.
     #[arg(long, value_name = "N")]
     pub(crate) shard_size: Option<usize>,
     /// Rows per batch.
@@ -81,25 +81,25 @@ pub(crate) struct Ingest {
     /// Make each batch durable before the next.
     #[arg(long)]
     pub(crate) commit_each: bool,
-    /// Flush after every so many batches.
+    /// Flush after every BATCHES batches.
     #[arg(long, value_name = "BATCHES", value_parser = positive)]
     pub(crate) flush_each: Option<usize>,
-    /// Bytes of log above which a flush starts by itself; 0: never.
+    /// Bytes of WAL above which a flush starts automatically. 0 turns it off.
     #[arg(long, value_name = "BYTES")]
     pub(crate) flush_wal_bytes: Option<u64>,
-    /// Document id of row 0 of the file; the others follow.
+    /// Document id of row 0 of the file. The other rows get the ids that follow.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) first_id: u128,
-    /// First row to add, as an ingest that stopped names it; ids still count from row 0.
+    /// First row to add, as reported by an ingest that stopped. Ids still count from row 0.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) from_row: usize,
-    /// Make the cells anew at the end, whatever there is. Default: where a quarter of the postings or more are in none.
+    /// Rebuild the cells at the end in any case. Default: rebuild if at least a quarter of the postings are unindexed.
     #[arg(long)]
     pub(crate) optimize: bool,
-    /// Leave the cells as they are at the end.
+    /// Don't rebuild the cells at the end.
     #[arg(long, conflicts_with = "optimize")]
     pub(crate) no_optimize: bool,
-    /// How to say how far it is.
+    /// Form of the progress report.
     #[arg(long, value_enum, default_value_t = Progress::Bar)]
     pub(crate) progress: Progress,
 }
@@ -107,9 +107,9 @@ pub(crate) struct Ingest {
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
 pub(crate) struct Search {
-    /// The index's directory.
+    /// Directory of the index.
     pub(crate) dir: PathBuf,
-    /// The queries: an .npy file of floats or integers, a row per query, or a single vector; `-` is stdin.
+    /// Queries: an .npy file of floats or integers with one query per row, or a single vector. `-` is stdin.
     pub(crate) queries: PathBuf,
     /// Results per query.
     #[arg(short, default_value_t = 10, value_parser = positive)]
@@ -117,47 +117,49 @@ pub(crate) struct Search {
     /// Shards to scan per query.
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "exact")]
     pub(crate) slop: Option<usize>,
-    /// Share of the true nearest to look for, above 0 and at most 1; with --slop at most as much as that is looked at.
+    /// Target recall: share of the true nearest neighbours to find, above 0 and at most 1. Together with --slop, --slop
+    /// bounds the work.
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "exact")]
     pub(crate) recall: Option<f32>,
     /// Scan every shard.
     #[arg(long)]
     pub(crate) exact: bool,
-    /// Threads that search, at most 1024; with `--batched`, 1 or else all cores.
+    /// Search threads, at most 1024. With `--batched`, 1 is one thread and more is all cores.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = up_to::<1_024>)]
     pub(crate) threads: usize,
-    /// Ask all queries in one call.
+    /// Search for all queries in one call.
     #[arg(long)]
     pub(crate) batched: bool,
-    /// True nearest ids, an .npy file of integers, a row per query; its first k count.
+    /// Ids of the true nearest neighbours, to compute the recall: an .npy file of integers with one row per query, of
+    /// which the first k count.
     #[arg(long, value_name = "IDS.npy")]
     pub(crate) truth: Option<PathBuf>,
-    /// Write the ids found to a new file, as i64, a row of k per query; -1 where there are fewer.
+    /// Write the ids found to a new file, as i64, one row of k ids per query. Missing results are -1.
     #[arg(long, value_name = "IDS.npy")]
     pub(crate) out: Option<PathBuf>,
-    /// Let --out replace a file that exists.
+    /// Allow --out to replace an existing file.
     #[arg(long, requires = "out")]
     pub(crate) force: bool,
-    /// Queries whose hits are printed, the first ones. Default: 20, with --json all.
+    /// Print the hits of the first N queries. Default: 20, with --json all.
     #[arg(long, value_name = "N", conflicts_with = "quiet")]
     pub(crate) show: Option<usize>,
-    /// Print figures only, no hits.
+    /// Print statistics only, no hits.
     #[arg(long, short)]
     pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
-    /// The index's directory.
+    /// Directory of the index.
     pub(crate) dir: PathBuf,
-    /// Document ids A up to, not including, B.
+    /// Range of document ids: A inclusive, B exclusive.
     #[arg(long, value_name = "A..B", value_parser = id_range, allow_hyphen_values = true)]
     pub(crate) ids: Range<u128>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
-    /// The index's directory.
+    /// Directory of the index.
     pub(crate) dir: PathBuf,
     /// Read every byte.
     #[arg(long)]
@@ -167,51 +169,54 @@ pub(crate) struct Check {
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
 pub(crate) struct Bench {
-    /// Where the indexes are made, and removed again. Default: the system's directory for temporary files.
+    /// Directory in which the indexes are created and removed again. Default: the system's directory for temporary
+    /// files.
     pub(crate) dir: Option<PathBuf>,
-    /// Rows of the large index. Default: 100,000; with `--hard`, a number of its own for each kind of data.
+    /// Rows of the large index. Default: 100,000; with `--hard`, a separate number for each kind of data.
     #[arg(long, value_name = "N", value_parser = up_to::<10_000_000>)]
     pub(crate) rows: Option<usize>,
-    /// Show only what recall is reached on data that is hard for codes: of all kinds, or of those named, separated by commas.
+    /// Measure only the recall on data that is hard for codes: all kinds, or the named kinds, separated by commas.
     #[arg(long, value_name = "KINDS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     #[arg(conflicts_with_all = ["data", "grow", "growing"])]
     pub(crate) hard: Option<String>,
-    /// Show only what recall is reached, and how fast, while an index grows from nothing to so many rows in batches of 1,000.
+    /// Measure only the recall and the search rate while an index grows from empty to N rows in batches of 1,000.
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "200000")]
     #[arg(value_parser = up_to::<10_000_000>, conflicts_with_all = ["rows", "grow"])]
     pub(crate) growing: Option<usize>,
-    /// With `--hard`: what the data are made from. Default: another one each time, which is printed.
+    /// With `--hard`: seed of the data. Default: a different seed in each run, which is printed.
     #[arg(long, value_name = "N", requires = "hard")]
     pub(crate) seed: Option<u64>,
-    /// With `--hard`: how often each index is replaced as a whole.
+    /// With `--hard`: number of times that each index is replaced completely.
     #[arg(long, value_name = "N", default_value_t = 10, requires = "hard", value_parser = up_to::<1_000>)]
     pub(crate) turns: usize,
-    /// With `--hard`: indexes of each kind and metric, each with a rotation of its own.
+    /// With `--hard`: indexes per kind and metric, each with its own rotation.
     #[arg(long, value_name = "N", default_value_t = 3, requires = "hard", value_parser = up_to::<100>)]
     pub(crate) ids: usize,
-    /// Show only how the cost of an add grows from 10,000 rows to so many; loading a million takes minutes.
+    /// Measure only how the cost of an add grows from 10,000 rows to N rows. Loading a million takes minutes.
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "100000")]
     #[arg(value_parser = positive, conflicts_with = "data")]
     pub(crate) grow: Option<usize>,
-    /// Rounds; the medians are printed.
+    /// Rounds. The medians are printed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = up_to::<1_000>)]
     pub(crate) rounds: usize,
-    /// Vectors to measure with, a two-dimensional .npy file, its first `--rows`; default: made-up ones.
+    /// Vectors to measure with: a two-dimensional .npy file, of which the first `--rows` rows are used. Default:
+    /// generated vectors.
     #[arg(long, value_name = "FILE.npy")]
     pub(crate) data: Option<PathBuf>,
-    /// Queries, another such file; default: some of the vectors.
+    /// Queries: an .npy file like that of `--data`. Default: some of the vectors.
     #[arg(long, value_name = "FILE.npy", requires = "data")]
     pub(crate) queries: Option<PathBuf>,
-    /// True nearest ids of the queries, an .npy file of integers; default: found by an exact search.
+    /// Ids of the true nearest neighbours of the queries: an .npy file of integers. Default: computed by an exact
+    /// search.
     #[arg(long, value_name = "IDS.npy", requires = "queries")]
     pub(crate) truth: Option<PathBuf>,
-    /// The metric for `--data`. Default: dot.
+    /// Metric for `--data`. Default: dot.
     #[arg(long, requires = "data")]
     pub(crate) metric: Option<shardex::Metric>,
 }
 
 impl Bench {
-    /// Rows of the large index.
+    /// Returns the number of rows of the large index: `--rows`, or else `--growing`, or else 100,000.
     pub(crate) fn rows(&self) -> usize {
         self.rows.or(self.growing).unwrap_or(100_000)
     }
@@ -236,7 +241,8 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-/// What costs memory or threads before anything is known of it has a bound.
+/// Parses a whole number from 1 to `MOST`. The bound is for arguments that cost memory or threads before any input is
+/// read.
 fn up_to<const MOST: usize>(text: &str) -> Result<usize, String> {
     match positive(text)? {
         n if n > MOST => Err(format!("{n} is too many; give at most {MOST}")),
@@ -255,10 +261,7 @@ fn id_range(text: &str) -> Result<Range<u128>, String> {
     let (from, to) = text.split_once("..").ok_or("give two ids as A..B")?;
     let id = |text: &str| text.parse::<u128>().map_err(|error| format!("`{text}`: {error}; give two ids as A..B"));
     let range = id(from)?..id(to)?;
-    match range.is_empty() {
-        true => Err(format!("{text} holds no id: A must be less than B")),
-        false => Ok(range),
-    }
+    if range.is_empty() { Err(format!("{text} holds no id: A must be less than B")) } else { Ok(range) }
 }
 
 #[cfg(test)]

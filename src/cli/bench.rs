@@ -1,6 +1,8 @@
-//! `shardex bench`: what it costs to write, search and flush at once, beside what the same machine does without an index.
+//! Command `shardex bench`: measures writes, searches and flushes, alone and at the same time, beside the same work
+//! without an index on the same machine.
 //!
-//! Every figure is the median of rounds in which the things compared take turns: the machine's own mood is in all of them.
+//! A comparison is a median over rounds. In each round the compared measurements take turns, so variations of the
+//! machine affect all of them. The ingest rate and the recovery are measured once.
 
 use std::{
     fs::{File, OpenOptions as FileOptions},
@@ -20,6 +22,7 @@ use shardex::{Durability, Metric, OpenOptions, SearchOptions, Shardex, ShardexCo
 use super::{
     Answer, Failure, Outcome,
     args::{Bench, BenchChild},
+    bench_data::{Data, SEED, median},
     block_on,
     demo::{DIMENSION, postings, vector},
     growing, growth, hard,
@@ -30,21 +33,21 @@ use super::{
     target::outside_every_index,
 };
 
-/// Rows of the index that small durable writes go to.
+/// Number of rows of the index for durable writes of one posting.
 const SMALL: u64 = 10_000;
-/// Durable writes of one posting per round.
+/// Number of durable writes of one posting per task and round.
 const WRITES: u64 = 400;
-/// Tasks that write together.
+/// Number of tasks that write at the same time.
 const TASKS: u64 = 16;
-/// Postings per batch of a writer at full speed.
+/// Number of postings per batch of a writer at full speed.
 const BATCH: u64 = 100;
-/// Postings per write whose wait is measured.
+/// Number of postings per write whose latency is measured.
 const SMALL_BATCH: u64 = 10;
-/// How long each thing is looked at, per round.
+/// Duration of each measurement per round.
 const WINDOW: Duration = Duration::from_secs(3);
-pub(super) const SEED: u64 = 7;
 
-/// Measures all of it, or with files what can be measured on them.
+/// Runs the whole benchmark, or the part that `--grow`, `--growing` or `--hard` selects. With `--data` it runs only the
+/// part that works on files.
 pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
     let within = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     outside_every_index(&within)?;
@@ -63,7 +66,7 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
         });
     }
     if args.growing.is_some() {
-        return growing::run(&measure::Data::new(args)?, dir, output);
+        return growing::run(&Data::new(args)?, dir, output);
     }
     if let Some(names) = &args.hard {
         return hard::run(args, names, dir, output);
@@ -91,7 +94,7 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
     })
 }
 
-/// An index of so many rows, flushed.
+/// Creates an index of `rows` generated vectors and flushes it.
 async fn filled(dir: &Path, rows: u64, options: OpenOptions) -> Result<Shardex, Failure> {
     let config = ShardexConfig::new(dir).vector_size(DIMENSION).metric(Metric::Cosine).options(options);
     let index = Shardex::create(config).await?;
@@ -102,12 +105,8 @@ async fn filled(dir: &Path, rows: u64, options: OpenOptions) -> Result<Shardex, 
     Ok(index)
 }
 
-pub(super) fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
-/// Appends and syncs, so often; the time of each in seconds.
+/// Appends `bytes` bytes to a file and syncs it, `times` times. Returns the duration of each append with its sync, in
+/// seconds.
 fn bare(file: &Path, bytes: usize, times: u64) -> Result<Vec<f64>, Failure> {
     let mut file: File = FileOptions::new().create(true).append(true).open(file)?;
     let block = vec![7; bytes];
@@ -121,7 +120,8 @@ fn bare(file: &Path, bytes: usize, times: u64) -> Result<Vec<f64>, Failure> {
     Ok(took)
 }
 
-/// Durable writes of one posting: alone, and by many tasks, beside a bare append of the same bytes.
+/// Measures durable writes of one posting, by one task and by many tasks, beside a bare append of the same number of
+/// bytes.
 async fn durable(dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
     let options = OpenOptions::default().durability(Durability::Immediate).flush_interval_ms(0).flush_wal_bytes(0);
     let index = filled(&dir.join("small"), SMALL, options).await?;
@@ -129,7 +129,7 @@ async fn durable(dir: &Path, rounds: usize) -> Result<(Value, String), Failure> 
     let (mut bares, mut ones, mut shared) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let before = index.stats().await?;
-        // Made before: what is measured is the index.
+        // Generated before the clock starts, so that only the index is measured.
         let batches: Vec<_> = (next..next + WRITES).map(|n| postings(SEED, n..n + 1)).collect();
         let began = Instant::now();
         for batch in batches {
@@ -165,7 +165,7 @@ async fn durable(dir: &Path, rounds: usize) -> Result<(Value, String), Failure> 
     let ratios: Vec<f64> = ones.iter().zip(&bares).map(|(one, bare)| one / bare).collect();
     let (bare, one, ratio, shared) = (median(bares), median(ones), median(ratios), median(shared));
     let text = format!(
-        "durable writes of one posting at {SMALL} rows, {bytes} bytes of log each\n  \
+        "durable writes of one posting at {SMALL} rows, {bytes} bytes of WAL each\n  \
          bare append + fdatasync   {bare:>8.0} /s\n  \
          one task                  {one:>8.0} /s   {:.0} % of bare\n  \
          {TASKS} tasks                  {shared:>8.1} writes per sync",
@@ -175,7 +175,8 @@ async fn durable(dir: &Path, rounds: usize) -> Result<(Value, String), Failure> 
     Ok((object, text))
 }
 
-/// Searches as fast as one thread can, for the window; the 99th percentile, in seconds, and how many.
+/// Searches on one thread without pause until `until`. Returns the 99th percentile of the latency in seconds, and the
+/// number of searches.
 fn searches(index: &Shardex, until: Instant) -> Result<(f64, usize), Failure> {
     let mut took = Vec::new();
     let options = SearchOptions::new(10);
@@ -191,7 +192,8 @@ fn searches(index: &Shardex, until: Instant) -> Result<(f64, usize), Failure> {
     Ok((percentile(took, 0.99).as_secs_f64(), count))
 }
 
-/// Searches while the same index takes writes and flushes at full speed, and beside a process that does the same to another.
+/// Measures the search latency while the same index takes writes and flushes at full speed. The baseline is the latency
+/// beside another process that writes to an index of its own.
 async fn tail(index: &Shardex, dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
     let (mut beside, mut during, mut ratios, mut count) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let mut next = 10_000_000;
@@ -227,10 +229,10 @@ async fn in_thread(index: &Shardex, window: Duration) -> Result<(f64, usize), Fa
     searching.await.map_err(|e| Failure(e.to_string()))?
 }
 
-/// Adds batches and flushes, one after the other, until told to stop. Returns the next free id.
+/// Adds batches until `stop` is set, with a flush after every 20 batches. Returns the next free id.
 async fn busy(index: Shardex, stop: Arc<AtomicBool>, first: u64) -> Result<u64, Failure> {
     let mut next = first;
-    // Made once: what is measured is the index, not the making.
+    // Generated once, so that only the index is measured.
     let made = postings(SEED, first..first + 20 * BATCH);
     while !stop.load(Ordering::Relaxed) {
         for chunk in made.chunks(BATCH as usize) {
@@ -247,7 +249,7 @@ async fn busy(index: Shardex, stop: Arc<AtomicBool>, first: u64) -> Result<u64, 
     Ok(next)
 }
 
-/// A process that ingests into an index of its own.
+/// Process that ingests into an index of its own. It is killed when this value is dropped.
 struct Busy(Child);
 
 impl Busy {
@@ -266,14 +268,14 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        // It may have been stopped already.
+        // The process may have been killed already.
         drop(self.stop());
     }
 }
 
-/// What `bench` starts beside itself and kills.
+/// Runs the process that `bench` starts beside itself and kills.
 pub(crate) fn child(args: &BenchChild) -> Outcome {
-    // Nobody kills it if its parent was killed: then its stdin ends.
+    // Ends this process if its parent was killed, because its stdin then reaches its end.
     std::thread::Builder::new().name("shardex-orphan".into()).spawn(|| {
         let ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         std::process::exit(if ended.is_ok() { 0 } else { 2 });
@@ -285,7 +287,7 @@ pub(crate) fn child(args: &BenchChild) -> Outcome {
     })
 }
 
-/// The longest that a small write waits: without a flush, and while flushes run; beside the longest bare sync.
+/// Measures the longest latency of a small write, without a flush and while flushes run, beside the longest bare sync.
 async fn stall(index: &Shardex, dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
     let (mut without, mut with, mut syncs) = (Vec::new(), Vec::new(), Vec::new());
     let mut next = 50_000_000;

@@ -1,4 +1,4 @@
-//! `shardex check`.
+//! Command `shardex check`.
 
 use std::io::ErrorKind;
 
@@ -26,7 +26,7 @@ pub(super) fn run(args: &Check, output: &Output) -> Outcome {
                 closed?;
                 (findings, report)
             }
-            // Damage that stops the open is a finding too.
+            // Damage that makes the open fail is a finding too.
             Err(error) => (vec![damage(error)?], None),
         };
         let found = report.iter().flat_map(|report| &report.findings).map(ToString::to_string);
@@ -48,25 +48,26 @@ pub(super) fn run(args: &Check, output: &Output) -> Outcome {
     })
 }
 
-/// What the open met that no check sees any more.
+/// Returns findings about problems that only the open could detect, because it repaired them or works around them.
 fn of_the_open(stats: &IndexStats) -> Vec<String> {
     let recovery = &stats.recovery;
     let mut findings = Vec::new();
     if recovery.root_fallback {
-        findings.push("a root was damaged; the open mended it".to_owned());
+        findings.push("a root was damaged, and the open repaired it".to_owned());
     }
     if recovery.cells_lost {
-        findings.push("the cells are damaged, so searches do without: `shardex optimize` makes new ones".to_owned());
+        findings.push("the cells are damaged, so searches don't use them: `shardex optimize` rebuilds them".to_owned());
     }
     findings.extend(read_only(stats));
     findings
 }
 
-/// An error that says that bytes are not what or where they should be, as a finding; any other stays an error.
+/// Converts an error caused by damaged, missing or misplaced bytes to a finding. Returns any other error as a
+/// `Failure`.
 fn damage(error: ShardexError) -> Result<String, Failure> {
     let damaged = match &error {
         ShardexError::Corruption { .. } | ShardexError::NotAnIndex { .. } => true,
-        // A medium that fails, a file that ends too early, a directory in the place of a file.
+        // EIO of a failing medium, a truncated file, or a directory in place of a file.
         ShardexError::Io { op: "read" | "open" | "map" | "lend", source, .. } => {
             let medium = source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
             medium || matches!(source.kind(), ErrorKind::UnexpectedEof | ErrorKind::IsADirectory)

@@ -1,4 +1,4 @@
-//! `shardex demo`: the main job, and the promise put to the test on this very machine.
+//! Command `shardex demo`: runs a typical workload, and tests the durability promises on this machine.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use super::{
     admin::flush_object,
     args::DemoChild,
     block_on,
-    hits::Found,
+    hits::QueryHits,
     interrupt::Interrupt,
     output::{self, Output, ms},
     search::{ask_all, percentile, recall},
@@ -35,15 +35,15 @@ const QUERIES: u64 = 200;
 const K: usize = 10;
 const SEED: u64 = 20_250_919;
 
-/// Times the child is started and killed.
+/// Number of times the child process is started and killed.
 const KILLS: u64 = 4;
 const CHILD_BATCH: u64 = 100;
-/// Batches that a child does at the most: more than it lives to do.
+/// Maximum number of batches per child. It is larger than a child can add before it is killed.
 const CHILD_BATCHES: u64 = 300;
-/// Queries that a recovered index must answer as brute force does.
+/// Number of queries for which a recovered index must give the answer of a brute-force search.
 const PROOF_QUERIES: u64 = 25;
 
-/// Vector `n` of a seed: a point near one of the cluster centres. Any of them can be made again by itself.
+/// Computes vector `n` of a seed: a point near one of the cluster centres. It depends only on `seed` and `n`.
 pub(super) fn vector(seed: u64, n: u64) -> Vec<f32> {
     let point = |stream: u64, n: u64| {
         let mut key = [0; 32];
@@ -51,7 +51,7 @@ pub(super) fn vector(seed: u64, n: u64) -> Vec<f32> {
             part.copy_from_slice(&value.to_le_bytes());
         }
         let mut rng = ChaCha8Rng::from_seed(key);
-        // The sum of four uniform numbers is near enough to a bell.
+        // The sum of four uniform numbers approximates a normal distribution.
         let mut bell = move || (0..4).map(|_| rng.random::<f32>() - 0.5).sum::<f32>();
         (0..DIMENSION).map(|_| bell()).collect::<Vec<f32>>()
     };
@@ -77,7 +77,7 @@ pub(super) fn run(output: &Output) -> Outcome {
     Ok(if proof.broken.is_none() && work.clean { Answer::Yes } else { Answer::No })
 }
 
-/// What the main job came to.
+/// Measurements of the typical workload.
 struct Work {
     seconds: f64,
     flushes: u64,
@@ -90,7 +90,7 @@ struct Work {
     clean: bool,
 }
 
-/// Ingests while flushing, searches, checks.
+/// Ingests with commits and flushes, searches, and checks the index.
 fn main_job(dir: &Path, output: &Output) -> Result<Work, Failure> {
     output.say(&format!("{VECTORS} vectors of {DIMENSION} numbers in {CLUSTERS} clusters, batches of {BATCH}"));
     let bar = output.bar(VECTORS, "ingesting");
@@ -134,20 +134,20 @@ fn main_job(dir: &Path, output: &Output) -> Result<Work, Failure> {
     })
 }
 
-fn mean_scanned(found: &[Found]) -> f64 {
+fn mean_scanned(found: &[QueryHits]) -> f64 {
     found.iter().map(|found| found.scanned).sum::<usize>() as f64 / found.len() as f64
 }
 
-/// What the kills came to.
+/// Results of the kills.
 #[derive(Default)]
 struct Proof {
     rows: Vec<Kill>,
     findings: usize,
-    /// The promise that was broken, and how.
+    /// The first broken promise, with its reason.
     broken: Option<String>,
 }
 
-/// One kill.
+/// Result of one kill.
 struct Kill {
     acknowledged: u64,
     recovered: u64,
@@ -155,7 +155,8 @@ struct Kill {
     open: Duration,
 }
 
-/// Starts itself as a child, kills it while it ingests and flushes, opens what it left, and compares.
+/// Starts this program as a child, kills it during ingest and flush, opens the index it left, and compares. Repeats it
+/// [`KILLS`] times, or until a promise is broken.
 fn proof(dir: &Path, output: &Output) -> Result<Proof, Failure> {
     let bar = output.bar(KILLS, "killing");
     let mut proof = Proof::default();
@@ -173,12 +174,12 @@ fn proof(dir: &Path, output: &Output) -> Result<Proof, Failure> {
     Ok(proof)
 }
 
-/// A child that is killed when this is dropped, whatever happens.
+/// Child process that is killed when this value is dropped.
 struct Killed(Child);
 
 impl Killed {
     fn kill(&mut self) {
-        // SIGKILL on Unix; an error means that it has ended by itself.
+        // SIGKILL on Unix. An error means that the child has already exited.
         drop(self.0.kill());
         drop(self.0.wait());
     }
@@ -190,7 +191,7 @@ impl Drop for Killed {
     }
 }
 
-/// Lets a child work for a while and kills it. Returns how many rows it had acknowledged.
+/// Lets a child work for a random time and kills it. Returns the number of rows acknowledged so far.
 fn kill_one(dir: &Path, before: u64, rng: &mut ChaCha8Rng) -> Result<u64, Failure> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("demo-child")
@@ -218,14 +219,15 @@ fn kill_one(dir: &Path, before: u64, rng: &mut ChaCha8Rng) -> Result<u64, Failur
             ));
         }
     }
-    // Between two words, so that it dies in the middle of something.
+    // A random delay after an acknowledgement, so that the kill hits an operation in progress.
     std::thread::sleep(Duration::from_micros(rng.random_range(0..15_000)));
     child.kill();
     while hear(&mut acknowledged) {}
     Ok(acknowledged)
 }
 
-/// The child: ingests where the index left off, commits each batch, flushes now and then, says what is durable.
+/// Runs the child process: continues the ingest at the end of the index, and prints `committed ROWS` for each
+/// acknowledgement. Of nine batches, it commits after the third and the sixth, and flushes after the ninth.
 pub(super) fn child(args: &DemoChild) -> Outcome {
     block_on(1, async {
         let config = ShardexConfig::new(&args.dir).vector_size(DIMENSION).metric(Metric::Dot);
@@ -235,7 +237,8 @@ pub(super) fn child(args: &DemoChild) -> Outcome {
         for batch in first..first + CHILD_BATCHES {
             let done = (batch + 1) * CHILD_BATCH;
             index.add_postings(postings(args.seed, batch * CHILD_BATCH..done)).await?;
-            // Two batches of three wait for the third, so that a kill finds some that nobody was promised.
+            // Two of three batches are not acknowledged until the third, so that a kill also hits unacknowledged
+            // batches.
             match batch % 9 {
                 8 => {
                     index.flush().await?;
@@ -253,7 +256,7 @@ pub(super) fn child(args: &DemoChild) -> Outcome {
     })
 }
 
-/// Opens what a killed child left and holds it against P1 to P3 and the full check.
+/// Opens the index left by a killed child, and tests promises P1 to P3 and the full check.
 async fn examine(dir: &Path, acknowledged: u64, proof: &mut Proof) -> Result<(), Failure> {
     let began = Instant::now();
     let index = Shardex::open(dir).await?;
@@ -271,7 +274,7 @@ async fn examine(dir: &Path, acknowledged: u64, proof: &mut Proof) -> Result<(),
     Ok(())
 }
 
-/// The first promise that a recovered index breaks.
+/// Returns the first promise that a recovered index breaks, with the reason.
 async fn broken(index: &Shardex, acknowledged: u64, recovered: u64) -> Result<Option<String>, Failure> {
     if recovered < acknowledged {
         return Ok(Some(format!("P1: {acknowledged} rows were acknowledged, {recovered} are there")));

@@ -1,27 +1,27 @@
-//! The types of number that an `.npy` file may hold, and what becomes of them.
+//! Number types of `.npy` files, and their conversion.
 
 use half::f16;
 
-/// What the bytes of an element mean.
+/// Interpretation of the bytes of an array element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ElementKind {
     Bool,
     Float,
     Signed,
     Unsigned,
 }
 
-/// An array's type.
+/// Element type of an array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dtype {
-    kind: Kind,
-    /// Bytes of a number.
+    kind: ElementKind,
+    /// Size of a number in bytes.
     pub(crate) size: usize,
     pub(crate) big_endian: bool,
 }
 
 impl Dtype {
-    /// The type that a header's `descr` names.
+    /// Parses the value of `descr` in a header.
     pub(crate) fn parse(descr: &str) -> Result<Self, String> {
         let unknown = || {
             format!(
@@ -34,54 +34,54 @@ impl Dtype {
             None => ("<", text),
         };
         let (kind, size) = match rest {
-            "b1" => (Kind::Bool, 1),
-            "f2" => (Kind::Float, 2),
-            "f4" => (Kind::Float, 4),
-            "f8" => (Kind::Float, 8),
-            "i1" => (Kind::Signed, 1),
-            "i2" => (Kind::Signed, 2),
-            "i4" => (Kind::Signed, 4),
-            "i8" => (Kind::Signed, 8),
-            "u1" => (Kind::Unsigned, 1),
-            "u2" => (Kind::Unsigned, 2),
-            "u4" => (Kind::Unsigned, 4),
-            "u8" => (Kind::Unsigned, 8),
+            "b1" => (ElementKind::Bool, 1),
+            "f2" => (ElementKind::Float, 2),
+            "f4" => (ElementKind::Float, 4),
+            "f8" => (ElementKind::Float, 8),
+            "i1" => (ElementKind::Signed, 1),
+            "i2" => (ElementKind::Signed, 2),
+            "i4" => (ElementKind::Signed, 4),
+            "i8" => (ElementKind::Signed, 8),
+            "u1" => (ElementKind::Unsigned, 1),
+            "u2" => (ElementKind::Unsigned, 2),
+            "u4" => (ElementKind::Unsigned, 4),
+            "u8" => (ElementKind::Unsigned, 8),
             _ => return Err(unknown()),
         };
         Ok(Self { kind, size, big_endian: order == ">" })
     }
 
-    /// Whether its numbers may be ids.
+    /// Reports whether elements of this type can be ids. Booleans cannot.
     pub(crate) fn is_integer(self) -> bool {
-        matches!(self.kind, Kind::Signed | Kind::Unsigned)
+        matches!(self.kind, ElementKind::Signed | ElementKind::Unsigned)
     }
 
-    /// An integer; `bytes` are little-endian.
+    /// Decodes an integer from little-endian `bytes`.
     pub(crate) fn integer(self, bytes: &[u8]) -> i128 {
-        let negative = self.kind == Kind::Signed && bytes.last().is_some_and(|&byte| byte >= 0x80);
+        let negative = self.kind == ElementKind::Signed && bytes.last().is_some_and(|&byte| byte >= 0x80);
         let mut wide = [if negative { 0xFF } else { 0 }; 16];
         wide[..bytes.len()].copy_from_slice(bytes);
         i128::from_le_bytes(wide)
     }
 
-    /// A number as an f64, for a message; `bytes` are little-endian.
+    /// Decodes a number from little-endian `bytes` as an f64, for an error message.
     pub(crate) fn wide(self, bytes: &[u8]) -> f64 {
         match (self.kind, bytes) {
-            (Kind::Float, &[a, b]) => f16::from_le_bytes([a, b]).to_f64(),
-            (Kind::Float, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]).into(),
-            (Kind::Float, &[a, b, c, d, e, f, g, h]) => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            (ElementKind::Float, &[a, b]) => f16::from_le_bytes([a, b]).to_f64(),
+            (ElementKind::Float, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]).into(),
+            (ElementKind::Float, &[a, b, c, d, e, f, g, h]) => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
             _ => self.integer(bytes) as f64,
         }
     }
 
-    /// The nearest f32; `bytes` are little-endian.
+    /// Decodes a number from little-endian `bytes` as the nearest f32.
     pub(crate) fn narrow(self, bytes: &[u8]) -> f32 {
         match (self.kind, bytes) {
-            (Kind::Bool, bytes) => f32::from(u8::from(bytes != [0])),
-            // Not by way of f64: that would round twice.
-            (Kind::Signed | Kind::Unsigned, bytes) => self.integer(bytes) as f32,
-            (Kind::Float, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-            (Kind::Float, bytes) => self.wide(bytes) as f32,
+            (ElementKind::Bool, bytes) => f32::from(u8::from(bytes != [0])),
+            // Converted directly, because a conversion via f64 rounds twice.
+            (ElementKind::Signed | ElementKind::Unsigned, bytes) => self.integer(bytes) as f32,
+            (ElementKind::Float, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+            (ElementKind::Float, bytes) => self.wide(bytes) as f32,
         }
     }
 }

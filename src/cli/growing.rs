@@ -1,4 +1,4 @@
-//! The part of `shardex bench` that asks for a recall again and again while an index grows from nothing.
+//! Part of `shardex bench` that measures recall repeatedly while an index grows from empty.
 
 use std::{path::Path, time::Instant};
 
@@ -7,29 +7,36 @@ use serde_json::{Value, json};
 use shardex::{Durability, OpenOptions, SearchOptions, Shardex};
 
 use super::{
-    Answer, Failure, Outcome, block_on,
-    kinds::{Tally, distances, near},
-    measure::{Data, batch},
+    Answer, Failure, Outcome,
+    bench_data::{Data, batch},
+    block_on,
+    kinds::{distances, near},
     output::Output,
+    tally::Tally,
 };
 
 const BATCH: usize = 1_000;
-/// Rows after which it is asked again.
+/// Number of rows between two measurements.
 const EVERY: usize = 5_000;
-/// How often the rows have doubled when an index of the same rows is made beside it, at the end.
+/// Number of halvings of the final row count at which a second index of the same rows is measured, besides the final
+/// count.
 const BESIDE: u32 = 3;
 const RESULTS: [usize; 3] = [1, 10, 100];
 const ASKED: f32 = 0.95;
-/// What is missing from the recall at most.
+/// Largest accepted shortfall from the target recall.
 const LESS: f64 = 0.01;
 
-/// What is reached, and at what rate, every 5,000 rows; and by an index of the same rows after `optimize`, at the last doublings.
+/// Measures recall and search rate every 5,000 rows.
+///
+/// At the final row count, and at a half, a quarter and an eighth of it if these are measured, it also measures a
+/// second index of the same rows after `optimize`. Answers `No` if a recall of the growing index is more than 0.01
+/// below the target.
 pub(super) fn run(data: &Data, dir: &Path, output: &Output) -> Outcome {
     block_on(2, async {
         let options = OpenOptions::default().durability(Durability::Manual);
         let index = Shardex::create(data.config(&dir.join("growing"), options.clone())).await?;
         output.say(&format!(
-            "an index that grows in batches of {BATCH}, asked {ASKED} by {} queries: recall, and searches a second on one thread",
+            "an index that grows in batches of {BATCH}, searched at recall {ASKED} by {} queries: recall, and searches a second on one thread",
             data.queries.len()
         ));
         let mut truth = vec![Vec::new(); data.queries.len()];
@@ -46,8 +53,8 @@ pub(super) fn run(data: &Data, dir: &Path, output: &Output) -> Outcome {
             let (grown, text) = asked(&index, data, &truth, count).await?;
             worst = worst.min(grown["worst"].as_f64().unwrap_or(0.0));
             let stats = index.stats().await?;
-            let mut line = format!("  {count:>8} rows, {:>7} in no cell {text}", stats.fresh_postings);
-            let mut value = json!({ "rows": count, "fresh": stats.fresh_postings, "grown": grown });
+            let mut line = format!("  {count:>8} rows, {:>7} unindexed {text}", stats.unindexed_postings);
+            let mut value = json!({ "rows": count, "unindexed": stats.unindexed_postings, "grown": grown });
             if (0..=BESIDE).any(|doublings| count == data.rows.len() >> doublings) {
                 let place = dir.join("beside");
                 let beside = Shardex::create(data.config(&place, options.clone())).await?;
@@ -73,7 +80,8 @@ pub(super) fn run(data: &Data, dir: &Path, output: &Output) -> Outcome {
     })
 }
 
-/// The distances of the nearest of more rows, those that were known among them.
+/// Merges the distances of the rows `more` into the known smallest distances of each query, and keeps the smallest 100,
+/// ascending.
 fn nearer(data: &Data, more: std::ops::Range<usize>, known: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
     let most = RESULTS[RESULTS.len() - 1];
     let with_more = |(query, mut all): (&Vec<f32>, Vec<f64>)| {
@@ -85,7 +93,7 @@ fn nearer(data: &Data, more: std::ops::Range<usize>, known: Vec<Vec<f64>>) -> Ve
     data.queries.par_iter().zip(known).map(with_more).collect()
 }
 
-/// What searches reach for each number of results.
+/// Measures recall, search rate and work for each number of results. The key `worst` is the lowest recall.
 async fn asked(index: &Shardex, data: &Data, truth: &[Vec<f64>], rows: usize) -> Result<(Value, String), Failure> {
     let (mut text, mut values, mut worst) = (String::new(), Vec::new(), f64::INFINITY);
     for k in RESULTS {

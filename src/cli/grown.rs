@@ -1,4 +1,4 @@
-//! The part of `shardex bench` that compares an index that was loaded at once with one that grew and changed.
+//! Part of `shardex bench` that compares an index loaded at once with an index that grew and changed.
 
 use std::{path::Path, time::Instant};
 
@@ -7,17 +7,19 @@ use shardex::{DocumentId, Durability, OpenOptions, SearchOptions, Shardex};
 
 use super::{
     Failure,
-    bench::{SEED, median},
-    measure::{Data, K, RECALLS, batch, open, posting, truth},
+    bench_data::{Data, K, RECALLS, SEED, batch, median, open, posting, truth},
     search::{ask_all, recall},
 };
 
-/// Postings per batch of the one, and of the other.
+/// Number of postings per batch of the index loaded at once, and of the index that grows.
 const AT_ONCE: usize = 25_000;
 const FEW: usize = 1_000;
 
-/// How a search goes on an index that was loaded at once, and on one that got the same rows one batch after another in
-/// random order, a tenth of which were then removed and put back: with the cells it has by itself, and with new ones.
+/// Compares recall and search rate of two indexes of the same rows.
+///
+/// One index is loaded at once, and its cells are built by `optimize`. The other gets the rows in batches in random
+/// order. Then a tenth of the rows are removed and added again. It is measured with the cells it built in the
+/// background, and again after `optimize`.
 pub(super) async fn changed(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
     let options = OpenOptions::default().durability(Durability::Manual);
     let bulk = dir.join("bulk");
@@ -40,7 +42,7 @@ pub(super) async fn changed(data: &Data, dir: &Path, rounds: usize) -> Result<(V
         index.remove_documents(some.iter().map(|&row| DocumentId(row as u128)).collect()).await?;
         index.add_postings(some.iter().map(|&row| posting(&data.rows[row], row as u128)).collect()).await?;
     }
-    // What is made in the background is waited for.
+    // The close waits for cell builds in the background.
     index.close().await?;
 
     let index = open(&bulk, OpenOptions::default()).await?;
@@ -57,34 +59,42 @@ pub(super) async fn changed(data: &Data, dir: &Path, rounds: usize) -> Result<(V
     let with_new_cells = curves(data, &truth, dirs, rounds).await?;
 
     let mut text = format!(
-        "{} rows in random order, a tenth of them removed and put back: {} shards, {} postings in no cell",
+        "{} rows in random order, a tenth of them removed and put back: {} shards, {} unindexed postings",
         data.rows.len(),
         stats.total_shards,
-        stats.fresh_postings
+        stats.unindexed_postings
     );
     let mut values = Vec::new();
-    for (name, [bulk, grown]) in [("as it is", as_it_is), ("after optimize", with_new_cells)] {
-        for ((asked, at_once), reached) in RECALLS.iter().zip(&bulk).zip(&grown) {
-            let same = at_rate(&grown, at_once.1);
-            text.push_str(&format!(
-                "\n  {name:<14} {asked:<4} asked: {:.4} at {:>6.0} /s; loaded at once {:.4} at {:>6.0} /s{}",
-                reached.0,
-                reached.1,
-                at_once.0,
-                at_once.1,
-                same.map_or(String::new(), |same| format!(", where this one has {same:.4}")),
-            ));
-            values.push(json!({
-                "cells": name, "asked": asked, "recall": reached.0, "qps": reached.1,
-                "bulk_recall": at_once.0, "bulk_qps": at_once.1, "recall_at_bulk_qps": same,
-            }));
-        }
+    for (name, curves) in [("as it is", as_it_is), ("after optimize", with_new_cells)] {
+        compare(name, curves, &mut text, &mut values);
     }
-    let object = json!({ "shards": stats.total_shards, "fresh_postings": stats.fresh_postings, "settings": values });
+    let object =
+        json!({ "shards": stats.total_shards, "unindexed_postings": stats.unindexed_postings, "settings": values });
     Ok((object, text))
 }
 
-/// The recall that a curve of (recall, queries a second) has at such a rate, between its points on a logarithmic scale.
+/// Appends the lines and JSON values that compare the index loaded at once with the index that grew, one per target
+/// recall.
+fn compare(name: &str, [bulk, grown]: [Vec<(f64, f64)>; 2], text: &mut String, values: &mut Vec<Value>) {
+    for ((asked, at_once), reached) in RECALLS.iter().zip(&bulk).zip(&grown) {
+        let same = at_rate(&grown, at_once.1);
+        text.push_str(&format!(
+            "\n  {name:<14} {asked:<4} asked: {:.4} at {:>6.0} /s; loaded at once {:.4} at {:>6.0} /s{}",
+            reached.0,
+            reached.1,
+            at_once.0,
+            at_once.1,
+            same.map_or(String::new(), |same| format!(", where this one has {same:.4}")),
+        ));
+        values.push(json!({
+            "cells": name, "asked": asked, "recall": reached.0, "qps": reached.1,
+            "bulk_recall": at_once.0, "bulk_qps": at_once.1, "recall_at_bulk_qps": same,
+        }));
+    }
+}
+
+/// Returns the recall of a curve of (recall, queries per second) at the rate `qps`. The recall is interpolated between
+/// two neighbouring points, on a logarithmic scale of the rate. Returns `None` outside the curve.
 fn at_rate(curve: &[(f64, f64)], qps: f64) -> Option<f64> {
     curve.windows(2).find_map(|pair| {
         let [(low, fast), (high, slow)] = [pair[0], pair[1]];
@@ -93,7 +103,8 @@ fn at_rate(curve: &[(f64, f64)], qps: f64) -> Option<f64> {
     })
 }
 
-/// For each of two indexes the recall and the rate at each of the recalls asked for, the indexes in turn.
+/// Measures two indexes. For each it returns recall and search rate at each target recall. The indexes take turns in
+/// each round; the rate is the median over rounds.
 async fn curves(
     data: &Data,
     truth: &[Vec<i64>],
@@ -118,7 +129,7 @@ async fn curves(
     Ok(points.map(|points| points.into_iter().map(|(reached, rates)| (reached, median(rates))).collect()))
 }
 
-/// The same order every time, like none.
+/// Shuffles rows in a pseudorandom order that is the same in every run.
 fn shuffle(rows: &mut [usize]) {
     let mut state = SEED | 1;
     for i in (1..rows.len()).rev() {

@@ -1,4 +1,4 @@
-//! The part of `shardex bench` that shows how the cost of an add grows with the index.
+//! Part of `shardex bench` that measures how the cost of an add grows with the index.
 
 use std::{path::Path, time::Instant};
 
@@ -7,17 +7,18 @@ use shardex::{Durability, Metric, OpenOptions, Shardex, ShardexConfig};
 
 use super::{
     Failure,
-    bench::{SEED, median},
+    bench_data::{SEED, median},
     demo::{DIMENSION, postings},
     output::Output,
 };
 
-/// Rows of the first size, and of each batch that an index is loaded by.
+/// Number of rows of the smallest size, and maximum per batch of the load.
 const FIRST: u64 = 10_000;
-/// Postings that are added one by one at each size, and batches of a hundred.
+/// Number of postings added one by one per measurement. In batches of a hundred, a measurement adds 1,000.
 const ADDS: u64 = 400;
 
-/// What an add costs at 10,000 rows, ten times as many, and so on up to `rows`; loaded in bulk, of made-up vectors.
+/// Measures the cost of an add at 10,000 rows, at ten times as many, and so on below `rows`, and at `rows`. The index
+/// is loaded in bulk with generated vectors.
 pub(super) async fn growth(rows: u64, dir: &Path, rounds: usize, output: &Output) -> Result<Value, Failure> {
     let options = OpenOptions::default().durability(Durability::Manual).flush_interval_ms(0);
     let config = ShardexConfig::new(dir.join("growing")).vector_size(DIMENSION).metric(Metric::Cosine).options(options);
@@ -32,10 +33,11 @@ pub(super) async fn growth(rows: u64, dir: &Path, rounds: usize, output: &Output
             index.add_postings(postings(SEED, next..to)).await?;
             next = to;
         }
-        // Else they would be made beside what is measured.
+        // Otherwise the background would build the cells during the measurement.
         index.optimize().await?;
         index.flush().await?;
-        // What the first touch of a shard costs after a flush is paid before: the fingerprints of its slots, its new state.
+        // Warm-up: after a flush, the first access to a shard costs more, because it computes the fingerprints of its
+        // slots and a new shard state.
         for _ in 0..index.stats().await?.total_shards.div_ceil(ADDS as usize).max(1) {
             each(&index, &mut next, 100).await?;
         }
@@ -59,10 +61,10 @@ pub(super) async fn growth(rows: u64, dir: &Path, rounds: usize, output: &Output
     Ok(json!(values))
 }
 
-/// Microseconds that a posting takes in batches of so many, each batch answered before the next.
+/// Returns the microseconds per posting of adds in batches of `batch`. Each batch is accepted before the next starts.
 async fn each(index: &Shardex, next: &mut u64, batch: u64) -> Result<f64, Failure> {
     let count = ADDS.max(batch * 10) / batch;
-    // Made before: what is measured is the index.
+    // Generated before the clock starts, so that only the index is measured.
     let batches: Vec<_> = (0..count).map(|n| postings(SEED, *next + n * batch..*next + (n + 1) * batch)).collect();
     *next += count * batch;
     let began = Instant::now();

@@ -1,15 +1,15 @@
-//! What searches found, and how it is printed.
+//! Hits of searches, and their output.
 
 use std::time::Duration;
 
-use shardex::{Hits, Stopped};
+use shardex::{Hits, StopReason};
 
 use super::output::{self, Output};
 
-/// Queries whose hits a person is shown unasked.
+/// Default number of queries whose hits are printed without `--json`.
 const SHOWN: usize = 20;
 
-/// One posting that was found.
+/// Posting found by a search.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HitRow {
     document_id: u128,
@@ -18,19 +18,19 @@ pub(super) struct HitRow {
     score: f32,
 }
 
-/// What came of one query.
-pub(super) struct Found {
+/// Result of one query.
+pub(super) struct QueryHits {
     pub(super) query: usize,
     hits: Vec<HitRow>,
     pub(super) scanned: usize,
     pub(super) computed: usize,
-    pub(super) stopped: Stopped,
+    pub(super) stopped: StopReason,
     pub(super) calibrated: bool,
     pub(super) time: Duration,
 }
 
-impl Found {
-    /// Copies the hits out; `time` is asked for then.
+impl QueryHits {
+    /// Copies the hits. Calls `time` after the copy, so that a duration includes it.
     pub(super) fn new(query: usize, hits: &Hits, time: impl FnOnce() -> Duration) -> Self {
         let row = |hit: shardex::Hit<'_>| HitRow {
             document_id: hit.document_id.0,
@@ -49,14 +49,15 @@ impl Found {
         }
     }
 
-    /// The documents found, the nearest first.
+    /// Returns the ids of the documents found, the nearest first.
     pub(super) fn ids(&self) -> impl Iterator<Item = u128> {
         self.hits.iter().map(|hit| hit.document_id)
     }
 }
 
-/// Prints the hits of the first `show` queries: a table, or with `--json` an object for each query on its line.
-pub(super) fn print(found: &[Found], show: Option<usize>, output: &Output) {
+/// Prints the hits of the first `show` queries: as a table, or with `--json` as one object per query and line. Defaults
+/// to [`SHOWN`] queries for the table and to all queries for JSON.
+pub(super) fn print(found: &[QueryHits], show: Option<usize>, output: &Output) {
     if output.is_json() {
         found.iter().take(show.unwrap_or(usize::MAX)).for_each(|found| output::line(&object(found)));
         return;
@@ -72,23 +73,23 @@ pub(super) fn print(found: &[Found], show: Option<usize>, output: &Output) {
     }
 }
 
-/// The hits of a query as JSON, written here because an id of 128 bits is a number as well.
-fn object(found: &Found) -> String {
+/// Formats the hits of a query as JSON. It is written by hand, because ids of 128 bits must be JSON numbers.
+fn object(found: &QueryHits) -> String {
     let hit = |hit: &HitRow| {
         let HitRow { document_id, start, length, score } = hit;
         format!(r#"{{"document_id":{document_id},"start":{start},"length":{length},"score":{score:?}}}"#)
     };
     let hits: Vec<String> = found.hits.iter().map(hit).collect();
     let stopped = match found.stopped {
-        Stopped::Everything => "everything",
-        Stopped::Slop => "slop",
+        StopReason::Everything => "everything",
+        StopReason::Slop => "slop",
         _ => "reached",
     };
-    let Found { query, calibrated, .. } = found;
+    let QueryHits { query, calibrated, .. } = found;
     format!(r#"{{"query":{query},"stopped":"{stopped}","calibrated":{calibrated},"hits":[{}]}}"#, hits.join(","))
 }
 
-fn table(found: &[Found]) -> String {
+fn table(found: &[QueryHits]) -> String {
     let titles = ["query", "rank", "document", "start", "length", "score"].map(str::to_owned);
     let mut rows = vec![titles];
     for found in found {
@@ -121,11 +122,11 @@ fn table(found: &[Found]) -> String {
 mod tests {
     use super::*;
 
-    fn found(query: usize, hits: &[(u128, f32)]) -> Found {
+    fn found(query: usize, hits: &[(u128, f32)]) -> QueryHits {
         let hits =
             hits.iter().map(|&(document_id, score)| HitRow { document_id, start: 0, length: 1, score }).collect();
         let (scanned, computed, time) = (0, 0, Duration::ZERO);
-        Found { query, hits, scanned, computed, stopped: Stopped::Reached, calibrated: true, time }
+        QueryHits { query, hits, scanned, computed, stopped: StopReason::Reached, calibrated: true, time }
     }
 
     #[test]

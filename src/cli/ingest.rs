@@ -1,8 +1,8 @@
-//! `shardex ingest`.
+//! Command `shardex ingest`.
 //!
 //! Invariants:
-//! 1. An index is made only for rows that it takes: if the first batch is refused, nothing is left of it.
-//! 2. Whatever stops an ingest, it says which rows are durable and how to go on from there.
+//! 1. An index is created only for rows that it accepts. If the first batch is refused, the created index is removed.
+//! 2. If an ingest stops early, it reports which rows are durable and which command continues from there.
 
 use std::{path::Path, time::Instant};
 
@@ -22,11 +22,12 @@ use super::{
     target::outside_every_index,
 };
 
-/// Cells are made anew when one posting in so many, or more, is in none: so a posting is in at most so many makings while an
-/// index grows to twice its size, and one row more costs one row.
+/// Cells are rebuilt if at least one posting in `FRESH_SHARE` is unindexed. A posting is therefore in at most that many
+/// cell builds while an index doubles in size, and a small ingest into a large index rarely causes a build.
 const FRESH_SHARE: u64 = 4;
 
-/// Files of an index, in the order in which one that was just made is taken away: without the first it is none.
+/// Files of an index, in the order in which a newly created index is removed. Without the first file the directory is
+/// not an index.
 const FILES: [&str; 4] = ["root", "data", "wal", "LOCK"];
 
 pub(super) fn run(args: &Ingest, output: &Output) -> Outcome {
@@ -39,7 +40,7 @@ pub(super) fn run(args: &Ingest, output: &Output) -> Outcome {
     }
     let interrupt = Interrupt::listen()?;
     rows.skip(args.from_row)?;
-    // Before there is an index: what cannot be read needs none.
+    // Read before the index is created, so that an unreadable file creates none.
     let first = rows.vectors(args.batch.min(left))?;
     block_on(1, async {
         let (index, made) = open(args, &rows).await?;
@@ -47,7 +48,8 @@ pub(super) fn run(args: &Ingest, output: &Output) -> Outcome {
         let done = load.run(first).await;
         let stopped = load.stopped(&done).await;
         load.bar.finish_and_clear();
-        // What fails after a signal fails because of it: a read that was waiting, or whoever was to write the rows.
+        // An error after a signal is a consequence of the signal: of a read that was aborted, or of a process that
+        // stopped writing the rows.
         let done = if matches!(stopped, Answer::Stopped(_)) { Ok(()) } else { done };
         if load.done == args.from_row && stopped != Answer::Yes {
             match (discard(&index, args, made).await, &done) {
@@ -57,7 +59,7 @@ pub(super) fn run(args: &Ingest, output: &Output) -> Outcome {
                 (Err(left), Ok(())) => return Err(left),
             }
         }
-        // Closed whatever came of it: what was acknowledged is durable either way.
+        // The index is closed after success and after an error. Acknowledged rows are durable in both cases.
         let closed = index.close().await;
         match done {
             Ok(()) => closed?,
@@ -67,19 +69,19 @@ pub(super) fn run(args: &Ingest, output: &Output) -> Outcome {
     })
 }
 
-/// What of an index that is being made was there before.
+/// Part of an index that this ingest created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Made {
-    /// The index was there.
+enum Created {
+    /// Nothing was created, because the index existed.
     Nothing,
-    /// The directory was there.
+    /// The files were created in an existing directory.
     Files,
-    /// Nothing was there.
+    /// The directory and the files were created.
     Directory,
 }
 
-/// Opens the index, if there is one and it is as the arguments say, or makes it.
-async fn open(args: &Ingest, rows: &Rows) -> Result<(Shardex, Made), Failure> {
+/// Opens the index and compares it with the arguments, or creates it if it doesn't exist.
+async fn open(args: &Ingest, rows: &Rows) -> Result<(Shardex, Created), Failure> {
     let durability = if args.commit_each { Durability::Manual } else { Durability::Interval };
     let mut options = OpenOptions::default().durability(durability);
     if let Some(bytes) = args.flush_wal_bytes {
@@ -88,7 +90,7 @@ async fn open(args: &Ingest, rows: &Rows) -> Result<(Shardex, Made), Failure> {
     match Shardex::open_with(&args.dir, options.clone()).await {
         Ok(index) => {
             same(args, rows.columns(), &index.stats().await?)?;
-            Ok((index, Made::Nothing))
+            Ok((index, Created::Nothing))
         }
         Err(ShardexError::NotFound { .. }) if args.from_row == rows.rows() => {
             let (dir, file) = (args.dir.display(), rows.name());
@@ -102,11 +104,11 @@ async fn open(args: &Ingest, rows: &Rows) -> Result<(Shardex, Made), Failure> {
                 }
                 outside_every_index(parent)?;
             }
-            let made = if args.dir.exists() { Made::Files } else { Made::Directory };
+            let made = if args.dir.exists() { Created::Files } else { Created::Directory };
             match Shardex::create(config(args, rows.columns(), options)).await {
                 Ok(index) => Ok((index, made)),
                 Err(error) => {
-                    if made == Made::Directory {
+                    if made == Created::Directory {
                         clear(&args.dir);
                     }
                     Err(error.into())
@@ -117,17 +119,18 @@ async fn open(args: &Ingest, rows: &Rows) -> Result<(Shardex, Made), Failure> {
     }
 }
 
-/// Takes away what a `create` that failed has left in the directory that it made. What cannot be taken away is cleared by the
-/// next `create`.
+/// Removes the leftovers of a failed `create` from the directory that it made. Leftovers that can't be removed are
+/// cleared by the next `create`.
 fn clear(dir: &Path) {
-    // Without the lock, which a failed `create` leaves behind, nothing there is known to be ours.
+    // A failed `create` leaves its lock file. Without it the files may belong to another program, so only an empty
+    // directory is removed.
     let Ok(lock) = std::fs::OpenOptions::new().write(true).open(dir.join("LOCK")) else {
         return drop(std::fs::remove_dir(dir));
     };
     if lock.try_lock().is_err() {
         return;
     }
-    // Somebody else may have had more luck meanwhile.
+    // Another process may have created an index in the meantime.
     if dir.join(FILES[0]).exists() {
         return;
     }
@@ -137,7 +140,7 @@ fn clear(dir: &Path) {
     drop(std::fs::remove_dir(dir));
 }
 
-/// Refuses an index that is not as the arguments and the file say.
+/// Returns a `Failure` if the dimension, metric or shard size of the index differs from the file and the arguments.
 fn same(args: &Ingest, dimension: usize, stats: &IndexStats) -> Result<(), Failure> {
     let differs = |what: &str, stored: &str, given: &str| {
         let dir = args.dir.display();
@@ -169,22 +172,23 @@ fn config(args: &Ingest, dimension: usize, options: OpenOptions) -> ShardexConfi
     config
 }
 
-/// Takes away an index that was made for rows which it then refused, so that it fixes no metric and no dimension. Returns
-/// whether there was one.
+/// Removes an index that this ingest created and that accepted no rows, so that it fixes neither metric nor dimension.
+/// Returns whether an index was removed.
 ///
-/// The files go while the lock is held, so nobody can have opened it; the directory goes only if it is empty then.
-async fn discard(index: &Shardex, args: &Ingest, made: Made) -> Result<bool, Failure> {
-    // Another process may have made it first, and written to it.
-    if made == Made::Nothing || index.stats().await?.last_lsn.0 > 0 {
+/// The files are removed under the lock, so no other process has the index open. The directory is removed only if it is
+/// empty.
+async fn discard(index: &Shardex, args: &Ingest, made: Created) -> Result<bool, Failure> {
+    // Another process may have created the index before this one's `create`, and written to it.
+    if made == Created::Nothing || index.stats().await?.last_lsn.0 > 0 {
         return Ok(false);
     }
     for name in FILES {
         std::fs::remove_file(args.dir.join(name))?;
     }
     index.close().await?;
-    if made == Made::Directory {
+    if made == Created::Directory {
         match std::fs::remove_dir(&args.dir) {
-            // Somebody else makes an index there.
+            // Another process is creating an index in the directory.
             Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
             done => done?,
         }
@@ -192,7 +196,7 @@ async fn discard(index: &Shardex, args: &Ingest, made: Made) -> Result<bool, Fai
     Ok(true)
 }
 
-/// An ingest under way.
+/// Running ingest.
 struct Load<'a> {
     args: &'a Ingest,
     index: &'a Shardex,
@@ -200,7 +204,8 @@ struct Load<'a> {
     output: &'a Output,
     interrupt: Interrupt,
     bar: indicatif::ProgressBar,
-    /// Rows of the file up to which all are accepted, and durable.
+    /// Numbers of leading rows of the file that are accepted (`done`) and durable (`durable`). Rows before `--from-row`
+    /// count as both.
     done: usize,
     durable: usize,
     last_flush: FlushStats,
@@ -216,8 +221,8 @@ impl<'a> Load<'a> {
         Self { args, index, rows, output, interrupt, bar, done, durable, last_flush: FlushStats::default() }
     }
 
-    /// Adds all rows, `first` and then those that are not read yet, and says what it came to; stops early if it is
-    /// interrupted.
+    /// Adds all rows: `first`, and then the rows not read yet. Rebuilds the cells if wanted, flushes, and prints the
+    /// report. Stops early after a signal, without a report.
     async fn run(&mut self, first: Vec<Vec<f32>>) -> Result<(), Failure> {
         let before = self.index.stats().await?;
         let began = Instant::now();
@@ -234,7 +239,7 @@ impl<'a> Load<'a> {
         let optimize_began = Instant::now();
         let optimized = self.wants_cells().await?;
         if optimized {
-            // What searches scan is made of what is there now, and durable with the flush.
+            // The build covers all postings accepted so far, and the flush below makes it durable.
             tokio::select! {
                 made = self.index.optimize() => made?,
                 () = self.interrupt.wait() => return Ok(()),
@@ -244,7 +249,7 @@ impl<'a> Load<'a> {
         let flush_began = Instant::now();
         let flushed = self.index.flush().await?;
         let flush_seconds = flush_began.elapsed().as_secs_f64();
-        // One that found nothing to do says only what is durable.
+        // A flush that found nothing to do has no figures to report, so the last flush with work is kept.
         if flushed.barriers > 0 || self.last_flush.barriers == 0 {
             self.last_flush = flushed;
         }
@@ -279,7 +284,7 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    /// Everything accepted is durable.
+    /// Records that all accepted rows are durable. With `--progress plain` it prints their number.
     fn committed(&mut self) {
         self.durable = self.done;
         if self.args.progress == Progress::Plain {
@@ -288,12 +293,12 @@ impl<'a> Load<'a> {
     }
 
     async fn wants_cells(&self) -> Result<bool, Failure> {
-        let IndexStats { fresh_postings, total_postings, .. } = self.index.stats().await?;
-        let pays = fresh_postings > 0 && fresh_postings >= total_postings / FRESH_SHARE;
+        let IndexStats { unindexed_postings, total_postings, .. } = self.index.stats().await?;
+        let pays = unindexed_postings > 0 && unindexed_postings >= total_postings / FRESH_SHARE;
         Ok(self.args.optimize || (pays && !self.args.no_optimize))
     }
 
-    /// The library names an index within the batch; a person wants the row of the file.
+    /// Converts an index within the batch to a row of the file, and names the file in the message.
     fn by_row(&self, error: ShardexError) -> Failure {
         let name = self.rows.name();
         match error {
@@ -301,16 +306,17 @@ impl<'a> Load<'a> {
                 Failure(format!("{name}: row {}: {reason}", self.done + index))
             }
             ShardexError::BatchTooLarge { bytes, limit } => Failure(format!(
-                "--batch {}: a batch takes {bytes} bytes of log, and {limit} is the most: give a smaller one",
+                "--batch {}: a batch takes {bytes} bytes of WAL, and {limit} is the most: give a smaller one",
                 self.args.batch
             )),
             other => other.into(),
         }
     }
 
-    /// What an interrupted ingest comes to, and what it says; makes what was accepted before an error durable.
+    /// Handles the end of the load. After an error it commits, so that accepted rows become durable. After a signal it
+    /// prints the durable rows and the command that continues. Returns the answer of the command.
     async fn stopped(&mut self, done: &Result<(), Failure>) -> Answer {
-        // A second error follows from the first one, and then less is durable.
+        // If the commit fails too, `durable` stays as it was.
         if done.is_err() && self.index.commit().await.is_ok() {
             self.durable = self.done;
         }
@@ -323,12 +329,12 @@ impl<'a> Load<'a> {
         Answer::Stopped(code)
     }
 
-    /// Which rows are durable, and the command that adds the others.
+    /// Returns a text with the durable rows, and the command that adds the others.
     fn how_to_go_on(&self) -> String {
         let (from, to, go_on) = (self.args.from_row, self.durable, self.go_on());
         match to.checked_sub(1) {
-            Some(last) if to > from => format!("rows {from} to {last} are durable: to go on, run `{go_on}`"),
-            _ => format!("no row was added: to go on, run `{go_on}`"),
+            Some(last) if to > from => format!("rows {from} to {last} are durable: to continue, run `{go_on}`"),
+            _ => format!("no row was added: to continue, run `{go_on}`"),
         }
     }
 
@@ -387,11 +393,11 @@ impl<'a> Load<'a> {
             "splits": stats.splits - before.splits,
             "shards": stats.total_shards,
             "total_postings": stats.total_postings,
-            "fresh_postings": stats.fresh_postings,
+            "unindexed_postings": stats.unindexed_postings,
             "disk_bytes": stats.disk_bytes,
         });
-        let cells = match (optimized, stats.fresh_postings) {
-            (false, fresh) if fresh > 0 => format!("; {fresh} of them in no cell yet (`shardex optimize` makes cells)"),
+        let cells = match (optimized, stats.unindexed_postings) {
+            (false, fresh) if fresh > 0 => format!("; {fresh} of them unindexed (`shardex optimize` builds cells)"),
             _ => String::new(),
         };
         let flush = match self.last_flush.barriers {

@@ -1,5 +1,5 @@
-//! Ctrl-C and a request to terminate: the first one is carried out at the next place where it is safe to stop and to say how
-//! far the command has come; the second one stops at once.
+//! Handling of SIGINT and SIGTERM. After the first signal, a command stops at the next safe place and reports its
+//! progress. The second signal ends the process at once.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,16 +18,16 @@ use tokio::{
 
 use super::{Failure, output};
 
-/// The exit code of the first signal; 0 while there was none, or nobody listens.
+/// Exit code of the first signal. 0 before a signal, or if no [`Interrupt`] listens.
 static CODE: AtomicU8 = AtomicU8::new(0);
 
-/// Whether somebody wants this process to stop.
+/// Listener for the first signal.
 #[derive(Clone, Debug)]
 pub(crate) struct Interrupt {
     told: Arc<Notify>,
 }
 
-/// The exit code, if somebody listens and there was a signal.
+/// Returns the exit code of the first signal, if an [`Interrupt`] listens and received one.
 pub(crate) fn code() -> Option<u8> {
     match CODE.load(Ordering::Acquire) {
         0 => None,
@@ -36,7 +36,9 @@ pub(crate) fn code() -> Option<u8> {
 }
 
 impl Interrupt {
-    /// Listens from now on; a command that does not is ended by the first signal.
+    /// Starts to listen for signals. Without a listener, the first signal kills the process.
+    ///
+    /// The exit code is 130 for SIGINT and 143 for SIGTERM.
     pub(crate) fn listen() -> Result<Self, Failure> {
         let told = Arc::<Notify>::default();
         let runtime = Builder::new_current_thread().enable_io().build()?;
@@ -63,7 +65,7 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Removes a file, or a directory with all that it holds, at the first signal, and ends the process.
+    /// Removes a file, or a directory with its contents, at the first signal, and ends the process.
     pub(crate) fn removes(self, path: &Path) -> Result<(), Failure> {
         let path: PathBuf = path.to_path_buf();
         let runtime = Builder::new_current_thread().build()?;
@@ -72,7 +74,7 @@ impl Interrupt {
             let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             match removed {
                 Ok(()) => output::complain(&format!("interrupted; {} is removed", path.display())),
-                // It has its name by now.
+                // The file has been renamed to its final name already.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => output::complain("interrupted"),
                 Err(error) => output::complain(&format!("interrupted; remove {}: {error}", path.display())),
             }
@@ -81,12 +83,12 @@ impl Interrupt {
         Ok(())
     }
 
-    /// The exit code, if there was a signal.
+    /// Returns the exit code of the first signal, if there was one.
     pub(crate) fn code(&self) -> Option<u8> {
         code()
     }
 
-    /// Waits for the first signal. One caller at a time.
+    /// Waits for the first signal. Only one caller may wait at a time.
     pub(crate) async fn wait(&self) {
         while self.code().is_none() {
             self.told.notified().await;

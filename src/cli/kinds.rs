@@ -1,20 +1,22 @@
-//! A catalogue of data on which a search by codes can go wrong, the truth about it, and what answers are worth.
+//! Catalogue of data on which a search by codes can fail, its true nearest neighbours, and the evaluation of answers.
 //!
-//! The truth is computed here, in double precision, by nothing of the library: what is judged does not judge.
+//! The truth is computed here in double precision without code of the library, so that a fault of the library can't
+//! hide itself.
 
-use shardex::{Metric, SearchResponse, Stopped};
+use shardex::Metric;
 
-/// Numbers by chance, the same for the same seed on one machine (SplitMix64, and Box and Muller's transform).
+/// Pseudorandom number generator: SplitMix64, and the Box–Muller transform for normal numbers. The same seed gives the
+/// same numbers on one machine.
 #[derive(Clone, Debug)]
-pub struct Chance(u64);
+pub struct Random(u64);
 
-impl Chance {
-    /// Those that follow from a seed.
+impl Random {
+    /// Creates a generator from a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// 64 bits.
+    /// Returns 64 random bits.
     fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -23,17 +25,17 @@ impl Chance {
         z ^ (z >> 31)
     }
 
-    /// Between 0 and 1.
+    /// Returns a number between 0 and 1, uniformly distributed.
     pub fn uniform(&mut self) -> f64 {
         ((self.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
-    /// By a normal distribution around 0, of deviation 1.
+    /// Returns a number of the normal distribution with mean 0 and standard deviation 1.
     pub fn normal(&mut self) -> f64 {
         (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// A whole number below `n`.
+    /// Returns an integer below `n`, uniformly distributed.
     pub fn below(&mut self, n: usize) -> usize {
         ((self.uniform() * n as f64) as usize).min(n - 1)
     }
@@ -43,66 +45,67 @@ impl Chance {
     }
 }
 
-/// A kind of data.
+/// Kind of test data.
 #[derive(Clone, Copy, Debug)]
-pub struct Kind {
-    /// What it is called.
+pub struct DataKind {
+    /// Name of the kind, as an argument of `--hard`.
     pub name: &'static str,
-    /// Numbers of a vector.
+    /// Number of components of a vector.
     pub dimension: usize,
-    /// Rows where nothing else is said.
+    /// Default number of rows.
     pub rows: usize,
-    /// The metrics by which it makes sense.
+    /// Metrics under which the data is meaningful.
     pub metrics: &'static [Metric],
-    /// The share of [`share`](Self::share) by L2 and cosine, and by dot products.
+    /// Values of [`share`](Self::share): for L2 and cosine, and for dot product.
     shares: [f64; 2],
-    /// And then why; else nothing.
+    /// Reason why every vector is scanned. Empty if codes are used.
     pub why: &'static str,
     shape: Shape,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Shape {
-    /// `N(0, 1)` plus a constant.
+    /// `N(0, 1)` in each component, plus a constant.
     Normal(f64),
-    /// One component so many times as large as the others.
+    /// `N(0, 1)`, with one component multiplied by a factor.
     Spike(f64),
     Uniform,
-    /// Around so many centres that are so far apart, plus a constant.
+    /// Number of clusters, standard deviation of their centres, and a constant added to every component. The standard
+    /// deviation within a cluster is 1.
     Clusters(usize, f64, f64),
-    /// Nine of ten are one vector; the others are asked for.
+    /// Nine of ten stored vectors are equal. The other tenth and the queries are `N(0, 1)`.
     Equal,
-    /// Half of it is denser, and elsewhere; the first half is asked for.
+    /// Half of the stored vectors form a dense cluster apart from the others. Queries are like the other half.
     TwoHalves,
-    /// Products of a normal and an exponential of one: norms of many sizes.
+    /// `N(0, 1)` times a log-normal factor per vector, so that norms have many sizes.
     Norms,
-    /// Components with heavy tails.
+    /// Cubes of normal numbers: components with heavy tails.
     Tails,
-    /// Zeros and ones: many are equally far.
+    /// Components 0 or 1, so that many distances are equal.
     Bits,
-    /// Five of a hundred components are not zero.
+    /// At most five components that aren't zero.
     Sparse,
-    /// Integers as of histograms, many of them zero.
+    /// Integers from 0 to 255 like those of histograms. About half are zero.
     Integers,
-    /// On a plane of so many dimensions, but for a thousandth.
+    /// Subspace of the given number of dimensions, plus noise with standard deviation 0.001.
     Plane(usize),
-    /// Spreads that fall with the number of the component.
+    /// Standard deviation `1 / i` in component `i`, counted from 1.
     Falling,
-    /// Some of 1e-21 and some of 1e12 among others.
+    /// A fifth of the stored vectors are scaled by 1e-21 and a fifth by 1e12.
     Magnitudes,
-    /// Each is near one of as many as a fifth of the rows.
+    /// Near copies, at the given standard deviation, of a fifth as many centres as there are rows.
     Copies(f64),
-    /// Clusters of spreads from a hundredth to a hundred.
+    /// 40 clusters with standard deviations from 0.01 to about 79.
     Scales,
-    /// Queries three times as far from the middle as what is stored, and beside it.
+    /// Queries with three times the standard deviation of the stored vectors, and a mean of 1 instead of 0.
     Elsewhere,
-    /// Clusters, and queries half way between two of them.
+    /// 300 clusters. Queries lie half way between two of their centres.
     Between,
-    /// Clusters, and queries of others.
+    /// 300 clusters. Queries are from 300 other clusters.
     Others,
-    /// Spreads that fall with the number of the component, and queries that have one.
+    /// Standard deviation `1 / i` in component `i`, counted from 1. In queries it is 1 in every component.
     Isotropic,
-    /// Two halves, one of them dense, and queries just beside that one.
+    /// Two halves, one of them dense. Queries have the centre of the dense half and three times its standard deviation.
     BesideDense,
 }
 
@@ -110,32 +113,34 @@ const ALL: &[Metric] = &[Metric::L2, Metric::Cosine, Metric::Dot];
 const L2: &[Metric] = &[Metric::L2];
 const L2_DOT: &[Metric] = &[Metric::L2, Metric::Dot];
 
-const fn kind(name: &'static str, dimension: usize, rows: usize, metrics: &'static [Metric], shape: Shape) -> Kind {
-    Kind { name, dimension, rows, metrics, shares: [2.0; 2], why: "", shape }
+const fn kind(name: &'static str, dimension: usize, rows: usize, metrics: &'static [Metric], shape: Shape) -> DataKind {
+    DataKind { name, dimension, rows, metrics, shares: [2.0; 2], why: "", shape }
 }
 
-const fn costing(share: f64, kind: Kind) -> Kind {
-    Kind { shares: [share; 2], ..kind }
+const fn costing(share: f64, kind: DataKind) -> DataKind {
+    DataKind { shares: [share; 2], ..kind }
 }
 
-const fn costing_by_dot(share: f64, kind: Kind) -> Kind {
-    Kind { shares: [kind.shares[0], share], ..kind }
+const fn costing_by_dot(share: f64, kind: DataKind) -> DataKind {
+    DataKind { shares: [kind.shares[0], share], ..kind }
 }
 
-const fn by_vectors(why: &'static str, kind: Kind) -> Kind {
-    Kind { shares: [1.0; 2], why, ..kind }
+const fn by_vectors(why: &'static str, kind: DataKind) -> DataKind {
+    DataKind { shares: [1.0; 2], why, ..kind }
 }
 
-impl Kind {
-    /// How many codes and vectors a search for ten looks at, at most, at a recall of 0.95 after `optimize`, as a share of
-    /// the rows; every posting has two codes. 1 where every vector is looked at.
+impl DataKind {
+    /// Returns the maximum work of a search for ten neighbours at target recall 0.95 after `optimize`: codes and
+    /// vectors scanned, as a share of the rows.
+    ///
+    /// A posting has two codes, so the share can exceed 1. It is 1 if the search scans every vector.
     pub fn share(&self, metric: Metric) -> f64 {
         self.shares[usize::from(metric == Metric::Dot)]
     }
 }
 
-/// Every kind.
-pub const KINDS: &[Kind] = &[
+/// Catalogue of all kinds.
+pub const KINDS: &[DataKind] = &[
     costing(1.2, kind("normal", 64, 6_000, ALL, Shape::Normal(0.0))),
     costing_by_dot(1.7, costing(1.2, kind("offset 10", 64, 6_000, L2_DOT, Shape::Normal(10.0)))),
     costing_by_dot(1.7, costing(1.2, kind("offset 30", 64, 6_000, L2_DOT, Shape::Normal(30.0)))),
@@ -162,7 +167,8 @@ pub const KINDS: &[Kind] = &[
     ),
     costing(1.0, kind("copies", 64, 20_000, ALL, Shape::Copies(1e-3))),
     by_vectors("by products the largest hide all others", kind("scales", 64, 12_000, L2_DOT, Shape::Scales)),
-    // They are asked twice, and much of the data is about equally far from there: all codes, and then every vector.
+    // These queries are searched twice, by all codes and then by every vector, because much of the data is about
+    // equally far from them.
     costing(4.1, kind("elsewhere", 64, 20_000, L2, Shape::Elsewhere)),
     costing(4.1, kind("between clusters", 64, 20_000, ALL, Shape::Between)),
     costing(4.1, kind("other clusters", 64, 20_000, ALL, Shape::Others)),
@@ -170,18 +176,23 @@ pub const KINDS: &[Kind] = &[
     costing(4.1, kind("beside the dense", 64, 12_000, L2, Shape::BesideDense)),
 ];
 
-/// Data of a kind: what is drawn from it is different each time, and of the same world.
+/// Generator of stored vectors and queries of a kind. Each draw is different, from one distribution.
 pub struct World {
-    /// What kind of data it is.
-    pub kind: Kind,
+    /// Kind of the data.
+    pub kind: DataKind,
     centres: Vec<Vec<f64>>,
-    chance: Chance,
+    chance: Random,
+}
+
+/// Draws a vector around a centre, with standard deviation `spread`.
+fn around(c: &mut Random, centre: &[f64], spread: f64) -> Vec<f64> {
+    centre.iter().map(|x| x + spread * c.normal()).collect()
 }
 
 impl World {
-    /// A world of a kind, of about so many rows.
-    pub fn new(kind: Kind, rows: usize, seed: u64) -> Self {
-        let mut chance = Chance::new(seed);
+    /// Creates a generator for a kind, with random centres. Near copies have a fifth as many centres as `rows`.
+    pub fn new(kind: DataKind, rows: usize, seed: u64) -> Self {
+        let mut chance = Random::new(seed);
         let d = kind.dimension;
         let count = match kind.shape {
             Shape::Clusters(count, ..) => count,
@@ -202,22 +213,50 @@ impl World {
         Self { kind, centres, chance }
     }
 
-    /// Something to be stored.
+    /// Draws a vector to store.
     pub fn row(&mut self) -> Vec<f32> {
         self.draw(false)
     }
 
-    /// Something to be asked for.
+    /// Draws a query.
     pub fn query(&mut self) -> Vec<f32> {
         self.draw(true)
     }
 
     fn draw(&mut self, asked: bool) -> Vec<f32> {
         let (d, c) = (self.kind.dimension, &mut self.chance);
-        let around = |c: &mut Chance, centre: &[f64], spread: f64| -> Vec<f64> {
-            centre.iter().map(|x| x + spread * c.normal()).collect()
-        };
         let drawn: Vec<f64> = match self.kind.shape {
+            Shape::Equal if !asked && c.below(10) > 0 => self.centres[0].clone(),
+            Shape::TwoHalves if !asked && c.below(2) > 0 => c.normals(d).into_iter().map(|x| 0.1 * x + 3.0).collect(),
+            Shape::Magnitudes => {
+                let scale = [1.0, 1.0, 1.0, 1e-21, 1e12][if asked { 0 } else { c.below(5) }];
+                c.normals(d).into_iter().map(|x| x * scale).collect()
+            }
+            Shape::Elsewhere if asked => c.normals(d).into_iter().map(|x| x * 3.0 + 1.0).collect(),
+            Shape::Between => {
+                let [a, b] = [0; 2].map(|_| c.below(300));
+                let b = if asked { b } else { a };
+                let middle = self.centres[a].iter().zip(&self.centres[b]).map(|(a, b)| (a + b) / 2.0);
+                middle.map(|x| x + c.normal()).collect()
+            }
+            Shape::Others => {
+                let at = c.below(300) + if asked { 300 } else { 0 };
+                around(c, &self.centres[at], 1.0)
+            }
+            Shape::Isotropic if asked => c.normals(d),
+            Shape::BesideDense if asked => c.normals(d).into_iter().map(|x| 0.3 * x + 3.0).collect(),
+            shape => self.drawn_like_stored(shape),
+        };
+        drawn.into_iter().map(|x| x as f32).collect()
+    }
+
+    /// Draws a vector of a shape, where stored vectors and queries need no distinction.
+    ///
+    /// # Panics
+    /// Panics for a shape that [`draw`](Self::draw) handles completely.
+    fn drawn_like_stored(&mut self, shape: Shape) -> Vec<f64> {
+        let (d, c) = (self.kind.dimension, &mut self.chance);
+        match shape {
             Shape::Normal(offset) => c.normals(d).into_iter().map(|x| x + offset).collect(),
             Shape::Spike(times) => {
                 let mut x = c.normals(d);
@@ -229,8 +268,6 @@ impl World {
                 let at = c.below(count);
                 around(c, &self.centres[at], 1.0).into_iter().map(|x| x + offset).collect()
             }
-            Shape::Equal if !asked && c.below(10) > 0 => self.centres[0].clone(),
-            Shape::TwoHalves if !asked && c.below(2) > 0 => c.normals(d).into_iter().map(|x| 0.1 * x + 3.0).collect(),
             Shape::Equal | Shape::TwoHalves => c.normals(d),
             Shape::Norms => {
                 let scale = c.normal().exp();
@@ -256,10 +293,6 @@ impl World {
                 x.into_iter().map(|x| x + 1e-3 * c.normal()).collect()
             }
             Shape::Falling => (0..d).map(|i| c.normal() / (i + 1) as f64).collect(),
-            Shape::Magnitudes => {
-                let scale = [1.0, 1.0, 1.0, 1e-21, 1e12][if asked { 0 } else { c.below(5) }];
-                c.normals(d).into_iter().map(|x| x * scale).collect()
-            }
             Shape::Copies(apart) => {
                 let at = c.below(self.centres.len());
                 around(c, &self.centres[at], apart)
@@ -269,35 +302,24 @@ impl World {
                 let spread = 10f64.powf(at as f64 / 10.0 - 2.0);
                 self.centres[at].iter().map(|x| x * 3.0 * spread + spread * c.normal()).collect()
             }
-            Shape::Elsewhere if asked => c.normals(d).into_iter().map(|x| x * 3.0 + 1.0).collect(),
             Shape::Elsewhere => c.normals(d),
-            Shape::Between => {
-                let [a, b] = [0; 2].map(|_| c.below(300));
-                let b = if asked { b } else { a };
-                let middle = self.centres[a].iter().zip(&self.centres[b]).map(|(a, b)| (a + b) / 2.0);
-                middle.map(|x| x + c.normal()).collect()
-            }
-            Shape::Others => {
-                let at = c.below(300) + if asked { 300 } else { 0 };
-                around(c, &self.centres[at], 1.0)
-            }
-            Shape::Isotropic if asked => c.normals(d),
             Shape::Isotropic => (0..d).map(|i| c.normal() / (i + 1) as f64).collect(),
-            Shape::BesideDense if asked => c.normals(d).into_iter().map(|x| 0.3 * x + 3.0).collect(),
             Shape::BesideDense if c.below(2) > 0 => c.normals(d).into_iter().map(|x| 0.1 * x + 3.0).collect(),
             Shape::BesideDense => c.normals(d),
-        };
-        drawn.into_iter().map(|x| x as f32).collect()
+            Shape::Magnitudes | Shape::Between | Shape::Others => unreachable!("their queries are drawn otherwise"),
+        }
     }
 
-    /// Whether queries are like what is stored: only then is it promised that the recall is reached.
+    /// Reports whether queries have the distribution of the stored vectors, or lie within it. The recall is promised
+    /// only for these.
     pub fn is_ordinary(&self) -> bool {
         use Shape::{BesideDense, Between, Elsewhere, Isotropic, Others};
         !matches!(self.kind.shape, Elsewhere | Between | Others | Isotropic | BesideDense)
     }
 }
 
-/// How far two vectors are apart by a metric; lower is nearer.
+/// Computes the distance of two vectors under a metric; lower is nearer. L2 is squared, a cosine or dot product is
+/// negated.
 fn distance(metric: Metric, a: &[f32], b: &[f32]) -> f64 {
     let mut sums = [0.0f64; 4];
     let (pairs_a, rest_a) = a.as_chunks::<4>();
@@ -318,12 +340,16 @@ fn distance(metric: Metric, a: &[f32], b: &[f32]) -> f64 {
     }
 }
 
-/// How far each of some rows is.
+/// Computes the distances of the query to all rows.
 pub fn distances(metric: Metric, query: &[f32], rows: &[Vec<f32>]) -> Vec<f64> {
     rows.iter().map(|row| distance(metric, query, row)).collect()
 }
 
-/// How far the `k`-th nearest of each of some numbers is, ascending numbers; as far as there are that many.
+/// Returns the distance of the `k`-th nearest row for each of `ks`, which must be ascending. If there are fewer than
+/// `k` rows, it is the distance of the farthest.
+///
+/// # Panics
+/// Panics if there are no rows or if a `k` is 0.
 pub fn bounds(metric: Metric, query: &[f32], rows: &[Vec<f32>], ks: &[usize]) -> Vec<f64> {
     let mut all = distances(metric, query, rows);
     let most = ks.last().copied().unwrap_or(1).min(all.len());
@@ -335,13 +361,16 @@ pub fn bounds(metric: Metric, query: &[f32], rows: &[Vec<f32>], ks: &[usize]) ->
     ks.iter().map(|&k| all[k.min(most) - 1]).collect()
 }
 
-/// Of how many results of an answer it is true that they are among the nearest of which the last is so far. One as far counts, and
-/// what the 24 bits of a score do not tell apart from it.
+/// Returns the number of results of an answer whose distance is at most `bound`, the distance of the last true
+/// neighbour.
+///
+/// Results at equal distance count. So do results that the 24-bit precision of a score can't distinguish from it. The
+/// tolerance is 4 `f32::EPSILON` times a scale: `bound` for L2, 1 for cosine, the product of the norms for dot product.
 pub fn near<'a>(metric: Metric, query: &[f32], answer: impl Iterator<Item = &'a [f32]>, bound: f64) -> usize {
     let norm = |v: &[f32]| v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     let asked = norm(query);
     let counts = |row: &&[f32]| {
-        // Of the product of two norms a dot product is a part, and its error one of that.
+        // The rounding error of a dot product is relative to the product of the norms, not to the result.
         let scale = match metric {
             Metric::L2 => bound.abs(),
             Metric::Cosine => 1.0,
@@ -350,92 +379,4 @@ pub fn near<'a>(metric: Metric, query: &[f32], answer: impl Iterator<Item = &'a 
         distance(metric, query, row) <= bound + scale * 4.0 * f64::from(f32::EPSILON)
     };
     answer.filter(counts).count()
-}
-
-/// What some searches came to for which a recall was asked.
-#[derive(Clone, Copy, Debug)]
-pub struct Tally {
-    /// Results of each.
-    pub k: usize,
-    /// The recall.
-    pub asked: f32,
-    searches: usize,
-    shares: f64,
-    flagged: usize,
-    missed: usize,
-    missed_unflagged: usize,
-    scanned: usize,
-    computed: usize,
-    by_vectors: usize,
-}
-
-impl Tally {
-    /// Of none yet.
-    pub fn new(k: usize, asked: f32) -> Self {
-        Self {
-            k,
-            asked,
-            searches: 0,
-            shares: 0.0,
-            flagged: 0,
-            missed: 0,
-            missed_unflagged: 0,
-            scanned: 0,
-            computed: 0,
-            by_vectors: 0,
-        }
-    }
-
-    /// Takes in one answer, of which so many results are among the `k` nearest of so many rows.
-    pub fn add(&mut self, answer: &SearchResponse, near: usize, rows: usize) {
-        let share = near.min(self.k) as f64 / self.k.min(rows) as f64;
-        let missed = share < f64::from(self.asked);
-        self.searches += 1;
-        self.shares += share;
-        self.missed += usize::from(missed);
-        self.missed_unflagged += usize::from(missed && answer.calibrated);
-        self.flagged += usize::from(!answer.calibrated);
-        self.scanned += answer.scanned;
-        self.computed += answer.computed;
-        self.by_vectors += usize::from(answer.stopped == Stopped::Everything);
-    }
-
-    /// The mean share of the true nearest.
-    pub fn recall(&self) -> f64 {
-        self.per_search(self.shares)
-    }
-
-    /// The share of the searches of which it was said that nothing is known about such queries.
-    pub fn flagged(&self) -> f64 {
-        self.per_search(self.flagged as f64)
-    }
-
-    /// The share of the searches that looked at every vector in the end.
-    pub fn by_vectors(&self) -> f64 {
-        self.per_search(self.by_vectors as f64)
-    }
-
-    /// Codes and vectors that a search looked at.
-    pub fn scanned(&self) -> f64 {
-        self.per_search(self.scanned as f64)
-    }
-
-    /// Distances that a search computed.
-    pub fn computed(&self) -> f64 {
-        self.per_search(self.computed as f64)
-    }
-
-    fn per_search(&self, sum: f64) -> f64 {
-        sum / self.searches.max(1) as f64
-    }
-
-    /// Whether that is what is promised. To ordinary queries: the recall but for 0.01, with hardly any of them flagged. To others: but
-    /// for 0.03, or nearly all that miss it are flagged.
-    pub fn does(&self, ordinary: bool) -> bool {
-        let wanted = f64::from(self.asked);
-        match ordinary {
-            true => self.recall() >= wanted - 0.01 && self.flagged() <= 0.01,
-            false => self.recall() >= wanted - 0.03 || self.missed_unflagged * 100 <= self.missed,
-        }
-    }
 }

@@ -1,136 +1,31 @@
-//! The part of `shardex bench` that looks at one index from all sides: searches at several recalls, durable ingest, a flush,
-//! an open, a recovery, bytes and memory. On made-up vectors, or on those of `.npy` files.
+//! Part of `shardex bench` that measures one index in all respects: searches at several target recalls, durable ingest,
+//! a flush, an open, a recovery, bytes and memory. The vectors are generated or come from `.npy` files.
 
 use std::{
     fs::OpenOptions as FileOptions,
     os::unix::fs::FileExt as _,
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
-use shardex::{
-    DocumentId, Durability, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexConfig,
-    env::{Env, Inline},
-};
+use shardex::{Durability, OpenOptions, SearchOptions, Shardex};
 
 use super::{
     Failure,
     admin::{recall_object, recall_text},
     args::Bench,
-    bench::{SEED, median},
-    demo::{DIMENSION, vector},
+    bench_data::{Data, FLUSHED, K, RECALLS, batch, median, open, truth},
     grown::changed,
-    hits::Found,
-    npy::Rows,
+    hits::QueryHits,
     output::{Output, ms},
     search::{ask_all, recall},
 };
 
-/// Results per query.
-pub(super) const K: usize = 10;
-/// Queries, where none are given.
-const QUERIES: u64 = 500;
-/// Recalls that are asked for.
-pub(super) const RECALLS: [f32; 5] = [0.8, 0.9, 0.95, 0.98, 0.99];
-/// Postings that a flush is measured with.
-const FLUSHED: usize = 100;
-/// Bytes per page, as far as the bare program goes.
+/// Number of bytes per page of the bare program, and unit of the figure `pages_a_posting`.
 const PAGE: usize = 4_096;
 
-/// What is put in and asked for.
-pub(super) struct Data {
-    pub(super) metric: Metric,
-    pub(super) rows: Vec<Vec<f32>>,
-    /// Rows that are not in the index when it is measured.
-    more: Vec<Vec<f32>>,
-    pub(super) queries: Vec<Vec<f32>>,
-    truth: Option<Vec<Vec<i64>>>,
-}
-
-impl Data {
-    pub(super) fn new(args: &Bench) -> Result<Self, Failure> {
-        // What is flushed later is new to the index.
-        let spare = FLUSHED * (args.rounds + 1);
-        let Some(file) = &args.data else {
-            let made = |range: std::ops::Range<u64>| range.map(|n| vector(SEED, n)).collect::<Vec<_>>();
-            let rows = args.rows() as u64;
-            let more = made(2_000_000_000..2_000_000_000 + spare as u64);
-            let queries = made(1_000_000_000..1_000_000_000 + QUERIES);
-            return Ok(Self { metric: Metric::Cosine, rows: made(0..rows), more, queries, truth: None });
-        };
-        let metric = args.metric.unwrap_or(Metric::Dot);
-        let mut all = Rows::open(file)?;
-        let rows = args.rows().min(all.rows());
-        let rows = vectors(&mut all, rows, metric)?;
-        let queries = match &args.queries {
-            Some(file) => {
-                let mut all = Rows::open_or_one(file)?;
-                if all.columns() != rows[0].len() {
-                    let (name, columns, data) = (all.name(), all.columns(), rows[0].len());
-                    return Err(Failure(format!("{name}: its rows have {columns} numbers, those of --data {data}")));
-                }
-                let count = all.rows();
-                vectors(&mut all, count, metric)?
-            }
-            None => rows.iter().step_by(rows.len().div_ceil(QUERIES as usize)).cloned().collect(),
-        };
-        let truth = args.truth.as_ref().map(|file| truth_of(file, queries.len())).transpose()?;
-        let more = rows.iter().step_by(rows.len().div_ceil(spare)).cloned().collect();
-        Ok(Self { metric, rows, more, queries, truth })
-    }
-
-    pub(super) fn config(&self, dir: &Path, options: OpenOptions) -> ShardexConfig {
-        let dimension = self.rows.first().map_or(DIMENSION, Vec::len);
-        ShardexConfig::new(dir).vector_size(dimension).metric(self.metric).options(options)
-    }
-
-    fn bytes(&self) -> f64 {
-        (self.rows.len() * self.rows.first().map_or(0, Vec::len) * 4) as f64
-    }
-}
-
-/// The first rows of a file, at least one, each of which an index of that metric takes.
-fn vectors(all: &mut Rows, count: usize, metric: Metric) -> Result<Vec<Vec<f32>>, Failure> {
-    if count == 0 {
-        return Err(Failure(format!("{}: it holds no rows to measure with", all.name())));
-    }
-    let rows = all.vectors(count)?;
-    if let Some(row) = rows.iter().position(|row| metric == Metric::Cosine && row.iter().all(|&x| x == 0.0)) {
-        return Err(Failure(format!("{}: row {row}: a zero vector has no direction, so no cosine", all.name())));
-    }
-    Ok(rows)
-}
-
-/// The nearest ids of a file, for so many queries.
-fn truth_of(file: &Path, queries: usize) -> Result<Vec<Vec<i64>>, Failure> {
-    let mut all = Rows::open_or_one(file)?;
-    let (rows, columns) = (all.rows(), all.columns());
-    if rows < queries || columns < K {
-        let name = all.name();
-        return Err(Failure(format!("{name}: {rows} rows of {columns} ids for {queries} queries of k = {K}")));
-    }
-    let mut ids = all.ids(queries)?;
-    ids.iter_mut().for_each(|row| row.truncate(K));
-    Ok(ids)
-}
-
-pub(super) fn batch(rows: &[Vec<f32>], first: u128) -> Vec<Posting> {
-    rows.iter().zip(first..).map(|(vector, id)| posting(vector, id)).collect()
-}
-
-pub(super) fn posting(vector: &[f32], id: u128) -> Posting {
-    Posting { document_id: DocumentId(id), start: 0, length: 1, vector: vector.to_vec() }
-}
-
-/// One thread: what a search could use besides is left out.
-pub(super) async fn open(dir: &Path, options: OpenOptions) -> Result<Shardex, Failure> {
-    let env = Env { executor: Arc::new(Inline), ..Env::system() };
-    Ok(Shardex::open_in(dir, options, env).await?)
-}
-
-/// Measures all of it, in `dir`.
+/// Runs all measurements of this part, with indexes in `dir`.
 pub(super) async fn run(args: &Bench, dir: &Path, output: &Output) -> Result<Value, Failure> {
     let data = Data::new(args)?;
     let mut object = json!({ "rows": data.rows.len() });
@@ -148,7 +43,7 @@ pub(super) async fn run(args: &Bench, dir: &Path, output: &Output) -> Result<Val
     Ok(object)
 }
 
-/// Durable ingest into an empty index, a commit for each batch, and what it writes.
+/// Measures durable ingest into an empty index, with a commit per batch, and the number of bytes written.
 async fn ingest(data: &Data, dir: &Path) -> Result<(Value, String), Failure> {
     let (mut values, mut text) =
         (Vec::new(), format!("durable ingest of {} rows into an empty index", data.rows.len()));
@@ -156,7 +51,7 @@ async fn ingest(data: &Data, dir: &Path) -> Result<(Value, String), Failure> {
         let dir = dir.join(format!("ingest-{size}"));
         let options = OpenOptions::default().durability(Durability::Manual);
         let index = Shardex::create(data.config(&dir, options)).await?;
-        // Made before: what is measured is the index.
+        // Generated before the clock starts, so that only the index is measured.
         let batches: Vec<_> =
             data.rows.chunks(size).enumerate().map(|(i, rows)| batch(rows, (i * size) as u128)).collect();
         let began = Instant::now();
@@ -186,16 +81,8 @@ async fn ingest(data: &Data, dir: &Path) -> Result<(Value, String), Failure> {
     Ok((values.into(), text))
 }
 
-/// The true nearest of each query.
-pub(super) async fn truth(data: &Data, index: &Shardex) -> Result<Vec<Vec<i64>>, Failure> {
-    if let Some(truth) = &data.truth {
-        return Ok(truth.clone());
-    }
-    let exact = ask_all(index, data.queries.clone(), &SearchOptions::new(K).exact(), 1).await?;
-    Ok(exact.iter().map(|found| found.ids().filter_map(|id| i64::try_from(id).ok()).collect()).collect())
-}
-
-/// Searches one at a time on one thread, at several recalls, all of them in turn in each round; and in one call.
+/// Measures searches on one thread: one query per call at several target recalls, and all queries in one call. The
+/// settings take turns in each round.
 async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
     let index = open(dir, OpenOptions::default()).await?;
     index.snapshot().await?.warm()?;
@@ -203,7 +90,7 @@ async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String
     let named = RECALLS.iter().map(|&recall| (format!("recall {recall}"), SearchOptions::new(K).recall(recall)));
     let settings: Vec<(String, SearchOptions)> = named.chain([("default".to_owned(), SearchOptions::new(K))]).collect();
     let mut rates = vec![Vec::new(); settings.len() + 1];
-    let mut answers: Vec<Vec<Found>> = Vec::new();
+    let mut answers: Vec<Vec<QueryHits>> = Vec::new();
     for _ in 0..rounds {
         answers.clear();
         for (i, (_, options)) in settings.iter().enumerate() {
@@ -230,10 +117,10 @@ async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String
     let mut values = Vec::new();
     for (i, (name, _)) in settings.iter().enumerate() {
         let (rate, found) = (median(rates[i].clone()), &answers[i]);
-        let mean = |of: fn(&Found) -> usize| found.iter().map(of).sum::<usize>() as f64 / found.len().max(1) as f64;
+        let mean = |of: fn(&QueryHits) -> usize| found.iter().map(of).sum::<usize>() as f64 / found.len().max(1) as f64;
         let (reached, scanned, computed) = (recall(found, &truth, K), mean(|f| f.scanned), mean(|f| f.computed));
         text.push_str(&format!(
-            "\n  {name:<12} {rate:>8.0} /s   recall {reached:.4}, {scanned:.0} postings looked at, {computed:.0} distances"
+            "\n  {name:<12} {rate:>8.0} /s   recall {reached:.4}, {scanned:.0} postings scanned, {computed:.0} distances"
         ));
         values.push(json!({
             "asked": name, "qps": rate, "recall": reached, "scanned": scanned, "computed": computed,
@@ -244,7 +131,7 @@ async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String
     Ok((json!({ "settings": values, "batched_qps": batched, "bytes_a_vector": memory, "proved": proved }), text))
 }
 
-/// A flush after some new vectors, and what a byte of it costs beside one of an index of a tenth of the rows.
+/// Measures a flush after some new vectors at full size and at a tenth of the rows, and compares the cost per byte.
 async fn flushes(data: &Data, dir: &Path, bare: &Path, rounds: usize) -> Result<(Value, String), Failure> {
     let (large, text) = flush(data, (data.rows.len(), dir), bare, rounds).await?;
     let few = data.rows.len().div_ceil(10);
@@ -264,7 +151,8 @@ async fn flushes(data: &Data, dir: &Path, bare: &Path, rounds: usize) -> Result<
     Ok((json!({ "large": large, "small": small, "a_byte_ratio": ratio }), text))
 }
 
-/// A flush after some new vectors, beside a bare program that stores as many bytes in scattered pages and syncs as often.
+/// Measures a flush after some new vectors, beside a bare program that writes the same number of bytes to scattered
+/// pages and makes three syncs.
 async fn flush(
     data: &Data,
     (rows, dir): (usize, &Path),
@@ -305,7 +193,8 @@ async fn flush(
     Ok((object, text))
 }
 
-/// Stores so many pages at scattered places of a large file and syncs it, then one page of each of two others.
+/// Writes `pages` pages at scattered positions of a large file and syncs it. Then writes one page to each of two other
+/// files and syncs each. Returns the time of these writes and syncs.
 fn scattered(dir: &Path, pages: usize, round: usize) -> Result<Duration, Failure> {
     const SPREAD: u64 = 32_768;
     let file = |name: &str| FileOptions::new().create(true).truncate(false).read(true).write(true).open(dir.join(name));
@@ -330,7 +219,7 @@ fn scattered(dir: &Path, pages: usize, round: usize) -> Result<Duration, Failure
     Ok(began.elapsed())
 }
 
-/// From a closed index to the first answer.
+/// Measures the time from a closed index to the first answer.
 async fn opens(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
     let (mut opened, mut answered, mut shards) = (Vec::new(), Vec::new(), 0);
     for _ in 0..rounds.max(3) {
@@ -352,7 +241,8 @@ async fn opens(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String)
     Ok((json!({ "open_s": opened, "first_answer_s": answered, "shards": shards }), text))
 }
 
-/// An open after a crash with a WAL that is as full as it gets before a flush begins by itself.
+/// Measures an open after a crash. The WAL is filled to the default flush threshold, or with all rows if these are
+/// fewer bytes.
 async fn recovery(data: &Data, dir: &Path) -> Result<(Value, String), Failure> {
     let limit = OpenOptions::default().flush_wal_bytes;
     let options = OpenOptions::default().durability(Durability::Manual).flush_interval_ms(0).flush_wal_bytes(0);
@@ -364,7 +254,7 @@ async fn recovery(data: &Data, dir: &Path) -> Result<(Value, String), Failure> {
         index.add_postings(batch(rows, i as u128 * 1_000)).await?;
     }
     index.commit().await?;
-    // Without a close it is as after a crash.
+    // A drop without a close leaves the files as a process crash does.
     drop(index);
     let began = Instant::now();
     let index = Shardex::open(dir).await?;

@@ -1,11 +1,12 @@
-//! `shardex`: commands, exit codes, output.
+//! Command-line tool `shardex`: commands, exit codes, output.
 //!
-//! Exit codes: 0 fine; 1 the check found something, or the answer is no; 2 an error, one line on stderr that says what
-//! to do; 130 interrupted, 143 asked to terminate.
+//! Exit codes: 0 for success. 1 if a check found damage, a promise was broken or a recall was missed. 2 for an error,
+//! with one line on stderr that names the remedy. 130 after SIGINT, 143 after SIGTERM.
 
 mod admin;
 mod args;
 mod bench;
+mod bench_data;
 mod check;
 mod demo;
 mod dtype;
@@ -22,6 +23,7 @@ mod npy;
 mod output;
 mod search;
 mod source;
+mod tally;
 mod target;
 
 use std::process::ExitCode;
@@ -32,18 +34,18 @@ use shardex::ShardexError;
 use args::{Cli, Command};
 use output::Output;
 
-/// What a command came to.
+/// Answer of a command that ran without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// Fine.
+    /// Success.
     Yes,
-    /// The check found something, or a promise was broken.
+    /// The check has findings, a promise was broken or a target recall was missed.
     No,
-    /// Somebody stopped it: the exit code that says so.
+    /// A signal stopped the command. The value is the exit code.
     Stopped(u8),
 }
 
-/// Why a command could not be carried out: one line.
+/// Error of a command, as one line of text.
 #[derive(Debug)]
 pub(crate) struct Failure(pub(crate) String);
 
@@ -61,11 +63,11 @@ impl From<std::io::Error> for Failure {
 
 pub(crate) type Outcome = Result<Answer, Failure>;
 
-/// Parses the arguments, runs the command, and turns what came of it into an exit code.
+/// Parses the arguments, runs the command, and returns the exit code.
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // Help and version, asked for.
+        // Output of `--help` and `--version`.
         Err(asked) if !asked.use_stderr() => {
             output::line(asked.to_string().trim_end());
             return ExitCode::SUCCESS;
@@ -99,13 +101,13 @@ pub(crate) fn main() -> ExitCode {
         Ok(Answer::Stopped(code)) => ExitCode::from(code),
         Err(Failure(line)) => {
             output::complain(&line);
-            // What fails after a signal has failed because of it.
+            // An error after a signal is a consequence of the signal.
             ExitCode::from(interrupt::code().unwrap_or(2))
         }
     }
 }
 
-/// A usage error in one line: what is wrong, without clap's usage text, and where to read more.
+/// Returns a usage error as one line: the error without clap's usage text, and a pointer to the help.
 fn usage(error: &clap::Error) -> String {
     use clap::error::ErrorKind;
     let text = error.to_string();
@@ -116,7 +118,7 @@ fn usage(error: &clap::Error) -> String {
     format!("{what}; see `shardex --help`")
 }
 
-/// Runs a command's calls; with more threads than one, on as many.
+/// Runs a future to its end, on the current thread if `threads` is 1, else on a runtime with `threads` worker threads.
 pub(crate) fn block_on<T>(threads: usize, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let mut builder = if threads > 1 {
         tokio::runtime::Builder::new_multi_thread()

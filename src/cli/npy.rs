@@ -1,6 +1,6 @@
-//! The `.npy` format: rows of numbers in, rows of ids in and out.
+//! The `.npy` format: reads rows of numbers, and writes rows of ids.
 //!
-//! A file starts with `\x93NUMPY`, two version bytes and the length of a header, which is the text of a Python
+//! A file starts with `\x93NUMPY`, two version bytes and the length of a header. The header is the text of a Python
 //! dictionary (numpy.lib.format).
 
 use std::{
@@ -13,28 +13,29 @@ use shardex::limits;
 use super::{Failure, dtype::Dtype, source::Source};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
-/// Bytes of the longest header that is read: NumPy's own limit is 10,000.
+/// Maximum header length read, in bytes. NumPy's own limit is 10,000.
 const MAX_HEADER: u64 = 1 << 16;
-/// Bytes of rows read at once, so that memory follows what is there and not what a header says.
+/// Maximum number of bytes of rows read at once (one row, if that is longer). It bounds memory by the data present, not
+/// by the shape in the header.
 const PIECE: usize = 4 << 20;
 
-/// A two-dimensional array in a file or a pipe, read row by row.
+/// Two-dimensional array in a file or a pipe, read row by row.
 pub(crate) struct Rows {
     source: Source,
     dtype: Dtype,
     rows: usize,
     columns: usize,
-    /// The next row.
+    /// Index of the next row.
     at: usize,
 }
 
 impl Rows {
-    /// Opens a two-dimensional array, and checks that a file holds what its header says.
+    /// Opens a two-dimensional array. For a regular file it checks that the length matches the header.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         Self::read(path, false)
     }
 
-    /// The same; an array of one dimension is one row.
+    /// Opens a two-dimensional array, or a one-dimensional array as a single row.
     pub(crate) fn open_or_one(path: &Path) -> Result<Self, Failure> {
         Self::read(path, true)
     }
@@ -77,17 +78,17 @@ impl Rows {
         Ok(Self { source, dtype, rows, columns, at: 0 })
     }
 
-    /// The source as messages name it.
+    /// Returns the name of the source for messages.
     pub(crate) fn name(&self) -> &str {
         &self.source.name
     }
 
-    /// Rows in it.
+    /// Returns the number of rows in the array.
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Numbers per row.
+    /// Returns the number of columns: numbers per row.
     pub(crate) fn columns(&self) -> usize {
         self.columns
     }
@@ -96,11 +97,15 @@ impl Rows {
         Failure(format!("{}: {what}", self.source.name))
     }
 
-    /// The next `rows` rows, each turned into what is wanted of it; `row` gets its number and its bytes, little-endian.
+    /// Reads the next `rows` rows, and converts each with `row`. `row` gets the row number and the bytes, as
+    /// little-endian numbers.
+    ///
+    /// # Panics
+    /// Panics if fewer than `rows` rows are left.
     fn take<T>(&mut self, rows: usize, row: impl Fn(usize, &[u8]) -> Result<T, String>) -> Result<Vec<T>, Failure> {
         assert!(rows <= self.rows - self.at, "no more rows are asked for than there are");
         let mut taken = Vec::new();
-        // A shape of no columns may have any number of rows, and takes no bytes.
+        // A shape without columns may have any number of rows, and its rows take no bytes.
         let width = self.columns.saturating_mul(self.dtype.size);
         let at_once = (PIECE / width.max(1)).max(1);
         let end = self.at + rows;
@@ -124,14 +129,15 @@ impl Rows {
         Ok(taken)
     }
 
-    /// Reads over the next `rows` rows.
+    /// Skips the next `rows` rows.
     pub(crate) fn skip(&mut self, rows: usize) -> Result<(), Failure> {
         self.take(rows, |_, _| Ok(())).map(drop)
     }
 
-    /// The next `rows` rows as vectors.
+    /// Reads the next `rows` rows as vectors.
     ///
-    /// A number that no finite f32 is near is refused, with its row and its place in the row.
+    /// Returns a `Failure` if a number is not finite as an f32. The message contains the row and the position in the
+    /// row.
     pub(crate) fn vectors(&mut self, rows: usize) -> Result<Vec<Vec<f32>>, Failure> {
         let (dtype, columns) = (self.dtype, self.columns);
         if rows > 0 && !(1..=limits::MAX_DIMENSION).contains(&columns) {
@@ -152,7 +158,8 @@ impl Rows {
         })
     }
 
-    /// The next `rows` rows as ids.
+    /// Reads the next `rows` rows as ids. Returns a `Failure` if the type is not an integer, or if an id doesn't fit an
+    /// i64.
     pub(crate) fn ids(&mut self, rows: usize) -> Result<Vec<Vec<i64>>, Failure> {
         let dtype = self.dtype;
         if !dtype.is_integer() {
@@ -168,17 +175,18 @@ impl Rows {
     }
 }
 
-/// Reads exactly so many bytes.
+/// Reads exactly `bytes.len()` bytes.
 fn fill(source: &mut Source, bytes: &mut [u8]) -> io::Result<()> {
     source.reader.read_exact(bytes)
 }
 
-/// What a failed read says: `what` where the bytes ended.
+/// Returns the message of a failed read: `what` at an unexpected end, else the text of the error.
 fn ended(error: &io::Error, what: &str) -> String {
     if error.kind() == io::ErrorKind::UnexpectedEof { what.to_owned() } else { error.to_string() }
 }
 
-/// The value of a key in the header's dictionary: everything up to the comma that ends it.
+/// Returns the value of a key in the header's dictionary: a tuple in parentheses, or the text up to the next comma or
+/// brace.
 fn value<'a>(header: &'a str, key: &str) -> Result<&'a str, String> {
     let missing = || format!("its header has no `{key}`");
     let at = header.find(&format!("'{key}'")).ok_or_else(missing)? + key.len() + 2;
@@ -199,7 +207,7 @@ fn parse_header(header: &str, or_one: bool) -> Result<(Dtype, usize, usize), Str
         .split(',')
         .map(str::trim)
         .filter(|size| !size.is_empty())
-        // Python 2 wrote long integers with their suffix.
+        // Python 2 appended an `L` to long integers.
         .map(|size| size.trim_end_matches('L').parse::<usize>())
         .map(|size| size.map_err(|_| format!("its shape {shape} makes no sense")))
         .collect::<Result<Vec<_>, _>>()?;
@@ -214,10 +222,11 @@ fn parse_header(header: &str, or_one: bool) -> Result<(Dtype, usize, usize), Str
     }
 }
 
-/// Writes rows of ids as an i64 array; a row that has fewer than `columns` ends in -1.
+/// Writes rows of ids as an i64 array. A row of fewer than `columns` ids is padded with -1.
 pub(crate) fn write_ids(out: &mut impl Write, rows: &[Vec<i64>], columns: usize) -> io::Result<()> {
     let mut header = format!("{{'descr': '<i8', 'fortran_order': False, 'shape': ({}, {columns}), }}", rows.len());
-    // The data starts on a multiple of 64: magic, version and length take ten bytes, a line break ends the header.
+    // The data starts at a multiple of 64 bytes. Magic, version and length take ten bytes, and a line break ends the
+    // header.
     let padded = (10 + header.len() + 1).next_multiple_of(64) - 10;
     header.push_str(&" ".repeat(padded - header.len() - 1));
     header.push('\n');
@@ -254,7 +263,7 @@ mod tests {
         bytes
     }
 
-    /// A file of one row of such a type, read as a vector.
+    /// Reads a vector from a file of one row of the given type.
     fn row(descr: &str, data: &[u8], size: usize) -> Result<Vec<f32>, String> {
         let shape = format!("(1, {})", data.len() / size);
         let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
@@ -294,7 +303,7 @@ mod tests {
         both!("i1", [1i8, -1, i8::MIN, i8::MAX], 1);
         both!("i2", [1i16, -1, i16::MIN, i16::MAX], 2);
         both!("i4", [1i32, -1, i32::MIN, i32::MAX], 4);
-        // Half way between two f32 plus a little: rounding twice would go the other way.
+        // Just above the middle of two f32 values: double rounding would round down.
         both!("i8", [1i64, -1, i64::MIN, (1 << 60) + (1 << 36) + 1], 8);
         both!("u1", [1u8, 0, 200, u8::MAX], 1);
         both!("u2", [1u16, 0, 40_000, u16::MAX], 2);

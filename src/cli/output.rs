@@ -1,4 +1,4 @@
-//! What goes to stdout and stderr. A reader who has gone away is no reason to panic.
+//! Output to stdout and stderr. A closed stdout doesn't cause a panic.
 
 use std::{
     ffi::OsStr,
@@ -10,7 +10,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-/// How a command speaks.
+/// Output format of a command: text or JSON.
 #[derive(Debug)]
 pub(crate) struct Output {
     json: bool,
@@ -21,24 +21,24 @@ impl Output {
         Self { json }
     }
 
-    /// Whether only a JSON object is wanted.
+    /// Reports whether the output is JSON only.
     pub(crate) fn is_json(&self) -> bool {
         self.json
     }
 
-    /// The result: `object` on one line with `--json`, else `text`.
+    /// Prints the result: `object` on one line with `--json`, else `text`.
     pub(crate) fn result(&self, object: &Value, text: &str) {
         if self.json { line(&object.to_string()) } else { line(text) }
     }
 
-    /// Something a person may want to know.
+    /// Prints informative text. Prints nothing with `--json`.
     pub(crate) fn say(&self, text: &str) {
         if !self.json {
             line(text);
         }
     }
 
-    /// A progress bar on stderr, if that is a terminal and a person watches.
+    /// Returns a progress bar on stderr. It is hidden with `--json` and if stderr is not a terminal.
     pub(crate) fn bar(&self, len: u64, what: &'static str) -> ProgressBar {
         if self.json || !io::stderr().is_terminal() {
             return ProgressBar::hidden();
@@ -51,10 +51,10 @@ impl Output {
     }
 }
 
-/// A line on stdout, handed over at once.
+/// Prints a line on stdout and flushes it.
 ///
-/// A reader who has gone away wants no more, and that is fine. A line that cannot be written for another reason, such as a
-/// full disk, makes the command fail at its end.
+/// If the reader has closed the pipe, the line is dropped without an error. If the write fails for another reason, such
+/// as a full disk, the command fails at its end.
 pub(crate) fn line(text: &str) {
     let mut out = io::stdout().lock();
     if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) {
@@ -69,37 +69,38 @@ pub(crate) fn line(text: &str) {
 static GONE: AtomicBool = AtomicBool::new(false);
 static UNWRITTEN: AtomicBool = AtomicBool::new(false);
 
-/// Whether the reader of stdout has gone away.
+/// Reports whether the reader of stdout has closed the pipe.
 pub(crate) fn reader_is_gone() -> bool {
     GONE.load(Ordering::Relaxed)
 }
 
-/// Whether something could not be written to stdout.
+/// Reports whether a write to stdout failed.
 pub(crate) fn is_unwritten() -> bool {
     UNWRITTEN.load(Ordering::Relaxed)
 }
 
-/// The one line of an error.
+/// Prints an error as one line on stderr.
 pub(crate) fn complain(text: &str) {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     drop(writeln!(io::stderr().lock(), "shardex: {text}"));
 }
 
-/// A command of this tool as a shell takes it.
+/// Returns a `shardex` command line, quoted for a shell.
 pub(crate) fn command(words: &[&OsStr]) -> String {
     let mut line = String::from("shardex");
     for word in words {
         let word = word.to_string_lossy();
         let plain = |c: char| c.is_alphanumeric() || "-_./:,+=@%".contains(c);
-        match !word.is_empty() && word.chars().all(plain) {
-            true => line.push_str(&format!(" {word}")),
-            false => line.push_str(&format!(" '{}'", word.replace('\'', r"'\''"))),
+        if !word.is_empty() && word.chars().all(plain) {
+            line.push_str(&format!(" {word}"))
+        } else {
+            line.push_str(&format!(" '{}'", word.replace('\'', r"'\''")))
         }
     }
     line
 }
 
-/// Milliseconds, for people.
+/// Formats a duration in milliseconds.
 pub(crate) fn ms(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
 }

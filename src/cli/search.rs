@@ -1,4 +1,4 @@
-//! `shardex search`.
+//! Command `shardex search`.
 
 use std::{
     sync::{
@@ -19,7 +19,7 @@ use super::{
     Answer, Failure, Outcome, admin,
     args::Search,
     block_on,
-    hits::{Found, print},
+    hits::{QueryHits, print},
     interrupt::Interrupt,
     npy::{self, Rows},
     output::{self, Output, ms},
@@ -28,7 +28,7 @@ use super::{
 
 pub(super) fn run(args: &Search, output: &Output) -> Outcome {
     let mut rows = Rows::open_or_one(&args.queries)?;
-    // Before there is a file to be removed.
+    // Signals are caught before the temporary file exists, so that it is removed in every case.
     let interrupt = args.out.as_ref().map(|_| Interrupt::listen()).transpose()?;
     let target = target(args)?;
     if let (Some(interrupt), Some(target)) = (interrupt, &target) {
@@ -40,29 +40,29 @@ pub(super) fn run(args: &Search, output: &Output) -> Outcome {
     options.slop = args.slop;
     options.recall = args.recall;
     options.exact = args.exact;
-    // As many threads as were asked for, and no more: what one query could use besides is left out.
-    let executor: Arc<dyn Executor> = match args.batched && args.threads > 1 {
-        true => Arc::new(AllCores),
-        false => Arc::new(Inline),
-    };
+    // Without `--batched`, a query runs only on the thread that searches. With `--batched` and more than one thread,
+    // the one call uses all cores.
+    let executor: Arc<dyn Executor> =
+        if args.batched && args.threads > 1 { Arc::new(AllCores) } else { Arc::new(Inline) };
     block_on(1, async {
         let env = Env { executor, ..Env::system() };
         let index = Shardex::open_in(&args.dir, OpenOptions::default(), env).await?;
         let read_only = admin::read_only(&index.stats().await?);
-        // As peers load an index before they are measured: what is read for the first time is checked first.
+        // The first read of every byte checks it, so all bytes are read before the measurement. Other libraries load
+        // the index before they are measured.
         let began = Instant::now();
         index.snapshot().await?.warm()?;
         let warm = began.elapsed();
         let began = Instant::now();
-        let found = match args.batched {
-            true => ask_at_once(&index, &queries, &options).await,
-            false => ask_all(&index, queries, &options, args.threads).await,
+        let found = if args.batched {
+            ask_at_once(&index, &queries, &options).await
+        } else {
+            ask_all(&index, queries, &options, args.threads).await
         };
         let seconds = began.elapsed().as_secs_f64();
         index.close().await?;
-        let found = found.map_err(|Failure(what)| match what.starts_with("query ") {
-            true => Failure(format!("{}: {what}", rows.name())),
-            false => Failure(what),
+        let found = found.map_err(|Failure(what)| {
+            if what.starts_with("query ") { Failure(format!("{}: {what}", rows.name())) } else { Failure(what) }
         })?;
         if let Some(target) = target {
             write(target, &found, args.k)?;
@@ -78,17 +78,17 @@ pub(super) fn run(args: &Search, output: &Output) -> Outcome {
     })
 }
 
-/// The file that the ids go to: begun before the search, so that a mistake costs nothing.
+/// Begins the file for the ids. It begins before the search, so that an invalid path fails early.
 fn target(args: &Search) -> Result<Option<Target>, Failure> {
     let Some(out) = &args.out else { return Ok(None) };
     let inputs: Vec<_> = [Some(&args.queries), args.truth.as_ref()].into_iter().flatten().map(AsRef::as_ref).collect();
     Target::begin(out, args.force, &args.dir, &inputs).map(Some)
 }
 
-/// Writes the ids that were found.
-fn write(target: Target, found: &[Found], k: usize) -> Result<(), Failure> {
+/// Writes the ids found. Returns a `Failure` if an id doesn't fit an i64.
+fn write(target: Target, found: &[QueryHits], k: usize) -> Result<(), Failure> {
     let id = |id: u128| i64::try_from(id).map_err(|_| Failure(format!("--out: id {id} does not fit an i64")));
-    let row = |found: &Found| found.ids().map(id).collect::<Result<Vec<_>, _>>();
+    let row = |found: &QueryHits| found.ids().map(id).collect::<Result<Vec<_>, _>>();
     let rows = found.iter().map(row).collect::<Result<Vec<_>, _>>()?;
     target.finish(|out| npy::write_ids(out, &rows, k))
 }
@@ -105,7 +105,7 @@ fn truth(args: &Search, queries: usize) -> Result<Option<Vec<Vec<i64>>>, Failure
     Ok(Some(ids))
 }
 
-/// An error of one query, which is named once.
+/// Converts an error of one query to a `Failure` with the number of the query.
 fn of_query(query: usize, error: ShardexError) -> Failure {
     match error {
         ShardexError::InvalidVector { reason, .. } => Failure(format!("query {query}: {reason}")),
@@ -116,13 +116,13 @@ fn of_query(query: usize, error: ShardexError) -> Failure {
     }
 }
 
-/// Asks every query once; several threads take them in turn. The answers come in the order of the queries.
+/// Searches once for each query, with the given number of threads. Returns the results in the order of the queries.
 pub(super) async fn ask_all(
     index: &Shardex,
     queries: Vec<Vec<f32>>,
     options: &SearchOptions,
     threads: usize,
-) -> Result<Vec<Found>, Failure> {
+) -> Result<Vec<QueryHits>, Failure> {
     let next = AtomicUsize::new(0);
     let runtime = tokio::runtime::Handle::current();
     let work = async || {
@@ -132,19 +132,19 @@ pub(super) async fn ask_all(
             let Some(vector) = queries.get(query) else { return Ok::<_, Failure>(found) };
             let began = Instant::now();
             let hits = index.search_in_place(vector, options).await.map_err(|error| of_query(query, error))?;
-            found.push(Found::new(query, &hits, || began.elapsed()));
+            found.push(QueryHits::new(query, &hits, || began.elapsed()));
         }
     };
     if threads == 1 {
         return work().await;
     }
-    // A search waits for nobody, so neither does this.
+    // The scope blocks this task. A search never waits for another task, so there is no deadlock.
     let answers = thread::scope(|scope| {
         let mut searching = Vec::new();
         for started in 0..threads.min(queries.len()) {
             let start = thread::Builder::new().spawn_scoped(scope, || runtime.block_on(work()));
             searching.push(start.map_err(|error| {
-                // The others have no more to do.
+                // Ends the threads that have started.
                 next.store(queries.len(), Ordering::Relaxed);
                 Failure(format!("--threads {threads}: only {started} could be started ({error}): ask for fewer"))
             })?);
@@ -155,13 +155,17 @@ pub(super) async fn ask_all(
         });
         joined.collect::<Result<Vec<_>, _>>()
     })?;
-    let mut found: Vec<Found> = answers.into_iter().flatten().collect();
+    let mut found: Vec<QueryHits> = answers.into_iter().flatten().collect();
     found.sort_by_key(|found| found.query);
     Ok(found)
 }
 
-/// Asks all queries in one call. Each counts as taking its share of the time.
-async fn ask_at_once(index: &Shardex, queries: &[Vec<f32>], options: &SearchOptions) -> Result<Vec<Found>, Failure> {
+/// Searches for all queries in one call. The time of each query is the total time divided by the number of queries.
+async fn ask_at_once(
+    index: &Shardex,
+    queries: &[Vec<f32>],
+    options: &SearchOptions,
+) -> Result<Vec<QueryHits>, Failure> {
     let began = Instant::now();
     let answers: Vec<Hits> = index.search_many_in_place(queries, options).await.map_err(|error| match error {
         ShardexError::InvalidVector { index, .. } | ShardexError::InvalidDimension { index, .. } => {
@@ -170,11 +174,11 @@ async fn ask_at_once(index: &Shardex, queries: &[Vec<f32>], options: &SearchOpti
         other => other.into(),
     })?;
     let time = began.elapsed() / queries.len().max(1) as u32;
-    Ok(answers.iter().enumerate().map(|(query, hits)| Found::new(query, hits, || time)).collect())
+    Ok(answers.iter().enumerate().map(|(query, hits)| QueryHits::new(query, hits, || time)).collect())
 }
 
-/// The share of the true ids that were found.
-pub(super) fn recall(found: &[Found], truth: &[Vec<i64>], k: usize) -> f64 {
+/// Returns the recall: the share of the true ids that were found.
+pub(super) fn recall(found: &[QueryHits], truth: &[Vec<i64>], k: usize) -> f64 {
     let hits: usize = found
         .iter()
         .zip(truth)
@@ -185,7 +189,8 @@ pub(super) fn recall(found: &[Found], truth: &[Vec<i64>], k: usize) -> f64 {
     hits as f64 / (found.len() * k).max(1) as f64
 }
 
-/// The time that `share` of the queries did not exceed.
+/// Returns the percentile `share` of the times: the smallest time that at least this share of the queries did not
+/// exceed. Returns zero for no times.
 pub(super) fn percentile(times: impl IntoIterator<Item = Duration>, share: f64) -> Duration {
     let mut times: Vec<Duration> = times.into_iter().collect();
     times.sort_unstable();
@@ -195,7 +200,7 @@ pub(super) fn percentile(times: impl IntoIterator<Item = Duration>, share: f64) 
 
 fn report(
     args: &Search,
-    found: &[Found],
+    found: &[QueryHits],
     (seconds, warm): (f64, Duration),
     truth: Option<&[Vec<i64>]>,
     output: &Output,
@@ -221,7 +226,7 @@ fn report(
         "uncalibrated": unlike,
     });
     let mut text = format!(
-        "{queries} queries, {qps:.0} a second; p50 {}, p99 {}; {scanned:.0} postings looked at, {computed:.0} distances a query",
+        "{queries} queries, {qps:.0} a second; p50 {}, p99 {}; {scanned:.0} postings scanned, {computed:.0} distances a query",
         ms(p50),
         ms(p99)
     );
@@ -231,7 +236,7 @@ fn report(
     }
     if unlike > 0 {
         text.push_str(&format!(
-            "\n{unlike} of the queries are like nothing that recalls were tried with: --exact finds the nearest"
+            "\n{unlike} of the queries are out of distribution, so their recall is unknown: --exact finds the true nearest"
         ));
     }
     output.result(&object, &text);

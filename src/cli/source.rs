@@ -1,6 +1,6 @@
-//! Where a command reads from: a regular file, or a pipe that somebody writes to.
+//! Input of a command: a regular file or a pipe.
 //!
-//! A named pipe is refused rather than opened: an open of one waits until somebody opens its other end, perhaps forever.
+//! A named pipe is refused, because opening it blocks until another process opens its other end.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -22,25 +22,26 @@ use rustix::{
 
 use super::{Failure, interrupt};
 
-/// What stands for stdin where a file is named.
+/// Path that stands for stdin.
 const STDIN: &str = "-";
 
-/// Bytes read at once.
+/// Size of the read buffer in bytes.
 const BUFFER: usize = 1 << 20;
 
-/// An open source.
+/// Open input.
 pub(crate) struct Source {
-    /// The source as messages name it.
+    /// Name of the source for messages.
     pub(crate) name: String,
     pub(crate) reader: Box<dyn Read>,
-    /// Bytes in it, if that can be told before they are read.
+    /// Length in bytes, if known before the read.
     pub(crate) len: Option<u64>,
 }
 
-/// How long a read from a pipe waits before it looks whether it is to stop.
+/// Interval at which a read from a pipe checks for a signal.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// What may make its reader wait: a read ends with an error after the first signal, where somebody listens for one.
+/// Reader that may block. If an [`Interrupt`](interrupt::Interrupt) listens, a read returns an error after the first
+/// signal.
 struct Patient<F>(F);
 
 impl<F: Read + AsFd> Read for Patient<F> {
@@ -51,7 +52,7 @@ impl<F: Read + AsFd> Read for Patient<F> {
                 return Err(io::Error::other("no more is read after a signal"));
             }
             match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&patience)) {
-                // Nothing has come yet.
+                // No data yet.
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => return self.0.read(out),
                 Err(error) => return Err(error.into()),
@@ -60,11 +61,11 @@ impl<F: Read + AsFd> Read for Patient<F> {
     }
 }
 
-/// Whether stdin was taken already: it can be read once.
+/// Whether stdin is in use. It can be read only once.
 static STDIN_TAKEN: AtomicBool = AtomicBool::new(false);
 
 impl Source {
-    /// Opens what `path` names; `-` is stdin. Never waits for another process.
+    /// Opens the file at `path`, where `-` is stdin. Never waits for another process.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let name = path.display().to_string();
         let failed = |e: io::Error| Failure(format!("{name}: {e}"));
@@ -83,11 +84,12 @@ impl Source {
         if is_stdin(&found) {
             return Self::stdin(name);
         }
-        // What a shell makes of `<(…)`: the pipe is open already, so an open of it waits for nobody.
+        // A shell's `<(…)` is such a path. The pipe is open already, so opening it again doesn't wait.
         let inherited = ["/dev/fd", "/proc"].iter().any(|place| path.starts_with(place));
-        match kind.is_fifo() && inherited {
-            true => Self::inherited(path, name),
-            false => Err(Failure(format!("{name} is no regular file: read it as `{STDIN}`, with `< {name}`"))),
+        if kind.is_fifo() && inherited {
+            Self::inherited(path, name)
+        } else {
+            Err(Failure(format!("{name} is no regular file: read it as `{STDIN}`, with `< {name}`")))
         }
     }
 
@@ -101,10 +103,11 @@ impl Source {
         Ok(Self { name, reader: Box::new(BufReader::with_capacity(BUFFER, Patient(io::stdin()))), len: None })
     }
 
-    /// A pipe of this process, under the name of its descriptor.
+    /// Opens a pipe that this process inherited, by the path of its descriptor.
     fn inherited(path: &Path, name: String) -> Result<Self, Failure> {
         let failed = |e: io::Error| Failure(format!("{name}: {e}"));
-        // Without waiting, for the descriptor may be of a named pipe whose writers are gone; the reads then do wait.
+        // Opened without blocking, because the descriptor may be a named pipe without writers. The flag is cleared
+        // afterwards, so that reads block.
         let flags = OFlags::NONBLOCK.bits() as i32;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
         let flags = fcntl_getfl(&file).map_err(|e| failed(e.into()))?;
@@ -113,7 +116,7 @@ impl Source {
     }
 }
 
-/// Whether this is what stdin is connected to.
+/// Reports whether this file is the one that stdin is connected to.
 fn is_stdin(found: &fs::Metadata) -> bool {
     rustix::fs::fstat(io::stdin()).is_ok_and(|stdin| (stdin.st_dev, stdin.st_ino) == (found.dev(), found.ino()))
 }

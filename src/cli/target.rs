@@ -1,7 +1,9 @@
-//! Files that a command writes. Invariants:
-//! 1. A file that exists is replaced only where the caller says so.
-//! 2. Nothing is written into the directory of an index, whatever the caller says and however the path leads there.
-//! 3. A file appears whole, by a rename, or not at all.
+//! Files that a command writes.
+//!
+//! Invariants:
+//! 1. An existing file is replaced only if the caller allows it.
+//! 2. Nothing is written into the directory of an index, also if the caller allows replacement and also through links.
+//! 3. A file appears complete, by a rename, or not at all.
 
 use std::{
     fs,
@@ -14,7 +16,7 @@ use tempfile::NamedTempFile;
 
 use super::Failure;
 
-/// A file to be, under another name until it is finished.
+/// Output file under a temporary name until it is finished.
 pub(crate) struct Target {
     name: String,
     path: PathBuf,
@@ -23,12 +25,14 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Begins a file. `replace` allows it to replace one that is there, but none of `inputs` and no file of the index in
+    /// Begins a file.
+    ///
+    /// `replace` allows it to replace an existing file. It never replaces one of `inputs` or a file of the index in
     /// `index`.
     pub(crate) fn begin(path: &Path, replace: bool, index: &Path, inputs: &[&Path]) -> Result<Self, Failure> {
         let name = path.display().to_string();
         let wrong = |what: &str| Failure(format!("{name}: {what}"));
-        // Links are followed, so that what is judged is the place where the bytes would go.
+        // Links are followed, so that the checks apply to the place where the bytes are written.
         let path = match fs::canonicalize(path) {
             Ok(found) => found,
             Err(e) if e.kind() == io::ErrorKind::NotFound => real(path).map_err(|e| wrong(&e.to_string()))?,
@@ -53,19 +57,19 @@ impl Target {
         }
         let file = tempfile::Builder::new()
             .prefix(".shardex-")
-            // What the process's mask leaves of it, as of any new file.
+            // The process's umask applies, as for any new file.
             .permissions(fs::Permissions::from_mode(0o666))
             .tempfile_in(parent)
             .map_err(|e| wrong(&e.to_string()))?;
         Ok(Self { name, path, replace, file })
     }
 
-    /// Where the file is until it has its name.
+    /// Returns the path of the temporary file.
     pub(crate) fn unfinished(&self) -> &Path {
         self.file.path()
     }
 
-    /// Writes the file, and gives it its name.
+    /// Writes the file and renames it to its final name.
     pub(crate) fn finish(self, write: impl FnOnce(&mut BufWriter<&fs::File>) -> io::Result<()>) -> Result<(), Failure> {
         let Self { name, path, replace, file } = self;
         let failed = |e: io::Error| Failure(format!("{name}: {e}"));
@@ -77,16 +81,16 @@ impl Target {
     }
 }
 
-/// Refuses a directory that belongs to an index: no command makes anything of its own there.
+/// Returns a `Failure` if the directory is in or below the directory of an index. Commands create nothing there.
 pub(crate) fn outside_every_index(dir: &Path) -> Result<(), Failure> {
-    // One that does not exist is the business of whoever makes something in it.
+    // A missing directory is reported by the code that creates something in it.
     let Ok(real) = fs::canonicalize(dir) else { return Ok(()) };
     outside(&real, &real.join("-")).map_err(|what| Failure(format!("{}: {what}", dir.display())))
 }
 
-/// Where a file that is not there yet would be: its directory is there, or nothing can be made in it.
+/// Returns the canonical path of a file that doesn't exist yet. Its parent directory must exist.
 fn real(path: &Path) -> io::Result<PathBuf> {
-    // A link whose target is missing would be followed by whoever writes through it.
+    // A dangling link is resolved, because a write through it would create its target.
     let path = match fs::read_link(path) {
         Ok(target) => path.parent().unwrap_or(Path::new("")).join(target),
         Err(_) => path.to_path_buf(),
@@ -103,7 +107,7 @@ fn identity(found: &fs::Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 
-/// Refuses a directory in or below that of `index` or of any other.
+/// Returns an error if the directory is in or below the directory `index` or that of any other index.
 fn outside(dir: &Path, index: &Path) -> Result<(), String> {
     let index = fs::metadata(index).ok().map(|found| identity(&found));
     for dir in dir.ancestors() {
@@ -115,8 +119,8 @@ fn outside(dir: &Path, index: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a directory holds an index, perhaps a damaged one.
+/// Reports whether a directory holds an index, also a damaged one.
 fn is_index(dir: &Path) -> bool {
-    // One of its files may be missing.
+    // Two of the three files are enough, because one may be missing.
     ["root", "data", "wal"].iter().filter(|name| dir.join(name).is_file()).count() >= 2
 }

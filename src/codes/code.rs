@@ -1,4 +1,4 @@
-//! The code of one posting in one cell.
+//! Code of one posting in one cell.
 
 use super::word_of;
 use crate::{
@@ -6,35 +6,36 @@ use crate::{
     distance::{BF16_SHIFT, LANES},
 };
 
-/// The two numbers that turn a product with a residual's signs into a distance:
-/// `base + add − factor × (query · signs)`, where `base` is the query's distance to the cell's centroid.
+/// Factors that turn a product with a residual's signs into a distance: `base + add − factor × (query · signs)`, where
+/// `base` is the query's distance to the cell's centroid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Factors {
-    /// Never negative; the upper half of an f32.
+    /// Factor of the product: never negative; the upper half of an f32.
     pub factor: u16,
-    /// The upper half of an f32.
+    /// Additive term: the upper half of an f32.
     pub add: u16,
 }
 
-/// The upper half of the largest f32 that has one and is no larger: an estimate of a distance that is short by what is lost
-/// is on the safe side.
+/// Returns the upper half of `x`, rounded down. An estimate of a distance that is too low is safe. Numbers below the
+/// least finite upper half give that half.
 fn to_bf16_below(x: f32) -> u16 {
     let bits = x.to_bits();
     let cut = bits >> BF16_SHIFT;
     let half = f32::from_bits(cut << BF16_SHIFT);
-    // Of a negative number the cut part leads upwards. Past the largest half lies infinity, which no estimate may be.
+    // Truncation rounds a negative number up, so one unit is added to its magnitude. The largest finite magnitude
+    // stays, because an estimate must not be infinite.
     if half > x && cut & 0x7FFF != 0x7F7F { cut as u16 + 1 } else { cut as u16 }
 }
 
-/// The upper half of an f32, rounded to the nearest.
+/// Returns the upper half of `x`, rounded to nearest.
 fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
-    // To even on a tie; a finite number stays one.
+    // Ties round to even. A finite number that would round to infinity is truncated instead.
     let rounded = bits.saturating_add(0x7FFF + (bits >> BF16_SHIFT & 1)) >> BF16_SHIFT;
     if rounded & 0x7F80 == 0x7F80 { (bits >> BF16_SHIFT) as u16 } else { rounded as u16 }
 }
 
-/// Adds up in fixed lanes.
+/// Sums terms over three vectors, in fixed lanes.
 fn sums<const N: usize>(x: &[f32], c: &[f32], m: &[f32], terms: impl Fn(f32, f32, f32) -> [f32; N]) -> [f32; N] {
     let mut lanes = [[0.0f32; LANES]; N];
     let rows = x.as_chunks::<LANES>().0.iter().zip(c.as_chunks::<LANES>().0);
@@ -49,22 +50,23 @@ fn sums<const N: usize>(x: &[f32], c: &[f32], m: &[f32], terms: impl Fn(f32, f32
     lanes.map(|lanes| lanes.iter().sum())
 }
 
-/// The code of vector `x` against centroid `c`, both of the frame whose centre is `m`, rotated.
+/// Encodes vector `x` against centroid `c`, both in the frame whose rotated centre is `m`. Appends the signs to
+/// `signs`; a set bit stands for `+`.
 ///
-/// Estimates `⟨q − c, x − c⟩` by `|r|² / Σ|rᵢ| × ⟨q − c, sign r⟩`, `r = x − c`; what does not depend on the query goes
-/// into `add`, a product's part with the centre too. Appends the signs, a set bit for each `+`. A vector whose factors no
-/// f32 holds gets a code that is always a candidate.
+/// `⟨q − c, x − c⟩` is estimated by `|r|² / Σ|rᵢ| × ⟨q − c, sign r⟩`, where `r = x − c`. The terms that don't depend on
+/// the query are in `add`, including the product of the residual with the centre. If a factor overflows an f32, the
+/// code becomes one that is always a candidate.
 pub fn encode(x: &[f32], c: &[f32], m: &[f32], metric: Metric, signs: &mut Vec<u64>) -> Factors {
     let words = x.as_chunks::<64>().0.iter().zip(c.as_chunks::<64>().0);
     signs.extend(words.map(|(x, c)| word_of(&std::array::from_fn(|i| u8::from(x[i] - c[i] >= 0.0)))));
-    let [magnitude, square, centroid_signs, along] = sums(x, c, m, |x, c, m| {
+    let [magnitude, square, centroid_signs, centre_product] = sums(x, c, m, |x, c, m| {
         let r = x - c;
         [r.abs(), r * r, if r >= 0.0 { c } else { -c }, (c + m) * r]
     });
     let factor = if magnitude > 0.0 { square / magnitude } else { 0.0 };
     let (factor, add) = match metric {
         Metric::L2 => (2.0 * factor, square + 2.0 * factor * centroid_signs),
-        Metric::Dot | Metric::Cosine => (factor, factor * centroid_signs - along),
+        Metric::Dot | Metric::Cosine => (factor, factor * centroid_signs - centre_product),
     };
     let (factor, add) = if factor.is_finite() && add.is_finite() { (factor, add) } else { (0.0, f32::MIN) };
     Factors { factor: to_bf16(factor), add: to_bf16_below(add) }

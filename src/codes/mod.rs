@@ -1,14 +1,14 @@
-//! Quantised vectors: one bit a component for postings, one byte a component for centroids.
+//! Quantised vectors: one bit per component for postings, one byte per component for centroids.
 //!
-//! Postings follow RaBitQ (Gao & Long, SIGMOD 2024): the residual of a vector to its cell's centroid is rotated at random
-//! and each component kept as its sign; two factors make the dot product of a query with the signs an unbiased estimate
-//! of the distance, with an error that shrinks with the square root of the dimension. Everything here lives in rotated
-//! space, where distances are what they were.
+//! Postings follow RaBitQ (Gao & Long, SIGMOD 2024). A posting's code keeps the sign of each component of its rotated
+//! residual to the cell's centroid. Two factors turn the dot product of a query with the signs into an estimate of the
+//! distance. The estimate is unbiased before the factors are rounded; its error shrinks with the square root of the
+//! dimension. All computations are in rotated coordinates, which preserve distances.
 //!
 //! Invariants:
-//! 1. A centroid *is* its bytes times its scale: codes are made against that, so its rounding costs nothing.
-//! 2. All results are the same bits on every CPU: sums are of integers, or in a fixed order.
-//! 3. Codes are derived: whoever has the vectors can make them anew.
+//! 1. A centroid equals its bytes times its step. Codes are computed against this value, so its rounding adds no error.
+//! 2. All results have the same bits on every CPU: sums are of integers, or in a fixed order.
+//! 3. Codes are derived data: they can be recomputed from the vectors.
 
 mod code;
 mod frame;
@@ -17,24 +17,25 @@ mod rotation;
 mod rounded;
 
 pub use code::{Factors, encode};
-pub use frame::{Frame, medians};
-pub use query::{ByteQuery, CentroidBytes, Query};
+pub use frame::{CoordinateFrame, medians};
+pub use query::{CentroidBytes, QuantizedQuery, QueryBytes};
 pub use rotation::{Rotation, sample};
-pub use rounded::{Rounded, RoundedQuery, RoundedRows};
+pub use rounded::{RoundedQuery, RoundedRows, RoundedVector};
 
-/// Numbers of a rotated vector: the dimension, filled up with zeros to whole 64-bit words of signs.
+/// Returns the number of components of a rotated vector: the dimension, padded with zeros to whole 64-bit words of
+/// signs.
 #[must_use]
 pub fn padded(dimension: usize) -> usize {
     dimension.next_multiple_of(64)
 }
 
-/// The low bits of eight bytes that hold 0 or 1, the first byte's lowest.
+/// Gathers the low bits of eight bytes, each 0 or 1, into one byte; the first byte gives the lowest bit.
 fn gather_bits(bytes: u64) -> u64 {
-    // Each byte's bit is shifted to its own place in the top byte; no two meet on the way.
+    // The product shifts the bit of each byte to its own place in the top byte. No two shifted bits overlap.
     bytes.wrapping_mul(0x0102_0408_1020_4080) >> 56
 }
 
-/// The bits of 64 bytes that hold 0 or 1 as one word.
+/// Packs 64 bytes, each 0 or 1, into the bits of one word.
 fn word_of(bits: &[u8; 64]) -> u64 {
     let eights = bits.as_chunks::<8>().0.iter().enumerate();
     eights.fold(0, |word, (i, eight)| word | gather_bits(u64::from_le_bytes(*eight)) << (8 * i))

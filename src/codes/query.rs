@@ -1,19 +1,19 @@
-//! A query as codes and centroids are compared with it: rotated and quantised once, for all cells.
+//! Query in the form that codes and centroids are compared with: rotated and quantised once for all cells.
 
-use super::{Frame, gather_bits};
+use super::{CoordinateFrame, gather_bits};
 use crate::{
     config::Metric,
     distance::{self, LANES},
     limits,
 };
 
-/// Largest level of a query component by the codes' kernel: 4 bits, as odd numbers from −15 to 15.
+/// Largest level of a query component in the kernel of codes: 4 bits, for the odd numbers from −15 to 15.
 const LEVELS: f32 = 15.0;
-/// Largest byte of a query or centroid component.
+/// Largest byte of a query component or a centroid component.
 const BYTE: f32 = 127.0;
-/// What a sum of a few f32 is rounded by, in units of its largest term: their last bit.
+/// Rounding error of a sum of a few f32, in units of its largest term: their last bit.
 const ROUNDED: f32 = 2.0 * f32::EPSILON;
-/// Adding this rounds a number of small size to the nearest integer, which then stands in its low bits.
+/// Number whose addition rounds a small number to the nearest integer, which is then in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
 fn nearest(x: f32) -> i32 {
@@ -30,55 +30,64 @@ pub(super) fn largest(values: &[f32]) -> f32 {
     lanes.into_iter().fold(0.0, f32::max)
 }
 
-/// Components as bytes, of which the largest is `most`, and what one step of them is worth.
+/// Quantises components to bytes, scaled so that the magnitude `most`, which must be the largest, becomes 127. Returns
+/// the value of one step.
 pub(super) fn to_bytes(values: &[f32], most: f32, bytes: &mut Vec<i8>) -> f32 {
-    // A vector of nothing, or of numbers too small to be divided by, is all zeros.
+    // A vector of zeros, or of numbers too small to divide by, becomes all zeros.
     let scale = if most > f32::MIN_POSITIVE * BYTE { BYTE / most } else { 0.0 };
     bytes.clear();
     bytes.extend(values.iter().map(|x| nearest(x * scale) as i8));
     if scale > 0.0 { most / BYTE } else { 0.0 }
 }
 
-/// A centroid as it is stored beside its bytes.
+/// Values of a centroid that are stored beside its bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CentroidBytes {
-    /// What one step of the bytes is worth.
+    /// Value of one step of the bytes.
     pub step: f32,
-    /// Square of the norm.
+    /// Squared norm of the centroid.
     pub square: f32,
-    /// Its product with the frame's centre, where the metric is of products.
-    pub along: f32,
+    /// Product of the centroid with the frame's centre; 0 for L2.
+    pub centre_product: f32,
 }
 
 impl CentroidBytes {
-    /// Quantises a centroid of the frame whose rotated centre is `turned`, and sets it to what its bytes say.
-    pub fn of(values: &mut [f32], turned: &[f32], bytes: &mut Vec<i8>) -> Self {
+    /// Decodes the components of a centroid from its stored bytes. Each stored byte is the component in steps, plus
+    /// 128.
+    pub fn values(self, stored: &[u8]) -> impl Iterator<Item = f32> + use<'_> {
+        stored.iter().map(move |&byte| f32::from(i16::from(byte) - 128) * self.step)
+    }
+
+    /// Quantises a centroid of the frame whose rotated centre is `rotated_centre`. Sets `values` to the values that the
+    /// bytes decode to.
+    pub fn of(values: &mut [f32], rotated_centre: &[f32], bytes: &mut Vec<i8>) -> Self {
         let step = to_bytes(values, largest(values), bytes);
         values.iter_mut().zip(&*bytes).for_each(|(x, &byte)| *x = f32::from(byte) * step);
-        Self { step, square: distance::dot(values, values), along: distance::dot(values, turned) }
+        Self { step, square: distance::dot(values, values), centre_product: distance::dot(values, rotated_centre) }
     }
 }
 
-/// A rotated query as bytes: what it is compared with centroids by.
+/// Rotated query as bytes, which is compared with centroids.
 #[derive(Clone, Debug, Default)]
-pub struct ByteQuery {
+pub struct QueryBytes {
     metric: Metric,
-    /// Its components.
+    /// Components in steps.
     pub bytes: Vec<i8>,
     step: f32,
-    /// 128 times the sum of the bytes: what the offset of stored bytes adds to each product.
+    /// 128 times the sum of the bytes: the amount that the offset of stored bytes adds to each product.
     offset: i32,
     square: f32,
-    /// Its product with the frame's centre, where the metric is of products.
-    along: f32,
-    /// The norm of the vector as it was given.
+    /// Product of the query with the frame's centre; 0 for L2.
+    centre_product: f32,
+    /// Norm of the query before it was transformed; 0 for L2.
     norm: f32,
-    /// By how much the bytes miss a product with a centroid, in units of the centroid's norm: a standard deviation.
+    /// Standard deviation of the error that the bytes cause in a product with a centroid, in units of the centroid's
+    /// norm.
     missed: f32,
 }
 
-impl ByteQuery {
-    /// Quantises a vector of a frame, by L2.
+impl QueryBytes {
+    /// Quantises a vector of a frame, for L2.
     #[must_use]
     pub fn new(rotated: &[f32]) -> Self {
         let mut query = Self::default();
@@ -86,9 +95,9 @@ impl ByteQuery {
         query
     }
 
-    fn set(&mut self, rotated: &[f32], most: f32, metric: Metric, (along, norm): (f32, f32)) {
+    fn set(&mut self, rotated: &[f32], most: f32, metric: Metric, (centre_product, norm): (f32, f32)) {
         self.metric = metric;
-        self.along = along;
+        self.centre_product = centre_product;
         self.norm = norm;
         self.step = to_bytes(rotated, most, &mut self.bytes);
         let (mut sum, mut square, mut moved) = ([0i32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
@@ -106,22 +115,26 @@ impl ByteQuery {
         self.missed = (moved / rotated.len() as f32).sqrt();
     }
 
-    /// The query's distance to a centroid, of which `product` is what the kernel said, and the square of the Euclidean
-    /// one.
+    /// Returns the query's distance to a centroid, and the squared Euclidean distance. `product` is the kernel's
+    /// product of their bytes.
     #[must_use]
     pub fn base(&self, centroid: CentroidBytes, product: i32) -> (f32, f32) {
         let dot = (product - self.offset) as f32 * (self.step * centroid.step);
         let square = (self.square + centroid.square - 2.0 * dot).max(0.0);
         match self.metric {
             Metric::L2 => (square, square),
-            // (q − m)·c + m·c + q·m, where q, c and m are the query, the centroid in the frame, and the centre.
-            Metric::Dot | Metric::Cosine => (-(dot + centroid.along + self.along), square),
+            // (q − m)·c + m·c + q·m, where q is the query, c the centroid in the frame, and m the centre.
+            Metric::Dot | Metric::Cosine => (-(dot + centroid.centre_product + self.centre_product), square),
         }
     }
 
-    /// What the distances of postings near a centroid vary by, but for what they are apart from it: `square` is that of the
-    /// query's distance to it, and `error` that of [`base_error`](Self::base_error). Never less than what rounding makes of a distance: of
-    /// a query that is just where a centroid is, the square may come out as zero.
+    /// Returns the unit of margins: the scale by which the distances of postings near a centroid vary, apart from their
+    /// own distances to the centroid. It is the query's distance to the centroid for L2, and the query's norm for
+    /// products.
+    ///
+    /// `square` is the squared distance to the centroid, and `error` the result of [`base_error`](Self::base_error).
+    /// For L2 the unit is at least the square root of `error`, because rounding may give a square of zero for a query
+    /// at a centroid.
     #[must_use]
     pub fn unit(&self, square: f32, error: f32) -> f32 {
         match self.metric {
@@ -130,47 +143,48 @@ impl ByteQuery {
         }
     }
 
-    /// A standard deviation of that distance: what bytes say of the query is not all of it, and what is added up is rounded.
+    /// Returns the standard deviation of the distance in [`base`](Self::base). The error has two sources: the query is
+    /// rounded to bytes, and the sums are rounded.
     #[must_use]
     pub fn base_error(&self, centroid: CentroidBytes) -> f32 {
         let norm = centroid.square.sqrt();
         match self.metric {
             Metric::L2 => 2.0 * self.missed * norm + ROUNDED * (self.square + centroid.square),
             Metric::Dot | Metric::Cosine => {
-                let sum = self.along.abs() + centroid.along.abs() + self.square.sqrt() * norm;
+                let sum = self.centre_product.abs() + centroid.centre_product.abs() + self.square.sqrt() * norm;
                 self.missed * norm + ROUNDED * sum
             }
         }
     }
 }
 
-/// A query, ready for any number of cells.
+/// Quantised query, ready for any number of cells.
 #[derive(Clone, Debug, Default)]
-pub struct Query {
-    /// For each word of signs, its four planes of bits.
+pub struct QuantizedQuery {
+    /// Four bit planes for each word of signs.
     pub planes: Vec<[u64; 4]>,
-    /// What one step of the planes is worth.
+    /// Value of one step of the planes.
     pub plane_step: f32,
-    /// Square of the norm of what the planes miss of the query.
-    pub plane_missed: f32,
-    /// The query as bytes.
-    pub bytes: ByteQuery,
+    /// Squared norm of the difference between the query and its planes.
+    pub plane_error: f32,
+    /// Query as bytes.
+    pub bytes: QueryBytes,
     rotated: Vec<f32>,
 }
 
-impl Query {
+impl QuantizedQuery {
     /// Quantises a query in a frame.
     #[must_use]
-    pub fn new(vector: &[f32], frame: &Frame, metric: Metric) -> Self {
+    pub fn new(vector: &[f32], frame: &CoordinateFrame, metric: Metric) -> Self {
         let mut query = Self::default();
         query.set(vector, frame, metric);
         query
     }
 
-    /// Makes it another query, in the room it has.
-    pub fn set(&mut self, vector: &[f32], frame: &Frame, metric: Metric) {
+    /// Replaces the query by another one, and reuses the memory.
+    pub fn set(&mut self, vector: &[f32], frame: &CoordinateFrame, metric: Metric) {
         let mut rotated = std::mem::take(&mut self.rotated);
-        frame.place(vector, &mut rotated);
+        frame.transform(vector, &mut rotated);
         let products = match metric {
             Metric::L2 => (0.0, 0.0),
             Metric::Dot | Metric::Cosine => (frame.product(vector), distance::dot(vector, vector).sqrt()),
@@ -179,14 +193,14 @@ impl Query {
         self.rotated = rotated;
     }
 
-    /// The same with a vector of the frame, by L2.
-    pub fn set_placed(&mut self, rotated: &[f32]) {
+    /// Replaces the query by a vector of the frame, for L2. Leaves [`transformed`](Self::transformed) unchanged.
+    pub fn set_transformed(&mut self, rotated: &[f32]) {
         self.set_rotated(rotated, Metric::L2, (0.0, 0.0));
     }
 
-    /// The vector in the frame.
+    /// Returns the query in the coordinates of the frame.
     #[must_use]
-    pub fn placed(&self) -> &[f32] {
+    pub fn transformed(&self) -> &[f32] {
         &self.rotated
     }
 
@@ -212,15 +226,16 @@ impl Query {
             }
             planes
         }));
-        self.plane_missed = missed.into_iter().sum();
+        self.plane_error = missed.into_iter().sum();
         self.bytes.set(rotated, most, metric, products);
     }
 
-    /// A standard deviation of what a code says, in units of its factor: `square` is that of the query's distance to the
-    /// code's centroid. A residual's signs are not the residual, and the planes are not the query.
+    /// Returns the standard deviation of a code's estimate, in units of the code's factor. `square` is the squared
+    /// distance of the query to the code's centroid. The error has two sources: signs approximate the residual, and
+    /// planes the query.
     #[must_use]
     pub fn code_error(&self, square: f32) -> f32 {
-        (limits::CODE_DEVIATION * limits::CODE_DEVIATION * square + self.plane_missed).sqrt()
+        (limits::CODE_DEVIATION * limits::CODE_DEVIATION * square + self.plane_error).sqrt()
     }
 }
 
@@ -252,21 +267,21 @@ mod tests {
         dimensions.iter().flat_map(|&d| [Metric::Cosine, Metric::Dot, Metric::L2].map(|m| (d, m)))
     }
 
-    /// The estimate is unbiased, and its error what RaBitQ says: the test that the factors mean what they should. Far from
-    /// the origin, and far from the frame's centre, too.
+    /// Tests that the factors are right: the estimate is unbiased, and its error is the error that RaBitQ predicts. The
+    /// cases include data far from the origin and a centroid far from the frame's centre.
     #[test]
     fn estimates_are_near_the_distances() {
-        for ((dimension, metric), (offset, apart)) in
-            metrics(&[100, 384, 768]).flat_map(|of| [(0.0, 0.0), (1e3, 0.0), (0.0, 4.0), (30.0, 4.0)].map(|at| (of, at)))
+        for ((dimension, metric), (offset, apart)) in metrics(&[100, 384, 768])
+            .flat_map(|of| [(0.0, 0.0), (1e3, 0.0), (0.0, 4.0), (30.0, 4.0)].map(|at| (of, at)))
         {
             let centre = vec![offset; dimension];
-            let frame = Frame::new(Arc::new(Rotation::new(dimension, 5)), centre, metric);
-            let mut placed = Vec::new();
+            let frame = CoordinateFrame::new(Arc::new(Rotation::new(dimension, 5)), centre, metric);
+            let mut transformed = Vec::new();
             let centroid: Vec<f32> = noise(dimension, 1).iter().map(|x| x + apart + offset).collect();
-            frame.place(&centroid, &mut placed);
-            let mut centroid_values = placed.clone();
+            frame.transform(&centroid, &mut transformed);
+            let mut centroid_values = transformed.clone();
             let mut bytes = Vec::new();
-            let stored = CentroidBytes::of(&mut centroid_values, frame.turned(), &mut bytes);
+            let stored = CentroidBytes::of(&mut centroid_values, frame.rotated_centre(), &mut bytes);
             let mut rows = ByteBlocks::new(frame.len());
             rows.push(&bytes);
             let (mut bias, mut spread, mut base_bias, mut base_spread) = (0.0f64, 0.0f64, 0.0f64, 0.0f64);
@@ -277,10 +292,10 @@ mod tests {
                     centroid.iter().zip(own).map(|(c, x)| (c - offset) * 0.8 + offset + part * x).collect()
                 };
                 let (query, posting) = (near(seed * 2 + 10, 0.9), near(seed * 2 + 11, 0.7));
-                let q = Query::new(&query, &frame, metric);
-                frame.place(&posting, &mut placed);
+                let q = QuantizedQuery::new(&query, &frame, metric);
+                frame.transform(&posting, &mut transformed);
                 let mut signs = Vec::new();
-                let code = encode(&placed, &centroid_values, frame.turned(), metric, &mut signs);
+                let code = encode(&transformed, &centroid_values, frame.rotated_centre(), metric, &mut signs);
                 let mut products = vec![0; 16];
                 distance::dot_bytes(&q.bytes.bytes, rows.bytes(), &mut products);
                 let (base, square) = q.bytes.base(stored, products[0]);
@@ -298,16 +313,18 @@ mod tests {
                     Metric::L2 => terms.map(|(q, x)| (q - x).powi(2)).sum(),
                     _ => -terms.map(|(q, x)| q * x).sum::<f64>(),
                 };
-                // What halves lose of the part that does not depend on the query is on the safe side.
+                // The rounding of the additive term lowers the estimate, which is safe.
                 let lost = f64::from(half(code.add).abs()) / 256.0;
                 let base_error = f64::from(q.bytes.base_error(stored));
                 let unit = f64::from(half(code.factor) * q.code_error(square)).hypot(base_error).hypot(lost);
                 bias += (estimate - exact) / unit;
                 spread += ((estimate - exact) / unit).powi(2);
                 let true_base: f64 = match metric {
-                    Metric::L2 => q.placed().iter().zip(&centroid_values).map(|(q, c)| f64::from(q - c).powi(2)).sum(),
+                    Metric::L2 => {
+                        q.transformed().iter().zip(&centroid_values).map(|(q, c)| f64::from(q - c).powi(2)).sum()
+                    }
                     _ => {
-                        let products = q.placed().iter().zip(&centroid_values).zip(frame.turned());
+                        let products = q.transformed().iter().zip(&centroid_values).zip(frame.rotated_centre());
                         let product: f64 = products.map(|((q, c), m)| f64::from(q + m) * f64::from(*c)).sum();
                         -product - f64::from(frame.product(&query))
                     }
@@ -320,7 +337,7 @@ mod tests {
                 (of(bias), of(spread).sqrt(), of(base_bias), of(base_spread).sqrt());
             let case = format!("{dimension} {metric} {offset} {apart}");
             assert!((-1.0..0.3).contains(&bias), "{case}: bias {bias}");
-            // Where much is rounded what is allowed for is more than what comes.
+            // Where rounding is large, the predicted error exceeds the actual one.
             let least = if (offset, apart) == (0.0, 0.0) { 0.7 } else { 0.1 };
             assert!((least..1.5).contains(&spread), "{case}: spread {spread}");
             assert!(base_bias.abs() < 0.3 && base_spread < 1.5, "{case}: base {base_bias} {base_spread}");
@@ -329,9 +346,9 @@ mod tests {
 
     #[test]
     fn a_query_of_zeros_is_a_query() {
-        let frame = Frame::new(Arc::new(Rotation::new(64, 1)), vec![0.0; 64], Metric::L2);
-        let query = Query::new(&[0.0; 64], &frame, Metric::L2);
-        let (base, square) = query.bytes.base(CentroidBytes { step: 1.0, square: 4.0, along: 0.0 }, 0);
+        let frame = CoordinateFrame::new(Arc::new(Rotation::new(64, 1)), vec![0.0; 64], Metric::L2);
+        let query = QuantizedQuery::new(&[0.0; 64], &frame, Metric::L2);
+        let (base, square) = query.bytes.base(CentroidBytes { step: 1.0, square: 4.0, centre_product: 0.0 }, 0);
         assert_eq!((base, square, query.code_error(4.0)), (4.0, 4.0, 1.2));
     }
 

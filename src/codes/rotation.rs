@@ -1,27 +1,28 @@
-//! A random rotation that costs a thousand additions, not a matrix product.
+//! Random rotation by sign flips and butterflies, which costs additions in `O(n log n)` instead of a matrix product.
 
 use rand::{Rng as _, RngExt as _};
 
 use super::padded;
 use crate::{distance, env::derived_rng};
 
-/// Rounds of sign flips and butterflies: after two each component depends on all, two more even that out.
+/// Rounds of sign flips and butterflies. After two rounds each component depends on all; two more even out the mixture.
 pub const ROUNDS: usize = 4;
 
-/// Which of an index's generators this is: far from the counters of other draws.
+/// Number of the rotation's generator among those of an index, far from the counters of other draws.
 const COUNTER: u64 = u64::MAX;
 
-/// Random sign flips and Hadamard butterflies in turn (Ailon & Chazelle, STOC 2006), with a step of Kac's walk where the
-/// length is no power of two. Orthonormal, the same for the life of an index.
+/// Random rotation of an index: alternating random sign flips and Hadamard butterflies (Ailon & Chazelle, STOC 2006),
+/// with a step of Kac's walk if the length is not a power of two. It is orthonormal and never changes during the life
+/// of an index.
 #[derive(Clone, Debug)]
 pub struct Rotation {
     dimension: usize,
-    /// A sign bit, at the top, for each component of each round.
+    /// Sign bit, in the top bit, of each component in each round.
     flips: Vec<u32>,
 }
 
 impl Rotation {
-    /// The rotation of an index.
+    /// Creates the rotation of an index.
     #[must_use]
     pub fn new(dimension: usize, index_id: u128) -> Self {
         let mut rng = derived_rng(index_id, COUNTER);
@@ -29,22 +30,22 @@ impl Rotation {
         Self { dimension, flips }
     }
 
-    /// Numbers of a rotated vector.
+    /// Returns the number of components of a rotated vector.
     #[must_use]
     pub fn len(&self) -> usize {
         padded(self.dimension)
     }
 
-    /// Whether there is nothing to rotate. Never.
+    /// Reports whether the rotation has no components. Always false for a dimension of at least 1.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Rotates a vector into `out`, which is made as long as it must be.
+    /// Rotates a vector into `out`, which is resized to [`len`](Self::len).
     ///
     /// # Panics
-    /// If the vector has another dimension.
+    /// Panics if the vector has another dimension.
     pub fn rotate(&self, vector: &[f32], out: &mut Vec<f32>) {
         assert_eq!(vector.len(), self.dimension, "a vector of another dimension");
         out.clear();
@@ -52,14 +53,14 @@ impl Rotation {
         self.rotate_in_place(out);
     }
 
-    /// Rotates a vector where it is, and makes it as long as it must be.
+    /// Rotates a vector in place, and pads it with zeros to [`len`](Self::len).
     pub(super) fn rotate_in_place(&self, vector: &mut Vec<f32>) {
         vector.resize(self.len(), 0.0);
         distance::rotate(&self.flips, vector);
     }
 }
 
-/// Draws as many different numbers below `n` as asked for, in ascending order; all of them if there are no more.
+/// Draws `count` distinct numbers below `n` at random, in ascending order; all of them if `count` exceeds `n`.
 pub fn sample(n: usize, count: usize, index_id: u128, counter: u64) -> Vec<usize> {
     let mut rng = derived_rng(index_id, counter);
     let mut left = count.min(n);

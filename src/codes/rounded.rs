@@ -1,7 +1,8 @@
-//! Vectors rounded to bytes, by which it is told of most of them that they are too far, and of none that it is not.
+//! Vectors rounded to bytes: a filter that rejects most vectors beyond a distance and never one within it.
 //!
-//! Invariant: how far rounding moved a vector is known, so by the triangle inequality (by Cauchy's and Schwarz's for products) what bytes
-//! say bounds what is true. Whoever compares in full what may be near enough has the answer of comparing all.
+//! Invariant: the distance by which rounding moved a vector is known. By the triangle inequality (for products the
+//! Cauchy–Schwarz inequality) the product of bytes bounds the exact distance. So an exact comparison with only the
+//! vectors that pass the filter gives the result of a comparison with all.
 
 use super::{
     padded,
@@ -12,26 +13,26 @@ use crate::{
     distance::{self, ByteBlocks, LANES, ROWS},
 };
 
-/// What the arithmetic of a distance in f32, here and in the kernels, rounds away at most, as a part of it: sums of some thousand terms
-/// in each of 64 lanes.
+/// Largest relative rounding error of a distance in f32, here and in the kernels: sums of about a thousand terms in
+/// each of 64 lanes.
 const SUMMED: f32 = 1e-4;
 
-/// A vector rounded to bytes, and how far that moved it.
+/// Vector rounded to bytes, and the distance by which rounding moved it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rounded {
+pub struct RoundedVector {
     step: f32,
     square: f32,
     moved: f32,
 }
 
-impl Rounded {
-    /// Rounds a vector; `bytes` get its components, filled up with zeros to a multiple of 64.
+impl RoundedVector {
+    /// Rounds a vector. `bytes` is replaced by its components, padded with zeros to a multiple of 64.
     #[must_use]
     pub fn new(vector: &[f32], bytes: &mut Vec<i8>) -> Self {
         let (lanes, rest) = vector.as_chunks::<LANES>();
         let most = rest.iter().fold(largest(vector), |most, x| most.max(x.abs()));
         let step = to_bytes(vector, most, bytes);
-        // In lanes, for a sum in one waits for each addition.
+        // Sums are kept in lanes, because each addition to a single sum waits for the one before.
         let (mut square, mut moved) = ([0.0f64; LANES], [0.0f64; LANES]);
         let mut add = |lane: usize, x: f32, byte: i8| {
             let rounded = f64::from(f32::from(byte) * step);
@@ -48,24 +49,25 @@ impl Rounded {
         Self { step, square: square as f32, moved: moved.sqrt() as f32 }
     }
 
-    /// What the Euclidean distance to another vector is at least and at most, `product` being that of the bytes.
+    /// Returns a lower and an upper bound of the Euclidean distance to another vector. `product` is the product of the
+    /// bytes.
     #[must_use]
     pub fn distance(&self, other: &Self, product: i32) -> (f32, f32) {
         let dot = product as f32 * (self.step * other.step);
         let apart = (self.square + other.square - 2.0 * dot).max(0.0).sqrt();
-        // What the arithmetic here rounds away is a small part of the norms.
+        // The factor covers the rounding of this arithmetic, which is a small part of the norms.
         let slack = self.moved + other.moved + 2e-3 * (self.square + other.square).sqrt();
         (apart - slack, apart + slack)
     }
 }
 
-/// A vector that rows are compared with.
+/// Rounded vector that rows are compared with.
 #[derive(Clone, Debug)]
 pub struct RoundedQuery {
     bytes: Vec<i8>,
-    /// 128 times the sum of the bytes: what the offset of stored bytes adds to each product.
+    /// 128 times the sum of the bytes: the amount that the offset of stored bytes adds to each product.
     offset: i32,
-    rounded: Rounded,
+    rounded: RoundedVector,
 }
 
 impl RoundedQuery {
@@ -73,43 +75,43 @@ impl RoundedQuery {
     #[must_use]
     pub fn new(vector: &[f32]) -> Self {
         let mut bytes = Vec::new();
-        let rounded = Rounded::new(vector, &mut bytes);
+        let rounded = RoundedVector::new(vector, &mut bytes);
         let offset = 128 * bytes.iter().map(|&byte| i32::from(byte)).sum::<i32>();
         Self { bytes, offset, rounded }
     }
 }
 
-/// Some vectors, rounded.
+/// Rows of rounded vectors.
 #[derive(Clone, Debug)]
 pub struct RoundedRows {
     blocks: ByteBlocks,
-    rows: Vec<Rounded>,
+    rows: Vec<RoundedVector>,
     row: Vec<i8>,
     products: Vec<i32>,
     near: Vec<bool>,
 }
 
 impl RoundedRows {
-    /// None yet, of so many numbers each.
+    /// Creates an empty set of rows of `dimension` components.
     #[must_use]
     pub fn new(dimension: usize) -> Self {
         let blocks = ByteBlocks::new(padded(dimension));
         Self { blocks, rows: Vec::new(), row: Vec::new(), products: Vec::new(), near: Vec::new() }
     }
 
-    /// Forgets them.
+    /// Removes all rows.
     pub fn clear(&mut self) {
         self.blocks.clear();
         self.rows.clear();
     }
 
-    /// One more.
+    /// Rounds a vector and appends it as a row.
     pub fn push(&mut self, vector: &[f32]) {
-        self.rows.push(Rounded::new(vector, &mut self.row));
+        self.rows.push(RoundedVector::new(vector, &mut self.row));
         self.blocks.push(&self.row);
     }
 
-    /// For each row, whether its distance from the query by a metric, as a kernel computes it, may be `bound` or less.
+    /// Reports for each row whether its distance to the query, as a kernel computes it, may be `bound` or less.
     pub fn may_be_within(&mut self, query: &RoundedQuery, metric: Metric, bound: f32) -> &[bool] {
         self.near.clear();
         if bound == f32::INFINITY {
@@ -118,8 +120,8 @@ impl RoundedRows {
         }
         self.products.resize(self.rows.len().next_multiple_of(ROWS), 0);
         distance::dot_bytes(&query.bytes, self.blocks.bytes(), &mut self.products);
-        let Rounded { step, square, moved } = query.rounded;
-        let dot = |row: &Rounded, product: i32| (product - query.offset) as f32 * (step * row.step);
+        let RoundedVector { step, square, moved } = query.rounded;
+        let dot = |row: &RoundedVector, product: i32| (product - query.offset) as f32 * (step * row.step);
         let pairs = self.rows.iter().zip(&self.products);
         match metric {
             Metric::L2 => {
@@ -128,7 +130,7 @@ impl RoundedRows {
                     let squares = square + row.square;
                     let apart = squares - 2.0 * dot(row, product);
                     let reach = (bound + row.moved) * (1.0 + SUMMED);
-                    // Below the smallest numbers there are squares say nothing, nor do they above the largest.
+                    // Squares underflow below the smallest f32 and overflow above the largest; such rows pass.
                     let limit = reach * reach + 1e-5 * squares + f32::MIN_POSITIVE * 16.0;
                     !(apart > limit && apart < f32::INFINITY)
                 }));

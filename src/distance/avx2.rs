@@ -1,4 +1,4 @@
-//! The kernels for AVX2: a group of 16 lanes is two registers of 8.
+//! Kernels for AVX2: a group of 16 lanes is two registers of 8.
 
 #![expect(unsafe_code, reason = "a function compiled for a CPU feature is called where the feature was found")]
 
@@ -11,13 +11,13 @@ use std::arch::x86_64::{
     _mm256_unpackhi_epi8, _mm256_unpacklo_epi8, _mm256_xor_si256,
 };
 
-use super::{Ahead, BLOCK, Found, GROUPS, Kernels, LANES, ROWS, Scan, codes, filled, for_rows, pieces};
+use super::{BLOCK, CodeCandidate, GROUPS, Kernels, LANES, Prefetch, ROWS, Scan, codes, filled, for_rows, pieces};
 
-/// The kernels, if this CPU runs them.
+/// Returns the kernels if this CPU supports AVX2.
 pub(super) fn kernels() -> Option<Kernels> {
     is_x86_feature_detected!("avx2").then_some(Kernels {
         name: "avx2",
-        // SAFETY: AVX2 was detected just now, and these pointers are made nowhere else.
+        // SAFETY: AVX2 was detected above, and these function pointers are created only here.
         dot: |a, b| unsafe { dot(a, b) },
         // SAFETY: as above.
         squared_l2: |a, b| unsafe { squared_l2(a, b) },
@@ -42,7 +42,7 @@ type Piece = (__m256, __m256);
 #[target_feature(enable = "avx2")]
 #[inline]
 fn load(piece: &[f32; LANES]) -> Piece {
-    // SAFETY: both loads lie within the 16 floats of `piece`; they need no alignment.
+    // SAFETY: both loads are within the 16 floats of `piece`, and need no alignment.
     unsafe { (_mm256_loadu_ps(piece.as_ptr()), _mm256_loadu_ps(piece.as_ptr().add(8))) }
 }
 
@@ -65,7 +65,7 @@ fn plus(a: Piece, b: Piece) -> Piece {
     (_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1))
 }
 
-/// The tree of invariant 4.
+/// Reduces the groups by the tree of invariant 4.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn reduce([g0, g1, g2, g3]: [Piece; GROUPS]) -> f32 {
@@ -76,7 +76,7 @@ fn reduce([g0, g1, g2, g3]: [Piece; GROUPS]) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
-/// Adds up `$term` over both vectors.
+/// Sums `$term` over two vectors.
 macro_rules! sum {
     ($a:expr, $b:expr, $term:ident) => {{
         let (a, b, a_rest, b_rest) = pieces($a, $b);
@@ -127,7 +127,7 @@ fn rotate(flips: &[u32], values: &mut [f32]) {
 #[target_feature(enable = "avx2")]
 #[inline]
 fn load_bytes(bytes: &[u8; 32]) -> __m256i {
-    // SAFETY: the load is the 32 bytes of `bytes`; it needs no alignment.
+    // SAFETY: the load covers exactly the 32 bytes of `bytes`, and needs no alignment.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
@@ -135,7 +135,7 @@ fn load_bytes(bytes: &[u8; 32]) -> __m256i {
 fn dot_bytes(query: &[i8], blocks: &[u8], out: &mut [i32]) {
     let zero = _mm256_setzero_si256();
     for (block, out) in blocks.chunks_exact(query.len() * ROWS).zip(out.as_chunks_mut::<ROWS>().0) {
-        // Two sums for each row, those of two halves of rows apart.
+        // Each half of the block holds 8 rows and has two accumulators.
         let mut sums = [[zero; 2]; 2];
         for (rows, query) in block.as_chunks::<64>().0.iter().zip(query.as_chunks::<4>().0) {
             let [q0, q1, q2, q3] = query.map(|byte| u64::from(i16::from(byte) as u16));
@@ -148,9 +148,10 @@ fn dot_bytes(query: &[i8], blocks: &[u8], out: &mut [i32]) {
             }
         }
         for (out, [low, high]) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
-            // Unpacking and adding of pairs both go by halves of the register, so the rows come out in order.
+            // Unpacking and pairwise addition both work within halves of the register, so the sums are in the order of
+            // the rows.
             let sum = _mm256_hadd_epi32(low, high);
-            // SAFETY: the store is the eight numbers of `out`; it needs no alignment.
+            // SAFETY: the store covers exactly the eight numbers of `out`, and needs no alignment.
             unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sum) };
         }
     }
@@ -158,7 +159,7 @@ fn dot_bytes(query: &[i8], blocks: &[u8], out: &mut [i32]) {
 
 #[target_feature(enable = "avx2")]
 fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
-    // Sums of integers, which the compiler puts into registers of this width in any order.
+    // Integer sums are the same in any order, so the compiler may vectorise this loop.
     row.iter().zip(query).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
 }
 
@@ -175,7 +176,7 @@ fn ones(bytes: __m256i) -> __m256i {
 }
 
 #[target_feature(enable = "avx2")]
-fn scan(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
+fn scan(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
     for block in scan.block_range() {
         if block % 2 == 0 {
             ahead.step();
@@ -186,7 +187,8 @@ fn scan(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
             let words: &[u8; 64] = bytemuck::cast_ref(words);
             for (words, sum) in words.as_chunks::<32>().0.iter().zip(&mut sums) {
                 let words = load_bytes(words);
-                // At most 8 times 15 in a byte. Counts have their upper bits free, so none is shifted into its neighbour.
+                // A byte is at most 8 × 15 = 120, and its partial sums leave the top bit free. So no shift carries a
+                // bit into the next byte.
                 let mut weighted = _mm256_setzero_si256();
                 for &bits in planes.iter().rev() {
                     let different = ones(_mm256_xor_si256(words, _mm256_set1_epi64x(bits as i64)));
@@ -197,7 +199,7 @@ fn scan(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
         }
         let mut wide = [0u64; BLOCK];
         for (wide, sum) in wide.as_chunks_mut::<4>().0.iter_mut().zip(sums) {
-            // SAFETY: the store is the four numbers of `wide`; it needs no alignment.
+            // SAFETY: the store covers exactly the four numbers of `wide`, and needs no alignment.
             unsafe { _mm256_storeu_si256(wide.as_mut_ptr().cast(), sum) };
         }
         scan.keep(block, &wide.map(|sum| sum as u32), tail, found);

@@ -1,4 +1,4 @@
-//! The kernels for AVX-512: a group of 16 lanes is one register.
+//! Kernels for AVX-512: a group of 16 lanes is one register.
 
 #![expect(unsafe_code, reason = "a function compiled for a CPU feature is called where the feature was found")]
 
@@ -14,9 +14,9 @@ use std::arch::x86_64::{
     _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512, _mm512_zextsi256_si512,
 };
 
-use super::{Ahead, BLOCK, Found, GROUPS, Kernels, LANES, ROWS, Scan, codes, for_rows, pieces};
+use super::{BLOCK, CodeCandidate, GROUPS, Kernels, LANES, Prefetch, ROWS, Scan, codes, for_rows, pieces};
 
-/// The kernels, if this CPU runs them.
+/// Returns the kernels if this CPU supports the required AVX-512 extensions.
 pub(super) fn kernels() -> Option<Kernels> {
     let found = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512dq")
@@ -26,8 +26,8 @@ pub(super) fn kernels() -> Option<Kernels> {
         && is_x86_feature_detected!("avx512vpopcntdq");
     found.then_some(Kernels {
         name: "avx512",
-        // SAFETY: all that the functions here are compiled for was detected just now, and these pointers are made
-        // nowhere else.
+        // SAFETY: all features that the functions here are compiled for were detected above, and these function
+        // pointers are created only here.
         dot: |a, b| unsafe { dot(a, b) },
         // SAFETY: as above.
         squared_l2: |a, b| unsafe { squared_l2(a, b) },
@@ -49,17 +49,17 @@ pub(super) fn kernels() -> Option<Kernels> {
 #[target_feature(enable = "avx512f,avx512dq")]
 #[inline]
 fn load(piece: &[f32; LANES]) -> __m512 {
-    // SAFETY: the load is the 16 floats of `piece`; it needs no alignment.
+    // SAFETY: the load covers exactly the 16 floats of `piece`, and needs no alignment.
     unsafe { _mm512_loadu_ps(piece.as_ptr()) }
 }
 
-/// Fewer than 16 components, the rest of the register zeros.
+/// Loads fewer than 16 components; the rest of the register is zeros.
 #[target_feature(enable = "avx512f,avx512dq")]
 #[inline]
 fn load_rest(rest: &[f32]) -> __m512 {
     debug_assert!(rest.len() < LANES);
     let mask = (1u16 << rest.len()) - 1;
-    // SAFETY: the mask lets the load touch only the floats of `rest`.
+    // SAFETY: the mask limits the load to the floats of `rest`.
     unsafe { _mm512_maskz_loadu_ps(mask, rest.as_ptr()) }
 }
 
@@ -76,7 +76,7 @@ fn square_of_difference(a: __m512, b: __m512) -> __m512 {
     _mm512_mul_ps(d, d)
 }
 
-/// The tree of invariant 4.
+/// Reduces the groups by the tree of invariant 4.
 #[target_feature(enable = "avx512f,avx512dq")]
 #[inline]
 fn reduce([g0, g1, g2, g3]: [__m512; GROUPS]) -> f32 {
@@ -87,7 +87,7 @@ fn reduce([g0, g1, g2, g3]: [__m512; GROUPS]) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
-/// Adds up `$term` over both vectors.
+/// Sums `$term` over two vectors.
 macro_rules! sum {
     ($a:expr, $b:expr, $term:ident) => {{
         let (a, b, a_rest, b_rest) = pieces($a, $b);
@@ -120,10 +120,10 @@ fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
     sum!(a, b, square_of_difference)
 }
 
-/// Rows that are compared with the query together, so that each of its pieces is loaded once for all of them.
+/// Rows that are compared with the query together, so that each piece of the query is loaded once for all of them.
 const TOGETHER: usize = 4;
 
-/// Adds up `$term` over the query and each row, as `sum!` does.
+/// Sums `$term` over the query and each row, with the same bits as `sum!`.
 macro_rules! sum_many {
     ($query:expr, $rows:expr, $out:expr, $term:ident, $one:ident) => {{
         let (query, len) = ($query, $query.len());
@@ -136,7 +136,7 @@ macro_rules! sum_many {
             let of_rows = rows.map(|row| row.as_chunks::<LANES>());
             let mut groups = [[_mm512_setzero_ps(); GROUPS]; TOGETHER];
             let (rounds, last) = pieces.as_chunks::<GROUPS>();
-            // In step, so that no place is checked in each round.
+            // The iterators are zipped to avoid a bounds check in each round.
             let [a, b, c, d] = of_rows.map(|(row, _)| row.as_chunks::<GROUPS>());
             for ((((query, a), b), c), d) in rounds.iter().zip(a.0).zip(b.0).zip(c.0).zip(d.0) {
                 for group in 0..GROUPS {
@@ -182,13 +182,13 @@ fn rotate(flips: &[u32], values: &mut [f32]) {
     codes::rotate(flips, values, &Registers(()));
 }
 
-/// Made only where these kernels run.
+/// Token for the AVX-512 steps of a rotation, created only where these kernels run.
 struct Registers(());
 
 impl codes::Steps for Registers {
     #[inline(always)]
     fn flip(&self, row: &mut [f32; LANES], flips: &[u32; LANES]) {
-        // SAFETY: whoever made it is compiled for AVX-512F and DQ.
+        // SAFETY: `Registers` is created only in a function compiled for AVX-512F and AVX-512DQ.
         unsafe { flip(row, flips) }
     }
 
@@ -208,7 +208,7 @@ impl codes::Steps for Registers {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn store(row: &mut [f32; LANES], x: __m512) {
-    // SAFETY: the store is the 16 floats of `row`; it needs no alignment.
+    // SAFETY: the store covers exactly the 16 floats of `row`, and needs no alignment.
     unsafe { _mm512_storeu_ps(row.as_mut_ptr(), x) };
 }
 
@@ -251,14 +251,14 @@ fn mix(row: &mut [f32; LANES], scale: f32) {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn load_bytes(bytes: &[u8; 64]) -> __m512i {
-    // SAFETY: the load is the 64 bytes of `bytes`; it needs no alignment.
+    // SAFETY: the load covers exactly the 64 bytes of `bytes`, and needs no alignment.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn dot_bytes(query: &[i8], blocks: &[u8], out: &mut [i32]) {
     for (block, out) in blocks.chunks_exact(query.len() * ROWS).zip(out.as_chunks_mut::<ROWS>().0) {
-        // Four sums in turn hide the latency; integers add up to the same in any order.
+        // Four alternating sums hide the latency. Integer sums are the same in any order.
         let mut sums = [_mm512_setzero_si512(); 4];
         for (rows, query) in block.as_chunks::<256>().0.iter().zip(query.as_chunks::<16>().0) {
             for (i, (rows, query)) in rows.as_chunks::<64>().0.iter().zip(query.as_chunks::<4>().0).enumerate() {
@@ -267,7 +267,7 @@ fn dot_bytes(query: &[i8], blocks: &[u8], out: &mut [i32]) {
             }
         }
         let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
-        // SAFETY: the store is the 16 numbers of `out`; it needs no alignment.
+        // SAFETY: the store covers exactly the 16 numbers of `out`, and needs no alignment.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
     }
 }
@@ -282,7 +282,8 @@ fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
     _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1]))
 }
 
-/// The sums of differing bits of sixteen codes, weighted by their planes. A plane's bits are loaded once for both blocks.
+/// Computes the numbers of differing bits of sixteen codes, weighted by their planes. The bits of a plane are loaded
+/// once for both blocks.
 #[target_feature(enable = "avx512f,avx512vpopcntdq")]
 #[inline]
 fn differing(low: &[u64], high: &[u64], planes: &[[u64; 4]]) -> __m512i {
@@ -300,7 +301,7 @@ fn differing(low: &[u64], high: &[u64], planes: &[[u64; 4]]) -> __m512i {
     _mm512_inserti64x4::<1>(low, weighted(highs))
 }
 
-/// Those of eight codes; the second eight are zeros.
+/// Computes the numbers of differing bits of eight codes, weighted by their planes. The upper eight lanes are zeros.
 #[target_feature(enable = "avx512f,avx512vpopcntdq")]
 #[inline]
 fn differing_alone(words: &[u64], planes: &[[u64; 4]]) -> __m512i {
@@ -324,8 +325,8 @@ fn weighted([p0, p1, p2, p3]: [__m512i; 4]) -> __m256i {
 }
 
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vpopcntdq")]
-fn scan(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
-    // The compiler lays a loop out well whose length it knows.
+fn scan(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
+    // The compiler generates better code for loops of known length.
     match scan.planes.len() {
         6 => scan_words::<6>(scan, ahead, found),
         12 => scan_words::<12>(scan, ahead, found),
@@ -333,9 +334,9 @@ fn scan(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
     }
 }
 
-/// Codes of `WORDS` words, or of any number if that is 0.
+/// Scans codes of `WORDS` words, or of any number of words if `WORDS` is 0.
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vpopcntdq")]
-fn scan_words<const WORDS: usize>(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
+fn scan_words<const WORDS: usize>(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
     let planes = if WORDS == 0 { scan.planes } else { &scan.planes[..WORDS] };
     let (step, error) = (_mm512_set1_ps(scan.step), _mm512_set1_ps(scan.error));
     let (base, bound) = (_mm512_set1_ps(scan.base), _mm512_set1_ps(scan.bound));
@@ -346,7 +347,8 @@ fn scan_words<const WORDS: usize>(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found:
     let mut at = blocks.start;
     while !rest.is_empty() {
         ahead.step();
-        // Two blocks at a time; with a last one alone its own tail fills the second half, which is left out.
+        // Each round takes two blocks. If only one is left, its own tail also fills the upper half, which the mask
+        // excludes.
         let (low, after) = rest.split_at(bytes);
         let (words, tail) = codes::parts(low);
         let (different, next_tail);
@@ -363,19 +365,19 @@ fn scan_words<const WORDS: usize>(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found:
         let factors = halves(&tail.factors, &next_tail.factors);
         let adds = halves(&tail.adds, &next_tail.adds);
         let taken = _mm512_mul_ps(factors, _mm512_add_ps(product, error));
-        let least = _mm512_sub_ps(_mm512_add_ps(base, adds), taken);
-        let within = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(least, bound);
+        let lower_bound = _mm512_sub_ps(_mm512_add_ps(base, adds), taken);
+        let within = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(lower_bound, bound);
         if within != 0 {
             let second = if at + 1 < blocks.end { scan.lanes(at + 1) } else { 0 };
             let mut within = within & (u16::from(scan.lanes(at)) | u16::from(second) << BLOCK);
             let (mut distances, mut errors) = ([0.0f32; LANES], [0.0f32; LANES]);
-            store(&mut distances, least);
+            store(&mut distances, lower_bound);
             store(&mut errors, _mm512_mul_ps(factors, error));
             while within != 0 {
                 let lane = within.trailing_zeros() as usize;
                 let references = if lane < BLOCK { &tail.references } else { &next_tail.references };
                 let reference = references[lane % BLOCK];
-                found.push(Found { reference, least: distances[lane], allowed: errors[lane] });
+                found.push(CodeCandidate { reference, lower_bound: distances[lane], error: errors[lane] });
                 within &= within - 1;
             }
         }
@@ -386,7 +388,7 @@ fn scan_words<const WORDS: usize>(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found:
 #[target_feature(enable = "avx512f,avx512vl")]
 #[inline]
 fn halves(low: &[u16; BLOCK], high: &[u16; BLOCK]) -> __m512 {
-    // SAFETY: the loads are the eight numbers of each; they need no alignment.
+    // SAFETY: each load covers exactly eight numbers, and needs no alignment.
     let (low, high) = unsafe { (_mm_loadu_si128(low.as_ptr().cast()), _mm_loadu_si128(high.as_ptr().cast())) };
     let bits = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high);
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))

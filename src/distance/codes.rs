@@ -1,80 +1,80 @@
-//! What the kernels of codes and bytes have in common: how the numbers lie in memory, and what is done with a sum.
+//! Common parts of the kernels of codes and bytes: the layout in memory, and the evaluation of sums.
 
 use std::ops::Range;
 
-/// Codes per block: one 512-bit register holds one word of each.
+/// Codes per block: a 512-bit register holds one word of each.
 pub const BLOCK: usize = 8;
-/// Rows per block of bytes: one 512-bit register holds four bytes of each.
+/// Rows per block of bytes: a 512-bit register holds four bytes of each.
 pub const ROWS: usize = 16;
-/// An f32 whose lower half is zeros is stored as its upper half.
+/// Shift between an f32 whose lower half is zero and its upper half, which is stored.
 pub const BF16_SHIFT: u32 = 16;
 
-/// Bytes of a block of codes of so many words: for each word the eight codes' words side by side; then eight factors and
-/// eight additive terms, the upper halves of f32s; then eight references.
+/// Returns the bytes of a block of codes of `words` words. A block holds, for each word, the words of its eight codes
+/// side by side. Then follow eight factors and eight additive terms, the upper halves of f32s, and eight references.
 #[must_use]
 pub const fn block_bytes(words: usize) -> usize {
     (words + 1) * BLOCK * 8
 }
 
-/// A posting whose least distance is within the bound.
+/// Code whose lower bound is within the bound of a scan.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Found {
-    /// Whom the code is of.
+pub struct CodeCandidate {
+    /// Reference stored with the code: the number of a posting, or in a router the number of a cell.
     pub reference: u32,
-    /// The estimated distance less the error that was allowed for.
-    pub least: f32,
-    /// That error.
-    pub allowed: f32,
+    /// Estimated distance minus the allowed error.
+    pub lower_bound: f32,
+    /// Allowed error of the estimate.
+    pub error: f32,
 }
 
-/// Codes to be scanned, and with what.
+/// Range of codes to scan, with the query and the bounds.
 #[derive(Clone, Debug)]
 pub struct Scan<'a> {
-    /// The query's four planes for each word.
+    /// Four planes of the query for each word.
     pub planes: &'a [[u64; 4]],
-    /// Blocks of codes, on 64 bytes.
+    /// Blocks of codes. The kernels need an alignment of 8 bytes; cells align them to 64.
     pub blocks: &'a [u8],
-    /// Which of their codes.
+    /// Codes to scan, counted from the first block.
     pub range: Range<usize>,
-    /// What one step of the planes is worth.
+    /// Value of one step of the planes.
     pub step: f32,
-    /// The error allowed for, in units of a code's factor.
+    /// Allowed error, in units of a code's factor.
     pub error: f32,
-    /// The query's distance to the centroid.
+    /// Query's distance to the centroid.
     pub base: f32,
-    /// Codes whose least distance is more are left out.
+    /// Largest lower bound of a code that is reported.
     pub bound: f32,
 }
 
-/// The last 64 bytes of a block.
+/// Last 64 bytes of a block: the factors, additive terms and references of its codes.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub(super) struct Tail {
+pub(super) struct BlockTail {
     pub(super) factors: [u16; BLOCK],
     pub(super) adds: [u16; BLOCK],
     pub(super) references: [u32; BLOCK],
 }
 
-/// The words of a block's bytes, and its tail.
+/// Splits the bytes of a block into its words and its tail.
 #[inline(always)]
-pub(super) fn parts(block: &[u8]) -> (&[u64], &Tail) {
+pub(super) fn parts(block: &[u8]) -> (&[u64], &BlockTail) {
     let (words, tail) = block.split_at(block.len() - 64);
     (bytemuck::cast_slice(words), bytemuck::from_bytes(tail))
 }
 
 impl Scan<'_> {
-    /// Blocks that hold codes of the range.
+    /// Returns the blocks that hold codes of the range.
     pub(super) fn block_range(&self) -> Range<usize> {
         self.range.start / BLOCK..self.range.end.div_ceil(BLOCK)
     }
 
-    /// The words of a block, and its tail.
-    pub(super) fn block(&self, block: usize) -> (&[u64], &Tail) {
+    /// Returns the words and the tail of a block.
+    pub(super) fn block(&self, block: usize) -> (&[u64], &BlockTail) {
         let bytes = block_bytes(self.planes.len());
         parts(&self.blocks[block * bytes..(block + 1) * bytes])
     }
 
-    /// Which codes of a block are of the range, as bits.
+    /// Returns a bit mask of the codes of a block that are in the range.
     pub(super) fn lanes(&self, block: usize) -> u8 {
         let first = block * BLOCK;
         let below =
@@ -82,27 +82,35 @@ impl Scan<'_> {
         below(self.range.end.max(first)) & !below(self.range.start.max(first))
     }
 
-    /// The largest sum there can be: that of a code whose signs are all the query's.
+    /// Returns the largest possible sum: that of a code whose signs all match a query of the largest level.
     pub(super) fn most(&self) -> i32 {
         15 * 64 * self.planes.len() as i32
     }
 
-    /// Keeps what is within the bound, of sums of differing bits weighted by their planes.
-    pub(super) fn keep(&self, block: usize, different: &[u32; BLOCK], tail: &Tail, found: &mut Vec<Found>) {
+    /// Appends the codes of a block whose lower bound is within the bound. `different` holds for each code its number
+    /// of differing bits, weighted by their planes.
+    pub(super) fn keep(
+        &self,
+        block: usize,
+        different: &[u32; BLOCK],
+        tail: &BlockTail,
+        found: &mut Vec<CodeCandidate>,
+    ) {
         let lanes = self.lanes(block);
         for (lane, &different) in different.iter().enumerate() {
             let half = |bits: u16| f32::from_bits(u32::from(bits) << BF16_SHIFT);
             let product = self.step * (self.most() - 2 * different as i32) as f32;
             let factor = half(tail.factors[lane]);
-            let least = (self.base + half(tail.adds[lane])) - factor * (product + self.error);
-            if lanes >> lane & 1 == 1 && least <= self.bound {
-                found.push(Found { reference: tail.references[lane], least, allowed: factor * self.error });
+            let lower_bound = (self.base + half(tail.adds[lane])) - factor * (product + self.error);
+            if lanes >> lane & 1 == 1 && lower_bound <= self.bound {
+                found.push(CodeCandidate { reference: tail.references[lane], lower_bound, error: factor * self.error });
             }
         }
     }
 }
 
-/// Rows of bytes as the kernel reads them: 16 rows to a block, four bytes of each in turn, each plus 128.
+/// Rows of bytes in the layout that the kernel reads: blocks of 16 rows, with four bytes of each row in turn, each plus
+/// 128.
 #[derive(Clone, Debug)]
 pub struct ByteBlocks {
     len: usize,
@@ -111,29 +119,29 @@ pub struct ByteBlocks {
 }
 
 impl ByteBlocks {
-    /// No row of `len` bytes, a multiple of 64.
+    /// Creates an empty set of rows of `len` bytes.
     ///
     /// # Panics
-    /// If it is none.
+    /// Panics if `len` is not a multiple of 64.
     #[must_use]
     pub fn new(len: usize) -> Self {
         assert!(len.is_multiple_of(64), "rows of whole words");
         Self { len, rows: 0, bytes: Vec::new() }
     }
 
-    /// Rows that were pushed.
+    /// Returns the number of rows, including the rows that [`set`](Self::set) skipped.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// The blocks; the last one is filled up with rows of zeros.
+    /// Returns the bytes of the blocks. The last block is padded with rows of zeros.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Forgets all rows.
+    /// Removes all rows.
     pub fn clear(&mut self) {
         self.rows = 0;
         self.bytes.clear();
@@ -142,15 +150,15 @@ impl ByteBlocks {
     /// Appends a row.
     ///
     /// # Panics
-    /// If it has another length.
+    /// Panics if the row has another length.
     pub fn push(&mut self, row: &[i8]) {
         self.set(self.rows, row);
     }
 
-    /// Puts a row in place `i`; those that are left out before it are zeros.
+    /// Writes row `i`. Rows skipped before it are zeros.
     ///
     /// # Panics
-    /// If it has another length.
+    /// Panics if the row has another length.
     pub fn set(&mut self, i: usize, row: &[i8]) {
         assert_eq!(row.len(), self.len, "a row of another length");
         let at = i / ROWS * ROWS * self.len + i % ROWS * 4;
@@ -166,28 +174,28 @@ impl ByteBlocks {
     }
 }
 
-/// Row `i` of blocks of bytes.
+/// Returns row `i` of blocks of bytes, without the offset of 128.
 #[cfg(test)]
 pub(super) fn byte_row(blocks: &[u8], len: usize, i: usize) -> Vec<i16> {
     let at = i / ROWS * ROWS * len + i % ROWS * 4;
     (0..len).map(|j| i16::from(blocks[at + j / 4 * 4 * ROWS + j % 4]) - 128).collect()
 }
 
-/// A row of 16 components.
+/// Row of 16 components.
 pub(super) type Row = [f32; super::LANES];
 
-/// The steps of a rotation, row by row.
+/// Steps of a rotation on rows.
 pub(super) trait Steps {
-    /// Flips signs.
+    /// Flips the signs of a row.
     fn flip(&self, row: &mut Row, flips: &[u32; super::LANES]);
-    /// The sums and the differences of two rows, times `scale`.
+    /// Replaces two rows by their sum and their difference, times `scale`.
     fn butterfly(&self, a: &mut Row, b: &mut Row, scale: f32);
-    /// Butterflies between lanes 1, 2, 4 and 8 apart: the lower lane gets the sum, the upper one lower less upper. Then
-    /// times `scale`.
+    /// Applies butterflies between lanes 1, 2, 4 and 8 apart, then multiplies by `scale`. The lower lane gets the sum,
+    /// the upper lane the lower one minus the upper one.
     fn mix(&self, row: &mut Row, scale: f32);
 }
 
-/// In plain Rust.
+/// Steps in plain Rust.
 pub(super) struct Plain;
 
 impl Steps for Plain {
@@ -215,8 +223,9 @@ impl Steps for Plain {
     }
 }
 
-/// Rounds of sign flips and Hadamard butterflies over a power of two of components, the first ones and the last ones in
-/// turn, with a step of Kac's walk between the halves where that is not all of them.
+/// Rotates `values` by rounds of sign flips and Hadamard butterflies. The butterflies cover a power of two of
+/// components: alternately the first and the last ones. If that is not all components, a step of Kac's walk between the
+/// two halves follows.
 #[inline(always)]
 pub(super) fn rotate(flips: &[u32], values: &mut [f32], steps: &impl Steps) {
     let (values, flips) = (values.as_chunks_mut::<{ super::LANES }>().0, flips.as_chunks::<{ super::LANES }>().0);
@@ -246,21 +255,21 @@ pub(super) fn rotate(flips: &[u32], values: &mut [f32], steps: &impl Steps) {
     }
 }
 
-/// Bytes that will be read soon: a kernel asks for some lines of them between what it computes, so that neither waits
-/// for the other. Asked for all at once they would fill the few places for lines that are on their way, and the core
-/// would stand still.
+/// Queue of bytes that will be read soon. A kernel prefetches a few cache lines of them between its computations, so
+/// that neither waits for the other. If all lines were prefetched at once, they would occupy the few line fill buffers
+/// of the core, and the core would stall.
 #[derive(Clone, Debug, Default)]
-pub struct Ahead<'a> {
+pub struct Prefetch<'a> {
     now: &'a [u8],
     later: [&'a [u8]; 32],
-    /// Of `later`, how many.
+    /// Number of entries in `later`.
     count: usize,
-    /// Lines a step.
+    /// Cache lines per step.
     lines: usize,
 }
 
-impl<'a> Ahead<'a> {
-    /// Appends some.
+impl<'a> Prefetch<'a> {
+    /// Queues bytes. If the queue is full, prefetches them immediately.
     pub fn push(&mut self, bytes: &'a [u8]) {
         if self.count == self.later.len() {
             return prefetch(bytes);
@@ -269,14 +278,15 @@ impl<'a> Ahead<'a> {
         self.count += 1;
     }
 
-    /// Shares what is waiting out to so many codes that are scanned, `first` before all else.
+    /// Spreads `first` and the queued bytes evenly over the scan of `codes` codes. `first` is prefetched before all
+    /// else.
     pub fn plan(&mut self, first: &'a [u8], codes: usize) {
         self.now = first;
         let waiting: usize = self.later[..self.count].iter().map(|bytes| bytes.len()).sum();
         self.lines = (first.len() + waiting).div_ceil(LINE).div_ceil(codes.div_ceil(2 * BLOCK).max(1));
     }
 
-    /// Asks for what one step's share is.
+    /// Prefetches the lines of one step.
     #[inline(always)]
     pub fn step(&mut self) {
         let mut lines = self.lines;
@@ -293,14 +303,14 @@ impl<'a> Ahead<'a> {
         }
     }
 
-    /// Asks for the rest.
+    /// Prefetches all remaining bytes.
     pub fn finish(&mut self) {
         self.lines = usize::MAX;
         self.step();
     }
 }
 
-/// Bytes that come from memory together.
+/// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
 
 #[cfg(target_arch = "x86_64")]
@@ -308,14 +318,14 @@ pub(super) const LINE: usize = 64;
 #[inline(always)]
 fn prefetch_line(bytes: &[u8]) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    // SAFETY: a prefetch reads nothing.
+    // SAFETY: a prefetch accesses no memory that the program could observe, and never faults.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().cast()) };
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn prefetch_line(_: &[u8]) {}
 
-/// Asks for bytes that are to be read at once.
+/// Prefetches all cache lines of `bytes`, which will be read soon.
 #[inline(always)]
 pub fn prefetch(bytes: &[u8]) {
     let (lines, rest) = bytes.as_chunks::<LINE>();

@@ -1,11 +1,11 @@
-//! Exact distances between f32 vectors, by the fastest kernel this CPU has.
+//! Exact distances between f32 vectors, and products of bytes and codes, by the fastest kernels that this CPU supports.
 //!
-//! Invariants, which make all kernels give the same bits on every CPU (promise P7):
-//! 1. Products and sums are rounded one by one: no fused multiply-add.
-//! 2. Component `i` is added to lane `i % 16` of group `(i / 16) % 4`, in the order of `i`; lanes start at +0.0.
-//! 3. A last piece of fewer than 16 components is filled up with +0.0 in both vectors.
-//! 4. The lanes are added up by one tree: `(g0 + g1) + (g2 + g3)` lane by lane, then lane `j` with lane `j + 8`, then
-//!    `j + 4`, `j + 2`, `j + 1`.
+//! Invariants, by which all kernels of f32 vectors give the same bits on every CPU (promise P7):
+//! 1. Each product and each sum is rounded separately: there is no fused multiply-add.
+//! 2. Component `i` is added to lane `i % 16` of group `(i / 16) % 4`, in the order of `i`. Lanes start at +0.0.
+//! 3. A last piece of fewer than 16 components is padded with +0.0 in both vectors.
+//! 4. The lanes are added by one tree: `(g0 + g1) + (g2 + g3)` lane by lane, then lane `j` with lane `j + 8`, then `j +
+//!    4`, `j + 2`, `j + 1`.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -16,34 +16,34 @@ mod portable;
 
 use std::sync::LazyLock;
 
-pub use codes::{Ahead, BF16_SHIFT, BLOCK, ByteBlocks, Found, ROWS, Scan, block_bytes, prefetch};
+pub use codes::{BF16_SHIFT, BLOCK, ByteBlocks, CodeCandidate, Prefetch, ROWS, Scan, block_bytes, prefetch};
 
-/// One implementation of all distances.
+/// Implementation of all kernels for one instruction set.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernels {
-    /// `portable`, `avx2` or `avx512`.
+    /// Name of the implementation: `portable`, `avx2` or `avx512`.
     pub name: &'static str,
-    /// The dot product of two vectors of one length.
+    /// Dot product of two vectors of equal length.
     pub dot: fn(&[f32], &[f32]) -> f32,
-    /// The squared Euclidean distance of two vectors of one length.
+    /// Squared Euclidean distance of two vectors of equal length.
     pub squared_l2: fn(&[f32], &[f32]) -> f32,
-    /// [`dot_many`].
+    /// Kernel of [`dot_many`].
     pub dot_many: fn(&[f32], &[f32], &mut [f32]),
-    /// [`squared_l2_many`].
+    /// Kernel of [`squared_l2_many`].
     pub squared_l2_many: fn(&[f32], &[f32], &mut [f32]),
-    /// [`rotate`].
+    /// Kernel of [`rotate`].
     pub rotate: fn(&[u32], &mut [f32]),
-    /// [`dot_bytes`].
+    /// Kernel of [`dot_bytes`].
     pub dot_bytes: fn(&[i8], &[u8], &mut [i32]),
-    /// [`dot_byte_row`].
+    /// Kernel of [`dot_byte_row`].
     pub dot_byte_row: fn(&[i8], &[u8]) -> i32,
-    /// [`scan`].
-    pub scan: fn(&Scan<'_>, &mut Ahead<'_>, &mut Vec<Found>),
+    /// Kernel of [`scan`].
+    pub scan: fn(&Scan<'_>, &mut Prefetch<'_>, &mut Vec<CodeCandidate>),
 }
 
-/// Components that go into one lane each.
+/// Lanes of a group, each of which sums one of 16 consecutive components.
 pub const LANES: usize = 16;
-/// Groups of lanes that are added to in turn, to hide the latency of the additions.
+/// Groups of lanes that are added to in turn, which hides the latency of additions.
 const GROUPS: usize = 4;
 
 static BEST: LazyLock<Kernels> = LazyLock::new(|| {
@@ -51,7 +51,7 @@ static BEST: LazyLock<Kernels> = LazyLock::new(|| {
     all[all.len() - 1]
 });
 
-/// Every implementation that this CPU can run, the portable one first, the fastest last.
+/// Returns all implementations that this CPU supports, the portable one first and the fastest last.
 #[must_use]
 pub fn available() -> Vec<Kernels> {
     let all = [
@@ -64,77 +64,80 @@ pub fn available() -> Vec<Kernels> {
     all.into_iter().flatten().collect()
 }
 
-/// The name of the implementation in use.
+/// Returns the name of the implementation in use.
 #[must_use]
 pub fn kernel_name() -> &'static str {
     BEST.name
 }
 
-/// The dot product.
+/// Computes the dot product of two vectors.
 ///
 /// # Panics
-/// If the lengths differ.
+/// Panics if the lengths differ.
 #[must_use]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len(), "vectors of two lengths");
     (BEST.dot)(a, b)
 }
 
-/// The squared Euclidean distance.
+/// Computes the squared Euclidean distance of two vectors.
 ///
 /// # Panics
-/// If the lengths differ.
+/// Panics if the lengths differ.
 #[must_use]
 pub fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len(), "vectors of two lengths");
     (BEST.squared_l2)(a, b)
 }
 
-/// The dot product of `query` with each row of a row-major matrix of `out.len()` rows; each as by [`dot`].
+/// Computes the dot product of `query` with each row of a row-major matrix of `out.len()` rows. Each result has the
+/// same bits as [`dot`].
 ///
 /// # Panics
-/// If `rows` has another size.
+/// Panics if `rows` has another size.
 pub fn dot_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
     assert_eq!(rows.len(), query.len() * out.len(), "a matrix of another size");
     (BEST.dot_many)(query, rows, out);
 }
 
-/// The squared Euclidean distance of `query` to each row of a row-major matrix of `out.len()` rows; each as by
-/// [`squared_l2`].
+/// Computes the squared Euclidean distance of `query` to each row of a row-major matrix of `out.len()` rows. Each
+/// result has the same bits as [`squared_l2`].
 ///
 /// # Panics
-/// If `rows` has another size.
+/// Panics if `rows` has another size.
 pub fn squared_l2_many(query: &[f32], rows: &[f32], out: &mut [f32]) {
     assert_eq!(rows.len(), query.len() * out.len(), "a matrix of another size");
     (BEST.squared_l2_many)(query, rows, out);
 }
 
-/// Rotates a vector in place: for each row of `flips`, as long as the vector, flips signs and mixes by Hadamard
-/// butterflies. Sums and products alone, each in its place, so the same bits everywhere.
+/// Rotates a vector in place. For each row of `flips`, which is as long as the vector, flips signs and applies Hadamard
+/// butterflies. Each component is computed by sums and products in a fixed order, so all CPUs give the same bits.
 ///
 /// # Panics
-/// If the length is no multiple of 64, or `flips` none of the length.
+/// Panics if the length of `values` is not a multiple of 64, or the length of `flips` not a multiple of that length.
 pub fn rotate(flips: &[u32], values: &mut [f32]) {
     assert!(values.len().is_multiple_of(64), "a vector of whole words");
     assert!(flips.len().is_multiple_of(values.len().max(1)), "whole rounds");
     (BEST.rotate)(flips, values);
 }
 
-/// The products of a query of bytes with the rows of [`ByteBlocks`], which are stored plus 128: 128 times the sum of the
-/// query is to be taken off each.
+/// Computes the products of a query of bytes with the rows of [`ByteBlocks`]. The rows are stored plus 128, so the
+/// caller must subtract 128 times the sum of the query from each product.
 ///
 /// # Panics
-/// If the sizes do not fit, or the query is longer than 65,536.
+/// Panics if the length of `query` is not a multiple of 64 or exceeds 65,536, if the length of `out` is not a multiple
+/// of 16, or if `blocks` doesn't hold `out.len()` rows.
 pub fn dot_bytes(query: &[i8], blocks: &[u8], out: &mut [i32]) {
     assert!(query.len().is_multiple_of(64) && query.len() <= 65_536, "a query of whole words");
     assert!(out.len().is_multiple_of(ROWS) && blocks.len() == query.len() * out.len(), "a matrix of another size");
     (BEST.dot_bytes)(query, blocks, out);
 }
 
-/// The product of a query of bytes with one row of bytes, each plus 128: as [`dot_bytes`].
+/// Computes the product of a query of bytes with one row of bytes, each plus 128. The caller must subtract 128 times
+/// the sum of the query, as for [`dot_bytes`].
 ///
 /// # Panics
-/// If the lengths differ, or are no multiple of 64, or longer than 65,536.
+/// Panics if the lengths differ, exceed 65,536 or are not a multiple of 64.
 #[must_use]
 pub fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
     assert!(query.len().is_multiple_of(64) && query.len() <= 65_536, "a query of whole words");
@@ -142,12 +145,12 @@ pub fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
     (BEST.dot_byte_row)(query, row)
 }
 
-/// Estimates the distances of a range of codes, and appends those whose least distance is within the bound. What lies
-/// ahead is asked for meanwhile, a step for two blocks.
+/// Estimates the distances of a range of codes, and appends those whose lower bound is within the bound. Calls
+/// [`Prefetch::step`] on `ahead` once per two blocks.
 ///
 /// # Panics
-/// If the range lies outside the blocks.
-pub fn scan(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
+/// Panics if `scan.blocks` is not a whole number of blocks, or the range ends beyond them.
+pub fn scan(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
     assert!(scan.blocks.len().is_multiple_of(block_bytes(scan.planes.len())), "whole blocks");
     assert!(
         scan.range.end.div_ceil(BLOCK) * block_bytes(scan.planes.len()) <= scan.blocks.len(),
@@ -168,7 +171,7 @@ fn for_rows(query: &[f32], rows: &[f32], out: &mut [f32], kernel: impl Fn(&[f32]
     }
 }
 
-/// Whole pieces of 16 components of both vectors, and what is left of each.
+/// Whole pieces of 16 components of two vectors, and the remainder of each.
 type Pieces<'a> = (&'a [[f32; LANES]], &'a [[f32; LANES]], &'a [f32], &'a [f32]);
 
 fn pieces<'a>(a: &'a [f32], b: &'a [f32]) -> Pieces<'a> {
@@ -177,7 +180,7 @@ fn pieces<'a>(a: &'a [f32], b: &'a [f32]) -> Pieces<'a> {
     (a, b, a_rest, b_rest)
 }
 
-/// Fills up to 16 with zeros (invariant 3).
+/// Pads a piece with zeros to 16 components (invariant 3).
 fn filled(rest: &[f32]) -> [f32; LANES] {
     let mut piece = [0.0; LANES];
     piece[..rest.len()].copy_from_slice(rest);
@@ -188,7 +191,7 @@ fn filled(rest: &[f32]) -> [f32; LANES] {
 mod tests {
     use super::*;
 
-    /// The definition, one number at a time.
+    /// Reference implementation of the invariants, component by component.
     fn oracle(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
         let mut lanes = [0.0f32; 64];
         for i in 0..a.len().next_multiple_of(16) {
@@ -204,8 +207,8 @@ mod tests {
         tree[0]
     }
 
-    /// Even ones all of one size, so that any other order of additions shows in the last bits; wild ones of every kind,
-    /// where a few huge ones would hide that.
+    /// Distribution of test numbers. Even numbers are all of similar size, so that a different order of additions
+    /// changes the last bits. Wild numbers are of every kind, but a few huge ones would hide such a change.
     #[derive(Clone, Copy, Debug)]
     enum Sizes {
         Even,
@@ -238,7 +241,7 @@ mod tests {
     fn all_kernels_give_the_bits_of_the_definition() {
         let lengths = (0..=200).chain([384, 385, 768, 1_000, 1_536]);
         for (len, sizes) in lengths.flat_map(|len| [(len, Sizes::Even), (len, Sizes::Wild)]) {
-            // An odd offset, so that no load is aligned by luck.
+            // Odd offsets, so that no load is aligned by chance.
             let (a, b) = (numbers(len + 3, len as u64, sizes), numbers(len + 1, len as u64 + 999, sizes));
             let (a, b) = (&a[3..], &b[1..]);
             let dot = oracle(a, b, |x, y| x * y).to_bits();
@@ -294,7 +297,7 @@ mod tests {
             let mut blocks = ByteBlocks::new(len);
             let signed = |seed| bytes(len, seed).into_iter().map(|byte| (byte as i8).max(-127)).collect::<Vec<i8>>();
             (0..rows).for_each(|i| blocks.push(&signed(i)));
-            // The largest bytes there are: the sums of a kernel that saturates would differ.
+            // The largest possible bytes: the sums of a kernel that saturates would differ.
             blocks.push(&vec![127; len]);
             for query in [signed(999), vec![127; len], vec![-127; len]] {
                 let offset: i32 = query.iter().map(|&byte| 128 * i32::from(byte)).sum();
@@ -321,7 +324,7 @@ mod tests {
             let raw: Vec<u64> = bytemuck::allocation::pod_collect_to_vec(&bytes(blocks * block_bytes(words), 3));
             let mut raw: Vec<u8> = bytemuck::allocation::pod_collect_to_vec(&raw);
             for tail in raw.chunks_exact_mut(block_bytes(words)).map(|block| &mut block[words * 64..]) {
-                // Factors and additive terms as codes have them: small, factors not negative.
+                // Factors and additive terms as in real codes: small, and factors not negative.
                 tail[..32].as_chunks_mut::<2>().0.iter_mut().for_each(|half| half[1] = 0x3D);
             }
             let aligned: Vec<u64> = bytemuck::allocation::pod_collect_to_vec(&raw);
@@ -332,10 +335,13 @@ mod tests {
                 let task = Scan { planes: &planes, blocks, range, step: 0.01, error: 0.2, base: 0.1, bound };
                 let results = available().into_iter().map(|kernels| {
                     let mut found = Vec::new();
-                    (kernels.scan)(&task, &mut Ahead::default(), &mut found);
+                    (kernels.scan)(&task, &mut Prefetch::default(), &mut found);
                     (
                         kernels.name,
-                        found.iter().map(|f| (f.reference, f.least.to_bits(), f.allowed.to_bits())).collect::<Vec<_>>(),
+                        found
+                            .iter()
+                            .map(|f| (f.reference, f.lower_bound.to_bits(), f.error.to_bits()))
+                            .collect::<Vec<_>>(),
                     )
                 });
                 let results: Vec<_> = results.collect();

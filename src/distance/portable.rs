@@ -1,6 +1,6 @@
-//! The kernels in plain Rust: for every CPU, and what the others are measured by.
+//! Kernels in plain Rust: they run on every CPU, and are the reference for the others.
 
-use super::{Ahead, BLOCK, Found, GROUPS, Kernels, LANES, ROWS, Scan, codes, filled, for_rows, pieces};
+use super::{BLOCK, CodeCandidate, GROUPS, Kernels, LANES, Prefetch, ROWS, Scan, codes, filled, for_rows, pieces};
 
 pub(super) const KERNELS: Kernels =
     Kernels { name: "portable", dot, squared_l2, dot_many, squared_l2_many, rotate, dot_bytes, dot_byte_row, scan };
@@ -68,7 +68,7 @@ fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
     row.iter().zip(query).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
 }
 
-fn scan(scan: &Scan<'_>, ahead: &mut Ahead<'_>, found: &mut Vec<Found>) {
+fn scan(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
     for block in scan.block_range() {
         if block % 2 == 0 {
             ahead.step();

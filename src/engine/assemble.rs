@@ -1,25 +1,25 @@
-//! Assemble: an engine of what the files of an index hold, before it recovers.
+//! Assembly of an engine from the files of an index, before recovery.
 
 use std::{collections::BTreeSet, ptr, sync::Arc};
 
 use super::{
-    Counters, Engine,
+    cell_store,
+    core::{Counters, Engine},
     directory::{self, Directory},
-    found::Found,
-    regroup,
+    index_files::IndexFiles,
     roots::{self, Roots},
-    working::{Totals, Working},
+    working::{self, Totals, Working},
 };
 use crate::{
     config::OpenOptions,
     env::Env,
     error::{Result, ShardexError},
-    format::{node::Entry, root::Root},
+    failpoint::{protects, reached},
+    format::{node::BlockPointer, root::Root},
     index::Snapshot,
-    lease::Run,
+    lease::PageRange,
     limits::WAL_SHARES,
     shard::{DataFile, Shard},
-    site::{self, Mark},
     space::{Reclaimer, Use},
     storage::{Purpose, Storage, StorageFile},
     wal::{WalLayout, WalWriter},
@@ -27,17 +27,17 @@ use crate::{
 
 const REFILL: Purpose = Purpose("open: allocate holes");
 
-/// Where the files come from.
+/// Origin of the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// This call made them: the epoch is theirs, and nothing is to be recovered.
-    Made,
-    /// They were there.
-    Found,
+    /// Created by this call: the WAL epoch is theirs, and there is nothing to recover.
+    Created,
+    /// Present before this call.
+    Existing,
 }
 
-impl<F: StorageFile> Found<F> {
-    /// Puts the engine together. What was found is to be [recovered](Engine::recover) before anything else.
+impl<F: StorageFile> IndexFiles<F> {
+    /// Assembles the engine. An existing index must be [recovered](Engine::recover) before any other operation.
     pub(super) fn engine<S: Storage<File = F>>(
         mut self,
         storage: S,
@@ -46,8 +46,8 @@ impl<F: StorageFile> Found<F> {
         origin: Origin,
     ) -> Result<Engine<S>> {
         let read_only = match origin {
-            Origin::Made => None,
-            Origin::Found => self.fill_holes()?,
+            Origin::Created => None,
+            Origin::Existing => self.fill_holes()?,
         };
         let directory = Directory::load(&self.newest, &self.data)?;
         let work = self.working(&directory, options.shardex_segment_size)?;
@@ -55,7 +55,7 @@ impl<F: StorageFile> Found<F> {
         let Self { lock, root_file, wal_file, data, newest, newest_slot, older, recovery, .. } = self;
         let empty = Snapshot::empty(newest.checkpoint);
         let numbers = 0..work.shards.len() as u32;
-        let cells = regroup::searched(&work.cells);
+        let cells = working::searched(&work.cells);
         let state = (newest.checkpoint, newest.live);
         let durable = Arc::new(empty.with_changes(&work.shards, numbers, cells, state, (false, data.geometry())));
         Ok(Engine {
@@ -67,7 +67,7 @@ impl<F: StorageFile> Found<F> {
             data: Arc::new(data),
             wal_file,
             wal,
-            epoch_open: origin == Origin::Made,
+            epoch_open: origin == Origin::Created,
             roots: Roots::new(root_file, newest, newest_slot, older),
             directory,
             work,
@@ -80,13 +80,14 @@ impl<F: StorageFile> Found<F> {
             recovery,
             executor: Arc::clone(&env.executor),
             cell_policy: env.cells,
-            regroup_at: 0,
-            regroup_refused: 0,
+            cell_build_at: 0,
+            cell_build_refused: 0,
         })
     }
 
-    /// Allocates what has no space in the files: a copied index may have holes, and a store into one must not fail later for want of
-    /// space. And a root file that was cut behind its roots gets its pages back. Returns why there is no room, if there is none.
+    /// Allocates the holes of the files. A copied index may have holes, and a later store into a hole must not fail for
+    /// lack of space. A root file that is shorter than its slots is extended to hold them. Returns the `OutOfSpace`
+    /// error if the disk has no room.
     fn fill_holes(&self) -> Result<Option<ShardexError>> {
         let mut no_room = None;
         for file in [self.data.raw(), self.wal_file.raw(), self.root_file.raw()] {
@@ -103,30 +104,31 @@ impl<F: StorageFile> Found<F> {
         Ok(no_room)
     }
 
-    /// The working state below the newest root, with its cells, and with what the older one holds. An older root that cannot be read is
-    /// none from here on.
+    /// Returns the working state of the newest root, with its cells, and holds the allocations that only the older root
+    /// names. An older root whose tree is damaged is dropped.
     fn working(&mut self, directory: &Directory, step: usize) -> Result<Working<F>> {
         let Self { data, newest, older, recovery, .. } = self;
         let mut work = load(newest, directory, data, step)?;
-        match regroup::load(newest.cells, data, &mut work, newest.index_id) {
+        match cell_store::load(newest.cells, data, &mut work, newest.index_id) {
             Ok(cells) => work.cells = cells,
-            // Derived, so nothing is lost with them; the next root names none.
+            // Cells are derived from the postings, so nothing is lost. The next root names no cells.
             Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {
                 recovery.cells_lost = true;
                 work.cells_changed = true;
-                site::reach(Mark::CellsLost);
+                reached!(CellsLost);
             }
             Err(error) => return Err(error),
         }
         if let Some(root) = &*older
-            && site::applies(site::Kind::Ordering, true)
+            && protects!(Ordering)
         {
             match hold_older(&mut work, root, directory, data) {
                 Ok(with_cells) => recovery.cells_lost |= !with_cells,
-                // The newest root stands on its own: the older one counts as one that cannot be read.
+                // The newest root doesn't depend on the older one. An older root with a damaged tree is treated like an
+                // unreadable one.
                 Err(ShardexError::Corruption { .. }) => {
                     recovery.root_fallback = true;
-                    site::reach(Mark::OlderTreeDamaged);
+                    reached!(OlderTreeDamaged);
                     *older = None;
                 }
                 Err(error) => return Err(error),
@@ -135,11 +137,11 @@ impl<F: StorageFile> Found<F> {
         Ok(work)
     }
 
-    /// A writer of the log that begins where the newest root ends.
+    /// Returns a WAL writer whose first record gets the LSN after the newest root's checkpoint.
     fn wal_writer(&self, options: &OpenOptions, origin: Origin) -> Result<WalWriter<F>> {
         let newest = &self.newest;
-        // Nothing behind a torn tail may ever continue a chain.
-        let next = site::applies(site::Kind::Ordering, origin == Origin::Found);
+        // A new epoch ensures that no bytes behind a torn tail ever continue the chain of records.
+        let next = protects!(Ordering, origin == Origin::Existing);
         WalWriter::start_epoch(
             &self.wal_file,
             WalLayout::new(&newest.geometry),
@@ -152,8 +154,9 @@ impl<F: StorageFile> Found<F> {
     }
 }
 
-/// Most bytes of the WAL file, and up to how many it grows by more than it needs: what two retained roots and the flush
-/// under way may need, if the size of the WAL makes flushes begin.
+/// Returns the largest size of the WAL file, and the size up to which it grows ahead of need, both in bytes. If the
+/// size of the WAL triggers flushes, the second covers the WAL of both retained roots and of the flush under way.
+/// Otherwise both are equal.
 pub(super) fn wal_limits(options: &OpenOptions) -> (u64, u64) {
     let target = match options.flush_wal_bytes {
         0 => options.wal_max_bytes,
@@ -167,16 +170,16 @@ fn in_data<F: StorageFile>(data: &DataFile<F>, page: u64, what: String) -> Shard
     ShardexError::Corruption { file: data.path(), offset, what }
 }
 
-/// The working state below a root. Reads states, no vector and no posting.
+/// Loads the working state of a root. Reads shard states only, neither vectors nor postings.
 fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, step: usize) -> Result<Working<F>> {
     let geometry = data.geometry();
-    // As long as the root says, not as the file is: what lies beyond may be in the page cache alone (R10). It is grown into
-    // again, and then a sync covers the length.
+    // The root gives the length, not the file: pages beyond it may be in the page cache alone (R10). Growing into those
+    // pages again makes the next sync cover the length.
     let chunks = (root.data_pages.saturating_sub(1) / u64::from(geometry.chunk_pages())) as usize;
     let space = Reclaimer::new(geometry, chunks, root.generation, data.lock().clone());
     let mut work = Working::new(geometry, space, step);
     let meta: Vec<_> = directory.entries().map(|entry| (directory::run_of(entry, geometry), Use::Meta)).collect();
-    // Named by the directory from here on.
+    // The directory names these allocations from here on, so no handles are kept.
     drop(work.space.adopt(&meta).map_err(|(run, why)| in_data(data, run.page, why))?);
     work.finder.reserve(directory.len());
     let (mut live, mut removed, mut shards) = (0, 0, 0);
@@ -191,9 +194,10 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         removed += u64::from(state.len - state.live);
         shards += 1;
         let pages = geometry.extent_pages();
-        let runs: Vec<_> = state.extents.iter().map(|extent| (Run { page: extent.page, pages }, Use::Extent)).collect();
-        let places = work.space.adopt(&runs).map_err(|(run, why)| in_data(data, run.page, why))?;
-        let shard = Shard::load(state, data, &places)?;
+        let runs: Vec<_> =
+            state.extents.iter().map(|extent| (PageRange { page: extent.page, pages }, Use::Extent)).collect();
+        let allocations = work.space.adopt(&runs).map_err(|(run, why)| in_data(data, run.page, why))?;
+        let shard = Shard::load(state, data, &allocations)?;
         work.index(number, Some(&shard));
         work.put(number, Some(Arc::new(shard)));
     }
@@ -212,13 +216,13 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
     Ok(work)
 }
 
-/// What tells an entry from every other.
-fn identity(entry: &Entry) -> (u64, u32, u32) {
+/// Identity of a block pointer: page, length and checksum.
+fn identity(entry: &BlockPointer) -> (u64, u32, u32) {
     (entry.page, entry.len, entry.crc)
 }
 
-/// Holds the places that only the older root names: they are free when it is gone. Returns whether its cells, if it has
-/// any, could be read.
+/// Holds the allocations that only the older root names. They become free when that root is no longer retained. Returns
+/// false if the older root names cells that can't be read.
 fn hold_older<F: StorageFile>(
     work: &mut Working<F>,
     older: &Root,
@@ -233,37 +237,38 @@ fn hold_older<F: StorageFile>(
         .shards
         .iter()
         .flatten()
-        .flat_map(|shard| shard.extents().iter().map(|extent| extent.place().run().page))
+        .flat_map(|shard| shard.extents().iter().map(|extent| extent.allocation().run().page))
         .collect();
-    let mut only: Vec<(Run, Use)> = directory
+    let mut only: Vec<(PageRange, Use)> = directory
         .entries()
         .filter(|entry| !known.contains(&identity(entry)))
         .map(|entry| (directory::run_of(entry, geometry), Use::Meta))
         .collect();
     for number in 0..directory.len() as u32 {
         let entry = directory.state(number as usize);
-        // A state that the newest root names too holds nothing new; other bytes in the same place are those of a root that
-        // is stale, and damaged ones to it.
+        // A state that the newest root also names adds no allocation. If the newest root names other bytes at the same
+        // page, the older root is stale, and its state fails the checksum.
         if entry.is_none() || known.contains(&identity(&entry)) {
             continue;
         }
         let state = directory::read_state(&entry, number, data)?;
         for extent in state.extents.iter().filter(|extent| !extents.contains(&extent.page)) {
-            only.push((Run { page: extent.page, pages: geometry.extent_pages() }, Use::Extent));
+            only.push((PageRange { page: extent.page, pages: geometry.extent_pages() }, Use::Extent));
         }
     }
     if !older.cells.is_none() && work.cells.as_ref().is_none_or(|&(_, head)| head != older.cells) {
-        match regroup::read_table(&older.cells, data) {
+        match cell_store::read_table(&older.cells, data) {
             Ok((_, runs)) => {
-                // Both tables may name the same groups: a place that the newest root names is not only the older one's.
-                let newest = work.cells.iter().flat_map(|(cells, _)| cells.places());
-                let newest: BTreeSet<Run> = newest.map(|place| place.run()).collect();
-                let only_older = |run: &Run| !site::applies(site::Kind::Ordering, newest.contains(run));
+                // Both tables may name the same groups. An allocation that the newest root names is not held for the
+                // older root alone.
+                let newest = work.cells.iter().flat_map(|(cells, _)| cells.allocations());
+                let newest: BTreeSet<PageRange> = newest.map(|allocation| allocation.run()).collect();
+                let only_older = |run: &PageRange| !protects!(Ordering, newest.contains(run));
                 only.extend(runs.into_iter().filter(only_older).map(|run| (run, Use::Meta)));
             }
-            // Without these the older root is as good as ever.
+            // Cells are derived, so the older root remains usable without them.
             Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {
-                site::reach(Mark::CellsLost);
+                reached!(CellsLost);
                 with_cells = false;
             }
             Err(error) => return Err(error),

@@ -1,112 +1,115 @@
-//! The barriers: the syncs that what is promised depends on.
+//! The barriers: the syncs that the promises depend on.
 //!
-//! Invariant: each is issued under a purpose of this table, and the mutation run leaves each out in turn. A purpose is a label
-//! for traces, monitors and tests; no step of the engine looks at one.
+//! Invariant: each barrier is issued under a purpose of this table, and the mutation run omits each of them in turn. A
+//! purpose is a label for traces, monitors and tests. The engine never branches on it.
 
 use crate::storage::Purpose;
 
-/// B1 in a commit.
+/// B1 in a commit: sync of the WAL.
 pub const COMMIT: Purpose = Purpose("B1: commit");
-/// B1 in a flush, where no commit has done it meanwhile.
+/// B1 in a flush, unless a commit has synced the WAL meanwhile.
 pub const B1: Purpose = Purpose("B1: sync the WAL");
-/// B2.
+/// B2: sync of the data file.
 pub const B2: Purpose = Purpose("B2: sync the data");
-/// B3.
+/// B3: sync of the new root's slot.
 pub const B3: Purpose = Purpose("B3: sync the root");
-/// E2.
+/// E2: sync of a replacement root file.
 pub const E2: Purpose = Purpose("E2: sync the roots");
-/// E1.
+/// E1: sync of the directory entry of a replacement root file.
 pub const E1: Purpose = Purpose("E1: sync the entry");
-/// B4.
+/// B4: syncs of the recovered root and of the root before it.
 pub const B4: Purpose = Purpose("B4: sync the recovered root");
-/// B5.
+/// B5: sync of the root's twin.
 pub const B5: Purpose = Purpose("B5: sync the root's twin");
-/// The entry of the index's directory.
+/// Sync of the parent directory, for the entry of the index's directory.
 pub const PARENT: Purpose = Purpose("create: sync the parent");
-/// C1.
+/// C1: syncs of a new data file and of a new WAL.
 pub const C1: Purpose = Purpose("C1: sync data and WAL");
-/// C2.
+/// C2: sync of a new root file.
 pub const C2: Purpose = Purpose("C2: sync the roots");
-/// C3.
+/// C3: sync of the directory entries of the new files.
 pub const C3: Purpose = Purpose("C3: sync the entries");
-/// C4.
+/// C4: sync of the root file's rename.
 pub const C4: Purpose = Purpose("C4: sync the rename");
-/// Syncing the closing mark.
+/// Sync of the WAL with the closing mark.
 pub const CLOSE: Purpose = Purpose("close: sync the closing mark");
 
-/// A barrier, or some that come together: a row of the table in `FORMAT.md`.
+/// Barrier, or a group of barriers that are issued together: a row of the table in `FORMAT.md`.
 #[derive(Clone, Copy, Debug)]
 pub struct Barrier {
-    /// Its number, and what is synced.
+    /// Number of the barrier, and the file or entry that is synced.
     pub name: &'static str,
-    /// When it is issued.
+    /// Time at which the barrier is issued.
     pub when: &'static str,
-    /// What holds once it has succeeded.
+    /// Condition that holds once the barrier has succeeded.
     pub buys: &'static str,
-    /// What a crash may do without it.
+    /// Effect that a crash may have without the barrier.
     pub without: &'static str,
-    /// The purposes that it is issued under.
+    /// Purposes under which the barrier is issued.
     pub purposes: &'static [Purpose],
 }
 
-/// All of them.
+/// All barriers, in the order of the table in `FORMAT.md`.
 pub const BARRIERS: [Barrier; 8] = [
     Barrier {
         name: "**B1** sync of `wal`",
-        when: "`commit`, and last in a flush unless a commit has done it since",
-        buys: "what was accepted is durable; a rotten newest root costs nothing",
+        when: "in a commit; last in a flush, unless a commit has synced the WAL meanwhile",
+        buys: "accepted writes are durable; damage to the newest root loses nothing",
         without: "acknowledged batches are lost",
         purposes: &[COMMIT, B1],
     },
     Barrier {
         name: "**B2** sync of `data`",
         when: "in a flush, before the root is stored",
-        buys: "all that the new root names is durable before it can be",
-        without: "the root names bytes that are not there",
+        buys: "everything that the new root names is durable before the root can be",
+        without: "the root names bytes that are not on the device",
         purposes: &[B2],
     },
     Barrier {
-        name: "**B3** sync of the root's slot",
-        when: "in a flush, next",
-        buys: "the WAL and the places of older roots may be used again",
-        without: "their new content is read as the old",
+        name: "**B3** sync of the root slot",
+        when: "in a flush, after the root is stored",
+        buys: "the WAL and the allocations that only older roots need can be reused",
+        without: "an older root remains, and reads the new content of reused allocations as its own",
         purposes: &[B3],
     },
     Barrier {
-        name: "**E2**, **E1** sync of a root file made anew, of its entry",
-        when: "once in an index's life, before the first root of epoch 2 is stored, whatever the log seems to hold; in a recovery \
-               before anything is replayed",
-        buys: "the entry of a file that holds a root of epoch 2 is on the device: the `create` may have ended before it was, or \
-               its sync have failed",
-        without: "a power cut takes the root file, or brings an older one back, and with it goes all that was acknowledged since",
+        name: "**E2**, **E1** sync of a replacement root file, sync of its directory entry",
+        when: "once in the life of an index, in the first open that stores anything, whatever the WAL appears to \
+               contain: in a recovery before the replay, otherwise before the first root of epoch 2 is stored; again \
+               if that open ends before this root is durable",
+        buys: "the directory entry of a file that holds a root of epoch 2 is on the device, although the last sync of \
+               `create` may be missing or may have failed",
+        without: "a power cut removes the root file or restores an older one, and everything acknowledged since is \
+               lost",
         purposes: &[E2, E1],
     },
     Barrier {
-        name: "**B4** two syncs, of the recovered root and of the one before it, with the file's length",
+        name: "**B4** two syncs, each with the file length: of the recovered root, then of the root before it",
         when: "first in a recovery",
-        buys: "the root that recovery builds on is not in the page cache alone, nor the pages that a cut file has got back, and \
-               the other slot holds no newer one that a failed sync left on the device",
-        without: "the next store may destroy the last durable root; a newest root names places that are used again",
+        buys: "the root that recovery builds on, and the pages that a truncated root file got back, are not in the \
+               page cache alone; the other slot holds no newer root that a failed sync left on the device",
+        without: "the next store may destroy the last durable root; a newest root names reused allocations",
         purposes: &[B4],
     },
     Barrier {
         name: "**B5** sync of the root's twin",
         when: "last in a recovery, and before the first write after a clean open",
-        buys: "both roots know the new epoch",
-        without: "when the newest rots, the older one drops the new epoch in silence",
+        buys: "both roots name the new epoch",
+        without: "if the newest root is damaged, the older one loses the new epoch without an error",
         purposes: &[B5],
     },
     Barrier {
         name: "sync of the parent, **C1–C4**",
-        when: "`create`",
-        buys: "the directory's own entry, files, roots, their entries, the rename: in this order",
-        without: "no directory, or a root without its files",
+        when: "in `create`",
+        buys: "durable in this order: the entry of the directory, `data` and `wal`, the root file, the entries of the \
+               three, the rename",
+        without: "a crash leaves no directory, or a root without its files",
         purposes: &[PARENT, C1, C2, C3, C4],
     },
     Barrier {
-        name: "closing mark",
-        when: "`close`",
-        buys: "the next open need not replay or store anything",
+        name: "sync of the closing mark",
+        when: "in `close`",
+        buys: "the next open stores nothing before its first write, unless records wait for a replay",
         without: "the next open recovers",
         purposes: &[CLOSE],
     },
@@ -128,7 +131,7 @@ mod tests {
         assert_eq!(rows, BARRIERS.map(row));
     }
 
-    /// There is no sync that is no barrier.
+    /// Checks that every sync of the engine is a barrier of the table.
     #[test]
     fn the_engine_syncs_for_these_purposes_alone() {
         fn sources(dir: &Path, found: &mut Vec<(String, String)>) {
@@ -146,7 +149,7 @@ mod tests {
         sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
         assert!(all.len() > 50, "{} sources", all.len());
         for (name, source) in all {
-            // Else a sync could have a purpose that is written beside it.
+            // A purpose for a sync that is declared outside this file would escape the table.
             for line in source.lines().filter(|line| line.contains("Purpose(\"")) {
                 assert!(!line.contains("sync"), "{name}: {line}");
                 assert!(!known.iter().any(|why| line.contains(why)), "{name}: {line}");

@@ -1,4 +1,5 @@
-//! What callers give, checked and made ready: the only place where bad input is told from good.
+//! Validation of the callers' input, and its conversion to the stored form. Invalid input is rejected here and nowhere
+//! else.
 
 use std::{borrow::Cow, collections::BTreeSet};
 
@@ -6,20 +7,20 @@ use crate::{
     config::Metric,
     distance::LANES,
     error::{Result, ShardexError},
-    format::geometry::Geometry,
+    format::geometry::IndexParams,
     limits,
     posting::{Posting, SearchOptions},
     shard::StoredPosting,
 };
 
-/// The norm of a vector that may be stored or searched for.
-fn norm(vector: &[f32], index: usize, geometry: &Geometry) -> Result<f64> {
+/// Computes the norm of a vector, and checks that the vector may be stored or searched for.
+fn norm(vector: &[f32], index: usize, geometry: &IndexParams) -> Result<f64> {
     let expected = geometry.dimension;
     if vector.len() != expected {
         return Err(ShardexError::InvalidDimension { index, expected, actual: vector.len() });
     }
     let refuse = |reason| Err(ShardexError::InvalidVector { index, reason });
-    // All of them, for a loop that may stop early looks at one number at a time.
+    // `fold` has no early exit: a loop with one would test a single component at a time.
     if !vector.iter().fold(true, |finite, x| finite & x.is_finite())
         && let Some(at) = vector.iter().position(|x| !x.is_finite())
     {
@@ -35,7 +36,7 @@ fn norm(vector: &[f32], index: usize, geometry: &Geometry) -> Result<f64> {
     Ok(norm)
 }
 
-/// The square of the norm, summed in lanes: a sum in one would wait for each addition.
+/// Computes the squared norm in `LANES` partial sums. A single sum would wait for each addition.
 fn square(vector: &[f32]) -> f64 {
     let mut lanes = [0.0; LANES];
     let mut add = |lane: usize, x: f32| lanes[lane] += f64::from(x) * f64::from(x);
@@ -45,7 +46,7 @@ fn square(vector: &[f32]) -> f64 {
     lanes.iter().sum()
 }
 
-/// A vector as it is stored: under cosine with norm 1.
+/// Returns a vector in its stored form: scaled to norm 1 under cosine, unchanged under the other metrics.
 fn stored<'a>(vector: &'a [f32], norm: f64, metric: Metric) -> Cow<'a, [f32]> {
     match metric {
         Metric::Cosine => vector.iter().map(|&x| (f64::from(x) / norm) as f32).collect(),
@@ -53,20 +54,21 @@ fn stored<'a>(vector: &'a [f32], norm: f64, metric: Metric) -> Cow<'a, [f32]> {
     }
 }
 
-/// A posting ready to be applied.
+/// Posting that is ready to be applied.
 #[derive(Debug)]
 pub struct Row<'a> {
-    /// All but the vector.
+    /// The posting without its vector.
     pub posting: StoredPosting,
-    /// The vector as it is stored.
+    /// The vector in its stored form.
     pub vector: Cow<'a, [f32]>,
 }
 
-/// Checks a batch of postings. Of equal keys only the last stays, for it would replace the others.
+/// Validates a batch of postings. Of postings with equal keys only the last is kept, because it would replace the
+/// others.
 ///
 /// # Errors
-/// `InvalidDimension`, `InvalidVector` and `InvalidPosting` with the index of the first bad one.
-pub fn rows<'a>(postings: &'a [Posting], geometry: &Geometry) -> Result<Vec<Row<'a>>> {
+/// Returns `InvalidDimension`, `InvalidVector` or `InvalidPosting` with the index of the first invalid posting.
+pub fn rows<'a>(postings: &'a [Posting], geometry: &IndexParams) -> Result<Vec<Row<'a>>> {
     let mut rows = Vec::with_capacity(postings.len());
     for (index, posting) in postings.iter().enumerate() {
         let refuse = |reason: String| Err(ShardexError::InvalidPosting { index, reason });
@@ -97,27 +99,27 @@ pub fn rows<'a>(postings: &'a [Posting], geometry: &Geometry) -> Result<Vec<Row<
     Ok(rows)
 }
 
-/// Checks a query and makes it what it is compared as.
+/// Validates a query vector, and converts it to the form in which it is compared with stored vectors.
 ///
 /// # Errors
-/// `InvalidDimension`, `InvalidVector`.
-pub fn query<'a>(vector: &'a [f32], geometry: &Geometry) -> Result<Cow<'a, [f32]>> {
+/// Returns `InvalidDimension` or `InvalidVector`.
+pub fn query<'a>(vector: &'a [f32], geometry: &IndexParams) -> Result<Cow<'a, [f32]>> {
     query_at(vector, 0, geometry)
 }
 
-/// The same for query number `index` of several.
+/// Validates and converts query number `index` of several, as [`query`] does.
 ///
 /// # Errors
-/// `InvalidDimension`, `InvalidVector`, with the index.
-pub fn query_at<'a>(vector: &'a [f32], index: usize, geometry: &Geometry) -> Result<Cow<'a, [f32]>> {
+/// Returns `InvalidDimension` or `InvalidVector` with the index.
+pub fn query_at<'a>(vector: &'a [f32], index: usize, geometry: &IndexParams) -> Result<Cow<'a, [f32]>> {
     let norm = norm(vector, index, geometry)?;
     Ok(stored(vector, norm, geometry.metric))
 }
 
-/// Checks the options of a search.
+/// Validates the options of a search.
 ///
 /// # Errors
-/// `InvalidArgument` naming the option.
+/// Returns `InvalidArgument` with the name of the invalid option.
 pub fn search_options(options: &SearchOptions) -> Result<()> {
     let refuse = |argument, reason: String| Err(ShardexError::InvalidArgument { argument, reason });
     if options.k == 0 || options.k > limits::MAX_K {

@@ -1,12 +1,12 @@
-//! Create: an index in an empty directory, whole or not at all.
+//! Creation of an index in an empty directory, whole or not at all.
 
 use super::{
+    assemble::Origin,
     barriers::{C1, C2, C3, C4, PARENT},
-    Engine,
+    core::Engine,
+    index_files::IndexFiles,
     lock::LockedDirectory,
     names,
-    assemble::Origin,
-    found::Found,
     open::{lost_root, open_locked},
     purposes::{CLEAR, MAKE, NAME},
     roots::Roots,
@@ -16,15 +16,15 @@ use crate::{
     config::ShardexConfig,
     env::Env,
     error::{Result, ShardexError},
+    failpoint::{protects, reached},
     format::{
-        geometry::Geometry,
+        geometry::IndexParams,
         header::{self, DATA_MAGIC, WAL_MAGIC},
-        node::Entry,
+        node::BlockPointer,
         root::Root,
     },
     id::{Generation, Lsn},
     lease::{IndexLock, LendingFile, PlainFile},
-    site::{self, Kind, Mark},
     space::SpaceMap,
     storage::{Purpose, Storage, StorageFile},
     wal::WalLayout,
@@ -32,23 +32,33 @@ use crate::{
 
 const HEADER: Purpose = Purpose("create: file header");
 
-/// Segments that a new WAL has.
+/// Number of segments of a new WAL.
 const FIRST_SEGMENTS: usize = 4;
 
-/// Makes an index in an empty or new directory, or opens the one that is there.
+impl<S: Storage> Engine<S> {
+    /// Creates an index, or opens the existing one if it was created with the same configuration.
+    ///
+    /// # Errors
+    /// Returns `Config`, `ConfigMismatch` or `AlreadyExists`, and all errors of [`open`](Self::open).
+    pub fn create(storage: S, config: &ShardexConfig, env: &Env) -> Result<Self> {
+        create(storage, config, env)
+    }
+}
+
+/// Creates an index in an empty or new directory, or opens the existing one.
 ///
-/// The root file appears by a rename when all else is durable, so an index exists whole or not at all.
-pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) -> Result<Engine<S>> {
+/// The root file appears by a rename once everything else is durable, so an index exists whole or not at all.
+fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) -> Result<Engine<S>> {
     config.validate(storage.page_size())?;
-    let geometry = Geometry::of(config, storage.page_size(), storage.sector_size());
+    let geometry = IndexParams::of(config, storage.page_size(), storage.sector_size());
     if !storage.exists()? {
         match storage.make_dir(MAKE) {
-            // Somebody else was faster. Who makes the index is decided by the lock.
+            // Another caller created the directory first. The lock decides which of them creates the index.
             Err(_) if storage.exists()? => {}
             made => made?,
         }
     }
-    // Again if it existed: a crash may have come between the two.
+    // Also for an existing directory: a crash may have come between its creation and this sync.
     storage.sync_parent(PARENT)?;
     let locked = LockedDirectory::take(&storage)?;
     if locked.has(names::ROOT) {
@@ -61,22 +71,22 @@ pub(super) fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) 
         return Err(error);
     }
     let mut recovery = RecoveryStats::default();
-    // What is cleared and made again has new entries: those that a failed sync left, clean and perhaps not durable (R8), are
-    // gone with the files.
-    for name in locked.found.iter().filter(|name| site::applies(Kind::ErrorCheck, *name != names::LOCK)) {
+    // Removed and recreated files get new directory entries. A failed sync may have left the old entries clean but not
+    // durable (R8).
+    for name in locked.found.iter().filter(|name| protects!(ErrorCheck, *name != names::LOCK)) {
         storage.remove(name, CLEAR)?;
         recovery.leftovers_removed += 1;
-        site::reach(Mark::LeftoversCleared);
+        reached!(LeftoversCleared);
     }
     let lock = make_files(&storage, locked, geometry, env.new_index_id)?;
-    let found = Found::read(&storage, lock, recovery)?;
+    let found = IndexFiles::read(&storage, lock, recovery)?;
     let began = env.clock.elapsed();
-    let mut engine = found.engine(storage, config.options.clone(), env, Origin::Made)?;
+    let mut engine = found.engine(storage, config.options.clone(), env, Origin::Created)?;
     engine.recovery.duration = env.clock.elapsed().saturating_sub(began);
     Ok(engine)
 }
 
-/// Whether a directory without a root file holds nothing but what an interrupted `create` left.
+/// Checks that a directory without a root file holds nothing but the remains of an interrupted `create`.
 fn may_become_an_index<S: Storage>(storage: &S, locked: &LockedDirectory<S>) -> Result<()> {
     if let Some(stranger) = locked.found.iter().find(|name| !names::ALL.contains(&name.as_str())) {
         return Err(ShardexError::AlreadyExists {
@@ -87,11 +97,12 @@ fn may_become_an_index<S: Storage>(storage: &S, locked: &LockedDirectory<S>) -> 
     lost_root(storage, &locked.found)?.map_or(Ok(()), Err)
 }
 
-/// Makes all files, the root file last, and all of it durable. Returns the lock with that of the new data file.
+/// Creates all files, the root file last, and makes them durable. Returns the lock joined with that of the new data
+/// file.
 fn make_files<S: Storage>(
     storage: &S,
     locked: LockedDirectory<S>,
-    geometry: Geometry,
+    geometry: IndexParams,
     index_id: u128,
 ) -> Result<IndexLock> {
     const ALLOCATE: Purpose = Purpose("create: allocate");
@@ -112,7 +123,7 @@ fn make_files<S: Storage>(
         checkpoint: Lsn(0),
         epoch: 1,
         wal_start: layout.start_of(1),
-        directory: Entry::default(),
+        directory: BlockPointer::default(),
         shard_numbers: 0,
         shards: 0,
         live: 0,
@@ -122,20 +133,20 @@ fn make_files<S: Storage>(
         merges: 0,
         data_pages,
         wal_segments: FIRST_SEGMENTS as u32,
-        cells: Entry::default(),
+        cells: BlockPointer::default(),
     };
     let file = PlainFile::create(storage, names::ROOT_NEW, MAKE, &lock)?;
     Roots::store_first(&file, &root)?;
     file.sync_all(C2).run()?;
-    // Before the rename: a directory entry may survive without those made before it (R7).
+    // Before the rename, because a directory entry may survive a crash without entries made earlier (R7).
     storage.sync_dir(C3)?;
     storage.rename(names::ROOT_NEW, names::ROOT, NAME)?;
     storage.sync_dir(C4)?;
     Ok(lock)
 }
 
-/// Compares what the format fixes.
-fn same_config<S: Storage>(engine: &Engine<S>, given: &Geometry) -> Result<()> {
+/// Compares the parameters that the format fixes.
+fn same_config<S: Storage>(engine: &Engine<S>, given: &IndexParams) -> Result<()> {
     let stored = engine.geometry();
     let fields: [(&'static str, String, String); 5] = [
         ("vector_size", stored.dimension.to_string(), given.dimension.to_string()),

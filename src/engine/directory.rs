@@ -1,43 +1,43 @@
-//! The directory in memory: where each shard's state and each node lies, and what a flush changes about that.
+//! The directory in memory: the location of every shard state and node, and the changes that a flush makes to it.
 
 use std::collections::BTreeMap;
 
 use crate::{
     error::{Result, ShardexError},
+    failpoint::holds,
     format::{
         crc32c,
-        geometry::Geometry,
-        node::{self, Entry},
+        geometry::IndexParams,
+        node::{self, BlockPointer},
         root::Root,
         state::ShardState,
     },
-    lease::Run,
+    lease::PageRange,
     shard::DataFile,
-    site::{self, Kind},
     storage::StorageFile,
 };
 
-/// All entries: level 0 points to shard states, level `i` to the nodes of level `i - 1` entries, the last has one entry, the
-/// one in the root.
+/// Block pointers of the directory, by level. Level 0 points to shard states. Level `i` points to the nodes that hold
+/// the entries of level `i - 1`. The last level has one entry, the one in the root.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
-    levels: Vec<Vec<Entry>>,
+    levels: Vec<Vec<BlockPointer>>,
 }
 
-/// Entries that a flush will change: (level, index) → entry.
-pub type Changes = BTreeMap<(usize, usize), Entry>;
+/// Entries that a flush changes: (level, index) → new entry.
+pub type DirectoryChanges = BTreeMap<(usize, usize), BlockPointer>;
 
-/// A run that an entry points to.
+/// Returns the page range that an entry points to.
 #[must_use]
-pub fn run_of(entry: &Entry, geometry: &Geometry) -> Run {
-    Run { page: entry.page, pages: geometry.pages(entry.len as usize) }
+pub fn run_of(entry: &BlockPointer, geometry: &IndexParams) -> PageRange {
+    PageRange { page: entry.page, pages: geometry.pages(entry.len as usize) }
 }
 
 impl Directory {
-    /// Reads all nodes below a root, by copying. An index without shards has none.
+    /// Reads all nodes below a root, by copying. The directory of an index without shards is empty.
     ///
     /// # Errors
-    /// `Corruption` naming the node; `Io`.
+    /// Returns `Corruption` that names the damaged node, or `Io`.
     pub fn load<F: StorageFile>(root: &Root, data: &DataFile<F>) -> Result<Self> {
         if root.directory.is_none() {
             return Ok(Self::default());
@@ -48,7 +48,7 @@ impl Directory {
             let mut below = Vec::new();
             for entry in levels.last().into_iter().flatten() {
                 if entry.is_none() {
-                    below.resize(below.len() + root.geometry.node_fanout(), Entry::default());
+                    below.resize(below.len() + root.geometry.node_fanout(), BlockPointer::default());
                     continue;
                 }
                 if entry.len as usize != root.geometry.page_size {
@@ -57,7 +57,7 @@ impl Directory {
                 let bytes = read(entry, data, "a directory node")?;
                 below.extend(node::decode(&bytes).map_err(|e| damaged(entry, data, &e.to_string()))?);
             }
-            // No more than the shards below need: the last node of a level is seldom full.
+            // The last node of a level is seldom full, so the level is cut to the entries that the shard numbers need.
             let reach = root.geometry.node_fanout().saturating_pow(level);
             below.truncate((root.shard_numbers as usize).div_ceil(reach));
             levels.push(below);
@@ -66,58 +66,60 @@ impl Directory {
         Ok(Self { levels })
     }
 
-    /// The entry of a shard's state; one that points to nothing if there is no shard.
+    /// Returns the entry of a shard's state. It points to nothing if the shard doesn't exist.
     #[must_use]
-    pub fn state(&self, number: usize) -> Entry {
+    pub fn state(&self, number: usize) -> BlockPointer {
         self.entry(0, number)
     }
 
-    /// Shard numbers covered.
+    /// Returns the number of shard numbers that the directory covers.
     #[must_use]
     pub fn len(&self) -> usize {
         self.levels.first().map_or(0, Vec::len)
     }
 
-    /// All entries that point to something, nodes and states.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+    /// Returns all entries that point to something: nodes and shard states.
+    pub fn entries(&self) -> impl Iterator<Item = &BlockPointer> {
         self.levels.iter().flatten().filter(|entry| !entry.is_none())
     }
 
-    /// The top node.
+    /// Returns the entry of the top node, which the root holds.
     #[must_use]
-    pub fn top(&self) -> Entry {
+    pub fn top(&self) -> BlockPointer {
         self.levels.last().and_then(|level| level.first()).copied().unwrap_or_default()
     }
 
-    fn entry(&self, level: usize, i: usize) -> Entry {
+    fn entry(&self, level: usize, i: usize) -> BlockPointer {
         self.levels.get(level).and_then(|level| level.get(i)).copied().unwrap_or_default()
     }
 
-    /// Completes changed state entries with the nodes above them. `store` finds a place for a node's bytes.
+    /// Adds the nodes above changed state entries to `changes`. `store` allocates space for a node's bytes and returns
+    /// its entry.
     ///
-    /// Cost: a node per level and changed neighbourhood, whatever the number of shards.
+    /// Cost: per level, one node for each run of `node_fanout` entries in which an entry changed, whatever the number
+    /// of shards.
     ///
     /// # Errors
-    /// What `store` returns.
+    /// Returns the errors of `store`.
     pub fn nodes_above(
         &self,
-        mut changes: Changes,
+        mut changes: DirectoryChanges,
         shard_numbers: usize,
-        geometry: &Geometry,
-        mut store: impl FnMut(Vec<u8>) -> Result<Entry>,
-    ) -> Result<Changes> {
+        geometry: &IndexParams,
+        mut store: impl FnMut(Vec<u8>) -> Result<BlockPointer>,
+    ) -> Result<DirectoryChanges> {
         let fanout = geometry.node_fanout();
         for level in 0..geometry.node_levels(shard_numbers) as usize {
             let mut parents: Vec<usize> =
                 changes.range((level, 0)..=(level, usize::MAX)).map(|(&(_, i), _)| i / fanout).collect();
             if self.levels.len() == level + 1 && level > 0 {
-                // The tree gets a level more, and its old top node a parent.
+                // The tree grows by a level, and the old top node needs a parent.
                 parents.push(0);
             }
             parents.sort_unstable();
             parents.dedup();
             for parent in parents {
-                let entries: Vec<Entry> = (parent * fanout..(parent + 1) * fanout)
+                let entries: Vec<BlockPointer> = (parent * fanout..(parent + 1) * fanout)
                     .map(|i| changes.get(&(level, i)).copied().unwrap_or_else(|| self.entry(level, i)))
                     .collect();
                 let entry = store(node::encode(&entries, geometry.page_size))?;
@@ -127,38 +129,38 @@ impl Directory {
         Ok(changes)
     }
 
-    /// The top node after `changes`.
+    /// Returns the entry of the top node after `changes`.
     #[must_use]
-    pub fn top_after(&self, changes: &Changes) -> Entry {
+    pub fn top_after(&self, changes: &DirectoryChanges) -> BlockPointer {
         changes.last_key_value().map_or_else(|| self.top(), |(_, &entry)| entry)
     }
 
-    /// The entries that `changes` replace.
-    pub fn superseded<'a>(&'a self, changes: &'a Changes) -> impl Iterator<Item = Entry> + 'a {
+    /// Returns the entries that `changes` replaces.
+    pub fn superseded<'a>(&'a self, changes: &'a DirectoryChanges) -> impl Iterator<Item = BlockPointer> + 'a {
         changes.keys().map(|&(level, i)| self.entry(level, i)).filter(|entry| !entry.is_none())
     }
 
-    /// Makes the changes.
-    pub fn apply(&mut self, changes: Changes) {
+    /// Applies the changes of a flush.
+    pub fn apply(&mut self, changes: DirectoryChanges) {
         for ((level, i), entry) in changes {
             if self.levels.len() <= level {
                 self.levels.resize(level + 1, Vec::new());
             }
             let entries = &mut self.levels[level];
             if entries.len() <= i {
-                entries.resize(i + 1, Entry::default());
+                entries.resize(i + 1, BlockPointer::default());
             }
             entries[i] = entry;
         }
     }
 }
 
-/// Reads what an entry points to and checks it against the entry.
+/// Reads the bytes that an entry points to, and checks their length and checksum.
 ///
 /// # Errors
-/// `Corruption`, `Io`.
+/// Returns `Corruption` or `Io`.
 #[cfg_attr(feature = "mutants", track_caller)]
-pub fn read<F: StorageFile>(entry: &Entry, data: &DataFile<F>, what: &str) -> Result<Vec<u8>> {
+pub fn read<F: StorageFile>(entry: &BlockPointer, data: &DataFile<F>, what: &str) -> Result<Vec<u8>> {
     let offset = entry.page.saturating_mul(data.geometry().page_size as u64);
     let chunk_bytes = data.geometry().chunk_pages() as usize * data.geometry().page_size;
     if entry.len as usize > chunk_bytes || offset.saturating_add(u64::from(entry.len)) > data.raw().len()? {
@@ -167,23 +169,23 @@ pub fn read<F: StorageFile>(entry: &Entry, data: &DataFile<F>, what: &str) -> Re
     let mut bytes = vec![0; entry.len as usize];
     data.raw().read_at(offset, &mut bytes)?;
     let found = crc32c(0, &bytes);
-    if !site::holds(Kind::Checksum, found == entry.crc) {
+    if !holds!(Checksum, found == entry.crc) {
         return Err(damaged(entry, data, &format!("{what}: checksum {:08x} expected, {found:08x} found", entry.crc)));
     }
     Ok(bytes)
 }
 
-/// Reads a shard's state.
+/// Reads the state of shard `number`.
 ///
 /// # Errors
-/// `Corruption`, `Io`.
-pub fn read_state<F: StorageFile>(entry: &Entry, number: u32, data: &DataFile<F>) -> Result<ShardState> {
+/// Returns `Corruption` or `Io`.
+pub fn read_state<F: StorageFile>(entry: &BlockPointer, number: u32, data: &DataFile<F>) -> Result<ShardState> {
     let bytes = read(entry, data, "a shard's state")?;
     ShardState::decode(&bytes, data.geometry(), number)
         .map_err(|e| damaged(entry, data, &format!("the state of shard {number}: {e}")))
 }
 
-fn damaged<F: StorageFile>(entry: &Entry, data: &DataFile<F>, what: &str) -> ShardexError {
+fn damaged<F: StorageFile>(entry: &BlockPointer, data: &DataFile<F>, what: &str) -> ShardexError {
     ShardexError::Corruption {
         file: data.path(),
         offset: entry.page.saturating_mul(data.geometry().page_size as u64),

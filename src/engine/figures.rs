@@ -1,6 +1,6 @@
-//! Running figures of the shards: what statistics say of all of them, without a look at all of them.
+//! Running figures of the shards: statistics over all shards without visiting each of them.
 //!
-//! Invariant: what is known of a shard that did not change since the last look is what a new look would find.
+//! Invariant: the known figures of a shard that is not stale equal those that a new computation would give.
 
 use std::{
     collections::BTreeSet,
@@ -8,23 +8,26 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::working::SharedShard;
-use crate::{shard::Shard, storage::StorageFile};
+use crate::{
+    shard::{Shard, SharedShard},
+    storage::StorageFile,
+};
 
-/// Figures of all shards.
+/// Figures over all shards.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Totalled {
-    /// Shards in use.
+pub struct ShardFigures {
+    /// Number of shards in use.
     pub shards: usize,
-    /// Live postings of the fullest one.
+    /// Number of live postings in the fullest shard.
     pub largest: u32,
-    /// Farthest that a routing centroid has drifted from the mean of its shard's vectors, as a share of that mean's norm.
+    /// Largest distance of a shard's routing centroid from the mean of its live vectors, relative to the norm of that
+    /// mean.
     pub drift: f32,
-    /// Heap bytes of all shards.
+    /// Heap size of all shards in bytes.
     pub memory: usize,
 }
 
-/// What is known of one shard.
+/// Known figures of one shard.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Known {
     live: u32,
@@ -35,17 +38,17 @@ struct Known {
 #[derive(Debug, Default)]
 struct Inner {
     known: Vec<Option<Known>>,
-    /// Numbers of the shards to be looked at again.
+    /// Numbers of the shards whose figures must be computed again.
     stale: BTreeSet<u32>,
     by_live: BTreeSet<(u32, u32)>,
-    /// By the bits of the drift, which is never negative: they are ordered as it is.
+    /// Ordered by the bits of the drift: the drift is never negative, so its bits have the same order as its values.
     by_drift: BTreeSet<(u32, u32)>,
     shards: usize,
     memory: usize,
     looks: u64,
 }
 
-/// See the [module](self).
+/// Figures of every shard, with running totals and maxima. See the [module](self).
 #[derive(Debug, Default)]
 pub struct Figures(Mutex<Inner>);
 
@@ -54,18 +57,18 @@ impl Figures {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a shard came, changed or went.
+    /// Notes that a shard was created, changed or dissolved.
     pub fn note(&mut self, number: u32) {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner).stale.insert(number);
     }
 
-    /// The figures now. Cost: a look at each shard that changed since the last call.
-    pub fn totalled<F: StorageFile>(&self, shards: &[Option<SharedShard<F>>]) -> Totalled {
+    /// Returns the current figures. Cost: one visit to each shard that changed since the last call.
+    pub fn totalled<F: StorageFile>(&self, shards: &[Option<SharedShard<F>>]) -> ShardFigures {
         let mut inner = self.lock();
         for number in std::mem::take(&mut inner.stale) {
             inner.look(number, shards.get(number as usize).and_then(Option::as_deref));
         }
-        Totalled {
+        ShardFigures {
             shards: inner.shards,
             largest: inner.by_live.last().map_or(0, |&(live, _)| live),
             drift: inner.by_drift.last().map_or(0.0, |&(bits, _)| f32::from_bits(bits)),
@@ -73,7 +76,7 @@ impl Figures {
         }
     }
 
-    /// Looks at a shard since the open.
+    /// Returns the number of visits to single shards since the open.
     pub fn looks(&self) -> u64 {
         self.lock().looks
     }
@@ -102,8 +105,8 @@ impl Inner {
     }
 }
 
-/// How far a shard's routing centroid has drifted from the mean of its live vectors, as a share of the norm of that mean: a
-/// figure from running sums, no vector is read.
+/// Computes the distance of a shard's routing centroid from the mean of its live vectors, relative to the norm of that
+/// mean. The distance is absolute if the norm is 0. Uses the running sums and reads no vector.
 fn drift<L: Deref<Target = [u8]> + Clone>(shard: &Shard<L>) -> f32 {
     let Some(mean) = shard.mean() else { return 0.0 };
     let (mut apart, mut norm) = (0.0, 0.0);
@@ -112,6 +115,6 @@ fn drift<L: Deref<Target = [u8]> + Clone>(shard: &Shard<L>) -> f32 {
         norm += mean * mean;
     }
     let drift = if norm > 0.0 { (apart / norm).sqrt() } else { apart.sqrt() } as f32;
-    // Sums that a disk holds may be as large as numbers get.
+    // Sums read from a disk may be large enough to overflow.
     if drift.is_nan() { f32::INFINITY } else { drift }
 }

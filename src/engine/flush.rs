@@ -1,56 +1,59 @@
-//! The flush: a stepped protocol that makes everything accepted before it durable in the shards, and lets the WAL go.
+//! The flush: a protocol in steps that makes all accepted writes durable in the shards and frees the WAL before them.
 //!
-//! 0. Fix X, the last accepted write, and the shards as they are now; store the WAL up to X.
-//! 1. Store changed states and the directory into free places; check; **B2**: sync the data file. With it everything
-//!    the new root names is durable before the root can be.
-//! 2. Store the root into the slot that does not hold the last durable root; **B3**: sync it. From this store on the
-//!    flush is finished, or gone on with from the step that failed, or the engine poisons; it is never given up.
-//! 3. **B1**: sync the WAL up to X, unless a commit has done so meanwhile. With it the older root and the WAL give the same
-//!    state, should the new root rot. Only the answer to the flush and step 4 wait for it, so its place among the
-//!    barriers is free; last, the commits that went on meanwhile have mostly paid for it.
-//! 4. Free what only roots before the last two named; recycle WAL segments; check the pointers.
+//! 0. Fix X, the last accepted write, and the shards as they are now. Write the WAL up to X to its file.
+//! 1. Store the changed shard states and the changed directory nodes into free pages, and check them. **B2**: sync the
+//!    data file. Everything that the new root names is now durable before the root can be.
+//! 2. Store the root into the slot that does not hold the newest durable root. **B3**: sync that slot. From this store
+//!    on the flush is never abandoned: it completes, or it resumes from the step that failed, or the engine is
+//!    poisoned.
+//! 3. **B1**: sync the WAL up to X, unless a commit has done so meanwhile. If the new root rots later, the older root
+//!    and the WAL then give the same state. Only step 4 and the answer to the caller depend on this barrier, so it may
+//!    stand anywhere in the order. It comes last because commits during the flush have usually synced the WAL already.
+//! 4. Free the allocations named only by roots older than the two retained ones. Recycle WAL segments. Check the
+//!    pointers.
 //!
-//! Whoever drives it runs the syncs between the steps, so that it may wait for them elsewhere. A failure before step 2
-//! leaves everything as it was: the old root, the WAL, the places. A sync that fails poisons (promise P5).
+//! The caller runs the syncs between the steps, so it may wait for them elsewhere. A failure before step 2 leaves the
+//! old root, the WAL and the allocations as they were. A failed sync poisons the engine (promise P5).
 
 use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
 use super::{
     barriers::{B1, B2, B3},
-    Engine,
-    check::{self, Component, quick_check},
-    directory::{self, Changes},
+    check,
+    core::Engine,
+    directory::{self, DirectoryChanges},
+    findings::Component,
+    pending_flush::{PendingFlush, Stage},
+    quick_check::quick_check,
     stats::FlushStats,
-    working::SharedShard,
 };
 use crate::{
     config::CheckLevel,
     error::{Result, ShardexError},
-    format::{crc32c, node::Entry, root::Root},
-    id::Lsn,
-    index::Snapshot,
-    lease::{Place, SyncJob},
-    site::{self, Kind, Mark},
+    failpoint::{protects, reached},
+    format::{crc32c, node::BlockPointer, root::Root},
+    lease::{Allocation, SyncJob},
     space::Use,
     storage::Storage,
 };
 
-/// What is to be done next.
+/// Next action of a flush.
 #[derive(Debug)]
 pub enum FlushStep<F> {
-    /// Run this sync, and tell [`Engine::flush_synced`] what came of it.
+    /// A sync for the caller to run. Its result goes to [`Engine::flush_synced`].
     Sync(SyncJob<F>),
-    /// The same, of the log: of one file one sync is under way at a time, so whoever commits runs it, and nobody commits meanwhile.
+    /// A sync of the WAL for the caller to run. At most one sync of a file may be in progress, so the task that commits
+    /// must run it, and no commit may run meanwhile.
     SyncLog(SyncJob<F>),
     /// The flush is complete.
     Done(Box<FlushStats>),
 }
 
 impl<F> FlushStep<F> {
-    /// The sync that is to be run, of whichever file.
+    /// Returns the sync to run, of the data file, the root file or the WAL.
     ///
     /// # Errors
-    /// What the flush came to, if it is complete.
+    /// Returns the statistics of the flush if it is complete.
     pub fn into_sync(self) -> std::result::Result<SyncJob<F>, Box<FlushStats>> {
         match self {
             Self::Sync(job) | Self::SyncLog(job) => Ok(job),
@@ -59,64 +62,23 @@ impl<F> FlushStep<F> {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Data,
-    Root,
-    Wal,
-}
-
-/// A flush under way.
-pub struct FlushRun<S: Storage> {
-    stage: Stage,
-    /// A sync was handed out, and nobody has said yet what came of it.
-    waits: bool,
-    stats: FlushStats,
-    began: Duration,
-    stage_began: Duration,
-    /// The root to be, complete but for the directory.
-    root: Root,
-    /// What the sync of the WAL that is waited for makes durable, and how many operations since the open that are.
-    wal_up_to: (Lsn, u64),
-    /// Shards that changed, as they were at X.
-    dirty: Vec<(u32, Option<SharedShard<S::File>>)>,
-    /// The state at X.
-    snapshot: Arc<Snapshot<<S::File as crate::storage::StorageFile>::Lent>>,
-    /// Whether its root names other cells than the one before.
-    cells_changed: bool,
-    changes: Changes,
-    taken: Vec<Arc<Place>>,
-    /// Operations accepted up to X since the open.
-    operations: u64,
-}
-
-impl<S: Storage> FlushRun<S> {
-    /// Whether it waits for a sync of the WAL.
-    pub(super) fn syncs_wal(&self) -> bool {
-        self.waits && self.stage == Stage::Wal
-    }
-
-    /// The places of its states and nodes.
-    pub(super) fn taken(&self) -> &[Arc<Place>] {
-        &self.taken
-    }
-}
-
 impl<S: Storage> Engine<S> {
-    /// Flushes: on return everything accepted before is durable in the shards.
+    /// Flushes: on return all writes accepted before the call are durable in the shards.
     ///
-    /// Nothing to flush is no work: no barrier is issued.
+    /// If nothing has changed since the last flush, no barrier is issued.
     ///
     /// # Errors
-    /// `OutOfSpace` and `Io` from a store: nothing has changed, call again. From a sync: the engine is poisoned.
-    /// `Inconsistent`: the check found a contradiction, the old root and the WAL are kept.
+    /// Returns `OutOfSpace` or `Io` if a store fails: no accepted write is lost, and the call can be repeated. Returns
+    /// `Io` if a sync fails: the engine is then poisoned. Returns `Inconsistent` if the check finds a contradiction:
+    /// the old root and the WAL are kept.
     pub fn flush(&mut self) -> Result<FlushStats> {
         let stats = self.flush_once(false)?;
-        // A flush whose root could not be stored had to be finished first; what came after it is flushed now.
+        // The first call may only have completed an earlier flush whose root or WAL could not be stored. Writes
+        // accepted after that flush began need a second one.
         if self.is_unflushed() { self.flush_once(false) } else { Ok(stats) }
     }
 
-    /// One flush, or the rest of one, from its beginning to its end; `force` as in [`flush_begin`](Self::flush_begin).
+    /// Runs one flush, or the rest of a pending one, to its end. `force` is as in [`flush_begin`](Self::flush_begin).
     pub(super) fn flush_once(&mut self, force: bool) -> Result<FlushStats> {
         let mut step = self.flush_begin(force)?;
         loop {
@@ -127,11 +89,11 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Begins a flush, or goes on with one whose root or WAL could not be stored. `force` stores a root even if nothing has
+    /// Begins a flush, or resumes one whose root or WAL could not be stored. `force` stores a root even if nothing has
     /// changed.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush); `FlushInProgress` if one waits for a sync.
+    /// As [`flush`](Self::flush). Returns `FlushInProgress` if a flush waits for a sync.
     pub fn flush_begin(&mut self, force: bool) -> Result<FlushStep<S::File>> {
         self.check_writable()?;
         match self.flush.take() {
@@ -141,7 +103,7 @@ impl<S: Storage> Engine<S> {
             }
             Some(run) if run.stage == Stage::Wal => return self.sync_wal(run),
             Some(run) => {
-                site::reach(Mark::RootStoredAgain);
+                reached!(RootStoredAgain);
                 return self.store_root(run);
             }
             None => {}
@@ -154,9 +116,15 @@ impl<S: Storage> Engine<S> {
         if self.wal.epoch() > newest.epoch {
             self.make_root_file_anew()?;
         }
-        let newest = self.roots.newest();
         let began = self.clock.elapsed();
         self.wal.write_out()?;
+        let run = self.fix_state(began);
+        self.store_states(run)
+    }
+
+    /// Step 0: fixes the state that the flush makes durable.
+    fn fix_state(&mut self, began: Duration) -> PendingFlush<S> {
+        let newest = self.roots.newest();
         let totals = self.work.totals;
         let root = Root {
             generation: newest.generation.next(),
@@ -186,7 +154,7 @@ impl<S: Storage> Engine<S> {
             operations_applied: (self.counters.operations - self.counters.flushed_operations) as usize,
             ..FlushStats::default()
         };
-        let run = FlushRun {
+        PendingFlush {
             stage: Stage::Data,
             waits: false,
             stats,
@@ -200,19 +168,18 @@ impl<S: Storage> Engine<S> {
             changes: BTreeMap::new(),
             taken: Vec::new(),
             operations: self.counters.operations,
-        };
-        self.store_states(run)
+        }
     }
 
-    /// Goes on after a sync.
+    /// Continues the pending flush with the result of its sync.
     ///
     /// # Errors
     /// As [`flush`](Self::flush).
     ///
     /// # Panics
-    /// If no flush waits for a sync: a mistake of the caller.
+    /// Panics if no flush waits for a sync: a mistake of the caller.
     pub fn flush_synced(&mut self, synced: Result<()>) -> Result<FlushStep<S::File>> {
-        // A commit meanwhile may have poisoned, and that ends every flush.
+        // A commit during the sync may have poisoned the engine, which ends every flush.
         self.check_writable()?;
         #[expect(clippy::expect_used, reason = "a step without a flush is a mistake of the caller")]
         let mut run = self.flush.take().filter(|run| run.waits).expect("a flush waits for a sync");
@@ -240,8 +207,8 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Lets the caller run a sync.
-    fn wait(&mut self, mut run: FlushRun<S>, job: SyncJob<S::File>) -> FlushStep<S::File> {
+    /// Marks the flush as waiting and hands the sync to the caller.
+    fn wait(&mut self, mut run: PendingFlush<S>, job: SyncJob<S::File>) -> FlushStep<S::File> {
         run.stats.barriers += 1;
         run.waits = true;
         self.counters.barriers += 1;
@@ -250,20 +217,21 @@ impl<S: Storage> Engine<S> {
         if of_log { FlushStep::SyncLog(job) } else { FlushStep::Sync(job) }
     }
 
-    /// Time since `since`, which becomes now.
+    /// Returns the time since `since` and sets `since` to now.
     fn lap(&self, since: &mut Duration) -> Duration {
         let now = self.clock.elapsed();
         now.saturating_sub(mem::replace(since, now))
     }
 
-    /// Step 1.
-    fn store_states(&mut self, mut run: FlushRun<S>) -> Result<FlushStep<S::File>> {
+    /// Step 1: stores the changed states, checks them and hands out the sync of the data file (B2). A failure abandons
+    /// the flush.
+    fn store_states(&mut self, mut run: PendingFlush<S>) -> Result<FlushStep<S::File>> {
         let prepared = self.prepare(&mut run);
         run.stats.shard_apply_duration = self.lap(&mut run.stage_began);
         let checked = prepared.and_then(|()| self.check_before_root(&run));
         run.stats.validation_duration = self.lap(&mut run.stage_began);
         if let Err(error) = checked {
-            if site::applies(Kind::ErrorCheck, true) {
+            if protects!(ErrorCheck) {
                 self.abort(run);
             }
             return Err(error);
@@ -277,8 +245,8 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Stores states and nodes into free places and completes the root.
-    fn prepare(&mut self, run: &mut FlushRun<S>) -> Result<()> {
+    /// Stores the shard states and directory nodes into free pages and completes the root.
+    fn prepare(&mut self, run: &mut PendingFlush<S>) -> Result<()> {
         let geometry = *self.data.geometry();
         let (work, data, taken) = (&mut self.work, &*self.data, &mut run.taken);
         let states: Vec<(usize, Vec<u8>)> = run
@@ -288,31 +256,31 @@ impl<S: Storage> Engine<S> {
             .collect();
         let sizes: Vec<u32> = states.iter().map(|(_, bytes)| geometry.pages(bytes.len())).collect();
         work.take_meta_together(data, &sizes, taken)?;
-        let mut blobs: Vec<(Arc<Place>, Vec<u8>)> = Vec::with_capacity(states.len());
-        let entry = |place: &Place, bytes: &[u8]| Entry {
-            page: place.run().page,
+        let mut blobs: Vec<(Arc<Allocation>, Vec<u8>)> = Vec::with_capacity(states.len());
+        let entry = |allocation: &Allocation, bytes: &[u8]| BlockPointer {
+            page: allocation.run().page,
             len: bytes.len() as u32,
             crc: crc32c(0, bytes),
         };
-        // A shard that is gone has an entry of nothing.
-        let mut changes: Changes =
-            run.dirty.iter().map(|(number, _)| ((0, *number as usize), Entry::default())).collect();
-        for ((number, bytes), place) in states.into_iter().zip(taken.iter()) {
-            changes.insert((0, number), entry(place, &bytes));
-            blobs.push((Arc::clone(place), bytes));
+        // A freed shard gets an empty block pointer.
+        let mut changes: DirectoryChanges =
+            run.dirty.iter().map(|(number, _)| ((0, *number as usize), BlockPointer::default())).collect();
+        for ((number, bytes), allocation) in states.into_iter().zip(taken.iter()) {
+            changes.insert((0, number), entry(allocation, &bytes));
+            blobs.push((Arc::clone(allocation), bytes));
         }
-        let mut store_node = |bytes: Vec<u8>| -> Result<Entry> {
-            let place = work.take_meta(data, geometry.pages(bytes.len()))?;
-            taken.push(Arc::clone(&place));
-            let entry = entry(&place, &bytes);
-            blobs.push((place, bytes));
+        let mut store_node = |bytes: Vec<u8>| -> Result<BlockPointer> {
+            let allocation = work.take_meta(data, geometry.pages(bytes.len()))?;
+            taken.push(Arc::clone(&allocation));
+            let entry = entry(&allocation, &bytes);
+            blobs.push((allocation, bytes));
             Ok(entry)
         };
         run.changes =
             self.directory.nodes_above(changes, run.root.shard_numbers as usize, &geometry, &mut store_node)?;
-        for (places, bytes) in neighbours_together(blobs, geometry.page_size) {
-            let places: Vec<&Place> = places.iter().map(|place| &**place).collect();
-            data.store_meta(&places, &bytes)?;
+        for (allocations, bytes) in neighbours_together(blobs, geometry.page_size) {
+            let allocations: Vec<&Allocation> = allocations.iter().map(|allocation| &**allocation).collect();
+            data.store_meta(&allocations, &bytes)?;
         }
         run.root.directory = self.directory.top_after(&run.changes);
         run.root.data_pages = self.work.space.map().pages_of(self.work.space.map().chunks());
@@ -320,37 +288,38 @@ impl<S: Storage> Engine<S> {
         Ok(())
     }
 
-    /// The check that a flush must pass before its root is stored.
-    fn check_before_root(&self, run: &FlushRun<S>) -> Result<()> {
+    /// Runs the check that a flush must pass before its root is stored.
+    fn check_before_root(&self, run: &PendingFlush<S>) -> Result<()> {
         let report = match self.options.flush_check {
             CheckLevel::Quick => quick_check(self, &run.root, &run.dirty, &run.changes),
             CheckLevel::Full => check::check(self, CheckLevel::Full, Some(&run.taken))?,
         };
-        // Cells are derived: what is wrong with them is a reason to make new ones, not to hold a flush back.
+        // Cells are derived from the vectors. Damage to them calls for a cell build and does not stop a flush.
         match report.findings.iter().find(|finding| finding.component != Component::Cells) {
             None => Ok(()),
             Some(finding) => Err(ShardexError::Inconsistent { finding: finding.to_string() }),
         }
     }
 
-    /// Gives a flush up before its root was stored: everything is as it was.
-    fn abort(&mut self, run: FlushRun<S>) {
+    /// Abandons a flush before its root was stored: the free-space map and the dirty shards are as before it.
+    fn abort(&mut self, run: PendingFlush<S>) {
         debug_assert!(run.stage == Stage::Data, "a stored root is never given up");
-        site::reach(Mark::FlushAborted);
+        reached!(FlushAborted);
         self.work.space.give_up();
-        run.taken.into_iter().for_each(|place| self.work.space.undo(place));
+        run.taken.into_iter().for_each(|allocation| self.work.space.undo(allocation));
         self.work.cells_changed |= run.cells_changed;
         self.work.dirty.extend(run.dirty.into_iter().map(|(number, _)| number));
     }
 
-    /// Step 2. If the store fails the flush waits to be gone on with, with the same bytes.
-    fn store_root(&mut self, mut run: FlushRun<S>) -> Result<FlushStep<S::File>> {
+    /// Step 2: stores the root. If the store fails, the flush stays pending and the next call stores the same bytes
+    /// again.
+    fn store_root(&mut self, mut run: PendingFlush<S>) -> Result<FlushStep<S::File>> {
         run.stage_began = self.clock.elapsed();
         match self.roots.store_next(&run.root, B3) {
             Ok(job) => Ok(self.wait(run, job)),
             Err(error) => {
-                // The root may be on the device by now: it is stored again, never given up.
-                if site::applies(Kind::ErrorCheck, true) {
+                // A failed store may have reached the device. The root is stored again and never abandoned.
+                if protects!(ErrorCheck) {
                     self.flush = Some(run);
                 }
                 Err(error)
@@ -358,11 +327,11 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Step 3. If the store fails the flush waits to be gone on with.
-    fn sync_wal(&mut self, mut run: FlushRun<S>) -> Result<FlushStep<S::File>> {
+    /// Step 3: syncs the WAL. If writing it to the file fails, the flush stays pending and the next call tries again.
+    fn sync_wal(&mut self, mut run: PendingFlush<S>) -> Result<FlushStep<S::File>> {
         run.stage_began = self.clock.elapsed();
         if self.wal.durable_lsn() >= run.root.checkpoint {
-            site::reach(Mark::WalSyncedMeanwhile);
+            reached!(WalSyncedMeanwhile);
             return Ok(self.complete(run));
         }
         if let Err(error) = self.wal.write_out() {
@@ -378,9 +347,9 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Step 4.
-    fn complete(&mut self, run: FlushRun<S>) -> FlushStep<S::File> {
-        let FlushRun { mut stats, root, changes, snapshot, mut stage_began, .. } = run;
+    /// Step 4: frees superseded allocations and WAL segments, and records the statistics.
+    fn complete(&mut self, run: PendingFlush<S>) -> FlushStep<S::File> {
+        let PendingFlush { mut stats, root, changes, snapshot, mut stage_began, .. } = run;
         stats.wal_flush_duration = self.lap(&mut stage_began);
         let geometry = *self.data.geometry();
         let before = self.roots.newest().generation;
@@ -389,13 +358,13 @@ impl<S: Storage> Engine<S> {
         }
         self.directory.apply(changes);
         self.roots.stored(root);
-        if site::applies(Kind::ErrorCheck, true) {
+        if protects!(ErrorCheck) {
             self.durable = snapshot;
         }
-        stats.places_freed = self.work.space.made_durable(self.roots.newest().generation);
+        stats.allocations_freed = self.work.space.made_durable(self.roots.newest().generation);
         let keep = match self.roots.older() {
-            // The older root is retained, and so is the WAL after its checkpoint.
-            Some(older) if site::applies(Kind::Ordering, older.epoch == self.wal.epoch()) => older.wal_start,
+            // Recovery may start from the older root, so the WAL after its checkpoint is kept too.
+            Some(older) if protects!(Ordering, older.epoch == self.wal.epoch()) => older.wal_start,
             _ => self.roots.newest().wal_start,
         };
         stats.segments_recycled = self.wal.recycle(keep);
@@ -409,7 +378,8 @@ impl<S: Storage> Engine<S> {
         FlushStep::Done(Box::new(stats))
     }
 
-    /// The last check of a flush: what each part says of how far it is. Our own mistake if it fails.
+    /// Asserts that checkpoint, durable LSN, last LSN and directory agree: the last check of a flush. A failure is a
+    /// bug of the engine.
     fn check_pointers(&self) {
         let newest = self.roots.newest();
         assert!(newest.checkpoint <= self.wal.durable_lsn(), "the checkpoint is ahead of the durable WAL");
@@ -418,20 +388,25 @@ impl<S: Storage> Engine<S> {
     }
 }
 
-/// Puts neighbouring places together, so that what lies together is stored by one call.
-fn neighbours_together(mut blobs: Vec<(Arc<Place>, Vec<u8>)>, page_size: usize) -> Vec<(Vec<Arc<Place>>, Vec<u8>)> {
-    blobs.sort_by_key(|(place, _)| place.run());
-    let mut together: Vec<(Vec<Arc<Place>>, Vec<u8>)> = Vec::new();
-    for (place, bytes) in blobs {
+/// Joins the bytes of adjacent allocations, so that one call stores each adjacent group.
+fn neighbours_together(
+    mut blobs: Vec<(Arc<Allocation>, Vec<u8>)>,
+    page_size: usize,
+) -> Vec<(Vec<Arc<Allocation>>, Vec<u8>)> {
+    blobs.sort_by_key(|(allocation, _)| allocation.run());
+    let mut together: Vec<(Vec<Arc<Allocation>>, Vec<u8>)> = Vec::new();
+    for (allocation, bytes) in blobs {
         match together.last_mut() {
-            Some((places, buffer)) if places.last().is_some_and(|last| last.run().end() == place.run().page) => {
-                let pages: u32 = places.iter().map(|place| place.run().pages).sum();
+            Some((allocations, buffer))
+                if allocations.last().is_some_and(|last| last.run().end() == allocation.run().page) =>
+            {
+                let pages: u32 = allocations.iter().map(|allocation| allocation.run().pages).sum();
                 buffer.resize(pages as usize * page_size, 0);
-                site::reach(Mark::StatesTogether);
+                reached!(StatesTogether);
                 buffer.extend_from_slice(&bytes);
-                places.push(place);
+                allocations.push(allocation);
             }
-            _ => together.push((vec![place], bytes)),
+            _ => together.push((vec![allocation], bytes)),
         }
     }
     together

@@ -1,10 +1,11 @@
-//! The lock of a directory, and what is in it once nobody else can change that.
+//! The lock of a directory, and the list of its files taken under that lock.
 //!
-//! Two files are locked, in this order: `LOCK`, which may be the first file of an index, and `data`, whose inode never changes in
-//! an index's life. Whoever removes `LOCK` while an index is open lets the next open make and lock another file of that name,
-//! and that open is refused at `data`. (The root file would not do: recovery replaces it.)
+//! Two files are locked, in this order: `LOCK`, which may be the first file of an index, and `data`, whose inode never
+//! changes during the life of an index. If `LOCK` is removed while an index is open, the next open creates and locks
+//! another file of that name. The lock of `data` then refuses that open. The root file would not serve, because
+//! recovery replaces it.
 //!
-//! A reader that only reads needs neither lock, so that there is room for readers in other processes.
+//! A process that only reads would need neither lock, so the design leaves room for readers in other processes.
 
 use super::names;
 use crate::{
@@ -13,26 +14,29 @@ use crate::{
     storage::{Storage, StorageLock as _},
 };
 
-/// A directory that is locked.
+/// A locked directory and the list of its files.
 pub(super) struct LockedDirectory<S: Storage> {
-    /// Released first: who gets the directory's lock shall get this one too.
+    /// Dropped first, so that the next owner of the directory's lock finds this lock free too.
     data: Option<S::Lock>,
     directory: S::Lock,
-    /// Names of its files, sorted, without those that are tolerated.
+    /// Sorted names of the files in the directory, without the tolerated ones.
     pub(super) found: Vec<String>,
 }
 
 impl<S: Storage> LockedDirectory<S> {
-    /// Takes the lock, then looks at the directory: what is seen before may be in the middle of somebody else's `create`.
+    /// Takes the lock, then lists the directory. A list taken before the lock could show an unfinished `create` of
+    /// another process.
     ///
     /// # Errors
-    /// `Locked`, `Io`: no file is left behind that this made.
+    /// Returns `Locked`, `Io`, or `Corruption` if `data` is a directory. The file `LOCK` is removed if this call
+    /// created it.
     pub(super) fn take(storage: &S) -> Result<Self> {
         let directory = storage.lock(names::LOCK)?;
         let data_and_list = || {
             let mut found = storage.list()?;
             found.retain(|name| !names::TOLERATED.contains(&name.as_str()));
-            let data = if has(&found, names::DATA) { Some(storage.lock(names::DATA).map_err(not_a_file)?) } else { None };
+            let data =
+                if has(&found, names::DATA) { Some(storage.lock(names::DATA).map_err(not_a_file)?) } else { None };
             Ok((found, data))
         };
         match data_and_list() {
@@ -44,29 +48,29 @@ impl<S: Storage> LockedDirectory<S> {
         }
     }
 
-    /// Whether there is a file of this name.
+    /// Reports whether the directory holds a file of this name.
     pub(super) fn has(&self, name: &str) -> bool {
         has(&self.found, name)
     }
 
-    /// The lock of the index that is there.
+    /// Converts the locks into the lock of the existing index.
     pub(super) fn into_lock(self) -> IndexLock {
         IndexLock::new(self.directory, self.data)
     }
 
-    /// The lock of the index that is being made: its data file was created just now.
+    /// Converts the locks into the lock of a new index, whose data file was just created.
     pub(super) fn into_lock_of_new(self, storage: &S) -> Result<IndexLock> {
         let data = storage.lock(names::DATA)?;
         Ok(IndexLock::new(self.directory, Some(data)))
     }
 
-    /// Removes the file `LOCK` if taking the lock made it.
+    /// Removes the file `LOCK` if taking the lock created it.
     pub(super) fn withdraw(&self) {
         self.directory.withdraw();
     }
 }
 
-/// What is not a file is in the place of one: damage.
+/// Turns the error of locking a directory in the place of a file into `Corruption`.
 fn not_a_file(error: ShardexError) -> ShardexError {
     match error {
         ShardexError::Io { path, source, .. } if source.kind() == std::io::ErrorKind::IsADirectory => {

@@ -1,17 +1,18 @@
 //! Names of the files of an index.
 
-/// Extents, shard states and the directory.
+/// Data file: extents, shard states, directory nodes and cells.
 pub const DATA: &str = crate::lease::LENDING;
-/// The write-ahead log.
+/// Write-ahead log.
 pub const WAL: &str = "wal";
-/// The two roots. That this file exists makes a directory an index.
+/// Root file, with the two roots. A directory with this file is an index.
 pub const ROOT: &str = "root";
-/// The root file before `create` is done.
+/// New root file before its rename to [`ROOT`]: in `create`, and when recovery replaces the root file.
 pub const ROOT_NEW: &str = "root.new";
-/// The lock.
+/// Lock file.
 pub const LOCK: &str = "LOCK";
-/// All of them.
+/// Every file name that an index may use.
 pub const ALL: [&str; 5] = [DATA, WAL, ROOT, ROOT_NEW, LOCK];
 
-/// Entries that a file system or a desktop puts into a fresh volume. An index beside them is fine, and they stay.
+/// Entries that a file system or a desktop creates in an empty volume. An index may share a directory with them, and
+/// they are never removed.
 pub const TOLERATED: [&str; 2] = ["lost+found", ".DS_Store"];

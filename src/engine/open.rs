@@ -1,12 +1,7 @@
-//! Open: what is in a directory, under its lock, or why that is no index.
+//! Open: turns a directory, under its lock, into an engine, or explains why it is no index.
 
 use super::{
-    Engine,
-    assemble::Origin,
-    found::Found,
-    lock::LockedDirectory,
-    names,
-    purposes::CLEAR,
+    assemble::Origin, core::Engine, index_files::IndexFiles, lock::LockedDirectory, names, purposes::CLEAR,
     stats::RecoveryStats,
 };
 use crate::{
@@ -17,13 +12,24 @@ use crate::{
     storage::{Storage, StorageFile},
 };
 
-/// Opens what is there.
-pub(super) fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> Result<Engine<S>> {
+impl<S: Storage> Engine<S> {
+    /// Opens an index and recovers it after a crash.
+    ///
+    /// # Errors
+    /// Returns `NotFound`, `Locked`, `NotAnIndex`, `UnsupportedVersion`, `Corruption`, `Io`, or `Config` (an invalid
+    /// option, or a page size that this storage cannot serve).
+    pub fn open(storage: S, options: OpenOptions, env: &Env) -> Result<Self> {
+        open(storage, options, env)
+    }
+}
+
+/// Opens an existing index.
+fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> Result<Engine<S>> {
     options.validate()?;
     if !storage.exists()? {
         return Err(missing(&storage, "there is no such directory"));
     }
-    // Where nothing of an index lies, no lock is needed, and none is left behind.
+    // A directory without any file of an index needs no lock, so no lock file is created in it.
     if !storage.list()?.iter().any(|name| names::ALL.contains(&name.as_str())) {
         return Err(missing(&storage, NO_ROOT));
     }
@@ -37,7 +43,7 @@ fn missing<S: Storage>(storage: &S, reason: &str) -> ShardexError {
     ShardexError::NotFound { path: storage.path(), reason: reason.to_owned() }
 }
 
-/// Opens what is there, under the lock. If that fails, no file is left behind that taking the lock made.
+/// Opens an existing index under its lock. If that fails, the files that taking the lock created are removed.
 pub(super) fn open_locked<S: Storage>(
     storage: S,
     locked: LockedDirectory<S>,
@@ -63,9 +69,9 @@ pub(super) fn open_locked<S: Storage>(
             storage.remove(names::ROOT_NEW, CLEAR)?;
             recovery.leftovers_removed += 1;
         }
-        let found = Found::read(&storage, lock, recovery)?;
+        let found = IndexFiles::read(&storage, lock, recovery)?;
         let began = env.clock.elapsed();
-        let mut engine = found.engine(storage, options, env, Origin::Found)?;
+        let mut engine = found.engine(storage, options, env, Origin::Existing)?;
         engine.recover()?;
         engine.recovery.duration = env.clock.elapsed().saturating_sub(began);
         Ok(engine)
@@ -73,11 +79,13 @@ pub(super) fn open_locked<S: Storage>(
     open().inspect_err(|_| kept.withdraw())
 }
 
-/// Why a directory without a root file is not what an interrupted `create` left, if it is not: one that was interrupted has
-/// stored headers alone. Where there is more, there was an index, whose root file is gone, and nothing of it may be cleared.
+/// Returns an error if a directory without a root file is not the remains of an interrupted `create`.
+///
+/// An interrupted `create` has stored only file headers. A `data` or `wal` file with more content belongs to an index
+/// whose root file is missing, and none of it may be removed.
 ///
 /// # Errors
-/// `Io`.
+/// Returns `Io`.
 pub(super) fn lost_root<S: Storage>(storage: &S, found: &[String]) -> Result<Option<ShardexError>> {
     for name in [names::DATA, names::WAL].into_iter().filter(|name| found.iter().any(|found| found == name)) {
         if holds_more_than_a_header(&*storage.open(name)?, storage.page_size())? {
@@ -91,7 +99,7 @@ pub(super) fn lost_root<S: Storage>(storage: &S, found: &[String]) -> Result<Opt
     Ok(None)
 }
 
-/// Whether a byte behind the file's first page is not zero.
+/// Reports whether any byte after the first page of the file is not zero.
 fn holds_more_than_a_header<F: StorageFile>(file: &F, page_size: usize) -> Result<bool> {
     let len = file.len()?;
     let mut at = page_size as u64;

@@ -1,10 +1,10 @@
-//! Purposes of operations that several steps share and that are no barrier.
+//! Purposes of operations that are shared by several steps and are not barriers.
 
 use crate::storage::Purpose;
 
-/// Making files and directories.
+/// Creating files and directories.
 pub(super) const MAKE: Purpose = Purpose("create");
-/// Taking away what an interrupted `create` has left.
+/// Removing the files of an interrupted `create`, or a `root.new` that a crash or a failed attempt left.
 pub(super) const CLEAR: Purpose = Purpose("create: clear an interrupted one");
-/// Giving the root file its name.
+/// Renaming `root.new` to `root`.
 pub(super) const NAME: Purpose = Purpose("create: commit");

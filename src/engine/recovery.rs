@@ -1,48 +1,56 @@
-//! Open: from whatever is in the directory to an engine that may write.
+//! Recovery: turns the files found by an open into an engine that may write.
 //!
-//! After a crash, in this order (R10: what can be read may be in the page cache alone, so what recovery relies on is stored
-//! anew and synced before anything is accepted or freed):
+//! After a crash, data that can be read may exist only in the page cache (R10). So recovery stores again and syncs the
+//! bytes that it relies on, before anything is accepted or freed. The steps, in this order:
 //!
-//! (a) The newest root is stored again and synced: **B4**. If it is of epoch 1, the root file is made anew and its entry
-//!     synced (**E2**, **E1**, see invariant 1).
-//! (b) The WAL is replayed from its checkpoint. A flush stores a root at the tail's end: its shards' new bytes are synced
-//!     (**B2**), then it (**B3**). It carries a new epoch of the WAL, so that nothing behind a torn tail can ever continue
-//!     a chain.
-//! (c) The same state is stored as one more root in the other slot and synced: **B5**. Now both roots know the new epoch,
-//!     whichever of them rots later, and neither needs the WAL from before the crash.
+//! (a) The newest root and then the older one are stored again, with a sync after each: **B4**. If only one slot was
+//!     readable, both get its root. If the newest root is of epoch 1, a new root file replaces the old one, and its
+//!     content and its entry are synced (**E2**, **E1**, see invariant 1).
+//! (b) The WAL is replayed from the checkpoint of the newest root. A flush stores a root at the end of the tail: the
+//!     new bytes of its shards are synced (**B2**), then the root (**B3**). The root carries a new epoch of the WAL, so
+//!     nothing behind a torn tail can ever continue a chain.
+//! (c) The same state is stored as one more root in the other slot and synced: **B5**. Both roots now name the new
+//!     epoch. If either rots later, the other does not need the WAL from before the crash.
 //!
-//! Only then is anything appended or freed. A crash anywhere in this leaves one of the roots that were there, or a newer
-//! one of the same state: recovery begins again and comes to the same end.
+//! Nothing is appended or freed before that. A crash at any point leaves one of the old roots, or a newer root of the
+//! same state. The next recovery then starts again and reaches the same result.
 //!
-//! After a clean close (a closing mark ends the WAL, the roots follow one another, and nothing is to be replayed) no byte is
-//! stored until the first write; then the rest of (a), (b) and (c) come first.
+//! After a clean close, no byte is stored until the first write. A close was clean if a closing mark ends the WAL, the
+//! two roots follow each other, no record needs a replay, and the WAL segment of the older root still exists. The first
+//! write then runs the rest of (a), then (b) and (c).
 //!
 //! Invariant:
-//! 1. The entry of a root file that holds a root of epoch 2 or later is durable. `create` makes files of epoch 1, and may end
-//!    before its last sync of the directory, or have it fail; then a later sync may do nothing (R8). An open can't tell: the
-//!    page cache may have shown an earlier open an empty log, which replaced the file, and show this one a used log. So
-//!    whatever an open believes, it replaces a file of epoch 1, which gives the entry a change that a sync covers, before
-//!    it stores a root of epoch 2 there; and before it stores anything into places that the roots it found say are free, for an
-//!    older file that a power cut brought back might name them. The entries of `data` and `wal` are durable before a root file has its name (C3).
+//! 1. The directory entry of a root file that holds a root of epoch 2 or later is durable. `create` makes files of
+//!    epoch 1. It may end before its last sync of the directory, or that sync may fail. Then a later sync may do
+//!    nothing (R8). An open cannot detect this. The page cache may have shown an empty WAL to an earlier open, which
+//!    then replaced the file, and it may show a used WAL to this open. So an open replaces a root file of epoch 1
+//!    regardless of the apparent content of the WAL, in a recovery or before its first write. The replacement gives the
+//!    entry a change that a sync covers. It happens before a root of epoch 2 is stored in the file. It also happens
+//!    before anything is stored into pages that the roots describe as free, because an older file that a power cut
+//!    brings back might name them. The entries of `data` and `wal` are durable before a root file has its name (C3).
 
 use super::{
-    Engine, apply,
+    apply,
     assemble::wal_limits,
     barriers::{B4, B5, E1, E2},
-    batch, names,
+    batch,
+    core::Engine,
+    names,
     purposes::NAME,
+    roots,
 };
 use crate::{
     error::{Result, ShardexError},
+    failpoint::{holds, protects, reached},
     format::{frame::FrameKind, record, root::Root},
     lease::PlainFile,
-    site::{self, Mark},
     storage::Storage,
     wal::{self, Record, Tail, WalLayout, WalWriter},
 };
 
 impl<S: Storage> Engine<S> {
-    /// Goes on from what was found to where the last call ended that was acknowledged; see the [module](self).
+    /// Recovers the state after the last acknowledged call from the files that were found. The [module](self) describes
+    /// the steps.
     pub(super) fn recover(&mut self) -> Result<()> {
         let &Root { wal_start: start, checkpoint, epoch, .. } = self.roots.newest();
         let layout = WalLayout::new(self.data.geometry());
@@ -50,95 +58,109 @@ impl<S: Storage> Engine<S> {
         let replay = |apply: &mut dyn FnMut(Record) -> Result<()>| {
             wal::replay(source.raw(), layout, (self.index_id, epoch), start, checkpoint, apply)
         };
-        // Once without applying: whether this was a clean close decides whether (a) comes first.
+        // A first pass without applying: whether the index was closed cleanly decides whether (a) runs before the
+        // replay.
         let tail = replay(&mut |_| Ok(()))?;
-        let paired = site::holds(site::Kind::ErrorCheck, self.is_paired()) && self.older_reaches(epoch)?;
+        let paired = holds!(ErrorCheck, self.is_paired()) && self.older_reaches(epoch)?;
         if tail.closed && tail.records == 0 && paired {
             self.start_after(tail)?;
-            site::reach(Mark::CleanOpen);
+            reached!(CleanOpen);
             return Ok(());
         }
         self.recovery.crashed = !tail.closed;
         self.recovery.torn_tail = tail.torn;
+        // Tail for an engine without a complete replay: first without any replayed record, then with the records
+        // replayed before the failure.
+        let replayed = Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() };
         if self.read_only.is_some() {
-            // A file has holes and no room for them, so nothing can be stored: serves the state of the root.
-            site::reach(Mark::ReadOnly);
-            return self.start_after(Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() });
+            // A file has holes and the device no room for them, so nothing can be stored. The engine serves the state
+            // of the newest root.
+            reached!(ReadOnly);
+            return self.start_after(replayed);
         }
-        self.counters.barriers += 1;
-        match self.roots.restore(B4) {
+        self.counters.barriers += roots::SLOTS as u64;
+        let restored = self.roots.restore(B4);
+        if !self.has_room(restored)? {
+            return self.start_after(replayed);
+        }
+        if protects!(Ordering) {
+            let replaced = self.make_root_file_anew();
+            if !self.has_room(replaced)? {
+                return self.start_after(replayed);
+            }
+        }
+        self.replay_all(&source, (tail, replayed))?;
+        let numbers: Vec<u32> = (0..self.work.shards.len() as u32).collect();
+        self.publish(&numbers);
+        if self.read_only.is_some() {
+            reached!(ReadOnly);
+            return Ok(());
+        }
+        let opened = self.open_epoch();
+        self.has_room(opened).map(drop)
+    }
+
+    /// Reports whether a step of the recovery found room. Without room the index becomes read-only.
+    fn has_room(&mut self, done: Result<()>) -> Result<bool> {
+        match done {
             Err(error) if error.is_out_of_space() => {
                 self.read_only = Some(error);
-                site::reach(Mark::ReadOnly);
-                return self.start_after(Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() });
+                reached!(ReadOnly);
+                Ok(false)
             }
-            done => done?,
+            done => done.map(|()| true),
         }
-        if site::applies(site::Kind::Ordering, true) {
-            match self.make_root_file_anew() {
-                Err(error) if error.is_out_of_space() => {
-                    self.read_only = Some(error);
-                    site::reach(Mark::ReadOnly);
-                    return self.start_after(Tail {
-                        last: checkpoint,
-                        newest_epoch: tail.newest_epoch,
-                        ..Tail::default()
-                    });
-                }
-                done => done?,
-            }
-        }
-        let mut replayed = Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() };
+    }
+
+    /// Replays the WAL from the newest root's checkpoint. `tail` is its end, `replayed` that of a replay of nothing. Without disk
+    /// space the index serves the records that were replayed.
+    fn replay_all(&mut self, source: &PlainFile<S::File>, (tail, mut replayed): (Tail, Tail)) -> Result<()> {
+        let &Root { wal_start: start, checkpoint, epoch, .. } = self.roots.newest();
+        let layout = WalLayout::new(self.data.geometry());
         let applied = wal::replay(source.raw(), layout, (self.index_id, epoch), start, checkpoint, |record| {
             self.replay_record(&record)?;
             replayed.last = record.lsn;
             Ok(())
         });
         match applied {
-            Ok(_) => self.start_after(tail)?,
+            Ok(_) => self.start_after(tail),
             Err(error) if error.is_out_of_space() => {
-                // Serves what it could replay; the WAL and the roots are as they were.
-                self.start_after(replayed)?;
+                // The WAL and the roots are unchanged.
                 self.read_only = Some(error);
+                self.start_after(replayed)
             }
-            Err(error) => return Err(error),
-        }
-        let numbers: Vec<u32> = (0..self.work.shards.len() as u32).collect();
-        self.publish(&numbers);
-        if self.read_only.is_some() {
-            site::reach(Mark::ReadOnly);
-            return Ok(());
-        }
-        match self.open_epoch() {
-            Err(error) if error.is_out_of_space() => {
-                self.read_only = Some(error);
-                site::reach(Mark::ReadOnly);
-                Ok(())
-            }
-            done => done,
+            Err(error) => Err(error),
         }
     }
 
-    /// Whether the two roots follow one another in one epoch. An epoch is written to only when two roots of it do: else a slot holds
-    /// something older than it should, and that is mended now, for the other one may rot later.
+    /// Reports whether the two roots are consecutive generations of one epoch.
+    ///
+    /// Records are appended to an epoch only after two roots name it. Otherwise a slot holds an older root than it
+    /// should. Recovery repairs that now, because the other slot may rot later.
     fn is_paired(&self) -> bool {
         let newest = self.roots.newest();
         let follows = |older: &Root| older.epoch == newest.epoch && older.generation.next() == newest.generation;
         self.roots.older().is_some_and(follows)
     }
 
-    /// Whether the log behind the older root is still there, as far as nothing was stored over it. A slot that went back by one
-    /// store holds the root before it, and follows the other as if it were its place; but for that root the log was let go.
+    /// Reports whether the WAL that the older root needs still exists, as far as no segment was reused for later
+    /// records.
+    ///
+    /// A slot that returns its previous content holds the root before the expected one, and the two roots look
+    /// consecutive. But the WAL of that root was already recycled.
     fn older_reaches(&self, epoch: u64) -> Result<bool> {
         let Some(older) = self.roots.older().filter(|older| older.checkpoint < self.roots.newest().checkpoint) else {
             return Ok(true);
         };
         let layout = WalLayout::new(self.data.geometry());
-        let found = wal::has_segment(self.wal_file.raw(), layout, (self.index_id, epoch), older.wal_start.seq)?;
-        Ok(site::holds(site::Kind::ErrorCheck, found))
+        // The newest root's first segment may not exist yet. What lies in it belongs to that root.
+        let first = older.wal_start.seq;
+        let needed = first..self.roots.newest().wal_start.seq.max(first + 1);
+        let found = wal::has_segments(self.wal_file.raw(), layout, (self.index_id, epoch), needed)?;
+        Ok(holds!(ErrorCheck, found))
     }
 
-    /// LSNs go on after the tail, in an epoch that no segment is of.
+    /// Starts the WAL writer after the tail, in an epoch that no segment belongs to.
     fn start_after(&mut self, tail: Tail) -> Result<()> {
         let layout = WalLayout::new(self.data.geometry());
         self.wal = WalWriter::start_epoch(
@@ -162,7 +184,7 @@ impl<S: Storage> Engine<S> {
         let operations = match record.kind {
             FrameKind::Add => {
                 let postings = record::decode_add(&record.payload, self.data.geometry().dimension).map_err(damaged)?;
-                // What was accepted once is so again, unless these are other bytes.
+                // Records hold only valid batches, so an invalid one means that the bytes differ from those written.
                 let rows = batch::rows(&postings, self.data.geometry())
                     .map_err(|e| damaged(crate::format::FormatError::new(0, e.to_string())))?;
                 let context = self.context();
@@ -178,17 +200,17 @@ impl<S: Storage> Engine<S> {
             FrameKind::Pad | FrameKind::Close => 0,
         };
         self.recovery.records_replayed += 1;
-        site::reach(Mark::RecordReplayed);
+        reached!(RecordReplayed);
         self.recovery.operations_replayed += operations as u64;
         Ok(())
     }
 
-    /// Makes both roots know the epoch that is to be appended to: steps (b) and (c). Nothing to do if they do.
+    /// Makes both roots name the epoch to append to: steps (b) and (c). Does nothing if they already do.
     ///
     /// # Errors
     /// As [`flush`](Self::flush).
     pub(super) fn open_epoch(&mut self) -> Result<()> {
-        if site::holds(site::Kind::Ordering, self.epoch_open) {
+        if holds!(Ordering, self.epoch_open) {
             return Ok(());
         }
         self.flush_once(true)?;
@@ -205,10 +227,11 @@ impl<S: Storage> Engine<S> {
         Ok(())
     }
 
-    /// Replaces a root file of epoch 1, so that its entry is durable: invariant 1 of the [module](self). No flush is under way,
-    /// whose root the new file would lack.
+    /// Replaces a root file of epoch 1, so that its directory entry is durable: invariant 1 of the [module](self).
+    ///
+    /// No flush may be in progress, because the new file would lack its root.
     pub(super) fn make_root_file_anew(&mut self) -> Result<()> {
-        if self.roots.is_anew() || site::holds(site::Kind::Ordering, self.roots.newest().epoch > 1) {
+        if self.roots.is_anew() || holds!(Ordering, self.roots.newest().epoch > 1) {
             return Ok(());
         }
         let file = self.roots.copy_to_new_file(&self.storage, &self.lock)?;
@@ -217,9 +240,9 @@ impl<S: Storage> Engine<S> {
             return Err(self.poison(error));
         }
         self.storage.rename(names::ROOT_NEW, names::ROOT, NAME)?;
-        // Opened anew, for it has another name now.
+        // The file is opened again under its new name.
         self.roots.use_file(PlainFile::open(&self.storage, names::ROOT, &self.lock)?);
-        site::reach(Mark::RootFileReplaced);
+        reached!(RootFileReplaced);
         self.counters.barriers += 1;
         self.storage.sync_dir(E1).map_err(|error| self.poison(error))
     }

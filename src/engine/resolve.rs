@@ -1,4 +1,4 @@
-//! Removals resolved before they are logged: which of the documents that a caller names are stored.
+//! Resolves removals before they are recorded in the WAL: finds which of the named documents are stored.
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
@@ -10,13 +10,13 @@ use crate::{
     storage::StorageFile,
 };
 
-/// Postings that are looked at in the time that the lookup of one id takes, at the least.
+/// Lower bound on the number of postings that a scan compares in the time of one lookup.
 const LOOKUP_POSTINGS: u128 = 64;
 
-/// The documents of these that have a posting, in the order given, each once.
+/// Returns the given documents that have a posting, in the given order, each once.
 ///
 /// # Errors
-/// `Io`, `Corruption` of a shard that may hold one of them.
+/// Returns `Io`, or `Corruption` if a shard that may hold one of the documents is damaged.
 pub fn documents<F: StorageFile>(
     work: &mut Working<F>,
     data: &DataFile<F>,
@@ -46,12 +46,12 @@ pub fn documents<F: StorageFile>(
     Ok(stored)
 }
 
-/// The documents in a range that have a posting, in ascending order.
+/// Returns the documents of a range that have a posting, in ascending order.
 ///
-/// Cost: a lookup for each id of a range that is smaller than the index, else a look at every posting.
+/// Cost: a lookup for each id of the range if that is cheaper than a scan, otherwise a scan of every posting.
 ///
 /// # Errors
-/// `Io`, `Corruption` of any shard that is looked into.
+/// Returns `Io`, or `Corruption` if a shard that the lookup or the scan reads is damaged.
 pub fn range<F: StorageFile>(
     work: &mut Working<F>,
     data: &DataFile<F>,
@@ -61,7 +61,7 @@ pub fn range<F: StorageFile>(
     if first > last {
         return Ok(Vec::new());
     }
-    // A lookup asks the filters of all shards, a posting that is looked at costs a comparison.
+    // A lookup tests the filters of all shards. A scanned posting costs one comparison.
     if (last - first).saturating_mul(LOOKUP_POSTINGS) < u128::from(work.totals.live) {
         return documents(work, data, (first..=last).map(DocumentId));
     }

@@ -1,8 +1,8 @@
-//! The root file: two slots, each on a page of its own, of which at least one always holds a durable root.
+//! The root file: two slots, each on its own page. At least one slot always holds a durable root.
 //!
 //! Invariants:
-//! 1. A store goes into the slot that does not hold the last durable root.
-//! 2. `newest` and `older` are durable; nothing that either names is free.
+//! 1. A store goes into the slot that does not hold the newest durable root.
+//! 2. `newest` and `older` are durable. No page that either names is free.
 
 use super::{
     names,
@@ -10,31 +10,31 @@ use super::{
 };
 use crate::{
     error::{Result, ShardexError},
+    failpoint::{holds, reached},
     format::{
-        header::{self, Kind, ROOT_MAGIC},
+        header::{self, FileKind, ROOT_MAGIC},
         root::{ROOT_BYTES, Root},
     },
     lease::{IndexLock, PlainFile, SyncJob},
     limits::FORMAT_VERSION,
-    site::{self, Mark},
     storage::{Purpose, Storage, StorageFile},
 };
 
 const STORE: Purpose = Purpose("root: store");
 
-/// Slots of the file.
+/// Number of slots in the root file.
 pub const SLOTS: usize = 2;
 
-/// What one slot holds.
+/// Content of a root slot.
 #[derive(Debug, Clone)]
-pub enum Slot {
-    /// A root.
+pub enum RootSlot {
+    /// Valid root.
     Valid(Box<Root>),
-    /// Nothing that can be used, and why.
+    /// Unreadable slot, with the reason.
     Unreadable(String),
 }
 
-/// The root file.
+/// The open root file and its two roots.
 #[derive(Debug)]
 pub struct Roots<F> {
     file: PlainFile<F>,
@@ -42,41 +42,42 @@ pub struct Roots<F> {
     newest: Root,
     newest_slot: usize,
     older: Option<Root>,
-    /// The file was put in the place of one that was there.
+    /// Whether this open replaced the root file by a new one.
     is_anew: bool,
-    /// A store over the older root has begun: what its slot holds is not known.
+    /// Whether a store over the older root has begun, so that the content of its slot is unknown.
     storing: bool,
     bytes_stored: u64,
 }
 
-/// Reads both slots.
+/// Reads both slots of the root file.
 ///
 /// # Errors
-/// `Io` (a slot that cannot be read may hold the newest root, so there is no way on); `NotAnIndex`,
-/// `UnsupportedVersion` or `Corruption` if neither holds a root.
-pub fn read_slots<F: StorageFile>(file: &F, page_size: usize) -> Result<[Slot; SLOTS]> {
+/// Returns `Io` if a slot cannot be read: it may hold the newest root, so the older one must not be used. If neither
+/// slot holds a valid root, returns `UnsupportedVersion` if both are of the same other version, `NotAnIndex` if neither
+/// has the magic of a root, otherwise `Corruption`.
+pub fn read_slots<F: StorageFile>(file: &F, page_size: usize) -> Result<[RootSlot; SLOTS]> {
     let mut slots = [const { None }; SLOTS];
-    let mut kinds = [Kind::Foreign; SLOTS];
+    let mut kinds = [FileKind::Foreign; SLOTS];
     for (i, slot) in slots.iter_mut().enumerate() {
         let offset = i * page_size;
         let mut bytes = [0; ROOT_BYTES];
         if file.len()? < (offset + ROOT_BYTES) as u64 {
-            *slot = Some(Slot::Unreadable(format!("slot {i}: the file ends before it")));
+            *slot = Some(RootSlot::Unreadable(format!("slot {i}: the file ends before it")));
             continue;
         }
         file.read_at(offset as u64, &mut bytes)?;
         kinds[i] = header::kind(&bytes, &ROOT_MAGIC);
         *slot = Some(match Root::decode(&bytes) {
-            Ok(root) => Slot::Valid(Box::new(root)),
-            Err(error) => Slot::Unreadable(format!("slot {i}: {error}")),
+            Ok(root) => RootSlot::Valid(Box::new(root)),
+            Err(error) => RootSlot::Unreadable(format!("slot {i}: {error}")),
         });
     }
-    let slots = slots.map(|slot| slot.unwrap_or_else(|| Slot::Unreadable(String::new())));
+    let slots = slots.map(|slot| slot.unwrap_or_else(|| RootSlot::Unreadable(String::new())));
     let reasons: Vec<&str> = slots
         .iter()
         .filter_map(|slot| match slot {
-            Slot::Valid(_) => None,
-            Slot::Unreadable(why) => Some(why.as_str()),
+            RootSlot::Valid(_) => None,
+            RootSlot::Unreadable(why) => Some(why.as_str()),
         })
         .collect();
     if reasons.len() < SLOTS {
@@ -85,15 +86,15 @@ pub fn read_slots<F: StorageFile>(file: &F, page_size: usize) -> Result<[Slot; S
     let versions: Vec<u32> = kinds
         .iter()
         .filter_map(|kind| match kind {
-            Kind::OtherVersion(version) => Some(*version),
+            FileKind::OtherVersion(version) => Some(*version),
             _ => None,
         })
         .collect();
     let path = file.path();
     Err(match versions.as_slice() {
-        // Both slots agree: this is no damage.
+        // Two slots of the same other version are not damage.
         [a, b] if a == b => ShardexError::UnsupportedVersion { file: path, found: *a, supported: FORMAT_VERSION },
-        _ if kinds.iter().all(|kind| *kind == Kind::Foreign) => {
+        _ if kinds.iter().all(|kind| *kind == FileKind::Foreign) => {
             ShardexError::NotAnIndex { file: path, reason: reasons.join("; ") }
         }
         _ => ShardexError::Corruption { file: path, offset: 0, what: reasons.join("; ") },
@@ -101,17 +102,18 @@ pub fn read_slots<F: StorageFile>(file: &F, page_size: usize) -> Result<[Slot; S
 }
 
 impl<F: StorageFile> Roots<F> {
-    /// Roots as they were read: `newest` from slot `newest_slot`, `older` from the other one if it is valid.
+    /// Creates the state of the root file from roots that were read: `newest` from slot `newest_slot`, and `older` from
+    /// the other slot if that is valid.
     #[must_use]
     pub fn new(file: PlainFile<F>, newest: Root, newest_slot: usize, older: Option<Root>) -> Self {
         let page_size = newest.geometry.page_size;
         Self { file, page_size, newest, newest_slot, older, is_anew: false, storing: false, bytes_stored: 0 }
     }
 
-    /// The file of a new index: both slots hold the root, under two generations.
+    /// Stores the first root of a new index in both slots, as generations 1 and 2.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`.
+    /// Returns `OutOfSpace` or `Io`.
     pub fn store_first(file: &PlainFile<F>, root: &Root) -> Result<()> {
         file.raw().allocate((SLOTS * root.geometry.page_size) as u64, Purpose("root: allocate"))?;
         for i in 0..SLOTS {
@@ -121,25 +123,29 @@ impl<F: StorageFile> Roots<F> {
         Ok(())
     }
 
-    /// A file `root.new` that holds what the slots hold. It takes the place of the root file by a rename.
+    /// Creates a file `root.new` with the content of the slots, to replace the root file by a rename. A slot without a
+    /// valid root gets the newest root.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`: nothing has changed; to be called again.
-    pub fn copy_to_new_file<S: Storage<File = F>>(&self, storage: &S, lock: &IndexLock) -> Result<PlainFile<F>> {
+    /// Returns `OutOfSpace` or `Io`: nothing has changed, and the call can be repeated.
+    pub fn copy_to_new_file<S: Storage<File = F>>(&mut self, storage: &S, lock: &IndexLock) -> Result<PlainFile<F>> {
         if storage.list()?.iter().any(|name| name == names::ROOT_NEW) {
-            // Left by a try that failed.
+            // A failed attempt left this file.
             storage.remove(names::ROOT_NEW, CLEAR)?;
         }
         let file = PlainFile::create(storage, names::ROOT_NEW, MAKE, lock)?;
         file.raw().allocate((SLOTS * self.page_size) as u64, Purpose("root: allocate"))?;
         for slot in 0..SLOTS {
             let older = self.older.as_ref().filter(|_| slot != self.newest_slot);
-            file.store((slot * self.page_size) as u64, &older.unwrap_or(&self.newest).encode(), STORE)?;
+            let bytes = older.unwrap_or(&self.newest).encode();
+            file.store((slot * self.page_size) as u64, &bytes, STORE)?;
+            self.bytes_stored += bytes.len() as u64;
         }
         Ok(file)
     }
 
-    /// Goes on with the file of [`copy_to_new_file`](Self::copy_to_new_file), which has taken the place of the one before.
+    /// Switches to the file of [`copy_to_new_file`](Self::copy_to_new_file), after the rename that made it the root
+    /// file.
     pub fn use_file(&mut self, file: PlainFile<F>) {
         self.file = file;
         self.is_anew = true;
@@ -148,37 +154,37 @@ impl<F: StorageFile> Roots<F> {
         }
     }
 
-    /// Whether this open has replaced the file.
+    /// Reports whether this open has replaced the root file.
     #[must_use]
     pub fn is_anew(&self) -> bool {
         self.is_anew
     }
 
-    /// The newest durable root.
+    /// Returns the newest durable root.
     #[must_use]
     pub fn newest(&self) -> &Root {
         &self.newest
     }
 
-    /// The durable root before it, if its slot can be read.
+    /// Returns the durable root before the newest, if its slot is readable.
     #[must_use]
     pub fn older(&self) -> Option<&Root> {
         self.older.as_ref()
     }
 
-    /// Bytes stored so far.
+    /// Returns the number of bytes stored in the slots since the open, without the copy into a new root file.
     #[must_use]
     pub fn bytes_stored(&self) -> u64 {
         self.bytes_stored
     }
 
-    /// The file.
+    /// Returns the root file.
     #[must_use]
     pub fn file(&self) -> &PlainFile<F> {
         &self.file
     }
 
-    /// Stores a root, and returns where.
+    /// Stores a root in a slot and returns its offset in the file.
     fn store(&mut self, slot: usize, root: &Root) -> Result<u64> {
         let offset = (slot * self.page_size) as u64;
         let bytes = root.encode();
@@ -187,11 +193,15 @@ impl<F: StorageFile> Roots<F> {
         Ok(offset)
     }
 
-    /// Stores a new root in the other slot, and returns the sync that makes it durable. From here on it may be on the
-    /// device, so it is finished or stored again, never given up.
+    /// Stores the next root in the slot of the older root and returns the sync that makes it durable.
+    ///
+    /// From here on the root may be on the device. So it must be completed or stored again, and never abandoned.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`: to be called again with the same root.
+    /// Returns `OutOfSpace` or `Io`: the call must be repeated with the same root.
+    ///
+    /// # Panics
+    /// Panics if the generation of `root` does not follow that of the newest root.
     pub fn store_next(&mut self, root: &Root, purpose: Purpose) -> Result<SyncJob<F>> {
         assert_eq!(root.generation, self.newest.generation.next(), "roots follow one another");
         self.storing = true;
@@ -199,13 +209,13 @@ impl<F: StorageFile> Roots<F> {
         Ok(self.file.sync_range(offset, offset + ROOT_BYTES as u64, purpose))
     }
 
-    /// The roots that the slots must hold now.
+    /// Returns the roots that the slots must hold now. The older root is left out while a store over it is in progress.
     pub fn in_slots(&self) -> impl Iterator<Item = &Root> {
         let older = self.older.as_ref().filter(|_| !self.storing);
         std::iter::once(&self.newest).chain(older)
     }
 
-    /// Notes that the root of [`store_next`](Self::store_next) is durable.
+    /// Records that the root of [`store_next`](Self::store_next) is durable.
     pub fn stored(&mut self, root: Root) {
         let older = std::mem::replace(&mut self.newest, root);
         self.older = Some(older);
@@ -213,22 +223,26 @@ impl<F: StorageFile> Roots<F> {
         self.storing = false;
     }
 
-    /// After a crash: stores both roots again, for they may be in the page cache alone (R10), and the device may hold others: after
-    /// a sync of this file has failed, also one that is newer than both and names places that are taken for free now. The newest
-    /// first, in its own slot if the other holds a root too; else in the other, which cannot be read, so that the one that can is
-    /// not endangered.
+    /// Stores both roots again after a crash, with a sync after each.
     ///
-    /// The length is made durable with them (R6): a file that was cut has got its pages back from an open, this one or one that
-    /// died since, and that is in the page cache alone.
+    /// The roots that were read may exist only in the page cache (R10), and the device may hold others. After a failed
+    /// sync of this file, the device may even hold a root that is newer than both and names pages that now count as
+    /// free.
+    ///
+    /// The newest root is stored first. It goes into its own slot if the other slot holds a root too. Otherwise it goes
+    /// into the other, unreadable slot, so that the only readable root is not endangered.
+    ///
+    /// The syncs also make the length of the file durable (R6). If the file was cut, this open or an earlier one that
+    /// crashed has allocated its pages again, and that may exist only in the page cache.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`: the index cannot be opened.
+    /// Returns `OutOfSpace` or `Io`: the index cannot be opened.
     pub fn restore(&mut self, purpose: Purpose) -> Result<()> {
         let newest = self.newest.clone();
-        let (first, second) = if site::holds(site::Kind::Ordering, self.older.is_some()) {
+        let (first, second) = if holds!(Ordering, self.older.is_some()) {
             (self.newest_slot, 1 - self.newest_slot)
         } else {
-            site::reach(Mark::RestoredInOtherSlot);
+            reached!(RestoredInOtherSlot);
             (1 - self.newest_slot, self.newest_slot)
         };
         self.store(first, &newest)?;

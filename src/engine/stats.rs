@@ -1,66 +1,58 @@
-//! Figures about a flush, about an index, and about what its recovery did.
+//! Statistics of a flush, of an index and of its recovery.
 
 use std::{fmt, time::Duration};
 
-use super::Engine;
 use crate::{
     config::Metric,
     id::{Generation, Lsn},
-    storage::Storage,
 };
 
-impl<S: Storage> Engine<S> {
-    /// Bytes of WAL of accepted writes that wait to be made durable.
-    #[must_use]
-    pub fn uncommitted_bytes(&self) -> u64 {
-        self.wal.undurable_bytes()
-    }
-
-    /// Whether a sync has failed, so that nothing is acknowledged any more.
-    #[must_use]
-    pub fn is_poisoned(&self) -> bool {
-        self.poisoned.is_some()
-    }
-}
-
-/// What one flush did and what each of its stages cost.
+/// Statistics of one flush: the work it did and the time of each stage.
 ///
-/// The stages follow one another, so their times sum to no more than `total_duration`.
+/// The stages do not overlap, so the sum of their durations is at most `total_duration`. A flush that found nothing to
+/// do leaves every field at zero except `checkpoint_lsn` and `generation`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FlushStats {
-    /// Writing out and syncing the WAL up to the checkpoint (barrier B1).
+    /// Time to write and sync the rest of the WAL up to the checkpoint (barrier B1), after the root was synced. Near
+    /// zero if a commit synced it during the flush.
     pub wal_flush_duration: Duration,
-    /// Encoding the changed shard states and the directory, and storing them in free places.
+    /// Time to write the WAL to its file without a sync, to encode the changed shard states and directory nodes, and to
+    /// store them in free pages.
     pub shard_apply_duration: Duration,
-    /// Syncing the data file: vectors, postings, states, directory (barrier B2).
+    /// Time to sync the data file: vectors, postings, shard states, directory nodes and cells (barrier B2).
     pub shard_sync_duration: Duration,
-    /// Storing and syncing the root (barrier B3).
+    /// Time to store and sync the root (barrier B3).
     pub index_sync_duration: Duration,
-    /// The consistency check before the root is stored, and the pointer check after.
+    /// Time of the consistency check before the root is stored, and of the last step: freeing allocations, recycling
+    /// WAL segments and checking the pointers.
     pub validation_duration: Duration,
-    /// From the first step to the last.
+    /// Time from the first step to the last.
     pub total_duration: Duration,
-    /// Shards whose state was stored.
+    /// Number of shards that changed since the previous flush, including freed ones.
     pub shards_synced: usize,
-    /// Postings added and documents removed since the root before.
+    /// Number of operations accepted since the previous flush. Each added posting and each document in a removal counts
+    /// as one.
     pub operations_applied: usize,
-    /// Bytes stored since the flush before and made durable by this one, in all files.
+    /// Bytes stored in all files between the end of the previous flush and the end of this one. Bytes of writes
+    /// accepted while this flush ran are included.
     pub bytes_synced: u64,
-    /// Syncs issued.
+    /// Number of barriers (B1–B3) that this flush issued.
     pub barriers: usize,
-    /// Extents and states set free.
-    pub places_freed: usize,
-    /// WAL segments set free.
+    /// Number of allocations freed: extents, shard states, directory nodes and cells.
+    pub allocations_freed: usize,
+    /// Number of WAL segments freed for reuse.
     pub segments_recycled: usize,
-    /// The write up to which the shards are durable now.
+    /// LSN of the last write that is durable in the shards.
     pub checkpoint_lsn: Lsn,
-    /// The root that says so.
+    /// Generation of the root that holds this checkpoint.
     pub generation: Generation,
 }
 
 impl FlushStats {
-    /// The stages in their order, with a name for each.
+    /// Returns the name and the duration of each of the five stages, the sync of the WAL first.
+    ///
+    /// A flush runs them in another order: shard apply, validation, shard sync, index sync, WAL sync.
     #[must_use]
     pub fn stages(&self) -> [(&'static str, Duration); 5] {
         [
@@ -72,10 +64,11 @@ impl FlushStats {
         ]
     }
 
-    /// The stage that took longest.
+    /// Returns the name of the stage that took longest, the first in the order of [`stages`](Self::stages) if several
+    /// did.
     #[must_use]
     pub fn slowest_stage(&self) -> &'static str {
-        // The first of equals: `max_by_key` alone would take the last.
+        // Reversed, because `max_by_key` returns the last of equal elements and the first is wanted.
         self.stages().into_iter().rev().max_by_key(|&(_, time)| time).map_or("", |(name, _)| name)
     }
 }
@@ -99,183 +92,197 @@ impl fmt::Display for FlushStats {
         }
         write!(
             f,
-            "  slowest: {}; freed {} places, {} WAL segments",
+            "  slowest: {}; freed {} allocations, {} WAL segments",
             self.slowest_stage(),
-            self.places_freed,
+            self.allocations_freed,
             self.segments_recycled
         )
     }
 }
 
-/// What the open of an index had to do.
+/// Statistics of the open of an index and its recovery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecoveryStats {
-    /// The index was not closed: its state was recovered from the WAL.
+    /// Whether the WAL did not end in the mark of a clean close, so that the state was recovered from the WAL.
     pub crashed: bool,
-    /// WAL records replayed.
+    /// Number of WAL records replayed.
     pub records_replayed: u64,
-    /// Postings and removals replayed.
+    /// Number of operations replayed: postings added and documents removed.
     pub operations_replayed: u64,
-    /// The newest root could not be read; the older one and the WAL gave the same state.
+    /// Whether one of the two roots could not be used, because it or the directory below it was damaged or incomplete.
+    /// The other root and the WAL gave the same state.
     pub root_fallback: bool,
-    /// The WAL ended in bytes of a commit that was never acknowledged.
+    /// Whether the WAL ended in bytes of a commit that was never acknowledged.
     pub torn_tail: bool,
-    /// The cells were damaged; searches do without until there are new ones.
+    /// Whether the cells of a root were damaged or unreadable. Without the cells of the newest root, searches are
+    /// exhaustive until the next cell build.
     pub cells_lost: bool,
-    /// Files left by an interrupted `create` that were removed.
+    /// Number of files removed that an interrupted `create`, or an interrupted replacement of the root file, had left.
     pub leftovers_removed: u64,
-    /// From the first read to the last sync.
+    /// Time from after the roots and file headers are read until the index can be used.
     pub duration: Duration,
 }
 
-/// Work that is done without being asked for.
+/// Kind of background work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BackgroundWork {
-    /// Commits of the timer, and those tried again.
+    /// Commits by the timer, and retries of failed commits.
     Commit,
-    /// Flushes by the timer or by the size of the WAL, and those tried again.
+    /// Flushes by the timer or because of the size of the WAL, and retries of failed flushes.
     Flush,
-    /// Cells, and codes of what is in none. Without them searches take longer, and find the same.
+    /// Cell builds, and codes for unindexed postings. Without them searches read more vectors and take longer, but find
+    /// the same.
     Cells,
 }
 
-/// An error of work that nobody waits for.
+/// Error of background work, which no caller waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BackgroundError {
-    /// What failed.
+    /// Work that failed.
     pub work: BackgroundWork,
-    /// The newest error's text.
+    /// Text of the most recent error.
     pub error: String,
-    /// How long ago it failed first, of the failures that followed one another without a success.
+    /// Time since the first of the failures in the current or last run. A run is a sequence of failures of this work
+    /// without a success between them.
     pub began: Duration,
-    /// How many failures these were.
+    /// Number of failures in this run.
     pub failures: u64,
-    /// Whether it lasts: nothing of the kind has succeeded since.
+    /// Whether the failure persists: this kind of work has not succeeded since.
     pub lasts: bool,
 }
 
-/// What searches by cells reached when it was last tried: stored vectors, and some moved off their places, were searched for
-/// whose true nearest had been computed, and which had no part in finding how far searches go.
+/// Recall of searches by cells, as measured by the last calibration.
+///
+/// Calibration queries are stored vectors, some of them displaced, whose true nearest neighbours were computed by
+/// exhaustive search. One half of the queries chose the search effort. The recall is measured on the other, held-out
+/// half.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct RecallProof {
-    /// The last write that was seen.
+pub struct RecallMeasurement {
+    /// LSN of the last write that the calibration saw.
     pub lsn: Lsn,
-    /// Live postings then.
+    /// Number of live postings at that time.
     pub postings: u64,
-    /// Postings that have come or gone since, or were moved by splits, at least: from more than a quarter of the live ones on it is
-    /// tried anew, in the background.
+    /// Lower bound on the number of postings that were added, removed or moved by splits since then. When this exceeds
+    /// a quarter of the live postings, the recall is measured again in the background.
     pub moved: u64,
-    /// What was reached, by numbers of results and then by the recall asked for, ascending. What was not tried yet is not
-    /// among it, and searches for it look at everything.
+    /// Measured recall for each number of results and target recall, in ascending order of these two. Combinations that
+    /// are not measured yet are missing, and searches for them are exhaustive.
     pub reached: Vec<ReachedRecall>,
 }
 
-/// One line of a [`RecallProof`].
+/// Entry of a [`RecallMeasurement`]: the recall measured for one number of results and one target recall.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ReachedRecall {
     /// Number of results.
     pub k: usize,
-    /// The recall that was asked for.
+    /// Target recall.
     pub asked: f32,
-    /// The mean share of the true nearest that was found.
+    /// Measured recall: mean share of the true nearest neighbours found.
     pub reached: f32,
-    /// Whether nothing less did, or cost less, than to look at every vector.
+    /// Whether searches for this target are exhaustive, because no smaller effort reached it or because a smaller one
+    /// would cost as much.
     pub everything: bool,
 }
 
-/// A snapshot of an index's figures. See [`stats`](crate::Shardex::stats).
+/// Statistics of an index at one moment, returned by [`stats`](crate::Shardex::stats).
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct IndexStats {
-    /// Shards in use.
+    /// Number of shards in use.
     pub total_shards: usize,
-    /// Live postings: added, and neither removed nor replaced.
+    /// Number of live postings: added, and neither removed nor replaced.
     pub total_postings: u64,
-    /// Postings removed or replaced whose slots are not yet free.
+    /// Number of postings removed or replaced whose slots are not yet free.
     pub removed_postings: u64,
-    /// Operations accepted and not yet flushed.
+    /// Number of operations accepted since the open and not yet flushed. Each added posting and each document in a
+    /// removal counts as one.
     pub pending_operations: u64,
-    /// Operations accepted and not yet durable.
+    /// Number of operations accepted since the open and not yet durable.
     pub uncommitted_operations: u64,
-    /// Bytes of WAL that these take.
+    /// Bytes of WAL that hold writes accepted and not yet durable.
     pub uncommitted_bytes: u64,
-    /// How long the oldest of them has waited; `None` while there is none, and below the async API, which has the clock.
+    /// Time that the oldest accepted write has waited to become durable. `None` if every accepted write is durable, and
+    /// always `None` from the engine without the async API, which has the clock.
     pub uncommitted_for: Option<Duration>,
-    /// Numbers per vector.
+    /// Number of components per vector.
     pub dimension: usize,
-    /// The metric.
+    /// Metric of the index.
     pub metric: Metric,
-    /// Most postings in a shard.
+    /// Capacity of a shard, in postings.
     pub shard_size: usize,
-    /// Live postings of the fullest shard.
+    /// Number of live postings in the fullest shard.
     pub largest_shard: usize,
-    /// Shards split in two since the index was made.
+    /// Number of shards split in two since the index was created.
     pub splits: u64,
-    /// Shards that had shrunk and were merged into their neighbours, since the index was made.
+    /// Number of shards merged into their neighbours since the index was created, because they had shrunk.
     pub merges: u32,
-    /// Cells that searches choose from; 0 while there are none.
+    /// Number of cells that searches choose from. 0 if there are none.
     pub cells: u64,
-    /// Codes in them: two a posting, those of postings that are gone too.
+    /// Number of codes in the cells: up to two per posting. Postings that were removed since the cell build still
+    /// count.
     pub codes: u64,
-    /// Slots that are in no cell: searches look at the codes of those in near shards, or at the vectors where these have none.
-    /// All, while there are no cells.
-    pub fresh_postings: u64,
-    /// What searches by cells reach; `None` while there are none: then searches look at everything.
-    pub recall: Option<RecallProof>,
-    /// Bytes that searches and lookups need in memory: states, centroids, bloom filters, and the codes, which are mapped;
-    /// not the vectors.
+    /// Number of slots in no cell. Searches scan their codes in the near shards, or their vectors where codes are
+    /// missing. If there are no cells, or if they are damaged, the number of live postings.
+    pub unindexed_postings: u64,
+    /// Recall of searches by cells. `None` if there are no cells, or if they are damaged or not calibrated yet:
+    /// searches are then exhaustive.
+    pub recall: Option<RecallMeasurement>,
+    /// Bytes in memory for searches and lookups: shard states, centroids, filters, fingerprints and codes. The codes in
+    /// cells are memory-mapped. Vectors are not included.
     pub memory_usage: u64,
-    /// Bytes of the files on disk.
+    /// Total length of the data, WAL and root files, in bytes.
     pub disk_bytes: u64,
-    /// Bytes of the data file that hold nothing.
+    /// Bytes of the data file that are free.
     pub free_bytes: u64,
-    /// Bytes of the data file that wait for readers or for the next root before they are free.
+    /// Bytes of the data file that wait to become free, because a retained root may name them or a reader holds them.
     pub held_bytes: u64,
-    /// Of those, bytes that only a snapshot or a result of a search still reads.
+    /// Bytes among `held_bytes` that no root needs and that only a snapshot or a search result still reads.
     pub held_by_readers_bytes: u64,
     /// Bytes of WAL that a recovery would replay.
     pub wal_bytes: u64,
-    /// WAL segments in the file.
+    /// Number of segments in the WAL file.
     pub wal_segments: usize,
-    /// Times a WAL segment was used again.
+    /// Number of times since the open that a WAL segment was freed for reuse.
     pub segments_recycled: u64,
-    /// The last accepted write.
+    /// LSN of the last accepted write.
     pub last_lsn: Lsn,
-    /// The last durable write.
+    /// LSN of the last durable write.
     pub durable_lsn: Lsn,
-    /// The write up to which shards are durable.
+    /// LSN of the last write that is durable in the shards.
     pub checkpoint_lsn: Lsn,
-    /// The newest durable root.
+    /// Generation of the newest durable root.
     pub generation: Generation,
-    /// Farthest that any shard's routing centroid has drifted from the mean of its vectors, as a share of that
-    /// mean's norm.
+    /// Largest drift of any shard: the distance between its routing centroid and the mean of its live vectors, divided
+    /// by the norm of that mean.
     pub max_drift: f32,
-    /// Commits since the open.
+    /// Number of commits since the open. A commit that had nothing to sync is not counted.
     pub commits: u64,
-    /// Flushes since the open, automatic ones too.
+    /// Number of flushes since the open, including automatic ones. A flush that had nothing to do is not counted.
     pub flushes: u64,
-    /// Syncs of all kinds since the open.
+    /// Number of barriers issued since the open. Barrier B4 counts once, although it syncs the root file twice.
     pub barriers: u64,
-    /// Bytes stored since the open, in all files.
+    /// Bytes stored since the open in the data, WAL and root files.
     pub bytes_stored: u64,
-    /// Errors since the open, in background work too.
+    /// Number of errors of background work since the open.
     pub errors: u64,
-    /// The last error of background work since the open, and since when; below the async API, which does that work, none.
+    /// Most recent error of background work since the open. Errors that persist come before others. Always `None` from
+    /// the engine without the async API, which runs that work.
     pub background_error: Option<BackgroundError>,
-    /// The newest flush.
+    /// Statistics of the last flush.
     pub last_flush: Option<FlushStats>,
-    /// All flushes since the open, added up.
+    /// Sums over all flushes since the open. `checkpoint_lsn` and `generation` are those of the last flush.
     pub flush_totals: FlushStats,
-    /// What the open had to do.
+    /// Statistics of the open and its recovery.
     pub recovery: RecoveryStats,
-    /// What poisoned the handle, if it is poisoned.
+    /// Error of the sync that poisoned the handle. `None` if it is not poisoned.
     pub poisoned: Option<String>,
-    /// Why the handle refuses writes: the open found no room to recover. Searches then see the newest state that needs no
-    /// room, and nothing durable is lost. Recover by making room and opening again.
+    /// Reason why the handle refuses writes: the open found no room to recover. Searches then see the newest state that
+    /// needs no room, and nothing durable is lost. Free space and open the index again to recover. `None` if the handle
+    /// accepts writes.
     pub read_only: Option<String>,
 }

@@ -1,61 +1,68 @@
-//! The writer's state: the shards as they are after the last accepted batch, and the places they lie in.
+//! The working state of the writer: the shards after the last accepted batch, and the allocations that hold them.
 //!
-//! When a place is free is the reclaimer's to say: [`space`](crate::space).
+//! The reclaimer decides when an allocation is free: [`space`](crate::space).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Deref,
     sync::Arc,
 };
 
-use super::{figures::Figures, numbers::Numbers, regroup::Named};
+use super::{figures::Figures, shard_numbers::ShardNumbers};
 use crate::{
+    cells::CellIndex,
     error::Result,
-    format::geometry::Geometry,
+    failpoint::{protects, reached},
+    format::{geometry::IndexParams, node::BlockPointer},
     index::RoutingTable,
-    lease::Place,
+    lease::{Allocation, Lease},
     limits,
-    shard::{DataFile, Finder, Shard},
-    site::{self, Mark},
+    shard::{DataFile, Finder, Shard, SharedShard},
     space::{Reclaimer, Use},
     storage::StorageFile,
 };
 
-/// A shard as everybody shares it.
-pub type SharedShard<F> = Arc<Shard<<F as StorageFile>::Lent>>;
+/// Cells and the block pointer to their head, for a root to name.
+pub(super) type RootedCells<L> = (Arc<CellIndex<Lease<L>>>, BlockPointer);
 
-/// Figures of the working state; small enough to copy for an undo.
+/// Returns the cells that searches use, if they are finished.
+pub(super) fn searched<L: Deref<Target = [u8]>>(named: &Option<RootedCells<L>>) -> Option<&Arc<CellIndex<Lease<L>>>> {
+    named.as_ref().map(|(cells, _)| cells).filter(|cells| cells.is_searchable())
+}
+
+/// Totals of the working state, small enough to copy for an undo.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Live postings.
     pub live: u64,
-    /// Postings removed whose slots are taken.
+    /// Removed postings whose slots are still taken.
     pub removed: u64,
-    /// Random draws made.
+    /// Random draws made since the index was created.
     pub draws: u64,
-    /// Splits made.
+    /// Splits made since the index was created.
     pub splits: u64,
-    /// Merges made.
+    /// Merges made since the index was created.
     pub merges: u32,
 }
 
-/// See the [module](self).
+/// State of the index after the last accepted batch, owned by the writer.
 pub struct Working<F: StorageFile> {
     /// Shards by number.
     pub shards: Vec<Option<SharedShard<F>>>,
-    /// Their centroids.
+    /// Routing table with the centroids of the shards.
     pub routing: RoutingTable,
-    /// Their filters of documents and keys.
+    /// Filters of the documents and keys in the shards.
     pub finder: Finder,
-    /// Used and free places.
+    /// Free-space map and retired allocations.
     pub space: Reclaimer,
-    /// Shard numbers in no use.
-    pub numbers: Numbers,
-    /// Figures.
+    /// Free shard numbers.
+    pub numbers: ShardNumbers,
+    /// Totals over all shards.
     pub totals: Totals,
-    /// Figures of the shards.
+    /// Cached figures of the single shards.
     pub figures: Figures,
-    /// The cells, and where their head is.
-    pub cells: Option<Named<F::Lent>>,
+    /// Cells and the block pointer to their head.
+    pub cells: Option<RootedCells<F::Lent>>,
     /// Whether the next root names other cells than the last one.
     pub cells_changed: bool,
     /// Shards that changed since the last flush began.
@@ -63,15 +70,15 @@ pub struct Working<F: StorageFile> {
 }
 
 impl<F: StorageFile> Working<F> {
-    /// No shard, in a file of which nothing is used.
+    /// Creates a state without shards, in a data file without used pages.
     #[must_use]
-    pub fn new(geometry: &Geometry, space: Reclaimer, step: usize) -> Self {
+    pub fn new(geometry: &IndexParams, space: Reclaimer, step: usize) -> Self {
         Self {
             shards: Vec::new(),
             routing: RoutingTable::new(geometry.dimension),
             finder: Finder::new(geometry, step),
             space,
-            numbers: Numbers::default(),
+            numbers: ShardNumbers::default(),
             totals: Totals::default(),
             figures: Figures::default(),
             cells: None,
@@ -80,13 +87,13 @@ impl<F: StorageFile> Working<F> {
         }
     }
 
-    /// Shards in use.
+    /// Returns the number of shards in use.
     #[must_use]
     pub fn shard_count(&self) -> usize {
         self.figures.totalled::<F>(&self.shards).shards
     }
 
-    /// Puts a shard in, replaces it, or takes it out.
+    /// Inserts, replaces or removes a shard, and marks its number as dirty.
     pub fn put(&mut self, number: u32, shard: Option<SharedShard<F>>) {
         let at = number as usize;
         if self.shards.len() <= at {
@@ -98,53 +105,58 @@ impl<F: StorageFile> Working<F> {
         self.dirty.insert(number);
     }
 
-    /// Makes routing and filters of a shard what they are for `shard`.
+    /// Sets the centroid in the routing table and the filters of a shard number to those of `shard`. `None` clears
+    /// them.
     pub fn index(&mut self, number: u32, shard: Option<&Shard<F::Lent>>) {
         self.routing.set(number, shard.map(|shard| &*shard.centroid));
         self.finder.set(number as usize, shard);
     }
 
-    /// Gives up an extent.
-    pub fn retire_extent(&mut self, place: Arc<Place>) {
-        self.space.retire(place, Use::Extent);
+    /// Retires an extent.
+    pub fn retire_extent(&mut self, allocation: Arc<Allocation>) {
+        self.space.retire(allocation, Use::Extent);
     }
 
-    /// Puts other cells in the place of those there are.
-    pub fn set_cells(&mut self, cells: Option<Named<F::Lent>>) {
+    /// Replaces the cells. Retires the allocations of the old cells that the new ones do not share.
+    pub fn set_cells(&mut self, cells: Option<RootedCells<F::Lent>>) {
         let before = std::mem::replace(&mut self.cells, cells);
         self.cells_changed = true;
-        let now = self.cells.iter().flat_map(|(cells, _)| cells.places());
-        let kept: BTreeSet<u64> = now.map(|place| place.run().page).collect();
-        let places = before.into_iter().flat_map(|(cells, _)| cells.places().to_vec());
-        let given_up =
-            places.filter(|place| !site::applies(site::Kind::Ordering, kept.contains(&place.run().page)));
-        given_up.for_each(|place| self.space.retire(place, Use::Meta));
+        let now = self.cells.iter().flat_map(|(cells, _)| cells.allocations());
+        let kept: BTreeSet<u64> = now.map(|allocation| allocation.run().page).collect();
+        let allocations = before.into_iter().flat_map(|(cells, _)| cells.allocations().to_vec());
+        let given_up = allocations.filter(|allocation| !protects!(Ordering, kept.contains(&allocation.run().page)));
+        given_up.for_each(|allocation| self.space.retire(allocation, Use::Meta));
     }
 
-    /// A free extent, the file growing if it must.
+    /// Allocates an extent. Grows the file if no extent is free.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`.
-    pub fn take_extent(&mut self, data: &DataFile<F>) -> Result<Arc<Place>> {
+    /// Returns `OutOfSpace` or `Io`.
+    pub fn take_extent(&mut self, data: &DataFile<F>) -> Result<Arc<Allocation>> {
         take(&mut self.space, data, Reclaimer::take_extent)
     }
 
-    /// A free run of `pages` pages, the file growing if it must.
+    /// Allocates a range of `pages` pages for metadata. Grows the file if none is free.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`.
-    pub fn take_meta(&mut self, data: &DataFile<F>, pages: u32) -> Result<Arc<Place>> {
+    /// Returns `OutOfSpace` or `Io`.
+    pub fn take_meta(&mut self, data: &DataFile<F>, pages: u32) -> Result<Arc<Allocation>> {
         take(&mut self.space, data, |space| space.take_meta(pages))
     }
 
-    /// Free runs of these sizes, side by side where that can be; noted in `taken` one by one.
+    /// Allocates page ranges of the given sizes for metadata, side by side where possible, and appends each to `taken`.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`; what is noted in `taken` by then is to be undone.
-    pub fn take_meta_together(&mut self, data: &DataFile<F>, sizes: &[u32], taken: &mut Vec<Arc<Place>>) -> Result<()> {
+    /// Returns `OutOfSpace` or `Io`. The caller must undo the allocations in `taken`.
+    pub fn take_meta_together(
+        &mut self,
+        data: &DataFile<F>,
+        sizes: &[u32],
+        taken: &mut Vec<Arc<Allocation>>,
+    ) -> Result<()> {
         let pages = sizes.iter().sum();
         let map = self.space.map();
-        let places = match pages <= map.largest_run() {
+        let allocations = match pages <= map.largest_run() {
             _ if sizes.is_empty() => return Ok(()),
             true => {
                 let must_fit = sizes.len() == 1 || !map.prefers_holes(pages);
@@ -155,8 +167,8 @@ impl<F: StorageFile> Working<F> {
             }
             false => None,
         };
-        match places {
-            Some(places) => taken.extend(places),
+        match allocations {
+            Some(allocations) => taken.extend(allocations),
             None => {
                 let (half, rest) = sizes.split_at(sizes.len() / 2);
                 self.take_meta_together(data, half, taken)?;
@@ -166,7 +178,8 @@ impl<F: StorageFile> Working<F> {
         Ok(())
     }
 
-    /// Heap bytes.
+    /// Returns the number of bytes in memory: the heap bytes of the working state and the leased bytes of the cell
+    /// groups.
     #[must_use]
     pub fn memory(&self) -> usize {
         let shards = self.figures.totalled::<F>(&self.shards).memory;
@@ -192,14 +205,14 @@ fn take<F: StorageFile, T>(
             // A nearly full disk may still have room for the one chunk that is needed.
             grown = data.grow(space.map().pages_of(chunks + 1)).map(|()| 1);
             if grown.is_ok() {
-                site::reach(Mark::GrewByOne);
+                reached!(GrewByOne);
             }
         }
         let step = grown?;
-        site::reach(Mark::DataGrew);
+        reached!(DataGrew);
         space.grow(step);
     }
 }
 
-/// Shards changed by a batch that is not accepted yet.
-pub type Touched<F> = BTreeMap<u32, Option<Shard<<F as StorageFile>::Lent>>>;
+/// Shards changed by a batch that is not yet accepted. `None` is a dissolved shard.
+pub type TouchedShards<F> = BTreeMap<u32, Option<Shard<<F as StorageFile>::Lent>>>;

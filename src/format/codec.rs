@@ -1,9 +1,9 @@
-//! Reading and writing little-endian numbers with a bound on every step.
+//! Bounds-checked reading and writing of little-endian numbers, and checksums inside a structure.
 
 use super::FormatError;
-use crate::site;
+use crate::failpoint::holds;
 
-/// Takes numbers off the front of some bytes.
+/// Cursor that reads numbers from the front of a byte slice.
 #[derive(Debug)]
 pub struct Reader<'a> {
     bytes: &'a [u8],
@@ -12,10 +12,10 @@ pub struct Reader<'a> {
 
 macro_rules! number {
     ($name:ident: $type:ty) => {
-        #[doc = concat!("The next `", stringify!($type), "`.")]
+        #[doc = concat!("Returns the next `", stringify!($type), "`.")]
         ///
         /// # Errors
-        /// If the bytes end before it does.
+        /// Returns `FormatError` if fewer bytes remain than the number occupies.
         pub fn $name(&mut self) -> Result<$type, FormatError> {
             let mut raw = [0u8; size_of::<$type>()];
             raw.copy_from_slice(self.take(size_of::<$type>())?);
@@ -25,22 +25,22 @@ macro_rules! number {
 }
 
 impl<'a> Reader<'a> {
-    /// Starts at the first byte.
+    /// Creates a reader at the first byte.
     #[must_use]
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 0 }
     }
 
-    /// Bytes taken so far.
+    /// Returns the number of bytes read.
     #[must_use]
     pub fn at(&self) -> usize {
         self.at
     }
 
-    /// The next `n` bytes.
+    /// Returns the next `n` bytes.
     ///
     /// # Errors
-    /// If fewer are left.
+    /// Returns `FormatError` if fewer than `n` bytes remain.
     pub fn take(&mut self, n: usize) -> Result<&'a [u8], FormatError> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let Some(taken) = rest.get(..n) else {
@@ -56,10 +56,10 @@ impl<'a> Reader<'a> {
     number!(u64: u64);
     number!(u128: u128);
 
-    /// Checks that the next bytes are these.
+    /// Reads the next `magic.len()` bytes and checks that they equal `magic`.
     ///
     /// # Errors
-    /// If they are others, with both.
+    /// Returns `FormatError` with both values if the bytes differ from `magic`, or if fewer bytes remain.
     pub fn expect(&mut self, magic: &[u8]) -> Result<(), FormatError> {
         let at = self.at;
         let found = self.take(magic.len())?;
@@ -74,19 +74,19 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Appends numbers to a buffer.
+/// Buffer to which little-endian numbers are appended.
 pub trait Put {
     /// Appends bytes.
     fn put(&mut self, bytes: &[u8]);
-    /// Appends a number.
+    /// Appends a `u32` in little-endian order.
     fn put_u32(&mut self, n: u32) {
         self.put(&n.to_le_bytes());
     }
-    /// Appends a number.
+    /// Appends a `u64` in little-endian order.
     fn put_u64(&mut self, n: u64) {
         self.put(&n.to_le_bytes());
     }
-    /// Appends a number.
+    /// Appends a `u128` in little-endian order.
     fn put_u128(&mut self, n: u128) {
         self.put(&n.to_le_bytes());
     }
@@ -98,20 +98,22 @@ impl Put for Vec<u8> {
     }
 }
 
-/// Writes the CRC of `bytes`, computed with the field itself as zeros, into the four bytes at `field`.
+/// Writes the CRC32C of `bytes`, starting from `seed`, into the four bytes at `field`. These four bytes count as zeros
+/// in the checksum.
 ///
 /// # Panics
-/// If `field + 4` is past the end: a mistake of the caller.
+/// Panics if `field + 4` is past the end of `bytes`, which is a mistake of the caller.
 pub fn seal(bytes: &mut [u8], field: usize, seed: u32) {
     bytes[field..field + 4].fill(0);
     let crc = super::crc32c(seed, bytes);
     bytes[field..field + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Checks what [`seal`] wrote.
+/// Checks a checksum that [`seal`] wrote.
 ///
 /// # Errors
-/// With the CRC found and the one expected; also if the bytes end before the field does.
+/// Returns `FormatError` with the stored and the computed checksum if they differ, or if the bytes end before the field
+/// does.
 #[cfg_attr(feature = "mutants", track_caller)]
 pub fn check_seal(bytes: &[u8], field: usize, seed: u32) -> Result<(), FormatError> {
     let (Some(before), Some(stored), Some(after)) =
@@ -122,7 +124,7 @@ pub fn check_seal(bytes: &[u8], field: usize, seed: u32) -> Result<(), FormatErr
     let mut crc = super::crc32c(seed, before);
     crc = super::crc32c(crc, &[0; 4]);
     crc = super::crc32c(crc, after);
-    if site::holds(site::Kind::Checksum, crc.to_le_bytes() == stored) {
+    if holds!(Checksum, crc.to_le_bytes() == stored) {
         Ok(())
     } else {
         let found = Reader::new(stored).u32()?;

@@ -1,64 +1,66 @@
-//! WAL frames: a record, or a piece of one, with what is needed to know it is the next one.
+//! WAL frames: a frame holds a record or a piece of one, and the fields that identify it as the next frame of its
+//! epoch.
 //!
-//! Every frame takes one LSN, but padding, which repeats the one before it. The checksum starts from the index id and
-//! the epoch, so that no frame of another epoch passes; within an epoch an LSN is never given to other bytes.
+//! Every frame has its own LSN, except padding, which repeats the LSN of the frame before it. The checksum starts from
+//! the index id and the epoch, so a frame of another epoch never passes. Within an epoch an LSN is never assigned to
+//! different bytes.
 
 use super::{
     FormatError,
     codec::{self, Put as _, Reader},
 };
 
-/// Bytes before a frame's payload.
+/// Length of a frame header in bytes.
 pub const FRAME_HEADER_BYTES: usize = 32;
-/// Frames start on multiples of this.
+/// Alignment of frames in bytes.
 pub const FRAME_ALIGN: usize = 8;
 
-/// What a frame holds.
+/// Kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {
     /// Postings to add.
     Add,
     /// Documents to remove.
     Remove,
-    /// Nothing: fills a commit up to the end of its sector, or a segment up to its end.
+    /// Padding: fills a commit up to the end of its sector, or a segment up to its end.
     Pad,
-    /// The index was closed here; nothing follows in this epoch.
+    /// Closing mark: the index was closed here. No frame follows in this epoch.
     Close,
 }
 
-/// A frame's header.
+/// Frame header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// What it holds.
+    /// Kind of the frame.
     pub kind: FrameKind,
-    /// Whether a record starts here.
+    /// True if a record starts in this frame.
     pub first: bool,
-    /// Whether a record ends here.
+    /// True if a record ends in this frame.
     pub last: bool,
-    /// Its number.
+    /// LSN of the frame.
     pub lsn: u64,
-    /// The last LSN known to be durable when it was made.
+    /// Last LSN known to be durable when the frame was made.
     pub durable: u64,
-    /// Bytes of payload.
+    /// Length of the payload in bytes.
     pub len: u32,
-    /// Bytes after the payload that belong to no other frame.
+    /// Number of bytes after the payload that belong to this frame.
     pub slack: u16,
 }
 
-/// What the checksums of an epoch start from.
+/// Returns the initial value of the frame checksums of an epoch.
 #[must_use]
 pub fn seed(index_id: u128, epoch: u64) -> u32 {
     super::crc32c(super::crc32c(0, &index_id.to_le_bytes()), &epoch.to_le_bytes())
 }
 
 impl Frame {
-    /// Bytes from this frame to the next.
+    /// Returns the number of bytes from this frame to the next one.
     #[must_use]
     pub fn size(&self) -> usize {
         FRAME_HEADER_BYTES + self.len as usize + usize::from(self.slack)
     }
 
-    /// The size that a frame header claims, checked by nothing.
+    /// Returns the frame size that a header claims. The header is not verified.
     #[must_use]
     pub fn claimed_size(header: &[u8]) -> usize {
         let mut r = Reader::new(header.get(4..).unwrap_or_default());
@@ -67,10 +69,10 @@ impl Frame {
         FRAME_HEADER_BYTES + len + usize::from(r.u16().unwrap_or(u16::MAX))
     }
 
-    /// Appends header, payload and slack.
+    /// Appends the header, the payload and the slack to `out`.
     ///
     /// # Panics
-    /// If the parts are not `len` bytes together: a mistake of the caller.
+    /// Panics if the total length of `parts` is not `len`, which is a mistake of the caller.
     pub fn encode<'a>(&self, seed: u32, parts: impl IntoIterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u32(0);
@@ -96,10 +98,10 @@ impl Frame {
         codec::seal(&mut out[start..], 0, seed);
     }
 
-    /// Parses the frame at the start of `bytes` and returns it with its payload.
+    /// Parses the frame at the start of `bytes`. Returns the header and the payload.
     ///
     /// # Errors
-    /// If the bytes are no frame of the epoch of `seed`.
+    /// Returns `FormatError` if the bytes are not a frame of the epoch that `seed` belongs to.
     pub fn decode(bytes: &[u8], seed: u32) -> Result<(Self, &[u8]), FormatError> {
         let mut r = Reader::new(bytes);
         r.u32()?;

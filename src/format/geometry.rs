@@ -1,6 +1,6 @@
-//! The sizes and offsets that follow from what an index was made with.
+//! Sizes and offsets derived from the parameters of an index.
 //!
-//! Invariant: no offset is written down twice; every one is derived here from sizes.
+//! Invariant: no offset is a literal. Every offset is derived here from sizes.
 
 use super::FormatError;
 use crate::{
@@ -8,30 +8,35 @@ use crate::{
     limits,
 };
 
-/// Bytes of one posting record: document id, start, length, norm, four zeros.
+/// Length of a posting record in bytes: document id, start, length, norm, four zero bytes.
 pub const POSTING_BYTES: usize = 32;
 
-/// What the format fixes for the life of an index.
+/// Length in bytes of the fixed part of a shard state: magic, number, id, two counts, eight zero bytes.
+const STATE_FIXED_BYTES: usize = 40;
+/// Length in bytes of an extent's entry in a shard state.
+const STATE_EXTENT_BYTES: usize = 16;
+
+/// Parameters that are fixed for the life of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
-    /// Numbers per vector.
+pub struct IndexParams {
+    /// Number of components per vector.
     pub dimension: usize,
-    /// The metric.
+    /// Distance metric.
     pub metric: Metric,
-    /// Most postings in a shard.
+    /// Maximum number of postings in a shard.
     pub shard_size: usize,
-    /// Bytes of a shard's bloom filter, a multiple of 8.
+    /// Length of a shard's bloom filter in bytes, a multiple of 8.
     pub bloom_bytes: usize,
-    /// Bytes per page.
+    /// Page size in bytes.
     pub page_size: usize,
-    /// Bytes per sector.
+    /// Sector size in bytes.
     pub sector_size: usize,
-    /// Bytes per WAL segment.
+    /// Length of a WAL segment in bytes.
     pub wal_segment_size: u64,
 }
 
-impl Geometry {
-    /// The geometry of a new index.
+impl IndexParams {
+    /// Returns the parameters of a new index.
     #[must_use]
     pub fn of(config: &ShardexConfig, page_size: usize, sector_size: usize) -> Self {
         Self {
@@ -45,10 +50,10 @@ impl Geometry {
         }
     }
 
-    /// Checks numbers that came from a disk, so that no later arithmetic overflows.
+    /// Checks the ranges of parameters that were read from disk, so that no later arithmetic overflows.
     ///
     /// # Errors
-    /// Names the number that cannot be.
+    /// Returns `FormatError` with the parameters if one of them is out of range.
     pub fn validated(self) -> Result<Self, FormatError> {
         let fits = (1..=limits::MAX_DIMENSION).contains(&self.dimension)
             && (2..=limits::MAX_SHARD_SIZE).contains(&self.shard_size)
@@ -64,62 +69,73 @@ impl Geometry {
         if fits { Ok(self) } else { Err(FormatError::new(0, format!("no index is made with {self:?}"))) }
     }
 
-    /// Bytes of a vector; the posting record follows it in its slot.
+    /// Returns the length of a vector in bytes. The posting record follows the vector in its slot.
     #[must_use]
     pub fn vector_bytes(&self) -> usize {
         self.dimension * 4
     }
 
-    /// Bytes of a slot: vector and posting record side by side, so that one posting dirties as few pages as can be; padded
-    /// so that each vector starts on 64 bytes.
+    /// Returns the length of a slot in bytes. A slot holds the vector and then its posting record, so that one posting
+    /// dirties as few pages as possible. Slots are padded so that each vector starts at a multiple of 64 bytes.
     #[must_use]
     pub fn slot_bytes(&self) -> usize {
         (self.vector_bytes() + POSTING_BYTES).next_multiple_of(limits::EXTENT_ALIGN)
     }
 
-    /// Postings per extent.
+    /// Returns the number of slots per extent.
     #[must_use]
     pub fn extent_slots(&self) -> usize {
         limits::EXTENT_SLOTS.min(self.shard_size.next_power_of_two())
     }
 
-    /// Most extents in a shard.
+    /// Returns the maximum number of extents in a shard.
     #[must_use]
     pub fn shard_extents(&self) -> usize {
         self.shard_size.div_ceil(self.extent_slots())
     }
 
-    /// Pages per extent.
+    /// Returns the number of pages per extent.
     #[must_use]
     pub fn extent_pages(&self) -> u32 {
         self.pages(self.extent_slots() * self.slot_bytes())
     }
 
-    /// Bytes of the largest shard state.
+    /// Returns the length in bytes of the state of a shard with `len` used slots.
     #[must_use]
-    pub fn max_state_bytes(&self) -> usize {
-        super::state::encoded_len(self, self.shard_size)
+    pub fn state_bytes(&self, len: usize) -> usize {
+        STATE_FIXED_BYTES
+            + len.div_ceil(self.extent_slots()) * STATE_EXTENT_BYTES
+            + len.div_ceil(64) * 8
+            + self.bloom_bytes
+            + self.dimension * 12
     }
 
-    /// Pages that `bytes` take.
+    /// Returns the length in bytes of the largest shard state.
+    #[must_use]
+    pub fn max_state_bytes(&self) -> usize {
+        self.state_bytes(self.shard_size)
+    }
+
+    /// Returns the number of pages that `bytes` bytes occupy.
     #[must_use]
     pub fn pages(&self, bytes: usize) -> u32 {
         bytes.div_ceil(self.page_size) as u32
     }
 
-    /// Pages per chunk, the unit in which the data file grows: room for eight extents and for four states.
+    /// Returns the number of pages per chunk, the unit of growth of the data file. A chunk has room for eight extents
+    /// and for four states of the largest size.
     #[must_use]
     pub fn chunk_pages(&self) -> u32 {
         (8 * self.extent_pages()).max(4 * self.pages(self.max_state_bytes()))
     }
 
-    /// Entries per directory node: a node is one page.
+    /// Returns the number of entries per directory node. A node is one page.
     #[must_use]
     pub fn node_fanout(&self) -> usize {
         self.page_size / super::node::ENTRY_BYTES
     }
 
-    /// Levels of directory nodes above `shards` shard states, at least 1.
+    /// Returns the number of levels of directory nodes above `shards` shard states, at least 1.
     #[must_use]
     pub fn node_levels(&self, shards: usize) -> u32 {
         let mut levels = 1;

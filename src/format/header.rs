@@ -1,4 +1,4 @@
-//! The first page of `data` and `wal`: what the file is, and whose.
+//! Headers of the files `data` and `wal` and of WAL segments.
 
 use super::{
     FormatError,
@@ -15,41 +15,41 @@ pub const ROOT_MAGIC: [u8; 8] = *b"SHXROOT\0";
 /// First bytes of each WAL segment.
 pub const SEGMENT_MAGIC: [u8; 8] = *b"SHXSEGM\0";
 
-/// Offset of the version in every structure that starts with a magic.
+/// Offset of the version in every structure that starts with an 8-byte magic.
 pub const VERSION_AT: usize = 8;
-/// Offset of the checksum in every structure that starts with a magic.
+/// Offset of the checksum in every structure that starts with an 8-byte magic.
 pub const CRC_AT: usize = 12;
-/// Bytes of a file header.
+/// Length of a file header in bytes.
 pub const FILE_HEADER_BYTES: usize = 32;
-/// Bytes of a segment header.
+/// Length of a segment header in bytes.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 
-/// What the first bytes of a file say about it.
+/// Classification of a structure by its magic and version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Written by this format.
+pub enum FileKind {
+    /// Has the expected magic and the version of this build.
     Ours,
-    /// Written by another version of it.
+    /// Has the expected magic and another version, given here.
     OtherVersion(u32),
-    /// Not ours, or overwritten.
+    /// Has another magic, or is too short.
     Foreign,
 }
 
-/// Looks at magic and version alone.
+/// Classifies a structure by its magic and version. Does not verify the checksum.
 #[must_use]
-pub fn kind(bytes: &[u8], magic: &[u8; 8]) -> Kind {
+pub fn kind(bytes: &[u8], magic: &[u8; 8]) -> FileKind {
     let mut r = Reader::new(bytes);
     if r.expect(magic).is_err() {
-        return Kind::Foreign;
+        return FileKind::Foreign;
     }
     match r.u32() {
-        Ok(FORMAT_VERSION) => Kind::Ours,
-        Ok(other) => Kind::OtherVersion(other),
-        Err(_) => Kind::Foreign,
+        Ok(FORMAT_VERSION) => FileKind::Ours,
+        Ok(other) => FileKind::OtherVersion(other),
+        Err(_) => FileKind::Foreign,
     }
 }
 
-/// The header of `data` or `wal`.
+/// Encodes the header of `data` or `wal`.
 #[must_use]
 pub fn encode_file(magic: &[u8; 8], index_id: u128) -> Vec<u8> {
     let mut out = Vec::with_capacity(FILE_HEADER_BYTES);
@@ -61,10 +61,10 @@ pub fn encode_file(magic: &[u8; 8], index_id: u128) -> Vec<u8> {
     out
 }
 
-/// The index id in a header written by [`encode_file`].
+/// Parses a header written by [`encode_file`] and returns the index id.
 ///
 /// # Errors
-/// If magic, version or checksum are wrong.
+/// Returns `FormatError` if the magic, the version or the checksum is wrong.
 pub fn decode_file(bytes: &[u8], magic: &[u8; 8]) -> Result<u128, FormatError> {
     let bytes = Reader::new(bytes).take(FILE_HEADER_BYTES)?;
     let mut r = Reader::new(bytes);
@@ -75,21 +75,21 @@ pub fn decode_file(bytes: &[u8], magic: &[u8; 8]) -> Result<u128, FormatError> {
     r.u128()
 }
 
-/// What a WAL segment is.
+/// Header of a WAL segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
-    /// The index it belongs to.
+    /// Id of the index.
     pub index_id: u128,
-    /// The epoch of all its frames.
+    /// Epoch of all frames in the segment.
     pub epoch: u64,
-    /// Its number within the epoch, from 1.
+    /// Segment number within the epoch, starting at 1.
     pub seq: u64,
-    /// The first LSN that starts in it or after it.
+    /// First LSN whose frame starts in this segment or in a later one.
     pub first_lsn: u64,
 }
 
 impl SegmentHeader {
-    /// The header's bytes.
+    /// Encodes the header, including its checksum.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(SEGMENT_HEADER_BYTES);
@@ -105,10 +105,11 @@ impl SegmentHeader {
         out
     }
 
-    /// Parses a header.
+    /// Parses a segment header.
     ///
     /// # Errors
-    /// If it is not one, or a number in it cannot be; a segment never used holds zeros, and that is an error here too.
+    /// Returns `FormatError` if the magic, the version or the checksum is wrong, or if a number exceeds `MAX_COUNT`. A
+    /// segment that was never used holds zeros, which is also an error.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let bytes = Reader::new(bytes).take(SEGMENT_HEADER_BYTES)?;
         let mut r = Reader::new(bytes);

@@ -1,12 +1,14 @@
-//! Bytes on disk ⇄ checked values. Pure: no file is touched here.
+//! Encoding and decoding of every structure on disk, between bytes and checked types. The module performs no I/O.
 //!
-//! `FORMAT.md` draws every structure. Invariants:
+//! `FORMAT.md` describes the layout of every structure. Invariants:
 //! 1. All numbers are little-endian.
-//! 2. Bytes are parsed once into a checked type; whoever holds the type need not check again.
-//! 3. Every structure but a root, a file header and a WAL frame has its CRC32C in the structure that points to it,
-//!    so that an older version of it, whole in itself, never passes for the newer one.
-//! 4. Parsing never panics, whatever the bytes.
+//! 2. Bytes are parsed once, into a checked type. A holder of that type need not check it again.
+//! 3. A file header, a segment header, a root and a WAL frame hold their own CRC32C. The CRC32C of every other
+//!    structure is in the structure that points to it. So an older version of a structure, valid in itself, never
+//!    passes for the newer one.
+//! 4. Parsing never panics, for any input bytes.
 
+pub mod calibration;
 pub mod cells;
 pub mod codec;
 pub mod frame;
@@ -19,17 +21,17 @@ pub mod state;
 
 use std::fmt;
 
-/// Why some bytes are not what they should be.
+/// Error of a parser: the bytes do not form a valid structure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormatError {
-    /// Byte within the structure.
+    /// Offset of the error within the structure, in bytes.
     pub at: u64,
-    /// What was found, and what was expected.
+    /// Description of the error: the value found and the value expected.
     pub what: String,
 }
 
 impl FormatError {
-    /// An error at byte `at` of the structure.
+    /// Returns an error at byte `at` of the structure.
     pub fn new(at: usize, what: impl Into<String>) -> Self {
         Self { at: at as u64, what: what.into() }
     }
@@ -41,7 +43,7 @@ impl fmt::Display for FormatError {
     }
 }
 
-/// CRC32C (Castagnoli) of `bytes`, continuing from `crc`.
+/// Returns the CRC32C (Castagnoli) of `bytes`, continuing from `crc`.
 #[must_use]
 pub fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, bytes)

@@ -1,35 +1,35 @@
-//! Directory nodes: a copy-on-write tree from the root to the shard states.
+//! Directory nodes: pages of the copy-on-write tree from the root to the shard states.
 //!
-//! A node is one page of entries; entry `i` of a lowest node points to the state of shard `node × fanout + i`,
-//! an entry of a higher node to a node. An entry of zeros points to nothing.
+//! A node is one page of entries. Entry `i` of leaf node `n` points to the state of shard `n × fanout + i`. An entry of
+//! a higher node points to a node. An entry of zeros points to nothing.
 
 use super::{
     FormatError,
     codec::{Put as _, Reader},
 };
 
-/// Bytes per entry.
+/// Length of an entry in bytes.
 pub const ENTRY_BYTES: usize = 16;
 
-/// Where something lies in the data file, how long it is, and what its bytes must sum to.
+/// Block pointer: position, length and checksum of a structure in the data file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Entry {
-    /// First page; 0 is the file header's page, so 0 means "nothing".
+pub struct BlockPointer {
+    /// First page. Page 0 holds the file header, so 0 means that the entry points to nothing.
     pub page: u64,
     /// Length in bytes.
     pub len: u32,
-    /// CRC32C of those bytes.
+    /// CRC32C of these bytes.
     pub crc: u32,
 }
 
-impl Entry {
-    /// Whether it points to nothing.
+impl BlockPointer {
+    /// Reports whether the entry points to nothing.
     #[must_use]
     pub fn is_none(&self) -> bool {
         self.page == 0
     }
 
-    /// Appends the entry's bytes.
+    /// Appends the encoded entry.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.page);
         out.put_u32(self.len);
@@ -39,7 +39,8 @@ impl Entry {
     /// Parses one entry.
     ///
     /// # Errors
-    /// If the bytes end, or an entry that points to nothing has a length.
+    /// Returns `FormatError` if fewer bytes remain than an entry has, or if an entry that points to page 0 has a length
+    /// or a checksum.
     pub fn decode(r: &mut Reader<'_>) -> Result<Self, FormatError> {
         let at = r.at();
         let entry = Self { page: r.u64()?, len: r.u32()?, crc: r.u32()? };
@@ -50,9 +51,12 @@ impl Entry {
     }
 }
 
-/// A node's bytes: `entries`, the rest of the page zeros.
+/// Encodes a node: `entries`, then zeros up to the end of the page.
+///
+/// # Panics
+/// Panics if the entries do not fit a page.
 #[must_use]
-pub fn encode(entries: &[Entry], page_size: usize) -> Vec<u8> {
+pub fn encode(entries: &[BlockPointer], page_size: usize) -> Vec<u8> {
     assert!(entries.len() * ENTRY_BYTES <= page_size, "more entries than a node holds");
     let mut out = Vec::with_capacity(page_size);
     for entry in entries {
@@ -62,11 +66,11 @@ pub fn encode(entries: &[Entry], page_size: usize) -> Vec<u8> {
     out
 }
 
-/// Parses a whole node.
+/// Parses all entries of a node.
 ///
 /// # Errors
-/// As [`Entry::decode`].
-pub fn decode(bytes: &[u8]) -> Result<Vec<Entry>, FormatError> {
+/// Returns `FormatError` under the conditions of [`BlockPointer::decode`].
+pub fn decode(bytes: &[u8]) -> Result<Vec<BlockPointer>, FormatError> {
     let mut r = Reader::new(bytes);
-    (0..bytes.len() / ENTRY_BYTES).map(|_| Entry::decode(&mut r)).collect()
+    (0..bytes.len() / ENTRY_BYTES).map(|_| BlockPointer::decode(&mut r)).collect()
 }

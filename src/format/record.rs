@@ -1,4 +1,4 @@
-//! What the WAL's records hold: the batches that callers gave, exactly as given.
+//! Payloads of WAL records: batches of additions and removals, exactly as the caller passed them.
 
 use super::{
     FormatError,
@@ -6,18 +6,18 @@ use super::{
 };
 use crate::{id::DocumentId, posting::Posting};
 
-/// Bytes of an add before the keys: count, dimension.
+/// Length in bytes of the fields before the keys of an addition: count, dimension.
 const ADD_HEADER_BYTES: usize = 8;
-/// Bytes of a key: document id, start, length.
+/// Length of a key in bytes: document id, start, length.
 const KEY_BYTES: usize = 24;
 
-/// Payload bytes of an add of `count` vectors of `dimension`.
+/// Returns the payload length in bytes of an addition of `count` vectors of `dimension` components.
 #[must_use]
 pub fn add_len(count: usize, dimension: usize) -> u64 {
     ADD_HEADER_BYTES as u64 + count as u64 * (KEY_BYTES as u64 + 4 * dimension as u64)
 }
 
-/// The part of an add that comes before the vectors, which follow row by row.
+/// Encodes the part of an addition that precedes the vectors: the header and the keys. The vectors follow row by row.
 #[must_use]
 pub fn encode_add_keys(postings: &[Posting], dimension: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(ADD_HEADER_BYTES + postings.len() * KEY_BYTES);
@@ -31,10 +31,10 @@ pub fn encode_add_keys(postings: &[Posting], dimension: usize) -> Vec<u8> {
     out
 }
 
-/// Parses the payload of an add.
+/// Parses the payload of an addition.
 ///
 /// # Errors
-/// If the lengths contradict each other.
+/// Returns `FormatError` if the dimension differs from `dimension`, or if the count does not match the payload length.
 pub fn decode_add(payload: &[u8], dimension: usize) -> Result<Vec<Posting>, FormatError> {
     let mut r = Reader::new(payload);
     let count = r.u32()? as usize;
@@ -52,13 +52,13 @@ pub fn decode_add(payload: &[u8], dimension: usize) -> Result<Vec<Posting>, Form
         });
     }
     for posting in &mut postings {
-        // `pod_collect_to_vec` copies, so the payload's alignment does not matter.
+        // `pod_collect_to_vec` copies, so the payload needs no alignment.
         posting.vector = bytemuck::allocation::pod_collect_to_vec(r.take(4 * dimension)?);
     }
     Ok(postings)
 }
 
-/// Payload of a removal.
+/// Encodes the payload of a removal.
 #[must_use]
 pub fn encode_remove(ids: &[DocumentId]) -> Vec<u8> {
     let mut out = Vec::with_capacity(8 + ids.len() * 16);
@@ -70,7 +70,7 @@ pub fn encode_remove(ids: &[DocumentId]) -> Vec<u8> {
 /// Parses the payload of a removal.
 ///
 /// # Errors
-/// If the lengths contradict each other.
+/// Returns `FormatError` if the count does not match the payload length.
 pub fn decode_remove(payload: &[u8]) -> Result<Vec<DocumentId>, FormatError> {
     let mut r = Reader::new(payload);
     let count = r.u64()?;

@@ -1,14 +1,15 @@
-//! A root: the one structure from which everything durable is reached.
+//! Root: the structure from which all durable data is reachable.
 //!
-//! It lies in one of two slots, each on a page of its own, and holds its own checksum, having no parent.
+//! A root lies in one of two root slots, each on its own page. It holds its own checksum because no structure points to
+//! it.
 
 use super::{
     FormatError,
     codec::{self, Put as _, Reader},
     frame::FRAME_ALIGN,
-    geometry::Geometry,
+    geometry::IndexParams,
     header::{CRC_AT, ROOT_MAGIC},
-    node::Entry,
+    node::BlockPointer,
 };
 use crate::{
     config::Metric,
@@ -16,56 +17,57 @@ use crate::{
     limits::{FORMAT_VERSION, MAX_COUNT},
 };
 
-/// Bytes of an encoded root. It fits the smallest page.
+/// Length of an encoded root in bytes. It is less than the smallest page (256 bytes).
 pub const ROOT_BYTES: usize = 192;
 
 const _: () = assert!(ROOT_BYTES <= 256);
 
-/// A place in the WAL: where the next frame starts.
+/// Position in the WAL at which a frame starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WalPosition {
-    /// The segment's number within the epoch. The segment need not exist yet.
+    /// Segment number within the epoch. The segment need not exist yet.
     pub seq: u64,
-    /// Byte within the segment.
+    /// Offset within the segment, in bytes.
     pub offset: u64,
 }
 
-/// A checked root.
+/// Checked root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
-    /// The index it belongs to.
+    /// Id of the index.
     pub index_id: u128,
-    /// Its number; of two valid roots the higher one counts.
+    /// Generation of the root. Of two valid roots, the one with the higher (epoch, generation) is the newest.
     pub generation: Generation,
-    /// What the index was made with.
-    pub geometry: Geometry,
-    /// The state below this root is exactly that after this write.
+    /// Parameters that are fixed when the index is created.
+    pub geometry: IndexParams,
+    /// Checkpoint: the state below this root contains exactly the writes up to and including this LSN.
     pub checkpoint: Lsn,
-    /// The epoch of the WAL after the checkpoint. Never used for other records before.
+    /// WAL epoch of the records after the checkpoint. No earlier records have this epoch.
     pub epoch: u64,
-    /// Where the WAL after the checkpoint starts.
+    /// Position at which the WAL after the checkpoint starts.
     pub wal_start: WalPosition,
-    /// The top node of the directory.
-    pub directory: Entry,
-    /// Shard numbers that the directory covers; some may be unused.
+    /// Pointer to the top node of the directory, or to nothing if the index has no shards.
+    pub directory: BlockPointer,
+    /// Number of shard numbers that the directory covers. Some may be unused.
     pub shard_numbers: u32,
-    /// Shards in use.
+    /// Number of shards in use.
     pub shards: u32,
-    /// Live postings in all shards.
+    /// Number of live postings in all shards.
     pub live: u64,
-    /// Postings removed or replaced whose slots are still taken.
+    /// Number of removed or replaced postings whose slots are still used.
     pub removed: u64,
-    /// Random draws made so far: the next one derives from this number.
+    /// Number of random draws made. The next draw derives from the index id and this number.
     pub draws: u64,
-    /// Splits so far.
+    /// Number of splits made.
     pub splits: u64,
-    /// Pages of the data file.
+    /// Length of the data file in pages.
     pub data_pages: u64,
-    /// Segments that the WAL file holds at least: one that is shorter was cut.
+    /// Minimum number of segments in the WAL file. A file with fewer segments was truncated. 0 if the number is
+    /// unknown.
     pub wal_segments: u32,
-    /// The head of the cells; nothing if there are none.
-    pub cells: Entry,
-    /// Merges so far.
+    /// Pointer to the head of the cells, or to nothing if there are no cells.
+    pub cells: BlockPointer,
+    /// Number of merges made.
     pub merges: u32,
 }
 
@@ -78,7 +80,7 @@ fn metric_code(metric: Metric) -> u32 {
 }
 
 impl Root {
-    /// The root's bytes, checksum included.
+    /// Encodes the root, including its checksum.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let g = &self.geometry;
@@ -115,10 +117,10 @@ impl Root {
         out
     }
 
-    /// Parses the first [`ROOT_BYTES`] of a slot.
+    /// Parses the root in the first [`ROOT_BYTES`] bytes of a root slot.
     ///
     /// # Errors
-    /// If magic, version or checksum are wrong, or a number in it cannot be.
+    /// Returns `FormatError` if the magic, the version or the checksum is wrong, or if a number is out of range.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let bytes = Reader::new(bytes).take(ROOT_BYTES)?;
         let mut r = Reader::new(bytes);
@@ -135,7 +137,7 @@ impl Root {
             (_, 3) => Metric::Dot,
             (at, other) => return Err(FormatError::new(at, format!("metric 1, 2 or 3 expected, {other} found"))),
         };
-        let geometry = Geometry {
+        let geometry = IndexParams {
             dimension,
             metric,
             shard_size: r.u32()? as usize,
@@ -152,7 +154,7 @@ impl Root {
             checkpoint: Lsn(r.u64()?),
             epoch: r.u64()?,
             wal_start: WalPosition { seq: r.u64()?, offset: r.u64()? },
-            directory: Entry::decode(&mut r)?,
+            directory: BlockPointer::decode(&mut r)?,
             shard_numbers: r.u32()?,
             shards: r.u32()?,
             live: r.u64()?,
@@ -161,14 +163,14 @@ impl Root {
             splits: r.u64()?,
             data_pages: r.u64()?,
             wal_segments: r.u32()?,
-            cells: Entry::decode(&mut r)?,
+            cells: BlockPointer::decode(&mut r)?,
             merges: r.u32()?,
         }
         .validated()
     }
 
-    /// Checks numbers that came from a disk, so that no later arithmetic overflows and nothing is allocated that the data
-    /// file does not bear out.
+    /// Checks the ranges of numbers that were read from disk. After it no arithmetic on them overflows, and no
+    /// allocation exceeds what the data file can justify.
     fn validated(self) -> Result<Self, FormatError> {
         let counts = [
             (32, "generation", self.generation.0),
@@ -179,7 +181,7 @@ impl Root {
             (136, "count of removed postings", self.removed),
             (144, "count of draws", self.draws),
             (152, "count of splits", self.splits),
-            // In bytes that too is no more than a file may have.
+            // The length of the data file in bytes must also be in range.
             (160, "count of pages", self.data_pages.saturating_mul(self.geometry.page_size as u64)),
         ];
         if let Some((at, what, n)) = counts.into_iter().find(|&(.., n)| n > MAX_COUNT) {
@@ -190,7 +192,8 @@ impl Root {
         if !frames.contains(&offset) || !offset.is_multiple_of(FRAME_ALIGN as u64) {
             return Err(FormatError::new(96, format!("no frame starts at byte {offset} of a segment")));
         }
-        // Each number was given to a shard while all lower ones were in use, and each shard has an extent of its own.
+        // A shard gets a number only if all lower numbers are in use, and each shard has at least one extent. So the
+        // shard numbers cannot exceed the extents that fit the file.
         let extents = self.data_pages.saturating_sub(1) / u64::from(self.geometry.extent_pages());
         if u64::from(self.shard_numbers) > extents || self.shards > self.shard_numbers {
             let (shards, numbers) = (self.shards, self.shard_numbers);

@@ -1,22 +1,20 @@
-//! A shard's state: all of a shard but its vectors and postings.
+//! Shard state: all data of a shard except its vectors and postings.
 //!
-//! Written to a new place at each flush that changed the shard; its checksum is in the directory.
+//! A flush writes the state of each changed shard into a new allocation. The checksum of the state is in the directory.
 
 use bytemuck::allocation::pod_collect_to_vec;
 
 use super::{
     FormatError,
     codec::{Put as _, Reader},
-    geometry::Geometry,
+    geometry::IndexParams,
 };
 use crate::{id::ShardId, limits::MAX_NORM};
 
-/// First bytes of a state.
+/// First bytes of a shard state.
 pub const STATE_MAGIC: [u8; 4] = *b"SHST";
-const FIXED_BYTES: usize = 40;
-const EXTENT_BYTES: usize = 16;
 
-/// An extent as a state names it.
+/// Entry of an extent in a shard state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtentState {
     /// First page in the data file.
@@ -25,44 +23,37 @@ pub struct ExtentState {
     pub crc: u32,
 }
 
-/// A checked shard state.
+/// Checked shard state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShardState {
-    /// The shard's number: its place in the directory.
+    /// Shard number: index of the shard in the directory.
     pub number: u32,
-    /// The shard's name.
+    /// Shard id.
     pub id: ShardId,
-    /// Slots used, removed ones too.
+    /// Number of used slots, including slots with a tombstone.
     pub len: u32,
-    /// Slots used and not removed.
+    /// Number of used slots without a tombstone.
     pub live: u32,
-    /// Extents, as many as `len` needs.
+    /// Extents in slot order. Their number is that which `len` slots need.
     pub extents: Vec<ExtentState>,
-    /// One bit per slot, set when removed; whole 64-bit words.
+    /// Tombstones: one bit per slot, set if the posting is removed, in whole 64-bit words.
     pub tombstones: Vec<u64>,
-    /// Bloom filter over document ids.
+    /// Bloom filter of document ids.
     pub bloom: Vec<u64>,
     /// Sum of the live vectors.
     pub sum: Vec<f64>,
-    /// The routing centroid.
+    /// Routing centroid.
     pub centroid: Vec<f32>,
 }
 
-/// Bytes of the state of a shard with `len` used slots.
-#[must_use]
-pub fn encoded_len(geometry: &Geometry, len: usize) -> usize {
-    FIXED_BYTES
-        + len.div_ceil(geometry.extent_slots()) * EXTENT_BYTES
-        + len.div_ceil(64) * 8
-        + geometry.bloom_bytes
-        + geometry.dimension * 12
-}
-
 impl ShardState {
-    /// The state's bytes.
+    /// Encodes the state.
+    ///
+    /// # Panics
+    /// Panics if the fields do not have the lengths that `len` and `geometry` imply.
     #[must_use]
-    pub fn encode(&self, geometry: &Geometry) -> Vec<u8> {
-        let mut out = Vec::with_capacity(encoded_len(geometry, self.len as usize));
+    pub fn encode(&self, geometry: &IndexParams) -> Vec<u8> {
+        let mut out = Vec::with_capacity(geometry.state_bytes(self.len as usize));
         out.put(&STATE_MAGIC);
         out.put_u32(self.number);
         out.put_u128(self.id.0);
@@ -74,20 +65,21 @@ impl ShardState {
             out.put_u32(extent.crc);
             out.put_u32(0);
         }
-        // As they lie in memory, which is little-endian on every target this compiles for.
+        // The words are copied in memory order. It equals the order on disk because only little-endian targets compile.
         out.put(bytemuck::cast_slice(&self.tombstones));
         out.put(bytemuck::cast_slice(&self.bloom));
         out.put(bytemuck::cast_slice(&self.sum));
         out.put(bytemuck::cast_slice(&self.centroid));
-        assert_eq!(out.len(), encoded_len(geometry, self.len as usize), "a state of another size than it says");
+        assert_eq!(out.len(), geometry.state_bytes(self.len as usize), "a state of another size than it says");
         out
     }
 
     /// Parses the state of shard `number`.
     ///
     /// # Errors
-    /// If it is not a state of that shard, or its numbers contradict each other.
-    pub fn decode(bytes: &[u8], geometry: &Geometry, number: u32) -> Result<Self, FormatError> {
+    /// Returns `FormatError` if the bytes are not a state of that shard, or if its counts contradict each other. Also
+    /// returns it if the sum or the centroid is not finite, or if the centroid's norm is too large.
+    pub fn decode(bytes: &[u8], geometry: &IndexParams, number: u32) -> Result<Self, FormatError> {
         let mut r = Reader::new(bytes);
         r.expect(&STATE_MAGIC)?;
         r.expect(&number.to_le_bytes())?;
@@ -99,8 +91,8 @@ impl ShardState {
         if slots > geometry.shard_size || live > len {
             return Err(FormatError::new(at, format!("{live} live of {slots} slots, {} at most", geometry.shard_size)));
         }
-        if bytes.len() != encoded_len(geometry, slots) {
-            let expected = encoded_len(geometry, slots);
+        if bytes.len() != geometry.state_bytes(slots) {
+            let expected = geometry.state_bytes(slots);
             return Err(FormatError::new(at, format!("{expected} bytes expected, {} found", bytes.len())));
         }
         let extents = (0..slots.div_ceil(geometry.extent_slots()))
@@ -126,7 +118,7 @@ impl ShardState {
         if !centroid.iter().all(|n| n.is_finite()) || !sum.iter().all(|n| n.is_finite()) {
             return Err(FormatError::new(at, "a sum or a centroid is not finite"));
         }
-        // A mean of vectors is no longer than the longest, but for what rounding adds.
+        // The norm of a mean is at most the largest norm of the vectors. The tolerance of 0.1 % covers rounding errors.
         let norm = centroid.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
         if norm > 1.001 * MAX_NORM {
             return Err(FormatError::new(at, format!("a centroid of norm {norm:e}")));

@@ -1,23 +1,23 @@
-//! The results of a search, read where they lie.
+//! Results of a search, read in place.
 //!
-//! Invariant: they hold the snapshot that the search ran on, so that none of their places is used again.
+//! Invariant: they hold the snapshot that the search ran on, so none of the page ranges they read is reused.
 
 use std::sync::Arc;
 
 use super::{
-    snapshot::{Snapshot, place},
+    snapshot::{Snapshot, extent_slot},
     topk::Candidate,
 };
 use crate::{
     config::Metric,
     id::DocumentId,
-    posting::{SearchResponse, SearchResult, Stopped},
+    posting::{SearchResponse, SearchResult, StopReason},
     shard::DataFile,
     storage::{MmapFile, StorageFile},
 };
 
-/// The postings that a search found, read in place: nothing is copied until it is asked for, and the places they lie in
-/// stay as they are while this lives.
+/// Postings that a search found, read in place. Nothing is copied until it is accessed. The page ranges that hold them
+/// stay unchanged while this value lives.
 pub struct Hits<F: StorageFile = MmapFile> {
     pub(super) snapshot: Arc<Snapshot<F::Lent>>,
     pub(super) data: Arc<DataFile<F>>,
@@ -26,14 +26,17 @@ pub struct Hits<F: StorageFile = MmapFile> {
     pub(super) computed: usize,
     pub(super) shards_scanned: usize,
     pub(super) cells_scanned: usize,
-    pub(super) aim: Aim,
+    pub(super) aim: SearchSummary,
 }
 
-/// What a search was to find, and how it ended.
+/// Target of a search and the reason why it stopped.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Aim {
+pub(super) struct SearchSummary {
+    /// Target recall; 1 after an exhaustive search. `None` if only a slop limited the search.
     pub(super) recall: Option<f32>,
-    pub(super) stopped: Stopped,
+    /// Reason why the search stopped.
+    pub(super) stopped: StopReason,
+    /// Whether the query is like the calibration queries.
     pub(super) calibrated: bool,
 }
 
@@ -41,71 +44,72 @@ pub(super) struct Aim {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Hit<'a> {
-    /// The document.
+    /// Id of the document.
     pub document_id: DocumentId,
-    /// Where the part starts.
+    /// Start of the part within the document, in the caller's unit.
     pub start: u32,
-    /// How long it is.
+    /// Length of the part, in the caller's unit.
     pub length: u32,
-    /// The vector as it is stored: under the cosine metric divided by `norm`.
+    /// Vector as stored: under the cosine metric divided by `norm`.
     pub vector: &'a [f32],
-    /// Under the cosine metric the norm of the vector that was given, else 1.
+    /// Norm of the vector as it was given, under the cosine metric; 1 under other metrics.
     pub norm: f32,
-    /// Higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
+    /// Score, higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
     pub similarity_score: f32,
 }
 
 impl<F: StorageFile> Hits<F> {
-    /// How many there are.
+    /// Returns the number of hits.
     #[must_use]
     pub fn len(&self) -> usize {
         self.nearest.len()
     }
 
-    /// Whether nothing was found.
+    /// Reports whether the search found no posting.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.nearest.is_empty()
     }
 
-    /// Postings looked at, by their codes or their vectors; one that has two codes may count twice.
+    /// Returns the number of postings scanned, by their codes or their vectors. A posting with two codes may count
+    /// twice.
     #[must_use]
     pub fn scanned(&self) -> usize {
         self.scanned
     }
 
-    /// Vectors whose distance was computed.
+    /// Returns the number of vectors whose distance was computed.
     #[must_use]
     pub fn computed(&self) -> usize {
         self.computed
     }
 
-    /// The recall that was aimed at, as [`SearchResponse::recall`] has it.
+    /// Returns the target recall, as [`SearchResponse::recall`] defines it.
     #[must_use]
     pub fn recall(&self) -> Option<f32> {
         self.aim.recall
     }
 
-    /// Why the search stopped.
+    /// Returns the reason why the search stopped.
     #[must_use]
-    pub fn stopped(&self) -> Stopped {
+    pub fn stopped(&self) -> StopReason {
         self.aim.stopped
     }
 
-    /// Whether the query is like what recalls were tried with, as [`SearchResponse::calibrated`] has it.
+    /// Reports whether the query is like the calibration queries, as [`SearchResponse::calibrated`] defines it.
     #[must_use]
     pub fn calibrated(&self) -> bool {
         self.aim.calibrated
     }
 
-    /// The hits, nearest first; equal scores by (document id, start, length).
+    /// Iterates the hits, nearest first. Equal scores are ordered by (document id, start, length).
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Hit<'_>> {
         self.nearest.iter().map(|candidate| self.hit(candidate))
     }
 
     fn hit(&self, candidate: &Candidate) -> Hit<'_> {
         let geometry = self.data.geometry();
-        let (extent, slot) = place(&self.snapshot, geometry, candidate);
+        let (extent, slot) = extent_slot(&self.snapshot, geometry, candidate);
         let (posting, vector) = extent.posting(slot, geometry);
         Hit {
             document_id: candidate.document_id,
@@ -113,12 +117,12 @@ impl<F: StorageFile> Hits<F> {
             length: candidate.length,
             vector,
             norm: posting.norm,
-            // 0.0 - distance, so that a distance of 0 gives a score of 0 and not -0.
+            // `0.0 - distance` and not `-distance`, so that a distance of 0 gives a score of 0 and not -0.
             similarity_score: 0.0 - candidate.distance,
         }
     }
 
-    /// Copies everything out.
+    /// Copies all hits into a response.
     #[must_use]
     pub fn to_response(&self) -> SearchResponse {
         let cosine = self.data.geometry().metric == Metric::Cosine;

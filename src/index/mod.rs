@@ -1,32 +1,32 @@
-//! The in-memory index: which shards there are, which are near, and what a search finds in them.
+//! The in-memory index: the snapshot of all shards, the routing of vectors to shards, and the search.
 //!
 //! Invariants:
-//! 1. A snapshot never changes; the writer publishes a new one.
-//! 2. Publishing copies what changed: chunks of shards are shared between snapshots.
-//! 3. A search reads only what its snapshot names.
+//! 1. A snapshot never changes. The writer publishes a new one.
+//! 2. Publishing copies only the changed chunks of shards. Snapshots share the others.
+//! 3. A search reads only the shards and cells of its snapshot.
 
-mod calibrate;
-mod fresh;
-mod front;
+mod calibration;
+mod cell_queue;
+mod cell_search;
 mod hits;
-mod met;
-mod needs;
-mod outcome;
+mod out_of_distribution;
 mod pivots;
-mod probe;
 mod quantile;
-mod questions;
+mod rerank;
 mod routing;
 mod scan;
 mod search;
+mod search_limits;
 mod snapshot;
+mod subspace;
 mod topk;
-mod unlike;
+mod unindexed;
+mod visited;
 
-pub use calibrate::{Tried, calibrate};
-pub use fresh::{Fresh, FreshCentroid, FreshCodes};
-pub use routing::RoutingTable;
+pub use calibration::{CellsUnderTest, calibrate};
 pub use hits::{Hit, Hits};
-pub use search::{Breadth, in_order_of_place, search, search_on, warm};
-pub use snapshot::{CHUNK_SHARDS, Chunk, Coded, Snapshot};
+pub use routing::RoutingTable;
+pub use search::{SearchScope, in_group_order, search, search_on, warm};
+pub use snapshot::{CHUNK_SHARDS, Chunk, NewCodes, Snapshot};
 pub use topk::{Candidate, TopK};
+pub use unindexed::{UnindexedCentroid, UnindexedCodes, UnindexedShard};

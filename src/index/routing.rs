@@ -1,45 +1,47 @@
-//! The writer's table of routing centroids: one row per shard number, in one piece.
+//! Routing table of the writer: one contiguous row of centroids, indexed by shard number.
 //!
-//! Invariant: which shard a vector is routed to follows from the numbers and centroids of the shards that there are, and
-//! from nothing else, so that a replay routes as the writer did.
+//! Invariant: the shard of a vector depends only on the numbers and centroids of the existing shards. So a replay
+//! routes as the writer did.
 
-use super::pivots::{self, Near, Pivots, Rows};
+use super::pivots::{self, CentroidRows, Pivots, ShardDistance};
 use crate::{
-    codes::{self, Rounded},
+    codes::{self, RoundedVector},
     distance::{self, ByteBlocks, ROWS},
     limits,
 };
 
-/// Centroids by shard number. A number without a shard has a row at infinity, which nothing is near.
+/// Centroids by shard number. The row of a number without a shard is infinite, so no vector is near it.
 ///
-/// Rows are kept as bytes too: what rounding moved a vector by bounds how far the distance of bytes is from the true one
-/// (the triangle inequality), so that few rows have to be compared in full, and the answer is that of comparing all.
+/// Rows are also kept as bytes. The length of a vector's rounding error bounds the difference between the distance of
+/// the bytes and the true distance (the triangle inequality). So few rows are compared in full, and the result is that
+/// of comparing all.
 #[derive(Clone, Debug)]
 pub struct RoutingTable {
     dimension: usize,
     rows: Vec<f32>,
     distances: Vec<f32>,
     bytes: ByteBlocks,
-    rounded: Vec<Option<Rounded>>,
+    rounded: Vec<Option<RoundedVector>>,
     products: Vec<i32>,
     query: Vec<i8>,
-    /// Rows that have a shard.
+    /// Number of shards.
     shards: usize,
-    /// From more shards on those near pivots are compared, not all.
+    /// Maximum number of shards whose centroids are all compared. With more, only the shards near pivots are.
     all_up_to: usize,
-    /// Made when they are first needed.
+    /// Pivots, built when they are first needed.
     pivots: Option<Pivots>,
+    /// Number of centroid comparisons so far.
     compared: u64,
 }
 
 impl RoutingTable {
-    /// A table without rows.
+    /// Creates an empty table that compares all centroids of up to [`ROUTED_BY_ALL`](limits::ROUTED_BY_ALL) shards.
     #[must_use]
     pub fn new(dimension: usize) -> Self {
         Self::comparing_all_up_to(limits::ROUTED_BY_ALL, dimension)
     }
 
-    /// A table without rows, in which up to so many are all compared.
+    /// Creates an empty table that compares all centroids of up to `all_up_to` shards.
     #[must_use]
     pub fn comparing_all_up_to(all_up_to: usize, dimension: usize) -> Self {
         Self {
@@ -57,13 +59,13 @@ impl RoutingTable {
         }
     }
 
-    /// Centroids that vectors were compared with, by their bytes or in full.
+    /// Returns the number of comparisons of a vector and a centroid, by bytes or in full.
     #[must_use]
     pub fn compared(&self) -> u64 {
         self.compared
     }
 
-    /// Sets or clears a shard's centroid.
+    /// Sets or clears the centroid of a shard.
     pub fn set(&mut self, number: u32, centroid: Option<&[f32]>) {
         let at = number as usize * self.dimension;
         if self.rows.len() < at + self.dimension {
@@ -71,7 +73,7 @@ impl RoutingTable {
             self.distances.resize(number as usize + 1, f32::INFINITY);
             self.rounded.resize(number as usize + 1, None);
         }
-        let rounded = centroid.map(|centroid| Rounded::new(centroid, &mut self.query));
+        let rounded = centroid.map(|centroid| RoundedVector::new(centroid, &mut self.query));
         if rounded.is_some() {
             self.bytes.set(number as usize, &self.query);
         }
@@ -84,7 +86,7 @@ impl RoutingTable {
             None => row.fill(f32::INFINITY),
         }
         if let Some(pivots) = &mut self.pivots {
-            let rows = Rows { dimension: self.dimension, rows: &self.rows };
+            let rows = CentroidRows { dimension: self.dimension, rows: &self.rows };
             if was_used {
                 pivots.remove(rows, number);
             }
@@ -94,32 +96,33 @@ impl RoutingTable {
         }
     }
 
-    /// The shards that are near by the pivots; `None` where all are to be compared.
-    fn near_by_pivots(&mut self, vector: &[f32]) -> Option<Vec<Near>> {
+    /// Returns the shards of the nearest pivots; `None` if all shards must be compared. Builds the pivots at the first
+    /// use.
+    fn near_by_pivots(&mut self, vector: &[f32]) -> Option<Vec<ShardDistance>> {
         if self.shards <= self.all_up_to {
             return None;
         }
-        let rows = Rows { dimension: self.dimension, rows: &self.rows };
+        let rows = CentroidRows { dimension: self.dimension, rows: &self.rows };
         let used = self.rounded.iter().zip(0u32..).filter_map(|(row, number)| row.as_ref().map(|_| number));
         let pivots = self.pivots.get_or_insert_with(|| Pivots::new(rows, used));
         let near = pivots.near(rows, vector, &mut self.compared);
-        // Where no number is one of a pivot all are compared.
+        // Without a pivot, all shards are compared.
         (!near.is_empty()).then_some(near)
     }
 
-    /// The shard whose centroid is nearest by L2, the lowest number among equals; `None` if there is none. Of many shards it
-    /// is the nearest of those that belong to the nearest pivots.
+    /// Returns the shard whose centroid is nearest by L2, the lowest number among equals; `None` if there is no shard.
+    /// With more than `all_up_to` shards, only the shards of the nearest pivots are compared.
     pub fn nearest(&mut self, vector: &[f32]) -> Option<u32> {
         if let Some(near) = self.near_by_pivots(vector) {
             let nearest = near.into_iter().min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
             return nearest.map(|near| near.1);
         }
         self.compared += self.shards as u64;
-        let rounded = Rounded::new(vector, &mut self.query);
+        let rounded = RoundedVector::new(vector, &mut self.query);
         self.products.resize(self.bytes.rows().next_multiple_of(ROWS), 0);
         distance::dot_bytes(&self.query, self.bytes.bytes(), &mut self.products);
         let offset = 128 * self.query.iter().map(|&byte| i32::from(byte)).sum::<i32>();
-        // How far each may be at the most, and the least of that.
+        // Least upper bound on the distance of a row.
         let mut bound = f32::INFINITY;
         let rows = self.rounded.iter().zip(&self.products).zip(&mut self.distances);
         for ((row, product), at_least) in rows {
@@ -143,8 +146,8 @@ impl RoutingTable {
         best
     }
 
-    /// The `n` nearest shards, the nearest first, without `except`. Of many shards they are of those that belong to the nearest
-    /// pivots.
+    /// Returns the `n` nearest shards by L2 without those in `except`, nearest first. With more than `all_up_to`
+    /// shards, only the shards of the nearest pivots are compared.
     pub fn nearest_few(&mut self, vector: &[f32], n: usize, except: &[u32]) -> Vec<u32> {
         if let Some(mut near) = self.near_by_pivots(vector) {
             near.retain(|near| !except.contains(&near.1));
@@ -166,14 +169,17 @@ impl RoutingTable {
         near.into_iter().map(|(_, number)| number).collect()
     }
 
-    /// The centroid of a shard.
+    /// Returns the centroid of a shard. Its components are infinite if the number has no shard.
+    ///
+    /// # Panics
+    /// Panics if `number` is greater than every number that was ever set or cleared.
     #[must_use]
     pub fn centroid(&self, number: u32) -> &[f32] {
         let at = number as usize * self.dimension;
         &self.rows[at..at + self.dimension]
     }
 
-    /// Heap bytes.
+    /// Returns the approximate number of heap bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
         (self.rows.len() + self.distances.len()) * 4
@@ -197,7 +203,7 @@ mod tests {
             .collect()
     }
 
-    /// Bytes save work and change no answer, whatever the sizes; of equal ones the first counts.
+    /// Bytes save work and do not change the result, at any scale. Of equal distances the lowest number wins.
     #[test]
     fn the_nearest_is_that_of_comparing_all() {
         for (dimension, scale) in [(1, 1.0), (3, 1e17), (24, 1.0), (70, 1e-20), (384, 1.0)] {
@@ -225,7 +231,7 @@ mod tests {
         }
     }
 
-    /// Whatever came and went before, in whatever order: a table made of the shards there are routes alike.
+    /// A table built from the existing shards routes like one that also went through removed shards, in any order.
     #[test]
     fn routing_by_pivots_follows_from_the_shards_alone() {
         let dimension = 8;
@@ -235,7 +241,7 @@ mod tests {
         for n in 0..6_000u32 {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let number = (state >> 12) % 2_200;
-            // In the end many go; some have the same centroid.
+            // From step 4,000 on most steps remove a shard. Some shards have the same centroid.
             let goes = (state >> 8) % 8 < if n < 4_000 { 1 } else { 7 };
             let row = (!goes).then(|| vector(state % 900, dimension, 1.0));
             table.set(number, row.as_deref());
@@ -258,7 +264,7 @@ mod tests {
         assert!(table.pivots.is_some());
     }
 
-    /// A vector near one of some clusters, as centroids are.
+    /// Returns a vector near the centre of one of 61 clusters. Centroids are clustered likewise.
     fn clustered(n: u32, dimension: usize) -> Vec<f32> {
         let (center, noise) = (vector(n % 61 * 7_919, dimension, 1.0), vector(n.wrapping_mul(97) + 1, dimension, 0.5));
         center.iter().zip(noise).map(|(c, x)| c + x).collect()
@@ -284,7 +290,7 @@ mod tests {
             assert_eq!(all.compared(), u64::from(shards * queries));
             costs.push(table.compared() / u64::from(queries));
         }
-        // Four times the shards, at most twice the centroids.
+        // With four times the shards, at most twice the centroids are compared.
         assert!(costs.windows(2).all(|pair| pair[1] <= 2 * pair[0]), "{costs:?}");
         assert!(costs[2] < 1_200, "{costs:?}");
     }

@@ -1,4 +1,4 @@
-//! Distances by the index's metric, and a scan that computes them.
+//! Distances by the index's metric, and the scan of a shard's vectors.
 
 use std::ops::{Deref, Range};
 
@@ -10,12 +10,13 @@ use crate::{
     config::Metric,
     distance,
     error::Result,
-    format::geometry::Geometry,
+    format::geometry::IndexParams,
     shard::{self, DataFile, Shard},
     storage::StorageFile,
 };
 
-/// Lower is nearer, by the index's metric.
+/// Computes the distance of two vectors by a metric; lower is nearer. By L2 it is the square of the Euclidean distance,
+/// by dot product and cosine the negated dot product.
 pub(super) fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
     match metric {
         Metric::L2 => distance::squared_l2(a, b),
@@ -23,7 +24,7 @@ pub(super) fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
     }
 }
 
-/// The same for many rows.
+/// Computes the distance from `query` to each of many rows into `out`, as [`distance_by`] defines it.
 pub(super) fn distances_by(metric: Metric, query: &[f32], rows: &[f32], out: &mut [f32]) {
     match metric {
         Metric::L2 => distance::squared_l2_many(query, rows, out),
@@ -34,10 +35,11 @@ pub(super) fn distances_by(metric: Metric, query: &[f32], rows: &[f32], out: &mu
     }
 }
 
-/// The numbers of the `slop` shards to scan, by the metric's distance of their centroids; the lower number among equals.
+/// Returns the numbers of the `slop` shards whose centroids are nearest to `query` by the metric, nearest first. The
+/// lower number comes first at equal distance.
 pub(super) fn nearest_shards<L: Deref<Target = [u8]> + Clone>(
     snapshot: &Snapshot<L>,
-    geometry: &Geometry,
+    geometry: &IndexParams,
     query: &[f32],
     slop: usize,
 ) -> Vec<u32> {
@@ -61,7 +63,10 @@ pub(super) fn nearest_shards<L: Deref<Target = [u8]> + Clone>(
     near.into_iter().map(|(_, number)| number).collect()
 }
 
-/// Offers every live posting of a shard; returns how many distances that took.
+/// Offers every live posting of a shard to the top-k. Returns the number of distances computed.
+///
+/// # Errors
+/// Returns `Corruption` if an extent is damaged.
 pub(super) fn scan<F: StorageFile>(
     shard: &Shard<F::Lent>,
     number: u32,
@@ -72,7 +77,10 @@ pub(super) fn scan<F: StorageFile>(
     scan_slots(shard, (number, 0..shard.len()), data, query, top)
 }
 
-/// The same of some slots.
+/// Offers the live postings of a range of slots to the top-k. Returns the number of distances computed.
+///
+/// # Errors
+/// Returns `Corruption` if an extent is damaged.
 pub(super) fn scan_slots<F: StorageFile>(
     shard: &Shard<F::Lent>,
     (number, wanted): (u32, Range<usize>),

@@ -1,66 +1,65 @@
-//! One search: by cells where there are any, else choose shards by centroid and scan them; keep the best.
+//! One search: by cells where the index has them, otherwise by choosing shards by centroid and scanning their vectors.
 
-use std::{
-    ops::Deref,
-    sync::{Arc, OnceLock},
-};
+use std::{ops::Deref, sync::Arc};
 
 use super::{
-    hits::{Aim, Hits},
-    probe::{Further, Probed, Reach, probe_further},
+    cell_search::search_cells_extending,
+    hits::{Hits, SearchSummary},
+    out_of_distribution,
     scan::{nearest_shards, scan},
+    search_limits::{CellResults, Extension, SearchLimits},
     snapshot::{Snapshot, shard_of},
     topk::TopK,
-    unlike,
 };
 use crate::{
-    cells::{Asked, CellIndex},
-    codes::Query,
+    cells::{CellIndex, RoutingScratch},
+    codes::QuantizedQuery,
     env::{Executor, Inline},
     error::Result,
     format::{
-        cells::{Effort, RECALLS},
-        geometry::Geometry,
+        calibration::{RECALLS, SearchEffort},
+        geometry::IndexParams,
     },
     lease::Lease,
     limits,
-    posting::Stopped,
+    posting::StopReason,
     shard::DataFile,
     storage::StorageFile,
 };
 
-/// Shards that one thread scans at least: fewer are not worth waking another for.
+/// Number of shards per task of a parallel scan, the last task excepted. A smaller task isn't worth waking a thread.
 const PART: usize = 64;
 
-/// How far a search is to go.
+/// Scope of a search: every posting, a number of shards, or a target recall.
 #[derive(Clone, Copy, Debug)]
-pub struct Breadth {
-    /// Every posting.
+pub struct SearchScope {
+    /// Whether every posting is searched.
     pub exact: bool,
-    /// At most so many shards, or as many postings' codes as they hold.
+    /// Maximum number of shards scanned. With cells, maximum number of codes scanned: the average number of codes of
+    /// that many covered shards.
     pub slop: Option<usize>,
-    /// Until so large a share of the nearest is likely found.
+    /// Target recall: the search stops when this share of the true nearest is likely found.
     pub recall: Option<f32>,
-    /// The recall where neither is given.
+    /// Target recall if neither `slop` nor `recall` is given.
     pub default_recall: f32,
-    /// By cells also where it costs no less to look at every vector: for tests of cells.
+    /// Whether cells are used even where an exhaustive search costs no more. For tests of cells.
     pub by_cells: bool,
 }
 
-impl Breadth {
-    /// Every posting.
+impl SearchScope {
+    /// Returns the scope of an exhaustive search.
     #[must_use]
     pub fn exact() -> Self {
         Self { exact: true, ..Self::slop(usize::MAX) }
     }
 
-    /// So many shards.
+    /// Returns the scope of a search of at most `slop` shards.
     #[must_use]
     pub fn slop(slop: usize) -> Self {
         Self { exact: false, slop: Some(slop), recall: None, default_recall: 1.0, by_cells: false }
     }
 
-    /// The recall that is aimed at, if one is.
+    /// Returns the target recall; `None` if only a slop limits the search.
     fn recall(&self) -> Option<f32> {
         match (self.recall, self.slop) {
             (Some(recall), _) => Some(recall),
@@ -69,9 +68,9 @@ impl Breadth {
         }
     }
 
-    /// What it comes to with cells, for a query of which such a part of what others may miss is missed; `None` if everything
-    /// is to be scanned.
-    fn reach<L>(&self, cells: &CellIndex<Lease<L>>, snapshot: &Snapshot<L>, k: usize, part: f32) -> Option<Reach>
+    /// Computes the limits of a search by cells; `None` if the search must be exhaustive. `part` scales the share of
+    /// the true nearest that the search may miss: 1 for ordinary queries, less for out-of-distribution queries.
+    fn limit<L>(&self, cells: &CellIndex<Lease<L>>, snapshot: &Snapshot<L>, k: usize, part: f32) -> Option<SearchLimits>
     where
         L: Deref<Target = [u8]> + Clone,
     {
@@ -89,65 +88,71 @@ impl Breadth {
         };
         match recall {
             Some(recall) => {
-                // What has come and gone since efforts were found wears them down, by how much nobody knows until they are
-                // found anew.
+                // Postings added or removed since the calibration make its efforts less accurate, to an unknown degree
+                // until the recalibration. So the target recall rises with their share.
                 let moved = snapshot.moved as f32 / snapshot.live.max(1) as f32;
                 let better = |recall: f32, part: f32| {
                     let best = RECALLS[RECALLS.len() - 1];
-                    // What is asked for and can be had is not made more than can be had.
+                    // The raised target does not exceed the largest calibrated recall, unless the caller's own target
+                    // does.
                     (1.0 - (1.0 - recall) * part).min(best.max(recall))
                 };
                 let recall = better(recall, part * (1.0 - (limits::MOVED.0 * moved).min(limits::MOVED.1)));
                 let mut effort = cells.effort(k, recall);
-                if effort == Effort::everything() && codes == usize::MAX && !self.by_cells {
+                if effort == SearchEffort::exhaustive() && codes == usize::MAX && !self.by_cells {
                     return None;
                 }
-                // What came since may be nearer than all that was there, so that its shards seem farther.
-                if effort != Effort::everything() {
+                // New postings may be nearer than all earlier ones. They lower the top-k bound, so their shards lie
+                // farther beyond it.
+                if effort != SearchEffort::exhaustive() {
                     effort.shard_margin += limits::MOVED_SHARDS * moved * effort.shard_margin.abs();
                 }
-                // What is in no cell may be without codes, and codes may be of postings that are gone.
+                // Unindexed postings may lack codes, and codes may be of removed postings. So a search by cells may
+                // cost more than an exhaustive one, whose cost is the limit.
                 let most = if self.by_cells || codes != usize::MAX { f64::INFINITY } else { snapshot.live as f64 };
-                Some(Reach { codes, most, ..Reach::of(effort, recall) })
+                Some(SearchLimits { codes, most, ..SearchLimits::of(effort, recall) })
             }
             None => {
-                // A third of the groups' codes are within reach of what is to be scanned.
+                // Twice the average number of cells that hold `codes` codes, at least 64.
                 let cells_wanted = (codes as u64 * 2 * cells.cells() / cells.codes().max(1)).max(64) as u32;
-                let Effort { shard_margin, deviations, .. } = cells.effort(k, 0.98);
-                let effort = Effort { shard_margin, deviations, cells: cells_wanted, ..Effort::everything() };
-                Some(Reach { codes, ..Reach::of(effort, 0.98) })
+                let SearchEffort { shard_margin, deviations, .. } = cells.effort(k, 0.98);
+                let effort =
+                    SearchEffort { shard_margin, deviations, cells: cells_wanted, ..SearchEffort::exhaustive() };
+                Some(SearchLimits { codes, ..SearchLimits::of(effort, 0.98) })
             }
         }
     }
 }
 
-/// Finds the `k` nearest postings of a snapshot. Runs on the calling thread.
+/// Finds the `k` nearest postings of a snapshot, on the calling thread.
 ///
-/// `query` is checked and, under cosine, normalised. No lock is taken and nothing waited for.
+/// `query` must be checked and, under cosine, normalised. The search takes no lock and does not wait.
 ///
 /// # Errors
-/// `Corruption` if vectors read for the first time are damaged on disk.
+/// Returns `Corruption` if vectors that are read for the first time are damaged on disk.
 pub fn search<F: StorageFile>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &Arc<DataFile<F>>,
     query: &[f32],
     k: usize,
-    breadth: Breadth,
+    scope: SearchScope,
 ) -> Result<Hits<F>> {
-    search_on(&Inline, snapshot, data, query, k, breadth)
+    search_on(&Inline, snapshot, data, query, k, scope)
 }
 
-/// The same, many shards shared out among the threads of `executor`; the answer does not depend on it.
+/// Finds the `k` nearest postings of a snapshot. A scan of 128 shards or more runs on the threads of `executor`. The
+/// results do not depend on the executor.
 ///
 /// # Errors
-/// As [`search`]: of several damaged shards, the one that would have been scanned first.
+/// Returns `Corruption` as [`search`] does: of several damaged shards, it names the one that would have been scanned
+/// first.
 pub fn search_on<F: StorageFile>(
     executor: &dyn Executor,
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &Arc<DataFile<F>>,
     query: &[f32],
     k: usize,
-    breadth: Breadth,
+    scope: SearchScope,
 ) -> Result<Hits<F>> {
     let hits = |nearest: TopK, scanned, computed, (shards_scanned, cells_scanned), aim| Hits {
         snapshot: Arc::clone(snapshot),
@@ -159,25 +164,25 @@ pub fn search_on<F: StorageFile>(
         cells_scanned,
         aim,
     };
-    let mut slop = match breadth {
-        Breadth { exact: true, .. } => usize::MAX,
-        Breadth { slop: Some(slop), .. } => slop,
+    let mut slop = match scope {
+        SearchScope { exact: true, .. } => usize::MAX,
+        SearchScope { slop: Some(slop), .. } => slop,
         _ => usize::MAX,
     };
     let mut wasted = (0, 0, 0);
     if let Some(cells) = &snapshot.cells {
-        match breadth.reach(cells, snapshot, k, 1.0) {
-            // Cells found damaged are done without, until there are new ones.
-            Some(reach) if !cells.is_damaged() => match by_cells(snapshot, data, cells, (query, k), (breadth, reach)) {
+        match scope.limit(cells, snapshot, k, 1.0) {
+            // Damaged cells are not used until the next cell build.
+            Some(limit) if !cells.is_damaged() => match by_cells(snapshot, data, cells, (query, k), (scope, limit)) {
                 Err(_) if cells.is_damaged() => {}
-                // Everything costs less. What it has looked at so far is counted.
-                Ok((Probed { given_up: true, scanned, computed, cells, .. }, _)) => {
+                // The search was abandoned and an exhaustive one follows. The statistics include the work of both.
+                Ok((CellResults { given_up: true, scanned, computed, cells, .. }, _)) => {
                     (slop, wasted) = (usize::MAX, (scanned, computed, cells));
                 }
-                probed => {
-                    let (Probed { top, scanned, computed, cells, cut, .. }, calibrated) = probed?;
-                    let stopped = if cut { Stopped::Slop } else { Stopped::Reached };
-                    let aim = Aim { recall: breadth.recall(), stopped, calibrated };
+                results => {
+                    let (CellResults { top, scanned, computed, cells, cut, .. }, calibrated) = results?;
+                    let stopped = if cut { StopReason::Slop } else { StopReason::Reached };
+                    let aim = SearchSummary { recall: scope.recall(), stopped, calibrated };
                     return Ok(hits(top, scanned, computed, (0, cells), aim));
                 }
             },
@@ -185,10 +190,32 @@ pub fn search_on<F: StorageFile>(
             None => slop = usize::MAX,
         }
     }
-    let numbers = match slop < snapshot.shards {
-        true => nearest_shards(snapshot, data.geometry(), query, slop),
-        false => snapshot.iter().map(|(number, _)| number).collect(),
+    let numbers = if slop < snapshot.shards {
+        nearest_shards(snapshot, data.geometry(), query, slop)
+    } else {
+        snapshot.iter().map(|(number, _)| number).collect()
     };
+    let (top, scanned) = scan_shards(executor, snapshot, data, (query, k), &numbers)?;
+    let aim = if numbers.len() < snapshot.shards {
+        SearchSummary { recall: scope.recall(), stopped: StopReason::Slop, calibrated: true }
+    } else {
+        SearchSummary { recall: Some(1.0), stopped: StopReason::Everything, calibrated: true }
+    };
+    Ok(hits(top, scanned + wasted.0, scanned + wasted.1, (numbers.len(), wasted.2), aim))
+}
+
+/// Scans shards, 128 or more of them in parallel on the threads of `executor`. Returns the nearest candidates and the
+/// number of postings scanned.
+///
+/// # Errors
+/// Returns `Corruption` of the first damaged shard in the order of `numbers`.
+fn scan_shards<F: StorageFile>(
+    executor: &dyn Executor,
+    snapshot: &Snapshot<F::Lent>,
+    data: &DataFile<F>,
+    (query, k): (&[f32], usize),
+    numbers: &[u32],
+) -> Result<(TopK, usize)> {
     let scan_part = |numbers: &[u32]| -> Result<(TopK, usize)> {
         let (mut top, mut scanned) = (TopK::new(k), 0);
         for &number in numbers {
@@ -198,78 +225,71 @@ pub fn search_on<F: StorageFile>(
         }
         Ok((top, scanned))
     };
-    let (top, scanned) = if numbers.len() < 2 * PART {
-        scan_part(&numbers)?
-    } else {
-        let parts: Vec<&[u32]> = numbers.chunks(PART).collect();
-        let found: Vec<OnceLock<Result<(TopK, usize)>>> = parts.iter().map(|_| OnceLock::new()).collect();
-        // Each number is given out once, so each place is set once.
-        executor.for_each(parts.len(), &|i| drop(found[i].set(scan_part(parts[i]))));
-        let (mut top, mut scanned) = (TopK::new(k), 0);
-        for part in found.into_iter().filter_map(OnceLock::into_inner) {
-            let (nearest, n) = part?;
-            scanned += n;
-            nearest.into_sorted().into_iter().for_each(|candidate| top.offer(candidate));
-        }
-        (top, scanned)
-    };
-    let aim = match numbers.len() < snapshot.shards {
-        true => Aim { recall: breadth.recall(), stopped: Stopped::Slop, calibrated: true },
-        false => Aim { recall: Some(1.0), stopped: Stopped::Everything, calibrated: true },
-    };
-    Ok(hits(top, scanned + wasted.0, scanned + wasted.1, (numbers.len(), wasted.2), aim))
+    if numbers.len() < 2 * PART {
+        return scan_part(numbers);
+    }
+    let parts: Vec<&[u32]> = numbers.chunks(PART).collect();
+    let (mut top, mut scanned) = (TopK::new(k), 0);
+    for part in executor.map(parts.len(), |i| scan_part(parts[i])) {
+        let (nearest, n) = part?;
+        scanned += n;
+        nearest.into_sorted().into_iter().for_each(|candidate| top.offer(candidate));
+    }
+    Ok((top, scanned))
 }
 
-/// What is found by cells, and whether the query is like those that recalls were tried with. The search for one that is not goes on
-/// farther.
+/// Searches by cells. Returns the results, and whether the query is like the calibration queries. An
+/// out-of-distribution query gets a second pass with wider limits.
+///
+/// # Errors
+/// Returns `Corruption` if a vector or a cell group is damaged.
 fn by_cells<F: StorageFile>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &DataFile<F>,
     cells: &CellIndex<Lease<F::Lent>>,
     (query, k): (&[f32], usize),
-    (breadth, reach): (Breadth, Reach),
-) -> Result<(Probed, bool)> {
-    let far = cells.calibration().far;
-    let is_far = |top: &TopK| match top.nearest() {
-        Some(nearest) => unlike::is_far(snapshot, data, query, (nearest, far)),
+    (scope, limit): (SearchScope, SearchLimits),
+) -> Result<(CellResults, bool)> {
+    let is_out_of_distribution = |top: &TopK| match top.nearest() {
+        Some(nearest) => out_of_distribution::is_out_of_distribution(snapshot, data, query, nearest, cells),
         None => Ok(false),
     };
-    let mut unlike = false;
-    let probed = probe_further(snapshot, data, cells, (query, k), reach, |top| {
-        unlike = breadth.recall().is_some() && is_far(top)?;
-        // As much as may be looked at was not meant to be looked at twice.
-        if !unlike || breadth.slop.is_some() {
-            return Ok(Further::No);
+    let mut out_of_distribution = false;
+    let results = search_cells_extending(snapshot, data, cells, (query, k), limit, |top| {
+        out_of_distribution = scope.recall().is_some() && is_out_of_distribution(top)?;
+        // A slop limits the work of the whole search, so it allows no second pass.
+        if !out_of_distribution || scope.slop.is_some() {
+            return Ok(Extension::No);
         }
-        Ok(match breadth.reach(cells, snapshot, k, limits::FAR_MISSED) {
-            None => Further::Everything,
-            // What can be known to be better is not always more.
-            Some(wider) if wider.effort == reach.effort => Further::No,
-            Some(wider) => Further::To(wider),
+        Ok(match scope.limit(cells, snapshot, k, limits::FAR_MISSED) {
+            None => Extension::Everything,
+            // The higher target recall may map to the same effort. A second pass would find nothing new.
+            Some(wider) if wider.effort == limit.effort => Extension::No,
+            Some(wider) => Extension::To(wider),
         })
     })?;
-    if probed.again && !probed.given_up {
-        // At first it may have missed what is near.
-        unlike = is_far(&probed.top)?;
+    if results.again && !results.given_up {
+        // The first pass may have missed the nearest posting, so the check is repeated.
+        out_of_distribution = is_out_of_distribution(&results.top)?;
     }
-    Ok((probed, !unlike))
+    Ok((results, !out_of_distribution))
 }
 
-/// The queries' numbers, those together that are near the same group of cells: an order to ask them in, whatever they
-/// are.
-pub fn in_order_of_place<L, Q>(snapshot: &Snapshot<L>, geometry: &Geometry, queries: &[Q]) -> Vec<usize>
+/// Returns the queries' numbers in an order that puts queries near the same cell group together. Queries of a wrong
+/// dimension come first. Without cells the order is unchanged.
+pub fn in_group_order<L, Q>(snapshot: &Snapshot<L>, geometry: &IndexParams, queries: &[Q]) -> Vec<usize>
 where
     L: Deref<Target = [u8]> + Clone,
     Q: AsRef<[f32]>,
 {
     let mut order: Vec<usize> = (0..queries.len()).collect();
     if let Some(cells) = &snapshot.cells {
-        let (mut query, mut asked) = (Query::default(), Asked::default());
+        let (mut query, mut routing) = (QuantizedQuery::default(), RoutingScratch::default());
         let place = |vector: &[f32]| {
-            // What is refused later may have any place.
+            // A query of a wrong dimension is rejected later, so its position is arbitrary.
             (vector.len() == geometry.dimension).then(|| {
                 query.set(vector, cells.frame(), geometry.metric);
-                cells.router().nearest_group(&query, &mut asked)
+                cells.router().nearest_group(&query, &mut routing)
             })
         };
         let places: Vec<Option<usize>> = queries.iter().map(AsRef::as_ref).map(place).collect();
@@ -278,20 +298,17 @@ where
     order
 }
 
-/// Reads all that searches may read, and checks it, so that no later search is the first to.
+/// Reads and checks all bytes that searches may read, so that no later search has to check them.
 ///
 /// # Errors
-/// `Corruption` if vectors are damaged; of several shards, the first one.
+/// Returns `Corruption` if vectors are damaged: that of the first damaged shard.
 pub fn warm<F: StorageFile>(executor: &dyn Executor, snapshot: &Snapshot<F::Lent>, data: &DataFile<F>) -> Result<()> {
     let shards: Vec<_> = snapshot.iter().map(|(_, shard)| shard).collect();
-    let done: Vec<OnceLock<Result<()>>> = shards.iter().map(|_| OnceLock::new()).collect();
-    executor.for_each(shards.len(), &|i| {
-        let read = || shards[i].extents().iter().try_for_each(|extent| extent.slots(data).map(|_| ()));
-        drop(done[i].set(read()));
-    });
+    let read = |i: usize| shards[i].extents().iter().try_for_each(|extent| extent.slots(data).map(|_| ()));
+    let done: Vec<Result<()>> = executor.map(shards.len(), read);
     if let Some(cells) = &snapshot.cells {
-        // Damage of these is noted, and done without.
+        // Damage of a group is recorded in the cells, and searches do not use them.
         executor.for_each(cells.len(), &|i| drop(cells.group(i)));
     }
-    done.into_iter().filter_map(OnceLock::into_inner).collect()
+    done.into_iter().collect()
 }

@@ -1,159 +1,162 @@
-//! An immutable view of all shards.
+//! Snapshot: an immutable view of all shards and cells.
 
 use std::{ops::Deref, sync::Arc};
 
 use super::{
-    fresh::{Fresh, FreshCodes, fresh, rows, same_centroids},
     topk::Candidate,
+    unindexed::{UnindexedCodes, UnindexedShard, rows, same_centroids, unindexed},
 };
 use crate::{
     cells::CellIndex,
-    codes::Frame,
+    codes::CoordinateFrame,
     env::Cancel,
     error::Result,
-    format::geometry::Geometry,
+    format::geometry::IndexParams,
     id::{Lsn, ShardId},
     lease::Lease,
     shard::{DataFile, Extent, Shard},
     storage::StorageFile,
 };
 
-/// Shards per chunk: a publication copies the chunks it changed and the list of all chunks, so about the square root of
-/// many thousand shards serves both.
+/// Number of shards per chunk. A publication copies each changed chunk and the list of all chunks. A chunk size of
+/// about the square root of the number of shards keeps both copies small, up to many thousand shards.
 pub const CHUNK_SHARDS: usize = 32;
 
-/// Codes that were made of slots that are in no cell.
+/// Codes of unindexed slots, encoded beside the writer.
 #[derive(Debug)]
-pub struct Coded {
-    /// The frame that they were made in.
-    frame: Arc<Frame>,
-    /// For each shard, by number and name, its codes.
-    shards: Vec<(u32, ShardId, Arc<FreshCodes>)>,
+pub struct NewCodes {
+    /// Coordinate frame of the codes.
+    frame: Arc<CoordinateFrame>,
+    /// Number, id and codes of each shard.
+    shards: Vec<(u32, ShardId, Arc<UnindexedCodes>)>,
 }
 
-/// Some shards with their centroids side by side.
+/// Chunk of a snapshot: shards with consecutive numbers, and their centroids in contiguous rows.
 #[derive(Debug)]
 pub struct Chunk<L> {
-    /// Shards by number, from the chunk's first.
+    /// Shards by number, from the chunk's first number. `None` for a number without a shard.
     pub shards: Vec<Option<Arc<Shard<L>>>>,
-    /// Their centroids, row by row; a row of zeros where there is no shard.
+    /// Centroids by number, row by row. The row of a number without a shard is zeros.
     pub centroids: Arc<[f32]>,
-    /// Shards with slots that are in no cell. Nothing where there are no cells.
-    pub fresh: Vec<Fresh>,
-    /// The bytes of their centroids, in blocks; shared as long as the centroids are the same.
-    pub fresh_rows: Arc<[u8]>,
-    /// Slots that are in no cell.
-    pub fresh_slots: u64,
+    /// Shards with unindexed slots. Empty if the index has no cells.
+    pub unindexed: Vec<UnindexedShard>,
+    /// Centroid bytes of the shards in `unindexed`, in blocks. Shared with the previous chunk while the centroids are
+    /// the same.
+    pub unindexed_rows: Arc<[u8]>,
+    /// Number of unindexed slots, those of removed postings included.
+    pub unindexed_slots: u64,
 }
 
-/// What one search sees, from beginning to end.
+/// Immutable view of the index that one search uses from beginning to end.
 #[derive(Debug)]
 pub struct Snapshot<L> {
-    /// Chunks by number.
+    /// Chunks of shards, in the order of their numbers.
     pub chunks: Vec<Arc<Chunk<L>>>,
-    /// The cells, if there are any.
+    /// Cells; `None` if the index has none.
     pub cells: Option<Arc<CellIndex<Lease<L>>>>,
-    /// The last write it holds.
+    /// LSN of the last write in the snapshot.
     pub lsn: Lsn,
-    /// Live postings.
+    /// Number of live postings.
     pub live: u64,
-    /// Shards.
+    /// Number of shards.
     pub shards: usize,
-    /// Postings that have come or gone since it was found out what recalls take.
+    /// Number of postings added, removed, or changed between indexed and unindexed since the calibration, estimated
+    /// from counts. 0 without cells.
     pub moved: u64,
 }
 
 impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
-    /// A snapshot of no shard.
+    /// Creates a snapshot without shards.
     #[must_use]
     pub fn empty(lsn: Lsn) -> Self {
         Self { chunks: Vec::new(), cells: None, lsn, live: 0, shards: 0, moved: 0 }
     }
 
-    /// Heap bytes of the codes of what is in no cell.
+    /// Returns the heap bytes of the codes and centroid bytes of unindexed postings.
     #[must_use]
-    pub fn fresh_memory(&self) -> usize {
+    pub fn unindexed_memory(&self) -> usize {
         let of = |chunk: &Arc<Chunk<L>>| {
-            let codes = chunk.fresh.iter().filter_map(|fresh| fresh.codes.as_ref());
-            // The centroids' bytes are there twice.
-            2 * chunk.fresh_rows.len() + codes.map(|codes| codes.memory()).sum::<usize>()
+            let codes = chunk.unindexed.iter().filter_map(|unindexed| unindexed.codes.as_ref());
+            // The centroid bytes exist twice: in blocks, and in each shard's `UnindexedCentroid`.
+            2 * chunk.unindexed_rows.len() + codes.map(|codes| codes.memory()).sum::<usize>()
         };
         self.chunks.iter().map(of).sum()
     }
 
-    /// Shards with slots that are in no cell, their numbers, and what is known of them.
-    fn fresh(&self) -> impl Iterator<Item = (u32, &Arc<Shard<L>>, &Fresh)> {
+    /// Iterates the shards with unindexed slots, each with its number and its unindexed part.
+    fn unindexed(&self) -> impl Iterator<Item = (u32, &Arc<Shard<L>>, &UnindexedShard)> {
         self.chunks.iter().zip(0u32..).flat_map(|(chunk, c)| {
-            chunk.fresh.iter().filter_map(move |fresh| {
-                let shard = chunk.shards[fresh.shard as usize].as_ref()?;
-                Some((c * CHUNK_SHARDS as u32 + fresh.shard, shard, fresh))
+            chunk.unindexed.iter().filter_map(move |unindexed| {
+                let shard = chunk.shards[unindexed.shard as usize].as_ref()?;
+                Some((c * CHUNK_SHARDS as u32 + unindexed.shard, shard, unindexed))
             })
         })
     }
 
-    /// Slots that are in no cell.
+    /// Returns the number of unindexed slots, those of removed postings included.
     #[must_use]
-    pub fn fresh_slots(&self) -> u64 {
-        self.chunks.iter().map(|chunk| chunk.fresh_slots).sum()
+    pub fn unindexed_slots(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.unindexed_slots).sum()
     }
 
-    /// What is known of a shard that has slots in no cell, if the posting in this place, known by the shard's number and its slot, is in
-    /// none.
-    pub(crate) fn fresh_of(&self, (shard, slot): (u32, u32)) -> Option<&Fresh> {
+    /// Returns the unindexed part of a shard, given by number, if `slot` is in it.
+    pub(crate) fn unindexed_shard_of(&self, (shard, slot): (u32, u32)) -> Option<&UnindexedShard> {
         let chunk = self.chunks.get(shard as usize / CHUNK_SHARDS)?;
         let in_chunk = shard % CHUNK_SHARDS as u32;
-        chunk.fresh.iter().find(|fresh| fresh.shard == in_chunk && fresh.from <= slot)
+        chunk.unindexed.iter().find(|unindexed| unindexed.shard == in_chunk && unindexed.from <= slot)
     }
 
-    /// The shards where some of them have no code.
-    pub(crate) fn uncoded(&self) -> impl Iterator<Item = (u32, &Arc<Shard<L>>, &Fresh)> {
-        self.fresh().filter(|(_, _, fresh)| match &fresh.codes {
-            Some(codes) => codes.first > fresh.from as usize,
+    /// Iterates the shards in which some unindexed slots have no code, each with its number and its unindexed part.
+    pub(crate) fn without_codes(&self) -> impl Iterator<Item = (u32, &Arc<Shard<L>>, &UnindexedShard)> {
+        self.unindexed().filter(|(_, _, unindexed)| match &unindexed.codes {
+            Some(codes) => codes.first > unindexed.from as usize,
             None => true,
         })
     }
 
-    /// The shards whose codes are not what their vectors give: none, unless vectors rotted since.
+    /// Returns the numbers of the shards whose codes of unindexed postings differ from a new encoding of their vectors.
+    /// Empty unless vectors were damaged since the codes were made.
     ///
     /// # Errors
-    /// `Closed` if it is cancelled.
-    pub fn wrong_codes(&self, geometry: &Geometry, cancel: &dyn Cancel) -> Result<Vec<u32>> {
+    /// Returns `Closed` if the operation is cancelled.
+    pub fn shards_with_wrong_codes(&self, geometry: &IndexParams, cancel: &dyn Cancel) -> Result<Vec<u32>> {
         let Some(cells) = &self.cells else { return Ok(Vec::new()) };
-        let wrong = self.fresh().take_while(|_| !cancel.is_cancelled()).filter(|(_, shard, fresh)| {
-            let known = (&***shard, &*fresh.centroid);
-            fresh.codes.as_ref().is_some_and(|codes| !codes.are_of(known, (cells.frame(), geometry)))
+        let wrong = self.unindexed().take_while(|_| !cancel.is_cancelled()).filter(|(_, shard, unindexed)| {
+            let known = (&***shard, &*unindexed.centroid);
+            unindexed.codes.as_ref().is_some_and(|codes| !codes.are_of(known, (cells.frame(), geometry)))
         });
         let numbers = wrong.map(|(number, ..)| number).collect();
         cancel.check().map(|()| numbers)
     }
 
-    /// Codes of all slots that are in no cell, of shards where some have none.
+    /// Encodes all unindexed slots of the shards in which some have no code.
     ///
     /// # Errors
-    /// `Corruption` if a vector is damaged, `Closed` if it is cancelled.
-    pub fn code_fresh<F: StorageFile<Lent = L>>(
+    /// Returns `Corruption` if a vector is damaged, `Closed` if the operation is cancelled.
+    pub fn encode_unindexed<F: StorageFile<Lent = L>>(
         &self,
         data: &DataFile<F>,
-        frame: &Arc<Frame>,
+        frame: &Arc<CoordinateFrame>,
         cancel: &dyn Cancel,
-    ) -> Result<Coded> {
+    ) -> Result<NewCodes> {
         let (mut made, slots) = (Vec::new(), data.geometry().extent_slots());
-        for (number, shard, fresh) in self.uncoded() {
-            let from = fresh.from as usize;
+        for (number, shard, unindexed) in self.without_codes() {
+            let from = unindexed.from as usize;
             for extent in &shard.extents()[from / slots..] {
                 cancel.check()?;
                 extent.slots(data)?;
             }
-            let codes = FreshCodes::of(None, (shard, &fresh.centroid), from, (frame, data.geometry()));
+            let codes = UnindexedCodes::of(None, (shard, &unindexed.centroid), from, (frame, data.geometry()));
             made.push((number, shard.id, codes));
         }
-        Ok(Coded { frame: Arc::clone(frame), shards: made })
+        Ok(NewCodes { frame: Arc::clone(frame), shards: made })
     }
 
-    /// The same snapshot with codes that [`code_fresh`](Self::code_fresh) made of an older one; what came to a shard since
-    /// gets its code here. Codes of another frame are of no use any more.
+    /// Returns this snapshot with the codes that [`encode_unindexed`](Self::encode_unindexed) made of an older one.
+    /// Slots added to a shard since then are encoded here. Codes in another coordinate frame than that of the cells are
+    /// ignored.
     #[must_use]
-    pub fn with_codes(&self, coded: &Coded, geometry: &Geometry) -> Self {
+    pub fn with_codes(&self, coded: &NewCodes, geometry: &IndexParams) -> Self {
         let mut chunks = self.chunks.clone();
         let frame = &coded.frame;
         let is_same = self.cells.as_ref().is_some_and(|cells| Arc::ptr_eq(cells.frame(), frame));
@@ -161,20 +164,20 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             let (at, i) = (*number as usize / CHUNK_SHARDS, *number % CHUNK_SHARDS as u32);
             let Some(chunk) = chunks.get_mut(at) else { continue };
             let shard = chunk.shards.get(i as usize).and_then(Option::as_ref).filter(|shard| shard.id == *id);
-            let place = chunk.fresh.iter().position(|fresh| fresh.shard == i);
-            let (Some(shard), Some(place)) = (shard, place) else { continue };
-            let mut fresh = chunk.fresh.clone();
-            let known = (&**shard, &*fresh[place].centroid);
-            fresh[place].codes = Some(FreshCodes::of(Some(codes), known, codes.first, (frame, geometry)));
+            let extent_slot = chunk.unindexed.iter().position(|unindexed| unindexed.shard == i);
+            let (Some(shard), Some(extent_slot)) = (shard, extent_slot) else { continue };
+            let mut unindexed = chunk.unindexed.clone();
+            let known = (&**shard, &*unindexed[extent_slot].centroid);
+            unindexed[extent_slot].codes = Some(UnindexedCodes::of(Some(codes), known, codes.first, (frame, geometry)));
             let (shards, centroids) = (chunk.shards.clone(), Arc::clone(&chunk.centroids));
-            let (fresh_rows, fresh_slots) = (Arc::clone(&chunk.fresh_rows), chunk.fresh_slots);
-            *chunk = Arc::new(Chunk { shards, centroids, fresh, fresh_rows, fresh_slots });
+            let (unindexed_rows, unindexed_slots) = (Arc::clone(&chunk.unindexed_rows), chunk.unindexed_slots);
+            *chunk = Arc::new(Chunk { shards, centroids, unindexed, unindexed_rows, unindexed_slots });
         }
         let Self { lsn, live, shards, moved, .. } = *self;
         Self { chunks, cells: self.cells.clone(), lsn, live, shards, moved }
     }
 
-    /// All shards, by number.
+    /// Iterates all shards with their numbers, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Arc<Shard<L>>)> {
         self.chunks
             .iter()
@@ -183,9 +186,12 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             .filter_map(|(shard, number)| Some((number, shard.as_ref()?)))
     }
 
-    /// The next snapshot: `changed` names every shard number that is not as it was here. With `coded` what is new in them
-    /// and in no cell gets codes: some four microseconds a posting in batches of 1,000, what splits make anew counted in.
-    /// Where the cells have another frame than those before nothing gets any: all of it would need new ones.
+    /// Returns the next snapshot.
+    ///
+    /// `changed` must contain every shard number whose shard differs from this snapshot. With `coded`, new unindexed
+    /// slots of the changed shards are encoded. Cost: about 4 µs per posting in batches of 1,000, encoding after splits
+    /// included. If the cells have another coordinate frame than before, nothing is encoded, because every unindexed
+    /// slot would need a new code.
     #[must_use]
     pub fn with_changes(
         &self,
@@ -193,7 +199,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
         changed: impl IntoIterator<Item = u32>,
         cells: Option<&Arc<CellIndex<Lease<L>>>>,
         (lsn, live): (Lsn, u64),
-        (coded, geometry): (bool, &Geometry),
+        (coded, geometry): (bool, &IndexParams),
     ) -> Self {
         let same_cells = cells.map(Arc::as_ptr) == self.cells.as_ref().map(Arc::as_ptr);
         let frames = self.cells.as_ref().zip(cells).map(|(old, new)| [old, new].map(|cells| cells.frame()));
@@ -202,7 +208,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
         let mut chunks = self.chunks.clone();
         let mut count = self.shards;
         let mut touched: Vec<usize> = changed.into_iter().map(|number| number as usize / CHUNK_SHARDS).collect();
-        // A chunk that exists only because a later one does is built like a changed one.
+        // A new chunk is built even if none of its shards changed. Other cells require that every chunk is built.
         let first_new = if same_cells { chunks.len() } else { 0 };
         touched.extend(first_new..shards.len().div_ceil(CHUNK_SHARDS));
         touched.sort_unstable();
@@ -211,24 +217,25 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             let members = &shards[at * CHUNK_SHARDS..shards.len().min((at + 1) * CHUNK_SHARDS)];
             let old = self.chunks.get(at);
             let centroids = centroids(members, old, geometry);
-            // Where there were no cells, nothing was fresh, and all that no cell covers came since.
+            // The unindexed parts of the old chunk are reusable only if it had cells in the same coordinate frame.
             let known = old.filter(|_| self.cells.is_some() && !other_frame);
-            let before = known.map(|old| (old.shards.as_slice(), old.fresh.as_slice()));
+            let before = known.map(|old| (old.shards.as_slice(), old.unindexed.as_slice()));
             let first = (at * CHUNK_SHARDS) as u32;
             let as_before = same_cells && coded;
-            let fresh = cells.map_or_else(Vec::new, |cells| {
-                fresh((members, first), before, (cells, as_before), (coded, geometry))
+            let unindexed = cells.map_or_else(Vec::new, |cells| {
+                unindexed((members, first), before, (cells, as_before), (coded, geometry))
             });
-            let fresh_rows = match old {
-                Some(old) if same_centroids(&old.fresh, &fresh) => Arc::clone(&old.fresh_rows),
-                _ => rows(&fresh).into(),
+            let unindexed_rows = match old {
+                Some(old) if same_centroids(&old.unindexed, &unindexed) => Arc::clone(&old.unindexed_rows),
+                _ => rows(&unindexed).into(),
             };
-            let slots = |fresh: &Fresh| {
-                let shard = members[fresh.shard as usize].as_ref();
-                shard.map_or(0, |shard| shard.len().saturating_sub(fresh.from as usize) as u64)
+            let slots = |unindexed: &UnindexedShard| {
+                let shard = members[unindexed.shard as usize].as_ref();
+                shard.map_or(0, |shard| shard.len().saturating_sub(unindexed.from as usize) as u64)
             };
-            let fresh_slots = fresh.iter().map(slots).sum();
-            let chunk = Arc::new(Chunk { shards: members.to_vec(), centroids, fresh, fresh_rows, fresh_slots });
+            let unindexed_slots = unindexed.iter().map(slots).sum();
+            let chunk =
+                Arc::new(Chunk { shards: members.to_vec(), centroids, unindexed, unindexed_rows, unindexed_slots });
             count += members.iter().flatten().count();
             match old {
                 Some(old) => {
@@ -239,13 +246,13 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             }
         }
         let mut next = Self { chunks, cells: cells.cloned(), lsn, live, shards: count, moved: 0 };
-        next.moved = cells.map_or(0, |cells| cells.calibration().moved(live, next.fresh_slots()));
+        next.moved = cells.map_or(0, |cells| cells.calibration().moved(live, next.unindexed_slots()));
         next
     }
 }
 
-/// The centroids of a chunk's shards: those of the chunk before, unless a shard came or went.
-fn centroids<L>(members: &[Option<Arc<Shard<L>>>], old: Option<&Arc<Chunk<L>>>, geometry: &Geometry) -> Arc<[f32]> {
+/// Returns the centroids of a chunk's shards by rows. Shares those of the old chunk if no shard's centroid changed.
+fn centroids<L>(members: &[Option<Arc<Shard<L>>>], old: Option<&Arc<Chunk<L>>>, geometry: &IndexParams) -> Arc<[f32]> {
     if let Some(old) = old
         && old.shards.len() == members.len()
         && old.shards.iter().zip(members).all(|(a, b)| match (a, b) {
@@ -265,15 +272,16 @@ fn centroids<L>(members: &[Option<Arc<Shard<L>>>], old: Option<&Arc<Chunk<L>>>, 
     rows.into()
 }
 
+/// Returns the shard with a number; `None` if the snapshot has no such shard.
 pub(super) fn shard_of<L: Deref<Target = [u8]> + Clone>(snapshot: &Snapshot<L>, number: u32) -> Option<&Shard<L>> {
     let chunk = snapshot.chunks.get(number as usize / CHUNK_SHARDS)?;
     chunk.shards.get(number as usize % CHUNK_SHARDS)?.as_deref()
 }
 
-/// The extent that a candidate was found in, and its slot there.
-pub(super) fn place<'a, L: Deref<Target = [u8]> + Clone>(
+/// Returns the extent that holds a candidate, and the candidate's slot within the extent.
+pub(super) fn extent_slot<'a, L: Deref<Target = [u8]> + Clone>(
     snapshot: &'a Snapshot<L>,
-    geometry: &Geometry,
+    geometry: &IndexParams,
     found: &Candidate,
 ) -> (&'a Extent<L>, usize) {
     let (slots, slot) = (geometry.extent_slots(), found.slot as usize);

@@ -1,47 +1,47 @@
-//! The k best of many candidates, with one order for everybody.
+//! Selection of the `k` nearest candidates, with one total order for all searches.
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
 use crate::{id::DocumentId, shard::StoredPosting};
 
-/// A posting that may be among the nearest.
+/// Posting that may be among the nearest.
 ///
-/// Ordered by (distance, document id, start, length), so that two searches that see the same postings answer the same,
-/// whatever order they saw them in.
+/// Candidates are ordered by (distance, document id, start, length). So two searches that scan the same postings return
+/// the same results, independent of the order of the scan.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// Lower is nearer: a negated score or a squared distance. Never NaN.
+    /// Distance, lower is nearer: a negated product or a squared distance. Never NaN.
     pub distance: f32,
-    /// The document.
+    /// Id of the document.
     pub document_id: DocumentId,
-    /// Where the part starts.
+    /// Start of the part within the document.
     pub start: u32,
-    /// How long it is.
+    /// Length of the part.
     pub length: u32,
-    /// The shard's number.
+    /// Number of the shard.
     pub shard: u32,
-    /// The slot in the shard.
+    /// Slot in the shard.
     pub slot: u32,
 }
 
 impl Candidate {
-    /// A posting in a shard's slot, the shard known by its number.
+    /// Creates a candidate for the posting in a slot of the shard with a number.
     #[must_use]
     pub fn new(distance: f32, posting: StoredPosting, (shard, slot): (u32, usize)) -> Self {
         let StoredPosting { document_id, start, length, .. } = posting;
         Self { distance, document_id, start, length, shard, slot: slot as u32 }
     }
 
-    /// Where it lies: the shard's number, and the slot.
+    /// Returns the posting's position: the shard's number and the slot.
     #[must_use]
-    pub fn place(&self) -> (u32, u32) {
+    pub fn slot_id(&self) -> (u32, u32) {
         (self.shard, self.slot)
     }
 }
 
 impl Ord for Candidate {
     fn cmp(&self, other: &Self) -> Ordering {
-        // + 0.0 turns -0.0 into 0.0, so that the two are equal here as they are in arithmetic.
+        // Adding 0.0 turns -0.0 into 0.0, so that the two compare as equal, as in arithmetic.
         (self.distance + 0.0)
             .total_cmp(&(other.distance + 0.0))
             .then(self.document_id.cmp(&other.document_id))
@@ -64,23 +64,24 @@ impl PartialEq for Candidate {
 
 impl Eq for Candidate {}
 
-/// Keeps the `k` least candidates.
+/// Set of the `k` nearest candidates offered so far.
 #[derive(Debug)]
 pub struct TopK {
     k: usize,
     heap: BinaryHeap<Candidate>,
-    /// Whether candidates that it keeps may be offered once more.
+    /// Whether a kept candidate may be offered again.
     again: bool,
 }
 
 impl TopK {
-    /// Keeps `k`.
+    /// Creates an empty set for `k` candidates.
     #[must_use]
     pub fn new(k: usize) -> Self {
         Self { k, heap: BinaryHeap::with_capacity(k.min(4_096)), again: false }
     }
 
-    /// A candidate farther than this is none; equal ones have to be offered.
+    /// Upper bound on the distance of a useful candidate: candidates farther than this are rejected. Candidates at
+    /// equal distance must be offered. Infinite until the set is full.
     #[must_use]
     pub fn bound(&self) -> f32 {
         match self.heap.peek() {
@@ -89,32 +90,32 @@ impl TopK {
         }
     }
 
-    /// How many it keeps.
+    /// Returns the number of candidates that the set keeps.
     #[must_use]
     pub fn k(&self) -> usize {
         self.k
     }
 
-    /// From here on candidates may be offered that were offered before. Costs a comparison with each that it keeps.
+    /// Allows candidates to be offered again. Cost: each later offer is compared with every kept candidate.
     pub fn is_offered_again(&mut self) {
         self.again = true;
     }
 
-    /// How many more make it full.
+    /// Returns the number of candidates missing until the set is full.
     #[must_use]
     pub fn room(&self) -> usize {
         self.k - self.heap.len()
     }
 
-    /// The nearest so far.
+    /// Returns the nearest candidate so far. Cost: a pass over the kept candidates.
     #[must_use]
     pub fn nearest(&self) -> Option<&Candidate> {
         self.heap.iter().min()
     }
 
-    /// Offers a candidate.
+    /// Offers a candidate. The set keeps it if it is among the `k` nearest so far.
     pub fn offer(&mut self, candidate: Candidate) {
-        if self.again && self.heap.iter().any(|known| known.place() == candidate.place()) {
+        if self.again && self.heap.iter().any(|known| known.slot_id() == candidate.slot_id()) {
             return;
         }
         if self.heap.len() < self.k {
@@ -126,7 +127,7 @@ impl TopK {
         }
     }
 
-    /// The best, nearest first.
+    /// Returns the kept candidates, nearest first.
     #[must_use]
     pub fn into_sorted(self) -> Vec<Candidate> {
         self.heap.into_sorted_vec()

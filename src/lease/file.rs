@@ -1,4 +1,4 @@
-//! The files of an index as the engine has them: what lends, and what is stored to at will.
+//! Files of an index: the data file, which lends its bytes, and plain files with unrestricted stores.
 
 use std::{
     path::PathBuf,
@@ -8,19 +8,19 @@ use std::{
     },
 };
 
-use super::{IndexLock, Lease, Place, place::Claim};
+use super::{Allocation, IndexLock, Lease, allocation::LeaseEntry};
 use crate::{
     error::Result,
     storage::{Purpose, Storage, StorageFile},
 };
 
-/// The name of the file that lends its bytes.
+/// Name of the file that lends its bytes.
 pub const LENDING: &str = "data";
 
-/// The names of the files that are never lent.
+/// Names of the files that are never lent.
 const PLAIN: [&str; 3] = ["wal", "root", "root.new"];
 
-/// A file that is never lent: the log and the roots.
+/// File that is never lent: the WAL or the root file.
 #[derive(Debug)]
 pub struct PlainFile<F> {
     file: Arc<F>,
@@ -38,10 +38,10 @@ impl<F: StorageFile> PlainFile<F> {
     /// Opens an existing file.
     ///
     /// # Errors
-    /// `Io`.
+    /// Returns `Io`.
     ///
     /// # Panics
-    /// If it is none of the files that are never lent: a mistake of the caller.
+    /// Panics if `name` is not in the list of files that are never lent, which is a mistake of the caller.
     pub fn open<S: Storage<File = F>>(storage: &S, name: &str, lock: &IndexLock) -> Result<Self> {
         assert!(PLAIN.contains(&name), "{name} is no file that is never lent");
         Ok(Self { file: storage.open(name)?, lock: lock.clone(), syncing: Arc::default() })
@@ -50,54 +50,54 @@ impl<F: StorageFile> PlainFile<F> {
     /// Creates an empty file, which must not exist.
     ///
     /// # Errors
-    /// `Io`, `OutOfSpace`.
+    /// Returns `Io` or `OutOfSpace`.
     ///
     /// # Panics
-    /// As [`open`](Self::open).
+    /// Panics under the condition of [`open`](Self::open).
     pub fn create<S: Storage<File = F>>(storage: &S, name: &str, why: Purpose, lock: &IndexLock) -> Result<Self> {
         assert!(PLAIN.contains(&name), "{name} is no file that is never lent");
         Ok(Self { file: storage.create(name, why)?, lock: lock.clone(), syncing: Arc::default() })
     }
 
-    /// The file itself, for reading.
+    /// Returns the underlying file, for reading and growing.
     #[must_use]
     pub fn raw(&self) -> &F {
         &self.file
     }
 
-    /// The file's path.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.file.path()
     }
 
-    /// Stores bytes: [`StorageFile::write_at`].
+    /// Stores bytes by [`StorageFile::write_at`].
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`.
+    /// Returns `OutOfSpace` or `Io`.
     pub fn store(&self, offset: u64, bytes: &[u8], why: Purpose) -> Result<()> {
         #[expect(unsafe_code, reason = "a store must not meet bytes that are lent")]
-        // SAFETY: nothing of this file is lent, to anybody: `LendingFile` lends, of the file `LENDING` only, which this
-        // is not (`open`, `create`). The lock keeps other engines away from it.
+        // SAFETY: no bytes of this file are lent. Only `LendingFile` lends, and only from the file `LENDING`. This is
+        // another file, as `open` and `create` assert. The lock keeps other engines away from it.
         unsafe {
             self.file.write_at(offset, bytes, why)
         }
     }
 
-    /// A sync of the bytes `from..to`.
+    /// Returns a sync of the bytes `from..to`.
     #[must_use]
     pub fn sync_range(&self, from: u64, to: u64, why: Purpose) -> SyncJob<F> {
         SyncJob::new((&self.file, &self.lock, &self.syncing), Some((from, to - from)), why)
     }
 
-    /// A sync of everything, the length too.
+    /// Returns a sync of the whole file, including its length.
     #[must_use]
     pub fn sync_all(&self, why: Purpose) -> SyncJob<F> {
         SyncJob::new((&self.file, &self.lock, &self.syncing), None, why)
     }
 }
 
-/// The data file: stored to and lent place by place.
+/// Data file: stores and leases are per allocation.
 #[derive(Debug)]
 pub struct LendingFile<F> {
     file: Arc<F>,
@@ -107,22 +107,25 @@ pub struct LendingFile<F> {
 }
 
 impl<F: StorageFile> LendingFile<F> {
-    /// Opens the data file of an index with pages of this size. At most one may be open at a time: the caller has just
-    /// taken `lock`, and no place of this index exists.
+    /// Opens the data file of an index with this page size. It must be open at most once at a time: the caller has just
+    /// taken `lock`, and no allocation of this index exists.
     ///
     /// # Errors
-    /// `Io`.
+    /// Returns `Io`.
+    ///
+    /// # Panics
+    /// Panics if the data file was already opened under this lock.
     pub fn open<S: Storage<File = F>>(storage: &S, lock: &IndexLock, page_size: usize) -> Result<Self> {
         let file = storage.open(LENDING)?;
         lock.open_once();
         Ok(Self { file, lock: lock.clone(), syncing: Arc::default(), page_size: page_size as u64 })
     }
 
-    /// Creates the data file, with `header` as its first bytes, durable with its length of `len` bytes. Nothing can be lent
-    /// of it before it is opened.
+    /// Creates the data file and makes it durable: `header` as its first bytes and a length of `len` bytes. No bytes of
+    /// it can be lent before it is opened.
     ///
     /// # Errors
-    /// `Io`, `OutOfSpace`: to be removed.
+    /// Returns `Io` or `OutOfSpace`. The caller must then remove the file.
     pub fn create<S: Storage<File = F>>(
         storage: &S,
         (len, header): (u64, &[u8]),
@@ -131,115 +134,122 @@ impl<F: StorageFile> LendingFile<F> {
         let file = storage.create(LENDING, make)?;
         file.allocate(len, allocate)?;
         #[expect(unsafe_code, reason = "a store must not meet bytes that are lent")]
-        // SAFETY: the file was made here and its handle goes nowhere, so nothing of it is lent.
+        // SAFETY: the file was created here and its handle does not leave this function, so no bytes of it are lent.
         unsafe {
             file.write_at(0, header, store)?;
         }
         file.sync_all(sync)
     }
 
-    /// The file itself, for reading by copying and for growing.
+    /// Returns the underlying file, for reads that copy and for growing.
     #[must_use]
     pub fn raw(&self) -> &F {
         &self.file
     }
 
-    /// The index lock.
+    /// Returns the index lock.
     #[must_use]
     pub fn lock(&self) -> &IndexLock {
         &self.lock
     }
 
-    /// The first byte of a place.
+    /// Returns the offset in bytes of an allocation in the file.
     #[must_use]
-    pub fn offset(&self, place: &Place) -> u64 {
-        place.run().page.saturating_mul(self.page_size)
+    pub fn offset(&self, allocation: &Allocation) -> u64 {
+        allocation.run().page.saturating_mul(self.page_size)
     }
 
-    fn bytes_of(&self, place: &Place) -> u64 {
-        u64::from(place.run().pages) * self.page_size
+    fn bytes_of(&self, allocation: &Allocation) -> u64 {
+        u64::from(allocation.run().pages) * self.page_size
     }
 
-    /// Lends the first `len` bytes of a place.
+    /// Leases the first `len` bytes of an allocation.
     ///
     /// # Errors
-    /// `Io`, also when the place ends past the file's end.
+    /// Returns `Io`, also if these bytes end past the end of the file.
     ///
     /// # Panics
-    /// If the place has fewer bytes: a mistake of the caller.
-    pub fn lease(&self, place: &Arc<Place>, len: usize) -> Result<Lease<F::Lent>> {
-        assert!(place.is_under(&self.lock), "{:?} is of another index", place.run());
-        assert!(len as u64 <= self.bytes_of(place), "{len} bytes of {:?}", place.run());
-        let mut leases = place.leases();
+    /// Panics if the allocation has fewer bytes or belongs to another index, which is a mistake of the caller.
+    pub fn lease(&self, allocation: &Arc<Allocation>, len: usize) -> Result<Lease<F::Lent>> {
+        assert!(allocation.is_under(&self.lock), "{:?} is of another index", allocation.run());
+        assert!(len as u64 <= self.bytes_of(allocation), "{len} bytes of {:?}", allocation.run());
+        let mut leases = allocation.leases();
         #[expect(unsafe_code, reason = "no store may meet the bytes while they are lent")]
-        // SAFETY: `store` alone stores to this file. It starts behind all claims in the list that is held here, and this
-        // one is entered before the list is let go; other places do not overlap this one as long as it exists (invariant
-        // 2), and the lease keeps it. The lock, which the place holds, keeps other engines away.
-        let bytes = unsafe { self.file.lend(self.offset(place), len)? };
-        let claim = Claim::enter(place, &mut leases, len as u32);
+        // SAFETY: only `store_over` stores to this file. It starts behind all leases in the list that is locked here,
+        // and this lease is entered before the list is unlocked. Other allocations do not overlap this one while it
+        // exists (invariant 2), and the lease keeps it. The lock, which the allocation holds, keeps other engines away.
+        let bytes = unsafe { self.file.lend(self.offset(allocation), len)? };
+        let claim = LeaseEntry::enter(allocation, &mut leases, len as u32);
         drop(leases);
         Ok(Lease::new(bytes, claim))
     }
 
-    /// Stores bytes from byte `at` of a place on, behind all that is leased of it.
+    /// Stores bytes into an allocation from byte `at`, which must not be before the end of its leased bytes.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`.
+    /// Returns `OutOfSpace` or `Io`.
     ///
     /// # Panics
-    /// If a lease reaches beyond `at`, or the bytes beyond the place: mistakes of the caller.
-    pub fn store(&self, place: &Place, at: usize, bytes: &[u8], why: Purpose) -> Result<()> {
-        self.store_over(&[place], at, bytes, why)
+    /// Panics if a lease extends beyond `at`, if the bytes extend beyond the allocation, or if it belongs to another
+    /// index. These are mistakes of the caller.
+    pub fn store(&self, allocation: &Allocation, at: usize, bytes: &[u8], why: Purpose) -> Result<()> {
+        self.store_over(&[allocation], at, bytes, why)
     }
 
-    /// Stores bytes over several places that follow one another, from byte `at` of the first one on.
+    /// Stores bytes over several adjacent allocations, from byte `at` of the first one.
     ///
     /// # Errors
-    /// As [`store`](Self::store).
+    /// Returns the errors of [`store`](Self::store).
     ///
     /// # Panics
-    /// As [`store`](Self::store); if there is a gap between the places.
-    pub fn store_over(&self, places: &[&Place], at: usize, bytes: &[u8], why: Purpose) -> Result<()> {
-        let Some((first, rest)) = places.split_first() else { return Ok(()) };
-        assert!(places.iter().all(|place| place.is_under(&self.lock)), "{:?} is of another index", first.run());
-        let follow = places.windows(2).all(|pair| pair[0].run().end() == pair[1].run().page);
+    /// Panics under the conditions of [`store`](Self::store), if there is a gap between the allocations, or if bytes of
+    /// an allocation after the first are leased.
+    pub fn store_over(&self, allocations: &[&Allocation], at: usize, bytes: &[u8], why: Purpose) -> Result<()> {
+        let Some((first, rest)) = allocations.split_first() else { return Ok(()) };
+        assert!(
+            allocations.iter().all(|allocation| allocation.is_under(&self.lock)),
+            "{:?} is of another index",
+            first.run()
+        );
+        let follow = allocations.windows(2).all(|pair| pair[0].run().end() == pair[1].run().page);
         assert!(follow, "places with a gap between them are stored one by one");
-        let room: u64 = places.iter().map(|place| self.bytes_of(place)).sum();
+        let room: u64 = allocations.iter().map(|allocation| self.bytes_of(allocation)).sum();
         assert!((at + bytes.len()) as u64 <= room, "{} bytes at {at} of {room}", bytes.len());
         let of_first = first.leases();
         assert!(of_first.iter().all(|&len| len as usize <= at), "{:?} is leased beyond byte {at}", first.run());
-        let of_rest: Vec<_> = rest.iter().map(|place| place.leases()).collect();
+        let of_rest: Vec<_> = rest.iter().map(|allocation| allocation.leases()).collect();
         assert!(of_rest.iter().all(|leases| leases.iter().all(|&len| len == 0)), "a place behind the first is leased");
         #[expect(unsafe_code, reason = "a store must not meet bytes that are lent")]
-        // SAFETY: bytes of these places are lent by `lease` alone, which enters each loan in a list that is held here until
-        // the store has ended, and no list names a byte of the store. Other places do not overlap these (invariant 2).
+        // SAFETY: only `lease` lends bytes of these allocations. It enters each lease in a list that is locked here
+        // until the store has ended, and no list contains a byte of the store. Other allocations do not overlap these
+        // (invariant 2).
         unsafe {
             self.file.write_at(self.offset(first) + at as u64, bytes, why)
         }
     }
 
-    /// A sync of the bytes `from..to`.
+    /// Returns a sync of the bytes `from..to`.
     #[must_use]
     pub fn sync_range(&self, from: u64, to: u64, why: Purpose) -> SyncJob<F> {
         SyncJob::new((&self.file, &self.lock, &self.syncing), Some((from, to - from)), why)
     }
 
-    /// A sync of everything, the length too.
+    /// Returns a sync of the whole file, including its length.
     #[must_use]
     pub fn sync_all(&self, why: Purpose) -> SyncJob<F> {
         SyncJob::new((&self.file, &self.lock, &self.syncing), None, why)
     }
 }
 
-/// One sync that is due: what a protocol hands out between two of its steps, so that whoever runs it may wait elsewhere
-/// meanwhile. It holds the index lock.
+/// Sync that a protocol requires between two of its steps. It is a value, so that the caller can run it elsewhere. It
+/// holds the index lock.
 #[derive(Debug)]
 pub struct SyncJob<F> {
     file: Arc<F>,
     lock: IndexLock,
-    /// Whether one of this file is under way.
+    /// True while a sync of this file is in progress.
     syncing: Arc<AtomicBool>,
-    /// `None`: the whole file with its length.
+    /// Offset and length of the range, or `None` for the whole file with its length.
     range: Option<(u64, u64)>,
     purpose: Purpose,
 }
@@ -261,7 +271,7 @@ impl<F> SyncJob<F> {
         Self { file, lock: lock.clone(), syncing, range, purpose }
     }
 
-    /// Why it is done.
+    /// Returns the purpose of the sync.
     #[must_use]
     pub fn purpose(&self) -> Purpose {
         self.purpose
@@ -269,13 +279,14 @@ impl<F> SyncJob<F> {
 }
 
 impl<F: StorageFile> SyncJob<F> {
-    /// Syncs. Blocks.
+    /// Runs the sync. Blocks until it has ended.
     ///
     /// # Errors
-    /// As [`StorageFile::sync_range`] and [`StorageFile::sync_all`].
+    /// Returns the errors of [`StorageFile::sync_range`] or [`StorageFile::sync_all`].
     ///
     /// # Panics
-    /// If another sync of this file is under way: an error goes to one of the two only (R8). A mistake of the caller.
+    /// Panics if another sync of this file is in progress, which is a mistake of the caller: only one of the two would
+    /// return an error (R8).
     pub fn run(&self) -> Result<()> {
         let _syncing = Syncing::begin(self);
         match self.range {
@@ -284,14 +295,14 @@ impl<F: StorageFile> SyncJob<F> {
         }
     }
 
-    /// Begins to sync, where other things happen before the end: what is stored from here on is not covered. For simulations;
-    /// on a real disk all of it is done at the end.
+    /// Begins the sync, so that other operations can happen before its end. Bytes stored after this call are not
+    /// covered. For simulations: a real disk does the whole sync at the end.
     ///
     /// # Errors
-    /// As [`StorageFile::sync_begin`].
+    /// Returns the errors of [`StorageFile::sync_begin`].
     ///
     /// # Panics
-    /// As [`run`](Self::run).
+    /// Panics under the condition of [`run`](Self::run).
     pub fn begin(&self) -> Result<SyncUnderWay<F>> {
         let syncing = Syncing::begin(self);
         let begun = self.file.sync_begin(self.range, self.purpose)?;
@@ -299,7 +310,7 @@ impl<F: StorageFile> SyncJob<F> {
     }
 }
 
-/// A sync that has begun. Dropped before its end it may have made durable what it covers, or not.
+/// Sync in progress. If it is dropped before its end, the bytes it covers may or may not be durable.
 #[derive(Debug)]
 pub struct SyncUnderWay<F> {
     job: SyncJob<F>,
@@ -308,16 +319,16 @@ pub struct SyncUnderWay<F> {
 }
 
 impl<F: StorageFile> SyncUnderWay<F> {
-    /// Ends it.
+    /// Ends the sync.
     ///
     /// # Errors
-    /// As [`SyncJob::run`].
+    /// Returns the errors of [`SyncJob::run`].
     pub fn end(self) -> Result<()> {
         self.job.file.sync_end(self.begun, self.job.range, self.job.purpose)
     }
 }
 
-/// The mark that a sync of a file is under way.
+/// Guard that marks a sync of a file as in progress.
 #[derive(Debug)]
 struct Syncing(Arc<AtomicBool>);
 

@@ -1,22 +1,25 @@
-//! Who may touch which bytes of an index, and for how long.
+//! Access control for the bytes of an index: the index lock, allocations and leases.
 //!
-//! Owns the index lock, the places of the data file, the leases of bytes in them, and every call of the two unsafe functions
-//! of [`StorageFile`](crate::storage::StorageFile): `lend` and `write_at`. Everything above is safe code.
+//! The module owns the index lock, the allocations in the data file, the leases of their bytes, and every call of the
+//! two unsafe functions of [`StorageFile`](crate::storage::StorageFile): `lend` and `write_at`. All code above it is
+//! safe code.
 //!
 //! # Invariants
-//! 1. **Bytes do not outlive their place, nor a place the lock.** A [`Lease`] holds the lent bytes, then the [`Place`] they lie
-//!    in, and the place holds the [`IndexLock`]. They are given up in this order. So no other engine opens the index, and
-//!    none frees or overwrites a place, while a reader of any age holds bytes of it.
-//! 2. **Places that exist at the same time do not overlap.** The [reclaimer](crate::space::Reclaimer) alone makes them, from
-//!    pages that its free-space map marks as used, and marks the pages free only when it has taken the last handle apart.
-//! 3. **A store to a place starts behind the last of its bytes that is leased.** [`LendingFile::store`] asserts that while it
-//!    holds the place's list of leases, so that no lease begins during the store.
-//! 4. **Files that are stored to at will are never lent.** A [`PlainFile`] has no way to lend, and it refuses to be made of the
-//!    file that lends.
-//! 5. **A sync holds the lock**: no other engine opens the index before it has ended, even if its own engine is gone.
+//! 1. **Bytes do not outlive their allocation, and an allocation does not outlive the lock.** A [`Lease`] holds the
+//!    lent bytes, then the [`Allocation`] that contains them. The allocation holds the [`IndexLock`]. They are dropped
+//!    in this order. So while a reader of any age holds bytes of an allocation, no other engine opens the index, and no
+//!    engine frees or overwrites the allocation.
+//! 2. **Existing allocations do not overlap.** Only the [reclaimer](crate::space::Reclaimer) creates them, from pages
+//!    that its free-space map marks as used. It marks the pages free only after it unwrapped the last handle.
+//! 3. **A store into an allocation starts at or behind the end of its leased bytes.** [`LendingFile::store`] asserts
+//!    this while the allocation's list of leases is locked. So no lease begins during the store.
+//! 4. **Files with unrestricted stores are never lent.** A [`PlainFile`] has no function that lends, and it cannot be
+//!    created for the file that lends.
+//! 5. **A sync holds the lock.** No other engine opens the index before the sync has ended, even if the engine that
+//!    started it is closed.
 
+mod allocation;
 mod file;
-mod place;
 
 use std::{
     fmt,
@@ -26,24 +29,26 @@ use std::{
     },
 };
 
+pub use allocation::{Allocation, Lease, PageRange};
 pub use file::{LENDING, LendingFile, PlainFile, SyncJob, SyncUnderWay};
-pub use place::{Lease, Place, Run};
 
 use crate::storage::StorageLock;
 
-/// The lock of an open index: those of the file `LOCK` and of the data file.
+/// Lock of an open index: the locks of the file `LOCK` and of the data file.
 ///
-/// Clones share it. It is released when the last one is dropped: the engine's, or that of the last place, lease or sync.
+/// Clones share it. It is released when the last clone is dropped: that of the engine, an allocation, a lease or a
+/// sync.
 #[derive(Clone)]
 pub struct IndexLock {
     guards: Arc<Guards>,
 }
 
 struct Guards {
-    /// Released first: who gets the directory's lock shall get this one too.
+    /// Dropped first: a process that takes the directory's lock must also be able to take this one.
     data: Option<Box<dyn StorageLock>>,
     directory: Box<dyn StorageLock>,
-    /// The data file was opened, and its reclaimer made: each once under a lock, or places could overlap.
+    /// Set when the data file is opened, and when its reclaimer is created. Each happens once under a lock, because
+    /// allocations could overlap otherwise.
     opened: AtomicBool,
     reclaimed: AtomicBool,
 }
@@ -57,36 +62,36 @@ impl IndexLock {
         Self { guards: Arc::new(Guards { data, directory: Box::new(directory), opened, reclaimed }) }
     }
 
-    /// A lock that locks nothing, for places that no file has.
+    /// Returns a lock that locks nothing, for allocations without a file.
     #[must_use]
     pub fn none() -> Self {
         Self::new(NoLock, None::<NoLock>)
     }
 
-    /// Notes that the engine is gone: what holds the lock from now on is a reader.
+    /// Records that the engine is closed: from now on only readers and syncs hold the lock.
     pub fn owner_left(&self) {
         let Guards { data, directory, .. } = &*self.guards;
         data.iter().chain([directory]).for_each(|guard| guard.owner_left());
     }
 
-    /// Removes the files that taking the lock made. An open that fails leaves nothing behind.
+    /// Removes the files that taking the lock created, so that a failed open leaves no files.
     pub fn withdraw(&self) {
         let Guards { data, directory, .. } = &*self.guards;
         data.iter().chain([directory]).for_each(|guard| guard.withdraw());
     }
 
-    /// Notes that the data file is opened.
+    /// Records that the data file is opened.
     ///
     /// # Panics
-    /// If it was under this lock before: a mistake of the caller.
+    /// Panics if it was already opened under this lock, which is a mistake of the caller.
     fn open_once(&self) {
         assert!(!self.guards.opened.swap(true, Ordering::AcqRel), "the data file is opened once under a lock");
     }
 
-    /// Notes that the reclaimer is made.
+    /// Records that the reclaimer is created.
     ///
     /// # Panics
-    /// If one was under this lock before: a mistake of the caller.
+    /// Panics if one was already created under this lock, which is a mistake of the caller.
     pub(crate) fn reclaim_once(&self) {
         assert!(!self.guards.reclaimed.swap(true, Ordering::AcqRel), "one reclaimer under a lock");
     }
@@ -102,7 +107,7 @@ impl fmt::Debug for IndexLock {
     }
 }
 
-/// See [`IndexLock::none`].
+/// Lock that locks nothing; see [`IndexLock::none`].
 struct NoLock;
 
 impl StorageLock for NoLock {

@@ -1,83 +1,85 @@
-//! Bloom filters of document ids (Bloom, CACM 1970): which shards may hold a document, without looking.
+//! Bloom filters (Bloom, CACM 1970), which show the shards that may hold a document or a key.
 //!
-//! A shard keeps its own filter, which is stored with its state. All of them together are kept a second time, sliced by
-//! bit instead of by shard, so that one lookup reads [`PROBES`] rows of bits whatever the number of shards.
+//! Each shard has its own filter of document ids, stored with its state. A second copy of all filters is sliced by bit
+//! instead of by shard. One lookup therefore reads [`PROBES`] rows of bits, independent of the number of shards.
 
-use super::prints::mix;
+use super::fingerprints::mix;
 use crate::id::DocumentId;
 
-/// Bits that stand for one document. At 16 bits a posting some 7 in 10,000 lookups of a full shard are in vain.
+/// Number of bits set for each value. With 16 bits per posting, about 7 in 10,000 lookups of a full shard are false
+/// positives.
 pub const PROBES: usize = 7;
 
-/// The bits of a value, such as a document's id, in a filter of `bits` bits.
+/// Returns the bit positions of a value, such as a document id, in a filter of `bits` bits.
 fn positions(value: u128, bits: usize) -> impl Iterator<Item = usize> {
-    // Double hashing (Kirsch and Mitzenmacher, ESA 2006) from one 64-bit mix.
+    // Double hashing (Kirsch and Mitzenmacher, ESA 2006). Start and step derive from one 64-bit hash of the value.
     let low = mix((value as u64).wrapping_add(0x9E37_79B9_7F4A_7C15));
     let high = mix(low ^ (value >> 64) as u64);
     let (start, step) = (high, mix(high) | 1);
     (0..PROBES as u64).map(move |i| (start.wrapping_add(i.wrapping_mul(step)) % bits as u64) as usize)
 }
 
-/// The filter of one shard.
+/// Bloom filter of one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bloom {
     words: Vec<u64>,
 }
 
 impl Bloom {
-    /// A filter of this many bytes, a multiple of 8, that knows no document.
+    /// Creates an empty filter of `bytes` bytes, a multiple of 8.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
         Self { words: vec![0; bytes / 8] }
     }
 
-    /// A filter from its bits.
+    /// Creates a filter from its words.
     #[must_use]
     pub fn from_words(words: Vec<u64>) -> Self {
         Self { words }
     }
 
-    /// Its bits.
+    /// Returns the words of the filter.
     #[must_use]
     pub fn words(&self) -> &[u64] {
         &self.words
     }
 
-    /// Adds a document.
+    /// Inserts a document id.
     pub fn insert(&mut self, id: DocumentId) {
         for bit in positions(id.0, self.words.len() * 64) {
             self.words[bit / 64] |= 1 << (bit % 64);
         }
     }
 
-    /// False only if the document was never added.
+    /// Reports whether the document may have been inserted. `false` means that it was not.
     #[must_use]
     pub fn may_contain(&self, id: DocumentId) -> bool {
         positions(id.0, self.words.len() * 64).all(|bit| self.words[bit / 64] >> (bit % 64) & 1 == 1)
     }
 }
 
-/// The filters of all shards, sliced by bit: row `b` has one bit per shard, set where bit `b` of that shard's filter is.
+/// Filters of all shards, sliced by bit. Row `b` has one bit per shard, which is set if bit `b` of that shard's filter
+/// is set.
 #[derive(Clone, Debug)]
 pub struct SlicedBlooms {
     bits: usize,
-    /// Words per row.
+    /// Number of words per row.
     width: usize,
-    /// Columns by which it grows at once.
+    /// Maximum number of columns added at once when the filters grow.
     step: usize,
     rows: Vec<u64>,
-    /// Columns that have a bit set, so that clean ones need no clearing.
+    /// Columns with a bit set. Other columns need no clearing.
     used: Vec<bool>,
 }
 
 impl SlicedBlooms {
-    /// No shards, filters of `bytes` bytes; columns come `step` at a time at most.
+    /// Creates filters of `bytes` bytes each, for no shards. They grow by at most `step` columns at once.
     #[must_use]
     pub fn new(bytes: usize, step: usize) -> Self {
         Self { bits: bytes * 8, width: 0, step: step.max(1), rows: Vec::new(), used: Vec::new() }
     }
 
-    /// Heap bytes.
+    /// Returns the heap memory of the rows in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.rows.len() * 8
@@ -87,12 +89,13 @@ impl SlicedBlooms {
         if column < self.width * 64 {
             return;
         }
-        // By half as much again, so that a small index stays small, and by `step` at most, so that a large one does not jump.
+        // Grows by half, so that a small index stays small, and by at most `step` columns, to limit the growth of a
+        // large one.
         let more = self.width * 64 + (self.width * 32).min(self.step);
         self.widen((column + 1).max(more).div_ceil(64));
     }
 
-    /// Makes room for so many shards at once.
+    /// Reserves space for `columns` shards.
     pub fn reserve(&mut self, columns: usize) {
         let width = columns.div_ceil(64);
         if width > self.width {
@@ -111,7 +114,7 @@ impl SlicedBlooms {
         self.used.resize(width * 64, false);
     }
 
-    /// Adds a value to one shard's filter.
+    /// Inserts a value into the filter of one shard.
     pub fn insert(&mut self, column: usize, value: u128) {
         self.make_room(column);
         self.used[column] = true;
@@ -120,7 +123,7 @@ impl SlicedBlooms {
         }
     }
 
-    /// Makes a shard's column equal to its filter; `None` clears it.
+    /// Sets the column of a shard to its filter. `None` clears the column.
     pub fn set_column(&mut self, column: usize, filter: Option<&Bloom>) {
         self.make_room(column);
         let (at, mask) = (column / 64, 1u64 << (column % 64));
@@ -137,22 +140,21 @@ impl SlicedBlooms {
         }
     }
 
-    /// The rows of a value's bits.
+    /// Returns the offsets of the rows that hold the bits of a value.
     pub(super) fn rows(&self, value: u128) -> [usize; PROBES] {
         let mut rows = [0; PROBES];
         rows.iter_mut().zip(positions(value, self.bits)).for_each(|(row, bit)| *row = bit * self.width);
         rows
     }
 
-    /// The shards of columns `64 × word` and on whose filters have a bit set in each of these rows.
+    /// Returns a mask of the shards in columns `64 × word` to `64 × word + 63` whose filters have a bit set in all of
+    /// these rows.
     pub(super) fn word(&self, rows: &[usize; PROBES], word: usize) -> u64 {
-        match word < self.width {
-            true => rows.iter().fold(u64::MAX, |hits, row| hits & self.rows[row + word]),
-            false => 0,
-        }
+        if word < self.width { rows.iter().fold(u64::MAX, |hits, row| hits & self.rows[row + word]) } else { 0 }
     }
 
-    /// The shards that may hold a value, of those that `also` says, word by word; lowest first.
+    /// Writes to `found` the shards that may hold a value, in ascending order. Only shards in the masks that `also`
+    /// returns, one per word, are included.
     pub fn candidates(&self, value: u128, also: impl Fn(usize) -> u64, found: &mut Vec<usize>) {
         found.clear();
         let rows = self.rows(value);

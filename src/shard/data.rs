@@ -1,4 +1,4 @@
-//! The data file: extents and metadata, stored only into free places.
+//! Data file: extents, shard states, directory nodes and cells, which are stored only into free allocations.
 
 use std::{
     path::PathBuf,
@@ -10,13 +10,13 @@ use std::{
 
 use crate::{
     error::Result,
+    failpoint::protects,
     format::{
         codec::Put as _,
-        geometry::{Geometry, POSTING_BYTES},
+        geometry::{IndexParams, POSTING_BYTES},
     },
     id::DocumentId,
-    lease::{IndexLock, Lease, LendingFile, Place, SyncJob},
-    site::{self, Kind},
+    lease::{Allocation, IndexLock, Lease, LendingFile, SyncJob},
     storage::{Purpose, Storage, StorageFile},
 };
 
@@ -24,18 +24,18 @@ const GROW: Purpose = Purpose("data: grow");
 const META: Purpose = Purpose("data: states and directory");
 const CELLS: Purpose = Purpose("data: cells");
 
-/// Why postings are stored.
+/// Reason for storing postings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// They were added.
+pub enum StoreReason {
+    /// The postings are added.
     Add,
-    /// Their shard was split, or written anew without what was removed.
+    /// The shard was split, or rewritten without its removed postings.
     Split,
-    /// Their shard had shrunk and was taken apart.
+    /// The shard was merged into its neighbours.
     Merge,
 }
 
-impl Cause {
+impl StoreReason {
     fn purpose(self) -> Purpose {
         match self {
             Self::Add => Purpose("add: postings"),
@@ -45,21 +45,21 @@ impl Cause {
     }
 }
 
-/// A posting as a shard keeps it, its vector aside.
+/// Posting record as a shard stores it, without the vector.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StoredPosting {
-    /// The document.
+    /// Document id.
     pub document_id: DocumentId,
-    /// Where the part starts.
+    /// Start of the part of the document.
     pub start: u32,
-    /// How long it is.
+    /// Length of the part.
     pub length: u32,
-    /// Under cosine the norm that the vector had; 1 otherwise.
+    /// Norm of the vector before normalisation under the cosine metric; 1 under the other metrics.
     pub norm: f32,
 }
 
 impl StoredPosting {
-    /// Appends the record's bytes.
+    /// Appends the encoded record.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u128(self.document_id.0);
         out.put_u32(self.start);
@@ -68,10 +68,10 @@ impl StoredPosting {
         out.put_u32(0);
     }
 
-    /// Reads a record whose bytes were checked.
+    /// Decodes a record whose bytes are checked.
     ///
     /// # Panics
-    /// If `record` is not [`POSTING_BYTES`] long.
+    /// Panics if `record` is not [`POSTING_BYTES`] long.
     #[must_use]
     pub fn decode(record: &[u8]) -> Self {
         assert_eq!(record.len(), POSTING_BYTES);
@@ -91,121 +91,121 @@ impl StoredPosting {
     }
 }
 
-/// What the next sync must cover.
+/// Changes that the next sync must cover.
 #[derive(Debug, Default)]
 struct Unsynced {
     range: Option<(u64, u64)>,
     grown: bool,
 }
 
-/// The data file and what was stored in it since its last sync.
+/// Data file, with a record of what was stored since the last sync.
 #[derive(Debug)]
 pub struct DataFile<F> {
     file: LendingFile<F>,
-    geometry: Geometry,
+    geometry: IndexParams,
     unsynced: Mutex<Unsynced>,
     bytes_stored: AtomicU64,
 }
 
 impl<F: StorageFile> DataFile<F> {
-    /// Opens the file, under the index lock: see [`LendingFile::open`].
+    /// Opens the data file under the index lock, as [`LendingFile::open`] does.
     ///
     /// # Errors
-    /// `Io`.
-    pub fn open<S: Storage<File = F>>(storage: &S, lock: &IndexLock, geometry: Geometry) -> Result<Self> {
+    /// Returns `Io`.
+    pub fn open<S: Storage<File = F>>(storage: &S, lock: &IndexLock, geometry: IndexParams) -> Result<Self> {
         let file = LendingFile::open(storage, lock, geometry.page_size)?;
         Ok(Self { file, geometry, unsynced: Mutex::default(), bytes_stored: AtomicU64::new(0) })
     }
 
-    /// The file itself, for reading by copying.
+    /// Returns the underlying file, for reads that copy.
     #[must_use]
     pub fn raw(&self) -> &F {
         self.file.raw()
     }
 
-    /// The index lock.
+    /// Returns the index lock.
     #[must_use]
     pub fn lock(&self) -> &IndexLock {
         self.file.lock()
     }
 
-    /// The index's geometry.
+    /// Returns the parameters of the index.
     #[must_use]
-    pub fn geometry(&self) -> &Geometry {
+    pub fn geometry(&self) -> &IndexParams {
         &self.geometry
     }
 
-    /// The file's path.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.raw().path()
     }
 
-    /// Bytes stored so far.
+    /// Returns the number of bytes stored since the open.
     #[must_use]
     pub fn bytes_stored(&self) -> u64 {
         self.bytes_stored.load(Ordering::Relaxed)
     }
 
-    /// The first byte of a place.
+    /// Returns the offset in bytes of an allocation in the file.
     #[must_use]
-    pub fn offset(&self, place: &Place) -> u64 {
-        self.file.offset(place)
+    pub fn offset(&self, allocation: &Allocation) -> u64 {
+        self.file.offset(allocation)
     }
 
-    /// Makes the file `pages` pages long.
+    /// Grows the file to `pages` pages.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`.
+    /// Returns `OutOfSpace` or `Io`.
     pub fn grow(&self, pages: u64) -> Result<()> {
         self.raw().allocate(pages * self.geometry.page_size as u64, GROW)?;
-        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).grown |= site::applies(Kind::Ordering, true);
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).grown |= protects!(Ordering);
         Ok(())
     }
 
-    /// Lends the used slots of an extent.
+    /// Leases the first `used` slots of an extent.
     ///
     /// # Errors
-    /// `Io`.
-    pub fn lease_slots(&self, place: &Arc<Place>, used: u32) -> Result<Lease<F::Lent>> {
-        self.file.lease(place, used as usize * self.geometry.slot_bytes())
+    /// Returns `Io`.
+    pub fn lease_slots(&self, allocation: &Arc<Allocation>, used: u32) -> Result<Lease<F::Lent>> {
+        self.file.lease(allocation, used as usize * self.geometry.slot_bytes())
     }
 
-    /// Lends the first bytes of a place.
+    /// Leases the first `len` bytes of an allocation.
     ///
     /// # Errors
-    /// `Io`.
-    pub fn lease(&self, place: &Arc<Place>, len: usize) -> Result<Lease<F::Lent>> {
-        self.file.lease(place, len)
+    /// Returns `Io`.
+    pub fn lease(&self, allocation: &Arc<Allocation>, len: usize) -> Result<Lease<F::Lent>> {
+        self.file.lease(allocation, len)
     }
 
-    /// Stores whole slots into an extent from slot `slot` on.
+    /// Stores whole slots into an extent, starting at slot `slot`.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`.
-    pub fn store(&self, place: &Place, slot: u32, slots: &[u8], cause: Cause) -> Result<()> {
-        self.write(&[place], slot as usize * self.geometry.slot_bytes(), slots, cause.purpose())
+    /// Returns `OutOfSpace` or `Io`.
+    pub fn store(&self, allocation: &Allocation, slot: u32, slots: &[u8], cause: StoreReason) -> Result<()> {
+        self.write(&[allocation], slot as usize * self.geometry.slot_bytes(), slots, cause.purpose())
     }
 
-    /// Stores metadata over places that follow one another.
+    /// Stores metadata over adjacent allocations.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`.
-    pub fn store_meta(&self, places: &[&Place], bytes: &[u8]) -> Result<()> {
-        self.write(places, 0, bytes, META)
+    /// Returns `OutOfSpace` or `Io`.
+    pub fn store_meta(&self, allocations: &[&Allocation], bytes: &[u8]) -> Result<()> {
+        self.write(allocations, 0, bytes, META)
     }
 
-    /// Stores cells into a place.
+    /// Stores bytes of the cells into an allocation.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`.
-    pub fn store_cells(&self, place: &Place, bytes: &[u8]) -> Result<()> {
-        self.write(&[place], 0, bytes, CELLS)
+    /// Returns `OutOfSpace` or `Io`.
+    pub fn store_cells(&self, allocation: &Allocation, bytes: &[u8]) -> Result<()> {
+        self.write(&[allocation], 0, bytes, CELLS)
     }
 
-    fn write(&self, places: &[&Place], at: usize, bytes: &[u8], purpose: Purpose) -> Result<()> {
-        let offset = places.first().map_or(0, |place| self.offset(place)) + at as u64;
-        // Noted before the store: one that fails may have stored a part.
+    fn write(&self, allocations: &[&Allocation], at: usize, bytes: &[u8], purpose: Purpose) -> Result<()> {
+        let offset = allocations.first().map_or(0, |allocation| self.offset(allocation)) + at as u64;
+        // Recorded before the store, because a failed store may have stored a part.
         {
             let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
             let end = offset + bytes.len() as u64;
@@ -214,17 +214,19 @@ impl<F: StorageFile> DataFile<F> {
                 None => (offset, end),
             });
         }
-        self.file.store_over(places, at, bytes, purpose)?;
+        self.file.store_over(allocations, at, bytes, purpose)?;
         self.bytes_stored.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The sync that makes all of it durable; `None` if nothing was stored since the last one.
+    /// Returns the sync that makes all stores and growth durable. Returns `None` if nothing was stored and the file did
+    /// not grow since the last call.
     pub fn sync_job(&self, purpose: Purpose) -> Option<SyncJob<F>> {
         let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
         let Unsynced { range, grown } = std::mem::take(&mut *unsynced);
         match (range, grown) {
-            // R4: a sync of a range makes no length durable, and what lies past the durable length is lost.
+            // R4: a sync of a range does not make the length durable, and bytes past the durable length are lost in a
+            // crash.
             (_, true) => Some(self.file.sync_all(purpose)),
             (Some((from, to)), false) => Some(self.file.sync_range(from, to, purpose)),
             (None, false) => None,

@@ -1,4 +1,4 @@
-//! An extent: the unit in which a shard takes space, a run of slots with a posting in each.
+//! Extent: the unit of space of a shard, a run of slots with one posting each.
 
 use std::{
     ops::Deref,
@@ -8,73 +8,73 @@ use std::{
     },
 };
 
-use super::data::{Cause, DataFile, StoredPosting};
+use super::data::{DataFile, StoreReason, StoredPosting};
 use crate::{
     error::{Result, ShardexError},
-    format::{crc32c, geometry::Geometry, state::ExtentState},
-    lease::{Lease, Place},
-    site::{self, Kind},
+    failpoint::holds,
+    format::{crc32c, geometry::IndexParams, state::ExtentState},
+    lease::{Allocation, Lease},
     storage::StorageFile,
 };
 
-/// An extent and the part of it that is used.
+/// Extent and its used part.
 #[derive(Clone, Debug)]
 pub struct Extent<L> {
-    /// The bytes of the used slots.
+    /// Lease of the bytes of the used slots.
     slots: Lease<L>,
     used: u32,
     crc: u32,
-    /// Whether the bytes that came from the disk have been checked.
+    /// True if the bytes read from disk passed their check.
     checked: Arc<AtomicBool>,
 }
 
 impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
-    /// An extent in a free place.
-    pub(super) fn new<F: StorageFile<Lent = L>>(data: &DataFile<F>, place: &Arc<Place>) -> Result<Self> {
-        Ok(Self { used: 0, crc: 0, slots: data.lease_slots(place, 0)?, checked: Arc::new(AtomicBool::new(true)) })
+    /// Creates an empty extent in a free allocation.
+    pub(super) fn new<F: StorageFile<Lent = L>>(data: &DataFile<F>, allocation: &Arc<Allocation>) -> Result<Self> {
+        Ok(Self { used: 0, crc: 0, slots: data.lease_slots(allocation, 0)?, checked: Arc::new(AtomicBool::new(true)) })
     }
 
-    /// An extent that a state names. Its bytes are checked when they are first used.
+    /// Creates an extent that a shard state points to. Its bytes are checked at their first use.
     pub(super) fn load<F: StorageFile<Lent = L>>(
         data: &DataFile<F>,
         state: ExtentState,
         used: u32,
-        place: &Arc<Place>,
+        allocation: &Arc<Allocation>,
     ) -> Result<Self> {
-        Ok(Self { used, crc: state.crc, slots: data.lease_slots(place, used)?, checked: Arc::default() })
+        Ok(Self { used, crc: state.crc, slots: data.lease_slots(allocation, used)?, checked: Arc::default() })
     }
 
-    /// Where it lies.
+    /// Returns the allocation that holds the extent.
     #[must_use]
-    pub fn place(&self) -> &Arc<Place> {
-        self.slots.place()
+    pub fn allocation(&self) -> &Arc<Allocation> {
+        self.slots.allocation()
     }
 
-    /// Slots used.
+    /// Returns the number of used slots.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used as usize
     }
 
-    /// What a shard's state says of it.
+    /// Returns the entry of the extent for the shard state.
     #[must_use]
     pub fn state(&self) -> ExtentState {
-        ExtentState { page: self.place().run().page, crc: self.crc }
+        ExtentState { page: self.allocation().run().page, crc: self.crc }
     }
 
-    /// The bytes of the used slots as they are lent, checked by nobody.
+    /// Returns the bytes of the used slots without a check.
     #[must_use]
     pub fn lent(&self) -> &[u8] {
         &self.slots
     }
 
-    /// The bytes of the used slots.
+    /// Returns the bytes of the used slots. The first call checks their checksum.
     ///
     /// # Errors
-    /// `Corruption` at the first use if they are damaged.
+    /// Returns `Corruption` if the first check fails.
     #[cfg_attr(feature = "mutants", track_caller)]
     pub fn slots<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> Result<&[u8]> {
-        // Relaxed: the flag says only that these bytes, which never change, sum to what they should.
+        // Relaxed ordering suffices: the flag records only that these bytes, which never change, passed their check.
         if !self.checked.load(Ordering::Relaxed) {
             self.verified_slots(data)?;
             self.checked.store(true, Ordering::Relaxed);
@@ -82,56 +82,62 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
         Ok(&self.slots)
     }
 
-    /// The same, checked at this very use: for bytes that will be copied under a new checksum, which would hide for good
-    /// what has rotten since the first use.
+    /// Returns the bytes of the used slots after checking their checksum in this call. It is for bytes that are copied
+    /// under a new checksum, which would hide damage that happened after the first check.
     ///
     /// # Errors
-    /// `Corruption` if they are damaged.
+    /// Returns `Corruption` if the check fails.
     #[cfg_attr(feature = "mutants", track_caller)]
     pub fn verified_slots<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> Result<&[u8]> {
         let found = crc32c(0, &self.slots);
-        if !site::holds(Kind::Checksum, found == self.crc) {
+        if !holds!(Checksum, found == self.crc) {
             return Err(ShardexError::Corruption {
                 file: data.path(),
-                offset: data.offset(self.place()),
+                offset: data.offset(self.allocation()),
                 what: format!("an extent: checksum {:08x} expected, {found:08x} found", self.crc),
             });
         }
         Ok(&self.slots)
     }
 
-    /// Whether its bytes were checked once, or are what they should be: then postings can be appended.
+    /// Reports whether the bytes passed a check earlier or pass one now. Postings can then be appended.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.checked.load(Ordering::Relaxed) || crc32c(0, &self.slots) == self.crc
     }
 
-    /// The posting in a used slot, whose bytes were checked.
+    /// Returns the posting and the vector in a used slot whose bytes are checked.
     ///
     /// # Panics
-    /// If the slot is not used, or nobody has read the extent yet: [`slots`](Self::slots) comes first.
+    /// Panics if the slot is not used, or if the extent was not checked by [`slots`](Self::slots).
     #[must_use]
-    pub fn posting(&self, slot: usize, geometry: &Geometry) -> (StoredPosting, &[f32]) {
+    pub fn posting(&self, slot: usize, geometry: &IndexParams) -> (StoredPosting, &[f32]) {
         assert!(self.checked.load(Ordering::Relaxed), "bytes are checked before they are read");
         (super::record(&self.slots, slot, geometry), super::row(&self.slots, slot, geometry))
     }
 
-    /// Stores whole slots, as the file has them, into the next free ones.
+    /// Stores whole encoded slots into the next free slots of the extent.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if the bytes before them fail their check, `OutOfSpace` or `Io`.
+    ///
+    /// # Panics
+    /// Panics if the extent does not have enough free slots.
     pub(super) fn append<F: StorageFile<Lent = L>>(
         &mut self,
         data: &DataFile<F>,
         slots: &[u8],
-        cause: Cause,
+        cause: StoreReason,
     ) -> Result<()> {
-        // The checksum goes on from what is there, so that must be what it should be.
+        // The new checksum continues from the old one, so the bytes before must match it.
         self.slots(data)?;
         let geometry = data.geometry();
         let count = slots.len() / geometry.slot_bytes();
         assert!(self.used() + count <= geometry.extent_slots(), "more postings than the extent has slots");
-        data.store(self.place(), self.used, slots, cause)?;
+        data.store(self.allocation(), self.used, slots, cause)?;
         self.crc = crc32c(self.crc, slots);
         self.used += count as u32;
-        self.slots = data.lease_slots(self.place(), self.used)?;
+        self.slots = data.lease_slots(self.allocation(), self.used)?;
         Ok(())
     }
 }

@@ -1,50 +1,50 @@
-//! Which shards may hold a document or a key, without looking into one.
+//! Filters of documents and keys over all shards: a lookup searches only the shards that may hold a match.
 //!
-//! Documents are known of every shard, from the filter in its state. Keys are known of those that were looked into: their
-//! filter is made of the shard's fingerprints, in memory only. So a key of a document that lies in many shards is looked
-//! for in the one that holds it, and an open reads no slot.
+//! The document filter covers every shard, because it comes from the shard states. The key filter covers only shards
+//! that were searched before: it is built from their fingerprints, in memory only. So a lookup of a key whose document
+//! lies in many shards searches the one shard that holds it, and an open reads no slots.
 
 use super::{
     Shard,
     bloom::SlicedBlooms,
-    prints::{self, Lookup},
+    fingerprints::{self, Lookup},
 };
 use crate::{
     error::Result,
-    format::geometry::Geometry,
+    format::geometry::IndexParams,
     shard::{DataFile, StoredPosting},
     storage::StorageFile,
 };
 
-/// What lookups have cost since the open.
+/// Counters of the cost of lookups since the open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LookupCounts {
-    /// Lookups.
+    /// Number of lookups.
     pub lookups: u64,
-    /// Shards whose fingerprints were compared.
+    /// Number of shards whose fingerprints were compared.
     pub shards: u64,
-    /// Of these, shards that were read from end to end first, for nobody had looked into them.
+    /// Number of these shards whose fingerprints had to be created first, by reading all their posting records.
     pub filled: u64,
-    /// Slots that were read and compared.
+    /// Number of slots read and compared.
     pub slots: u64,
 }
 
-/// Filters of documents and of keys over all shards: names the shards where one may be.
+/// Filters of documents and keys over all shards.
 #[derive(Clone, Debug)]
 pub struct Finder {
     documents: SlicedBlooms,
     keys: SlicedBlooms,
-    /// A bit for each shard whose keys are not known.
+    /// One bit per shard, set if the key filter does not cover the shard.
     unknown: Vec<u64>,
-    /// What it cost.
+    /// Cost of the lookups.
     pub counts: LookupCounts,
 }
 
 impl Finder {
-    /// No shards; columns of the filters come `step` at a time at most.
+    /// Creates filters for no shards. They grow by at most `step` columns at once.
     #[must_use]
-    pub fn new(geometry: &Geometry, step: usize) -> Self {
-        // 16 bits a slot, as the default is for documents: some 7 in 10,000 shards are looked into in vain.
+    pub fn new(geometry: &IndexParams, step: usize) -> Self {
+        // 16 bits per slot, the default for documents too: about 7 in 10,000 shards are searched in vain.
         let key_bytes = (geometry.shard_size * 2).next_multiple_of(8);
         Self {
             documents: SlicedBlooms::new(geometry.bloom_bytes, step),
@@ -54,13 +54,13 @@ impl Finder {
         }
     }
 
-    /// Makes room for so many shards at once.
+    /// Reserves space for `shards` shards.
     pub fn reserve(&mut self, shards: usize) {
         self.documents.reserve(shards);
         self.keys.reserve(shards);
     }
 
-    /// Heap bytes.
+    /// Returns the heap memory in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.documents.memory() + self.keys.memory() + self.unknown.len() * 8
@@ -71,13 +71,10 @@ impl Finder {
             self.unknown.resize(number / 64 + 1, 0);
         }
         let mask = 1 << (number % 64);
-        match unknown {
-            true => self.unknown[number / 64] |= mask,
-            false => self.unknown[number / 64] &= !mask,
-        }
+        if unknown { self.unknown[number / 64] |= mask } else { self.unknown[number / 64] &= !mask }
     }
 
-    /// Makes the filters of a shard what they are for `shard`; `None` clears them.
+    /// Sets the filters of shard `number` to those of `shard`. `None` clears them.
     pub fn set<L: std::ops::Deref<Target = [u8]> + Clone>(&mut self, number: usize, shard: Option<&Shard<L>>) {
         self.documents.set_column(number, shard.map(Shard::bloom));
         self.keys.set_column(number, None);
@@ -87,10 +84,10 @@ impl Finder {
         }
     }
 
-    /// Takes over the keys of a shard that was looked into.
+    /// Adds the keys of a shard to the key filter, if its fingerprints exist.
     fn learn<L: std::ops::Deref<Target = [u8]> + Clone>(&mut self, number: usize, shard: &Shard<L>) {
-        if let Some(prints) = shard.known_prints() {
-            prints.keys().for_each(|key| self.keys.insert(number, key.into()));
+        if let Some(fingerprints) = shard.known_fingerprints() {
+            fingerprints.keys().for_each(|key| self.keys.insert(number, key.into()));
             self.set_unknown(number, false);
         }
     }
@@ -99,33 +96,34 @@ impl Finder {
         self.unknown.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
     }
 
-    /// Adds a posting to one shard's filters.
+    /// Inserts a posting into the filters of one shard.
     pub fn insert(&mut self, number: usize, posting: &StoredPosting) {
         self.documents.insert(number, posting.document_id.0);
         if !self.is_unknown(number) {
-            let key = prints::key_print(posting.document_id, posting.start, posting.length);
+            let key = fingerprints::key_fingerprint(posting.document_id, posting.start, posting.length);
             self.keys.insert(number, key.into());
         }
     }
 
-    /// The shards that may hold what is looked up, lowest first.
+    /// Writes to `found` the shards that may hold a match of the lookup, in ascending order.
     pub fn candidates(&self, lookup: Lookup, found: &mut Vec<usize>) {
         let document = lookup.document().0;
         match lookup {
             Lookup::Document(_) => self.documents.candidates(document, |_| u64::MAX, found),
             Lookup::Key(document_id, start, length) => {
-                let key = self.keys.rows(prints::key_print(document_id, start, length).into());
+                let key = self.keys.rows(fingerprints::key_fingerprint(document_id, start, length).into());
                 let unknown = |word: usize| self.unknown.get(word).copied().unwrap_or(0);
                 self.documents.candidates(document, |word| self.keys.word(&key, word) | unknown(word), found);
             }
         }
     }
 
-    /// Appends the live slots of one of these shards that hold it, lowest first. `shard` is shard `number`. Returns whether the
-    /// shard's fingerprints had to be made first.
+    /// Appends the live slots of shard `number` that match the lookup, in ascending order. Returns whether the
+    /// fingerprints of the shard had to be created first.
     ///
     /// # Errors
-    /// `Corruption` if posting records are damaged, of the whole shard if nobody has looked into it yet.
+    /// Returns `Corruption` if an extent fails its check. If the fingerprints are created first, this includes every
+    /// extent of the shard.
     pub fn find<F: StorageFile>(
         &mut self,
         data: &DataFile<F>,
@@ -133,7 +131,7 @@ impl Finder {
         lookup: Lookup,
         found: &mut Vec<(usize, StoredPosting)>,
     ) -> Result<bool> {
-        let fills = shard.known_prints().is_none();
+        let fills = shard.known_fingerprints().is_none();
         self.counts.shards += 1;
         self.counts.filled += u64::from(fills);
         self.counts.slots += shard.find(data, lookup, found)? as u64;

@@ -1,19 +1,21 @@
-//! A shard: a cell of the index, with its postings and the vector that stands for them.
+//! Shard: the unit of storage of the index. A shard has postings and a centroid, by which vectors are routed to it.
 //!
 //! Invariants:
-//! 1. Vectors and postings are append-only: a slot, once published, is never stored to until its extent is free.
-//! 2. A shard is changed only by the writer, on a copy; whoever holds an `Arc` of one sees it unchanged for ever.
-//! 3. `live` is the number of slots without a tombstone; `sum` is the sum of their vectors in the order of the changes.
-//! 4. The routing centroid is fixed for the shard's life.
-//! 5. Bytes read from a disk are checked against their checksum before they are used for the first time.
+//! 1. Vectors and postings are append-only: no store touches a published slot until its extent is free.
+//! 2. Only the writer changes a shard, and it changes a copy. The holder of an `Arc` sees a shard that never changes,
+//!    except that the first lookup fills its fingerprints.
+//! 3. `live` is the number of slots without a tombstone. `sum` is the sum of their vectors, accumulated in the order of
+//!    the changes.
+//! 4. The routing centroid is fixed for the life of the shard.
+//! 5. Bytes read from disk are checked against their checksum before their first use.
 //!
-//! This module never names the WAL.
+//! This module does not refer to the WAL.
 
 pub mod bloom;
 mod data;
 mod extent;
 mod finder;
-mod prints;
+mod fingerprints;
 pub mod split;
 
 use std::{
@@ -21,47 +23,50 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-pub use data::{Cause, DataFile, StoredPosting};
+pub use data::{DataFile, StoreReason, StoredPosting};
 pub use extent::Extent;
 pub use finder::{Finder, LookupCounts};
-pub use prints::{Lookup, Prints};
+pub use fingerprints::{Fingerprints, Lookup};
 
 use crate::{
     error::Result,
     format::{
-        geometry::{Geometry, POSTING_BYTES},
+        geometry::{IndexParams, POSTING_BYTES},
         state::ShardState,
     },
     id::ShardId,
-    lease::Place,
+    lease::Allocation,
     storage::StorageFile,
 };
 use bloom::Bloom;
 
-/// A shard in memory. `L` is what the storage lends.
+/// Shard shared by readers and the writer.
+pub type SharedShard<F> = Arc<Shard<<F as StorageFile>::Lent>>;
+
+/// Shard in memory. `L` is the type of bytes that the storage lends.
 #[derive(Clone, Debug)]
 pub struct Shard<L> {
-    /// Its name.
+    /// Shard id.
     pub id: ShardId,
-    /// Where vectors are routed to it.
+    /// Routing centroid: vectors near it are routed to this shard.
     pub centroid: Arc<[f32]>,
-    /// Slots used, removed ones and staged ones too.
+    /// Number of used slots, including slots with a tombstone and staged slots.
     len: u32,
     live: u32,
     extents: Vec<Extent<L>>,
     tombstones: Vec<u64>,
     bloom: Bloom,
     sum: Vec<f64>,
-    /// Slots appended and not yet stored; none whenever the shard is published.
+    /// Encoded slots that are appended but not stored. Empty whenever the shard is published.
     staged: Vec<u8>,
-    /// The fingerprints of all slots, made at the first lookup: an open reads no slot.
-    prints: OnceLock<Prints>,
+    /// Fingerprints of all slots, created at the first lookup, because an open reads no slots.
+    fingerprints: OnceLock<Fingerprints>,
 }
 
 impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
-    /// A shard without postings.
+    /// Creates a shard without postings.
     #[must_use]
-    pub fn new(id: ShardId, centroid: Arc<[f32]>, geometry: &Geometry) -> Self {
+    pub fn new(id: ShardId, centroid: Arc<[f32]>, geometry: &IndexParams) -> Self {
         Self {
             id,
             len: 0,
@@ -72,24 +77,25 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             sum: vec![0.0; geometry.dimension],
             centroid,
             staged: Vec::new(),
-            prints: OnceLock::from(Prints::default()),
+            fingerprints: OnceLock::from(Fingerprints::default()),
         }
     }
 
-    /// The shard of a state read from disk, whose extents lie in `places`. Reads no vector and no posting.
+    /// Creates a shard from a state read from disk, with its extents in `allocations`. Reads no vectors and no
+    /// postings.
     ///
     /// # Errors
-    /// `Io`, also when an extent lies past the file's end.
+    /// Returns `Io`, also if an extent lies past the end of the file.
     pub fn load<F: StorageFile<Lent = L>>(
         state: ShardState,
         data: &DataFile<F>,
-        places: &[Arc<Place>],
+        allocations: &[Arc<Allocation>],
     ) -> Result<Self> {
         let slots = data.geometry().extent_slots();
         let mut extents = Vec::with_capacity(state.extents.len());
-        for (i, (extent, place)) in state.extents.iter().zip(places).enumerate() {
+        for (i, (extent, allocation)) in state.extents.iter().zip(allocations).enumerate() {
             let used = (state.len as usize - i * slots).min(slots);
-            extents.push(Extent::load(data, *extent, used as u32, place)?);
+            extents.push(Extent::load(data, *extent, used as u32, allocation)?);
         }
         Ok(Self {
             id: state.id,
@@ -101,11 +107,14 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             bloom: Bloom::from_words(state.bloom),
             sum: state.sum,
             staged: Vec::new(),
-            prints: OnceLock::new(),
+            fingerprints: OnceLock::new(),
         })
     }
 
-    /// What is to be stored of it at a flush.
+    /// Returns the state that a flush stores for shard number `number`.
+    ///
+    /// # Panics
+    /// Panics if staged slots are not stored.
     #[must_use]
     pub fn state(&self, number: u32) -> ShardState {
         assert!(self.staged.is_empty(), "a shard is stored before its state");
@@ -122,61 +131,62 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         }
     }
 
-    /// Slots used, removed ones too.
+    /// Returns the number of used slots, including slots with a tombstone.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len as usize
     }
 
-    /// Whether no slot is used.
+    /// Reports whether no slot is used.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Slots used and not removed.
+    /// Returns the number of live postings: used slots without a tombstone.
     #[must_use]
     pub fn live(&self) -> usize {
         self.live as usize
     }
 
-    /// Its extents, in the order of their slots.
+    /// Returns the extents in slot order.
     #[must_use]
     pub fn extents(&self) -> &[Extent<L>] {
         &self.extents
     }
 
-    /// Its bloom filter of document ids.
+    /// Returns the bloom filter of the document ids.
     #[must_use]
     pub fn bloom(&self) -> &Bloom {
         &self.bloom
     }
 
-    /// The sum of its live vectors.
+    /// Returns the sum of the live vectors.
     #[must_use]
     pub fn sum(&self) -> &[f64] {
         &self.sum
     }
 
-    /// The mean of its live vectors; `None` if there are none.
+    /// Returns the mean of the live vectors, or `None` if there are none.
     pub fn mean(&self) -> Option<impl Iterator<Item = f64>> {
         let n = f64::from(self.live);
         (self.live > 0).then(|| self.sum.iter().map(move |sum| sum / n))
     }
 
-    /// Whether slot `i` holds a posting that is not removed.
+    /// Reports whether slot `i` holds a live posting.
     #[must_use]
     pub fn is_live(&self, i: usize) -> bool {
         i < self.len() && self.tombstones[i / 64] >> (i % 64) & 1 == 0
     }
 
-    /// The word of tombstones that covers slots `64 × i` and on.
+    /// Returns the tombstones of slots `64 × i` to `64 × i + 63`.
     #[must_use]
     pub fn tombstone_word(&self, i: usize) -> u64 {
         self.tombstones.get(i).copied().unwrap_or(0)
     }
 
-    /// Heap bytes of the shard, what it shares with other copies counted too.
+    /// Returns the memory of the shard in bytes, including parts shared with other copies. Staged slots are not
+    /// counted.
     #[must_use]
     pub fn memory(&self) -> usize {
         size_of::<Self>()
@@ -185,14 +195,14 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             + self.bloom.words().len() * 8
             + self.sum.len() * 8
             + self.centroid.len() * 4
-            + self.prints.get().map_or(0, Prints::memory)
+            + self.fingerprints.get().map_or(0, Fingerprints::memory)
     }
 
-    /// Takes one more posting, in memory: [`store`](Self::store) must follow before it is published.
+    /// Appends a posting in memory. [`store`](Self::store) must follow before the shard is published.
     ///
     /// # Panics
-    /// If the shard is full: the caller splits it first.
-    pub fn stage(&mut self, posting: StoredPosting, vector: &[f32], geometry: &Geometry) {
+    /// Panics if the shard is full. The caller splits it first.
+    pub fn stage(&mut self, posting: StoredPosting, vector: &[f32], geometry: &IndexParams) {
         assert!(self.len() < geometry.shard_size, "a full shard takes nothing");
         if self.len.is_multiple_of(64) {
             self.tombstones.push(0);
@@ -200,8 +210,8 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         self.len += 1;
         self.live += 1;
         self.bloom.insert(posting.document_id);
-        if let Some(prints) = self.prints.get_mut() {
-            prints.push(&posting);
+        if let Some(fingerprints) = self.fingerprints.get_mut() {
+            fingerprints.push(&posting);
         }
         for (sum, x) in self.sum.iter_mut().zip(vector) {
             *sum += f64::from(*x);
@@ -212,17 +222,18 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         self.staged.resize(self.staged.len().next_multiple_of(geometry.slot_bytes()), 0);
     }
 
-    /// Stores what was staged into the shard's extents, new ones from `take` where these are full.
+    /// Stores the staged slots into the extents of the shard. When the extents are full, new ones come from `take`.
     ///
-    /// Free slots are all it touches: if it fails, the shard from before is as good as ever.
+    /// It stores only into free slots, so after a failure the published version of the shard is still valid.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`, `Corruption` (the bytes before the new ones are checked first). The shard is unusable then.
+    /// Returns `OutOfSpace`, `Io`, or `Corruption` if the bytes before the new ones fail their check. This copy of the
+    /// shard is unusable after an error.
     pub fn store<F: StorageFile<Lent = L>>(
         &mut self,
         data: &DataFile<F>,
-        take: &mut dyn FnMut() -> Result<Arc<Place>>,
-        cause: Cause,
+        take: &mut dyn FnMut() -> Result<Arc<Allocation>>,
+        cause: StoreReason,
     ) -> Result<()> {
         let geometry = data.geometry();
         let slots = geometry.extent_slots();
@@ -242,30 +253,34 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         Ok(())
     }
 
-    /// The fingerprints of its slots, if it was looked into.
+    /// Returns the fingerprints of the slots, or `None` if they are not created yet.
     #[must_use]
-    pub fn known_prints(&self) -> Option<&Prints> {
-        self.prints.get()
+    pub fn known_fingerprints(&self) -> Option<&Fingerprints> {
+        self.fingerprints.get()
     }
 
-    /// The fingerprints of its slots, made of all posting records if nobody has looked into it yet.
-    fn prints<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> Result<&Prints> {
-        if let Some(prints) = self.prints.get() {
-            return Ok(prints);
+    /// Returns the fingerprints of the slots. The first call reads all posting records and creates them.
+    fn fingerprints<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> Result<&Fingerprints> {
+        if let Some(fingerprints) = self.fingerprints.get() {
+            return Ok(fingerprints);
         }
         let geometry = data.geometry();
-        let mut prints = Prints::default();
+        let mut fingerprints = Fingerprints::default();
         for extent in &self.extents {
             let bytes = extent.slots(data)?;
-            (0..extent.used()).for_each(|i| prints.push(&record(bytes, i, geometry)));
+            (0..extent.used()).for_each(|i| fingerprints.push(&record(bytes, i, geometry)));
         }
-        Ok(self.prints.get_or_init(|| prints))
+        Ok(self.fingerprints.get_or_init(|| fingerprints))
     }
 
-    /// Appends the live slots that hold what is looked up. Returns how many slots it read: those with its fingerprint.
+    /// Appends the live slots that match a lookup to `found`. Returns the number of slots read, which are the live
+    /// slots with the fingerprint of the lookup.
     ///
     /// # Errors
-    /// `Corruption` if posting records are damaged.
+    /// Returns `Corruption` if the extents read fail their check.
+    ///
+    /// # Panics
+    /// Panics if staged slots are not stored.
     pub fn find<F: StorageFile<Lent = L>>(
         &self,
         data: &DataFile<F>,
@@ -276,7 +291,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         let geometry = data.geometry();
         let extent_slots = geometry.extent_slots();
         let (mut slots, mut read) = (Vec::new(), 0);
-        self.prints(data)?.slots(lookup, &mut slots);
+        self.fingerprints(data)?.slots(lookup, &mut slots);
         for slot in slots.into_iter().filter(|&slot| self.is_live(slot)) {
             let bytes = self.extents[slot / extent_slots].slots(data)?;
             let posting = record(bytes, slot % extent_slots, geometry);
@@ -288,11 +303,11 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         Ok(read)
     }
 
-    /// Removes the posting in a live slot that was read, and so checked.
+    /// Removes the posting in a live slot. The slot must have been read, and therefore checked.
     ///
     /// # Panics
-    /// If the slot holds no live posting: a mistake of the caller.
-    pub fn remove(&mut self, slot: usize, geometry: &Geometry) {
+    /// Panics if the slot holds no live posting, which is a mistake of the caller.
+    pub fn remove(&mut self, slot: usize, geometry: &IndexParams) {
         assert!(self.is_live(slot), "slot {slot} holds no live posting");
         let slots = geometry.extent_slots();
         let vector = row(self.extents[slot / slots].lent(), slot % slots, geometry);
@@ -303,10 +318,13 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         self.live -= 1;
     }
 
-    /// All live postings with their vectors, in the order of their slots.
+    /// Returns all live postings with their vectors, in slot order. Checks the checksum of every extent again.
     ///
     /// # Errors
-    /// `Corruption` if bytes are damaged.
+    /// Returns `Corruption` if an extent fails its check.
+    ///
+    /// # Panics
+    /// Panics if staged slots are not stored.
     pub fn live_rows<'a, F: StorageFile<Lent = L>>(
         &'a self,
         data: &'a DataFile<F>,
@@ -324,7 +342,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         Ok(rows)
     }
 
-    /// Postings that it can take into extents that it has, and that nobody has found damaged.
+    /// Returns the number of postings that fit into the present extents. Returns 0 if the last extent is damaged.
     pub fn room_in_place<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> usize {
         let geometry = data.geometry();
         let slots = (self.extents.len() * geometry.extent_slots()).min(geometry.shard_size);
@@ -332,9 +350,9 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         if room > 0 && self.extents.last().is_some_and(Extent::is_whole) { room } else { 0 }
     }
 
-    /// Those of the live postings stored so far of whose vectors `wanted` says something, each with its slot and that.
+    /// Returns the live stored postings for whose vector `wanted` returns a value, each with its slot and that value.
     ///
-    /// Leaves out extents that are damaged: what is copied from here hides no damage under a new checksum.
+    /// Postings in damaged extents are left out, so that no damage is copied under a new checksum.
     pub fn picked_rows<T, F: StorageFile<Lent = L>>(
         &self,
         data: &DataFile<F>,
@@ -344,8 +362,8 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         let slots = geometry.extent_slots();
         let mut picked = Vec::new();
         for (e, extent) in self.extents.iter().enumerate() {
-            // Looked at unchecked, which would cost as much as the looking: of wrong bytes a wrong posting is picked, if
-            // any, and that is found out.
+            // The vectors are read unchecked first, because a check costs as much as the scan. If the bytes are
+            // damaged, a wrong posting may be picked. The check of extents with picked postings then detects it.
             let (bytes, before) = (extent.lent(), picked.len());
             for i in (0..extent.used()).filter(|i| self.is_live(e * slots + i)) {
                 let told = wanted(row(bytes, i, geometry));
@@ -359,23 +377,23 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     }
 }
 
-/// The vector in slot `i` of an extent's bytes.
+/// Returns the vector in slot `i` of an extent's bytes.
 #[must_use]
-pub fn row<'a>(slots: &'a [u8], i: usize, geometry: &Geometry) -> &'a [f32] {
+pub fn row<'a>(slots: &'a [u8], i: usize, geometry: &IndexParams) -> &'a [f32] {
     let at = i * geometry.slot_bytes();
     bytemuck::cast_slice(&slots[at..at + geometry.vector_bytes()])
 }
 
-/// The bytes of slot `i` of an extent's.
+/// Returns the bytes of slot `i` of an extent's bytes.
 #[must_use]
-pub fn slot_bytes<'a>(slots: &'a [u8], i: usize, geometry: &Geometry) -> &'a [u8] {
+pub fn slot_bytes<'a>(slots: &'a [u8], i: usize, geometry: &IndexParams) -> &'a [u8] {
     let at = i * geometry.slot_bytes();
     &slots[at..at + geometry.slot_bytes()]
 }
 
-/// The posting record in slot `i` of an extent's bytes.
+/// Decodes the posting record in slot `i` of an extent's bytes.
 #[must_use]
-pub fn record(slots: &[u8], i: usize, geometry: &Geometry) -> StoredPosting {
+pub fn record(slots: &[u8], i: usize, geometry: &IndexParams) -> StoredPosting {
     let at = i * geometry.slot_bytes() + geometry.vector_bytes();
     StoredPosting::decode(&slots[at..at + POSTING_BYTES])
 }

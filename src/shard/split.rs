@@ -1,5 +1,5 @@
-//! Splitting a set of vectors in two: Lloyd's 2-means (Lloyd, IEEE Trans. Inf. Theory 1982), seeded, with both halves kept
-//! large enough to be worth a shard.
+//! Splitting a set of vectors in two by Lloyd's 2-means (Lloyd, IEEE Trans. Inf. Theory 1982), seeded, with a minimum
+//! size of both halves.
 //!
 //! Deterministic: the same rows and the same generator give the same halves on any CPU.
 
@@ -7,25 +7,26 @@ use rand::{Rng, RngExt as _};
 
 use crate::{distance, limits};
 
-/// The smallest share of the rows that either half gets: one eighth.
+/// Reciprocal of the minimum share of the rows in either half: one eighth.
 const SMALLEST_SHARE: usize = 8;
 
-/// How a set of rows was split.
+/// Result of a split.
 #[derive(Debug, PartialEq)]
 pub struct Halves {
-    /// For each row, whether it belongs to the second half.
+    /// For each row, true if it belongs to the second half.
     pub second: Vec<bool>,
-    /// The mean of each half.
+    /// Means of the two halves.
     pub centroids: [Vec<f32>; 2],
 }
 
-/// Splits at least two rows in two.
+/// Splits a set of at least two rows in two.
 ///
 /// # Panics
-/// If there are fewer than two rows.
+/// Panics if there are fewer than two rows.
 pub fn two_means(rows: &[&[f32]], rng: &mut impl Rng) -> Halves {
     assert!(rows.len() >= 2, "one row cannot be split");
-    // The first centre by chance, the second the row farthest from it: never worse than a bad pair of random ones.
+    // The first centre is a random row, the second one is the row farthest from it. This avoids two random centres near
+    // each other.
     let first = rows[rng.random_range(0..rows.len() as u64) as usize];
     let far = |from: &[f32]| {
         let distances: Vec<f32> = rows.iter().map(|row| distance::squared_l2(row, from)).collect();
@@ -46,7 +47,8 @@ pub fn two_means(rows: &[&[f32]], rng: &mut impl Rng) -> Halves {
     Halves { second, centroids }
 }
 
-/// Gives each row to the nearer centroid, and the rows nearest the border to the smaller half until it is large enough.
+/// Assigns each row to the nearer centroid. If a half is below its minimum size, the rows nearest to the border move to
+/// it.
 fn assign(rows: &[&[f32]], centroids: &[Vec<f32>; 2]) -> Vec<bool> {
     let preference: Vec<f32> = rows
         .iter()
@@ -55,7 +57,7 @@ fn assign(rows: &[&[f32]], centroids: &[Vec<f32>; 2]) -> Vec<bool> {
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by(|&a, &b| preference[a].total_cmp(&preference[b]).then(a.cmp(&b)));
     let least = (rows.len() / SMALLEST_SHARE).max(1);
-    // Equal rows prefer neither: all of them would land in the first half, and the border moves to its bound.
+    // All equal rows have preference 0 and fall into the first half. The clamp then moves the border to its limit.
     let in_first = preference.iter().filter(|&&p| p <= 0.0).count().clamp(least, rows.len() - least);
     let mut second = vec![false; rows.len()];
     order[in_first..].iter().for_each(|&i| second[i] = true);
@@ -67,7 +69,7 @@ fn means(rows: &[&[f32]], second: &[bool]) -> [Vec<f32>; 2] {
         .map(|half| mean(rows.iter().zip(second).filter(|&(_, &in_second)| in_second == half).map(|(row, _)| *row)))
 }
 
-/// The mean of some rows, summed in f64; empty if there are none.
+/// Returns the mean of the rows, summed in f64. Returns an empty vector if there are no rows.
 pub fn mean<'a>(rows: impl Iterator<Item = &'a [f32]>) -> Vec<f32> {
     let mut sum: Vec<f64> = Vec::new();
     let mut n = 0u32;

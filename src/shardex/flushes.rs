@@ -1,37 +1,17 @@
-//! The flushes of the writer: begun, gone on with after each sync, answered.
+//! Flushes of the writer: started, continued after each sync, and answered.
 
-use std::future::pending;
-
-use tokio::sync::oneshot;
-
-use super::writer::Writer;
+use super::{running::RunningFlush, writer::Writer};
 use crate::{
     engine::{
         FlushStep,
         stats::{BackgroundWork, FlushStats},
     },
-    error::{Result, ShardexError},
+    error::Result,
     storage::Storage,
 };
 
-/// A flush under way.
-pub(super) struct Flushing {
-    /// Hears of the end of the sync that it waits for.
-    synced: oneshot::Receiver<Result<()>>,
-    /// Nobody asked for it.
-    automatic: bool,
-}
-
-/// The end of the sync that a flush waits for; never, if there is none.
-pub(super) async fn synced(flushing: &mut Option<Flushing>) -> Result<()> {
-    let Some(flushing) = flushing else { return pending().await };
-    // Like a sync that failed: nobody knows what it did.
-    let died = || ShardexError::io("sync", "the index", std::io::Error::other("the syncing thread has died"));
-    (&mut flushing.synced).await.unwrap_or_else(|_| Err(died()))
-}
-
 impl<S: Storage> Writer<S> {
-    /// A flush that the size of the WAL asks for.
+    /// Starts a flush if the WAL exceeds the flush threshold and no flush is under way.
     pub(super) fn flush_if_full(&mut self) {
         let full = self.engine.options().flush_wal_bytes > 0 && self.engine.wal_bytes() > self.flush_above;
         if full && self.flushing.is_none() {
@@ -39,27 +19,28 @@ impl<S: Storage> Writer<S> {
         }
     }
 
-    /// Begins a flush; none is under way.
+    /// Starts a flush. The caller ensures that no flush is under way.
     pub(super) fn begin_flush(&mut self, automatic: bool) {
         self.flush_at = None;
         let step = self.engine.flush_begin(false);
         self.take_step(step, automatic);
     }
 
-    /// Begins a flush that stores a root even if nothing has changed; none is under way.
+    /// Starts a flush that stores a root even if nothing has changed. The caller ensures that no flush is under way.
     pub(super) fn force_flush(&mut self) {
         let step = self.engine.flush_begin(true);
         self.take_step(step, true);
     }
 
-    /// Goes on with the flush under way, whose sync has ended.
+    /// Continues the flush under way after its sync has ended with `synced`.
     pub(super) fn go_on(&mut self, synced: Result<()>) {
         let Some(flushing) = self.flushing.take() else { return };
         let step = self.engine.flush_synced(synced);
         self.take_step(step, flushing.automatic);
     }
 
-    /// Does what a flush asks for next, to its end or to a sync that is waited for elsewhere.
+    /// Runs the steps of a flush up to its end, or up to a sync that runs on the syncer's thread. The sync of the WAL
+    /// runs here, so that it never overlaps a commit (R8).
     fn take_step(&mut self, mut step: Result<FlushStep<S::File>>, automatic: bool) {
         self.blocked = false;
         let done = loop {
@@ -67,7 +48,7 @@ impl<S: Storage> Writer<S> {
                 Ok(FlushStep::SyncLog(job)) => step = self.engine.flush_synced(job.run()),
                 Ok(FlushStep::Sync(job)) => {
                     let synced = self.syncer.run(job);
-                    self.flushing = Some(Flushing { synced, automatic });
+                    self.flushing = Some(RunningFlush { synced, automatic });
                     return;
                 }
                 Ok(FlushStep::Done(stats)) => break Ok(*stats),
@@ -78,10 +59,11 @@ impl<S: Storage> Writer<S> {
         self.flushed(done, automatic);
     }
 
-    /// A flush has ended: answers those whose writes it covers, and begins the next one for the others.
+    /// Ends a flush: answers the waiters whose writes it covers, and starts the next flush for the others.
     fn flushed(&mut self, done: Result<FlushStats>, automatic: bool) {
         let limit = self.engine.options().flush_wal_bytes;
-        // One that the size of the WAL asks for and that fails waits for some more of it; the timer tries again, too.
+        // After a failure, a flush by WAL size waits until the WAL has grown by an eighth of the threshold. The timer
+        // retries too.
         let wal = self.engine.wal_bytes();
         self.flush_failed = done.is_err();
         self.flush_above = if done.is_err() && wal > limit { wal + limit / 8 } else { limit };
@@ -89,23 +71,22 @@ impl<S: Storage> Writer<S> {
         let waiters = std::mem::take(&mut self.flush_waiters);
         match done {
             Ok(stats) => {
-                self.troubles.over(BackgroundWork::Flush);
+                self.failures.over(BackgroundWork::Flush);
                 let all = !self.engine.has_unflushed();
                 for (up_to, reply) in waiters {
-                    match all || up_to <= stats.checkpoint_lsn {
-                        true => drop(reply.send(Ok(stats.clone()))),
-                        false => self.flush_waiters.push((up_to, reply)),
+                    if all || up_to <= stats.checkpoint_lsn {
+                        drop(reply.send(Ok(stats.clone())))
+                    } else {
+                        self.flush_waiters.push((up_to, reply))
                     }
                 }
-                match self.flush_waiters.is_empty() {
-                    true => self.flush_if_full(),
-                    false => self.begin_flush(false),
-                }
+                if self.flush_waiters.is_empty() { self.flush_if_full() } else { self.begin_flush(false) }
             }
             Err(error) => {
-                // Whoever asked for it: one that the size of the WAL asks for is due all the same.
+                // The failure counts as background work even if a caller requested the flush, because the WAL size
+                // makes one due anyway.
                 if automatic || (limit > 0 && self.engine.wal_bytes() > limit) {
-                    self.trouble(BackgroundWork::Flush, &error);
+                    self.note_failure(BackgroundWork::Flush, &error);
                 }
                 waiters.into_iter().for_each(|(_, reply)| drop(reply.send(Err(error.clone()))));
             }

@@ -1,122 +1,101 @@
-//! What takes long and runs beside the writer: cells, codes of what is in none, and full checks.
-
-use std::future::pending;
+//! Jobs that run beside the writer: cell builds, codes of unindexed postings, and full checks.
 
 use super::{
-    Reply,
+    queue::Reply,
+    running::{RunningCellBuild, RunningCheck},
     tasks::Background,
     writer::{Write, Writer},
 };
 use crate::{
-    cells::Built,
+    cells::BuiltCells,
     config::{CheckLevel, Durability},
     engine::{ConsistencyReport, stats::BackgroundWork},
     error::{Result, ShardexError},
-    index::Coded,
+    index::NewCodes,
     storage::Storage,
 };
 
-/// Cells being made.
-pub(super) struct Regrouping {
-    pub(super) job: Background<Option<Built>>,
-    /// Who is answered when they are.
-    waiters: Vec<Reply<()>>,
-}
-
-/// A full check under way.
-pub(super) struct Checking {
-    pub(super) job: Background<ConsistencyReport>,
-    reply: Reply<ConsistencyReport>,
-}
-
-/// The end of a job; never, if there is none.
-pub(super) async fn ended<T: Send + 'static>(job: Option<&mut Background<T>>) -> Result<T> {
-    match job {
-        Some(job) => job.ended().await,
-        None => pending().await,
-    }
-}
-
 impl<S: Storage> Writer<S> {
-    /// Begins to make codes of what is in no cell and has none, if nobody does.
+    /// Starts a job that encodes the unindexed postings without a code, if there are any and no such job runs.
     pub(super) fn begin_coding(&mut self) {
         if self.coding.is_some() || self.closing {
             return;
         }
-        let Some(job) = self.engine.fresh_begin() else { return };
+        let Some(job) = self.engine.encode_begin() else { return };
         match Background::run(&*self.runtime, "codes", move |cancel| job.run_until(cancel)) {
             Ok(job) => self.coding = Some(job),
-            // Without them searches are slower, and right.
-            Err(error) => self.trouble(BackgroundWork::Cells, &error),
+            // Without these codes searches are slower but correct.
+            Err(error) => self.note_failure(BackgroundWork::Cells, &error),
         }
     }
 
-    /// Takes in codes that were made.
-    pub(super) fn coded(&mut self, coded: Result<Coded>) {
+    /// Installs the codes of a finished job, and starts the next one.
+    pub(super) fn coded(&mut self, coded: Result<NewCodes>) {
         self.coding = None;
         match coded {
             Ok(coded) => {
-                self.engine.coded(&coded);
-                // Other cells may have come meanwhile.
+                self.engine.install_codes(&coded);
+                // New cells may have been installed during the job, so other postings may lack codes.
                 self.begin_coding();
             }
-            // Whoever reads what is damaged is told; until then its vectors are scanned.
-            Err(error) => self.trouble(BackgroundWork::Cells, &error),
+            // Any search that reads the damaged bytes returns the error. Until then it scans the vectors without codes.
+            Err(error) => self.note_failure(BackgroundWork::Cells, &error),
         }
         self.publish();
     }
 
-    /// Begins to make cells, if nobody does.
-    pub(super) fn regroup(&mut self) {
-        if self.regrouping.is_some() || self.cells_wait() {
+    /// Starts a cell build, unless one runs or built cells wait for installation.
+    pub(super) fn build_cells(&mut self) {
+        if self.cell_build.is_some() || self.cells_wait() {
             return;
         }
-        // Who asks for cells gets them of everything.
-        let begun = match self.regroup_waiters.is_empty() {
-            true => self.engine.regroup_go_on(),
-            false => self.engine.regroup_begin(),
+        // A caller of `optimize` gets a build of all postings. An automatic build may resume an earlier one.
+        let begun = if self.cell_build_waiters.is_empty() {
+            self.engine.cell_build_resume()
+        } else {
+            self.engine.cell_build_begin()
         };
         let begun = begun.and_then(|job| Background::run(&*self.runtime, "cells", move |cancel| job.run_until(cancel)));
-        let waiters = std::mem::take(&mut self.regroup_waiters);
+        let waiters = std::mem::take(&mut self.cell_build_waiters);
         match begun {
-            Ok(job) => self.regrouping = Some(Regrouping { job, waiters }),
+            Ok(job) => self.cell_build = Some(RunningCellBuild { job, waiters }),
             Err(error) => self.cells_taken(&Err(error), waiters),
         }
     }
 
-    /// Has cells that were made taken in.
-    pub(super) fn regrouped(&mut self, made: Result<Option<Built>>) {
-        let Some(Regrouping { waiters, .. }) = self.regrouping.take() else { return };
+    /// Queues the installation of built cells.
+    pub(super) fn cells_built(&mut self, made: Result<Option<BuiltCells>>) {
+        let Some(RunningCellBuild { waiters, .. }) = self.cell_build.take() else { return };
         match made {
             Ok(built) => self.queue(Write::Cells(built.map(Box::new), waiters), None),
             Err(error) => self.cells_taken(&Err(error), waiters),
         }
     }
 
-    /// Cells were taken in, or not.
+    /// Ends a cell build after its cells were installed or failed, and answers its waiters.
     pub(super) fn cells_taken(&mut self, done: &Result<()>, waiters: Vec<Reply<()>>) {
         match done {
             Ok(()) => {
-                self.troubles.over(BackgroundWork::Cells);
+                self.failures.over(BackgroundWork::Cells);
                 self.begin_coding();
             }
-            // Given up, for the index is closed.
+            // The build was cancelled because the index is being closed.
             Err(ShardexError::Closed) => {}
             Err(error) => {
-                // Nobody's write depends on it, so nobody is refused for it who did not ask.
-                self.trouble(BackgroundWork::Cells, error);
-                self.engine.regroup_failed();
+                // No write depends on cells, so the failure is reported to the waiters and in the statistics only.
+                self.note_failure(BackgroundWork::Cells, error);
+                self.engine.cell_build_failed();
             }
         }
         let unfinished = self.closing && self.engine.has_unfinished_cells();
         let told = || done.clone().and(if unfinished { Err(ShardexError::Closed) } else { Ok(()) });
         waiters.into_iter().for_each(|reply| drop(reply.send(told())));
-        if !self.regroup_waiters.is_empty() {
-            self.regroup();
+        if !self.cell_build_waiters.is_empty() {
+            self.build_cells();
         }
     }
 
-    /// Checks at once, or begins to check beside the writer.
+    /// Runs a quick check at once, or queues a full check beside the writer.
     pub(super) fn check(&mut self, level: CheckLevel, reply: Reply<ConsistencyReport>) {
         if level == CheckLevel::Quick {
             return drop(reply.send(self.engine.check(level)));
@@ -125,30 +104,31 @@ impl<S: Storage> Writer<S> {
         self.next_check();
     }
 
-    /// Begins the next full check, if none is under way.
+    /// Starts the next full check if none runs.
     fn next_check(&mut self) {
         while self.checking.is_none()
             && let Some(reply) = self.check_waiters.pop_front()
         {
-            // The part that needs the engine holds the timer up.
+            // The first part of the check blocks the writer and so the commit timer. Committing now keeps accepted
+            // writes from waiting longer.
             if self.engine.has_uncommitted()
                 && self.engine.options().durability != Durability::Manual
                 && let Err(error) = self.commit()
             {
-                self.trouble(BackgroundWork::Commit, &error);
+                self.note_failure(BackgroundWork::Commit, &error);
             }
             let begun = self.engine.check_begin();
             match begun.and_then(|job| Background::run(&*self.runtime, "a check", move |cancel| job.run_until(cancel)))
             {
-                Ok(job) => self.checking = Some(Checking { job, reply }),
+                Ok(job) => self.checking = Some(RunningCheck { job, reply }),
                 Err(error) => drop(reply.send(Err(error))),
             }
         }
     }
 
-    /// A full check has ended.
+    /// Ends a full check: answers its caller and starts the next check.
     pub(super) fn checked(&mut self, checked: Result<ConsistencyReport>) {
-        if let Some(Checking { reply, .. }) = self.checking.take() {
+        if let Some(RunningCheck { reply, .. }) = self.checking.take() {
             drop(reply.send(checked));
         }
         self.next_check();

@@ -1,156 +1,79 @@
-//! The async API. It decides nothing: a writer of its own drives the [`Engine`], searches run on snapshots.
+//! Async API: the handle, the writer that drives the [`Engine`], and searches on snapshots. This layer makes no
+//! decisions about storage.
 //!
 //! Invariants:
-//! 1. One writer owns the engine; everything that changes it comes to that writer by one bounded queue.
-//! 2. A snapshot is published before the write that it shows is answered.
-//! 3. A request that reached the writer is carried out even if its caller is gone. An index that was opened for a caller
-//!    who is gone is let go at once.
+//! 1. One writer owns the engine. All changes reach it through one bounded queue.
+//! 2. The snapshot that contains a write is published before the write's call returns.
+//! 3. A request that reached the writer is carried out, even if its caller has dropped the future. An index whose open
+//!    was dropped is closed at once.
 
+mod failures;
 mod flushes;
 mod jobs;
+mod queue;
+mod running;
 mod snapshot;
 mod tasks;
 mod timers;
+mod view;
 mod writer;
 
 use std::{
     ops::RangeInclusive,
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     config::{CheckLevel, OpenOptions, ShardexConfig},
     engine::{
-        ConsistencyReport, Engine, Lent,
+        ConsistencyReport, Engine,
         stats::{FlushStats, IndexStats},
     },
     env::{Env, Executor},
-    error::{Result, ShardexError},
+    error::Result,
     id::DocumentId,
-    index::{Hits, Snapshot},
+    index::Hits,
     posting::{Posting, SearchOptions, SearchResponse, SearchResult},
     runtime::{Runtime, Task},
-    shard::DataFile,
     storage::{MmapStorage, Storage},
 };
 
+use queue::{Command, Queue, Reply};
 pub use snapshot::IndexSnapshot;
-use tasks::{Stopped, Syncer, spawn_writer};
+use tasks::{StopCause, Syncer, spawn_writer};
+use view::{Shared, View, stopped_by};
 use writer::Writer;
 
-type Reply<T> = oneshot::Sender<Result<T>>;
-
-enum Command {
-    Add(Vec<Posting>, Reply<()>),
-    Remove(Vec<DocumentId>, Reply<u64>),
-    RemoveRange(RangeInclusive<DocumentId>, Reply<u64>),
-    Commit(Reply<()>),
-    Flush(Reply<FlushStats>),
-    Stats(Reply<IndexStats>),
-    Check(CheckLevel, Reply<ConsistencyReport>),
-    Optimize(Reply<()>),
-    Close(Reply<()>),
-}
-
-impl Command {
-    /// Whether it may wait for a flush.
-    fn is_write(&self) -> bool {
-        matches!(self, Self::Add(..) | Self::Remove(..) | Self::RemoveRange(..))
-    }
-}
-
-/// A call on its way, and its place in the queue.
-struct Request {
-    command: Command,
-    slot: OwnedSemaphorePermit,
-}
-
-/// The way to the writer. Writes have places of their own, for they may have to wait there for a flush: others do not wait
-/// behind them.
-struct Queue {
-    requests: mpsc::UnboundedSender<Request>,
-    writes: Arc<Semaphore>,
-    others: Arc<Semaphore>,
-}
-
-impl Queue {
-    fn new(size: usize) -> (Self, mpsc::UnboundedReceiver<Request>) {
-        let (requests, receiver) = mpsc::unbounded_channel();
-        let slots = || Arc::new(Semaphore::new(size.min(Semaphore::MAX_PERMITS)));
-        (Self { requests, writes: slots(), others: slots() }, receiver)
-    }
-
-    /// Waits for a place; `None` if the writer is gone.
-    async fn send(&self, command: Command) -> Option<()> {
-        let slots = if command.is_write() { &self.writes } else { &self.others };
-        let slot = Arc::clone(slots).acquire_owned().await.ok()?;
-        self.requests.send(Request { command, slot }).ok()
-    }
-}
-
-/// What searches need of the engine.
-struct Shared<S: Storage> {
-    /// `None` from the close on: a closed handle holds no byte of the index, and so not its lock.
-    view: ArcSwapOption<View<S>>,
-    path: PathBuf,
-    options: OpenOptions,
-    closed: AtomicBool,
-    stopped: Stopped,
-    executor: Arc<dyn Executor>,
-}
-
-impl<S: Storage> Shared<S> {
-    /// Why nobody answers any more.
-    fn gone(&self) -> ShardexError {
-        if self.closed.load(Ordering::Acquire) { ShardexError::Closed } else { stopped_by(&self.stopped) }
-    }
-}
-
-/// What a search reads: a state of the index, and the file that its bytes are in.
-struct View<S: Storage> {
-    snapshot: Arc<Snapshot<Lent<S>>>,
-    data: Arc<DataFile<S::File>>,
-}
-
-impl<S: Storage> View<S> {
-    /// The state that the engine has published.
-    fn of(engine: &Engine<S>) -> Arc<Self> {
-        Arc::new(Self { snapshot: engine.snapshot(), data: Arc::clone(engine.data()) })
-    }
-}
-
-/// A handle on an open index. Clones share it; the last one to be dropped lets the index go.
+/// Handle of an open index. Clones share the index, and dropping the last clone closes it.
 ///
-/// All calls may come from any task at once. Searches never wait for writes. A write waits for a flush only once as much
-/// came in behind it as [`flush_wal_bytes`](OpenOptions::flush_wal_bytes) says; no other call waits for either. A call whose
-/// future is dropped before it is queued is not carried out; afterwards it is, once and whole, though nobody hears of it.
+/// All methods may be called from any task at any time. Searches never wait for writes. A write waits for a flush only
+/// if more than [`flush_wal_bytes`](OpenOptions::flush_wal_bytes) arrived during that flush, or if the WAL has no room.
+/// No other call waits for a flush that it didn't request. A call whose future is dropped before it is queued has no
+/// effect. After that it is carried out completely, and its result is dropped.
 ///
-/// A commit or flush in the background that fails for another reason than a sync is tried again by itself, until it
-/// succeeds. While it fails [`stats`](Self::stats) shows the error, and writes go on until more is undurable than
-/// [`max_undurable_ms`](OpenOptions::max_undurable_ms) or [`max_undurable_bytes`](OpenOptions::max_undurable_bytes) allow.
+/// If a background commit or flush fails for any reason but a sync, it is retried until it succeeds. Meanwhile
+/// [`stats`](Self::stats) shows the error. Writes are accepted until the undurable ones exceed
+/// [`max_undurable_ms`](OpenOptions::max_undurable_ms) or [`max_undurable_bytes`](OpenOptions::max_undurable_bytes).
 ///
 /// Dropping the last handle without [`close`](Self::close) tries a last commit, unless durability is `Manual`, and
-/// releases the lock; it may block for the syncs of that commit and of a flush. Cells that are being made are given up, but
-/// what of them was reached is flushed, unless durability is `Manual`.
+/// releases the lock. The drop may block for the syncs of that commit and of a flush. A cell build is cancelled. Its
+/// progress is flushed, unless durability is `Manual`.
 ///
-/// Dropping the future of an open or a `create` lets the index go, as soon as the step under way is done.
+/// Dropping the future of an open or a `create` closes the index after the step under way.
 ///
-/// A [snapshot](IndexSnapshot) or [`Hits`] that outlives the handle stays readable, whatever became of the handle, and keeps
-/// the index locked: an open meanwhile gets [`Locked`](ShardexError::Locked), which says that a reader holds it. A child that
-/// the process forks shares the lock, and holds it until it has ended or become another program; it must not use the handle.
+/// A [snapshot](IndexSnapshot) or [`Hits`] that outlives the handle stays readable and keeps the index locked. An open
+/// then returns [`Locked`](crate::ShardexError::Locked), whose holder is a reader. A forked child process shares the lock and
+/// holds it until it ends or executes another program. The child must not use the handle.
 pub struct Shardex<S: Storage = MmapStorage> {
     inner: Arc<Inner<S>>,
 }
 
 struct Inner<S: Storage> {
-    /// `None` only while dropping.
+    /// `None` only during the drop.
     queue: Option<Queue>,
     shared: Arc<Shared<S>>,
     writer: Mutex<Option<Task>>,
@@ -169,60 +92,69 @@ impl<S: Storage> std::fmt::Debug for Shardex<S> {
 }
 
 impl Shardex {
-    /// Makes an index in `config.directory_path`, or opens the one that is there if it was made with the same
-    /// configuration. The directory may be new, its parent not; one that holds other files is refused.
+    /// Creates an index in `config.directory_path`, or opens an existing index that has the same configuration.
     ///
-    /// A crash in the middle leaves either an index or what a second `create` clears.
+    /// The directory may be missing, but its parent must exist. A directory with other files is refused. After a crash
+    /// during `create`, the directory contains an index, or files that a second `create` removes.
     ///
     /// # Errors
-    /// `Config`, `ConfigMismatch`, `AlreadyExists`, and all of [`open`](Self::open).
+    /// Returns `Config` if a field is out of range, `ConfigMismatch` if the index has a different configuration, and
+    /// `AlreadyExists` if the directory contains other files. Otherwise returns the errors of [`open`](Self::open), and
+    /// `OutOfSpace` if the disk is full.
     pub async fn create(config: ShardexConfig) -> Result<Self> {
         let storage = MmapStorage::new(config.directory_path.clone());
         Self::create_on(storage, config, Env::system()).await
     }
 
-    /// Opens an index with default options, and recovers what a crash left.
+    /// Opens an index with default options and recovers from a crash.
     ///
-    /// Cost: reads the metadata, no vector; after a crash the WAL is replayed and flushed.
+    /// Cost: reads the metadata and no vector. After a crash it also replays the WAL and flushes.
     ///
     /// # Errors
-    /// `NotFound`, `Locked`, `NotAnIndex`, `UnsupportedVersion`, `Corruption`, `Config`, `Io`.
+    /// Returns `NotFound` if there is no index, `Locked` if the index is open or still read, `NotAnIndex` if a file is
+    /// not Shardex's, and `UnsupportedVersion` if the format is not supported. Returns `Corruption` if a file is
+    /// damaged, `Config` if an option is out of range or the storage can't serve the index's page size, and `Io` if the
+    /// operating system refuses an operation.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, OpenOptions::default()).await
     }
 
-    /// Opens an index with these options.
+    /// Opens an index with the given options and recovers from a crash.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Returns the errors of [`open`](Self::open).
     pub async fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
         Self::open_in(path, options, Env::system()).await
     }
 
-    /// [`open_with`](Self::open_with), with the clock and the threads of searches handed in.
+    /// Opens an index with the given options and environment: clock, executor and runtime.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Returns the errors of [`open`](Self::open).
     pub async fn open_in(path: impl AsRef<Path>, options: OpenOptions, env: Env) -> Result<Self> {
         Self::open_on(MmapStorage::new(path.as_ref().to_path_buf()), options, env).await
     }
 }
 
 impl<S: Storage> Shardex<S> {
-    /// [`create`](Shardex::create) on another storage, with the clock and the index id handed in.
+    /// Creates or opens an index on any storage, with the given environment (clock, index id, executor, runtime).
+    ///
+    /// It works like [`create`](Shardex::create).
     ///
     /// # Errors
-    /// As [`create`](Shardex::create).
+    /// Returns the errors of [`create`](Shardex::create).
     pub async fn create_on(storage: S, config: ShardexConfig, env: Env) -> Result<Self> {
         let options = config.options.clone();
         let parallel = (Arc::clone(&env.executor), Arc::clone(&env.runtime));
         Self::start(options, parallel, move || Engine::create(storage, &config, &env)).await
     }
 
-    /// [`open_with`](Shardex::open_with) on another storage.
+    /// Opens an index on any storage, with the given options and environment.
+    ///
+    /// It works like [`open_with`](Shardex::open_with).
     ///
     /// # Errors
-    /// As [`open`](Shardex::open).
+    /// Returns the errors of [`open`](Shardex::open).
     pub async fn open_on(storage: S, options: OpenOptions, env: Env) -> Result<Self> {
         let parallel = (Arc::clone(&env.executor), Arc::clone(&env.runtime));
         Self::start(options.clone(), parallel, move || Engine::open(storage, options, &env)).await
@@ -237,10 +169,10 @@ impl<S: Storage> Shardex<S> {
         let (queue, requests) = Queue::new(options.queue_size);
         let (opened, is_open) = oneshot::channel();
         let (taken, is_taken) = oneshot::channel();
-        let stop = Stopped::default();
+        let stop = StopCause::default();
         let (stopped, of_writer) = (Arc::clone(&stop), Arc::clone(&runtime));
         let make = move || {
-            // Before anything is made: without this thread there is no index.
+            // The thread starts before any file is made, because an index can't work without it.
             let syncer = Syncer::start(&of_writer)?;
             let engine = make()?;
             let shared = Arc::new(Shared {
@@ -254,7 +186,8 @@ impl<S: Storage> Shardex<S> {
             Ok((Writer::new(engine, Arc::clone(&shared), syncer, of_writer), shared))
         };
         let writer = spawn_writer(&*runtime, Arc::clone(&stop), async move {
-            // Nobody may be left who wants it, before it is open or before its handle is made: then nothing is begun.
+            // If the caller has dropped the future, nothing is opened. If it drops the future before its handle exists,
+            // the writer never runs.
             if opened.is_closed() {
                 return;
             }
@@ -268,7 +201,7 @@ impl<S: Storage> Shardex<S> {
             }
         })?;
         let (shared, taken) = is_open.await.unwrap_or_else(|_| Err(stopped_by(&stop)))?;
-        // Without an await after this: from here on the handle is what keeps the index open.
+        // No `await` may follow: from here on the handle keeps the index open.
         let _: std::result::Result<(), ()> = taken.send(());
         let writer = Mutex::new(Some(writer));
         Ok(Self { inner: Arc::new(Inner { queue: Some(queue), shared, writer }) })
@@ -282,135 +215,166 @@ impl<S: Storage> Shardex<S> {
         answer.await.unwrap_or_else(|_| Err(shared.gone()))
     }
 
-    /// Adds postings, all or none. One whose key (document id, start, length) is stored already replaces that one; of
-    /// equal keys in one batch the last counts. An empty batch is fine and does nothing.
+    /// Adds postings, all or none.
     ///
-    /// On `Ok` searches see the batch; it is durable at the next commit, with `Durability::Immediate` already.
-    /// Cost: one distance per shard and posting, a copy into the WAL's buffer, one into the shard; now and then a split.
+    /// A posting whose key (document id, start, length) is stored already replaces the stored one. Of equal keys in one
+    /// batch the last counts. An empty batch does nothing.
+    ///
+    /// On `Ok` the batch is accepted: searches see it. It is durable at the next commit, or on return under
+    /// `Durability::Immediate`.
+    ///
+    /// Cost: one distance per shard and posting, a copy into the WAL's buffer, a copy into the shard, and occasionally
+    /// a split. Above 1,024 shards a posting is compared only with the shards near the nearest pivots.
     ///
     /// # Errors
-    /// `InvalidDimension`, `InvalidVector`, `InvalidPosting` naming the index of the first bad posting; `BatchTooLarge`,
-    /// `OutOfSpace`, `Io`, `Corruption`: nothing has changed. With `Durability::Immediate` an error of the commit leaves
-    /// the batch accepted. `Undurable` while commits or flushes in the background fail and more is undurable than the
-    /// options allow: nothing has changed, and writes go on once a commit succeeds. `Poisoned`, `Closed`.
+    /// Returns `InvalidDimension`, `InvalidVector` or `InvalidPosting` with the index of the first bad posting. Returns
+    /// `BatchTooLarge` if the WAL can't hold the batch, `OutOfSpace` or `Io` if a store fails, and `Corruption` if a
+    /// shard is damaged. Nothing has changed then. Under `Durability::Immediate` an error of the commit leaves the
+    /// batch accepted.
+    ///
+    /// Returns `Undurable` if background commits or flushes fail and more is undurable than the options allow. Nothing
+    /// has changed then, and writes are accepted again once a commit succeeds. Returns `Poisoned` if a sync has failed,
+    /// and `Closed` if the handle is closed.
     pub async fn add_postings(&self, postings: Vec<Posting>) -> Result<()> {
         self.ask(|reply| Command::Add(postings, reply)).await
     }
 
-    /// Removes all postings of some documents, and returns how many there were. Unknown documents have none, and cost no log.
+    /// Removes all postings of the given documents and returns their number.
     ///
-    /// Cost: a lookup in the bloom filters per document, and a look at the posting records that are found.
+    /// Unknown documents are ignored. They add nothing to the WAL.
+    ///
+    /// Cost: per document a lookup in the bloom filters, and reads of the posting records found.
     ///
     /// # Errors
-    /// As [`add_postings`](Self::add_postings).
+    /// Returns the errors of [`add_postings`](Self::add_postings).
     pub async fn remove_documents(&self, document_ids: Vec<DocumentId>) -> Result<u64> {
         self.ask(|reply| Command::Remove(document_ids, reply)).await
     }
 
-    /// Removes all postings of the documents whose ids are in a range, all or none, and returns how many there were. An empty
-    /// range has none.
+    /// Removes all postings of the documents with ids in a range, all or none, and returns their number.
     ///
-    /// Cost: grows with the postings of the index and not with the range; the log gets the ids that were found.
+    /// An empty range removes nothing.
+    ///
+    /// Cost: one lookup per id for a range of fewer ids than 1/64 of the postings, otherwise one read of every posting
+    /// record. The WAL gets the ids found.
     ///
     /// # Errors
-    /// As [`add_postings`](Self::add_postings); `BatchTooLarge` if the log cannot hold the ids that were found: give smaller
-    /// ranges.
+    /// Returns the errors of [`add_postings`](Self::add_postings). `BatchTooLarge` means that the WAL can't hold the
+    /// ids found: pass smaller ranges.
     pub async fn remove_document_range(&self, documents: RangeInclusive<DocumentId>) -> Result<u64> {
         self.ask(|reply| Command::RemoveRange(documents, reply)).await
     }
 
-    /// Makes everything accepted before it durable: one sync of the WAL, shared by all who wait for one; none if
-    /// nothing is to be made durable. Waits for no flush and no check.
+    /// Makes everything accepted before the call durable.
+    ///
+    /// Cost: one sync of the WAL, shared by all waiting callers, or none if everything is durable. It waits for no
+    /// flush and no check.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io` from a store: what was accepted stays accepted; call again, or leave it to the timer unless
-    /// durability is `Manual`. While commits in the background fail this fails for the same reason. An `Io` of a sync
-    /// poisons the handle. `Poisoned`, `Closed`.
+    /// Returns `OutOfSpace` or `Io` if a store fails. Accepted writes stay accepted: call again, or leave it to the
+    /// timer unless durability is `Manual`. While background commits fail, this call fails for the same reason. Returns
+    /// `Io` if the sync fails, which poisons the handle. Returns `Poisoned` if a sync failed earlier, and `Closed` if
+    /// the handle is closed.
     pub async fn commit(&self) -> Result<()> {
         self.ask(Command::Commit).await
     }
 
-    /// Makes everything accepted before it durable in the shards, and lets the WAL go. At most three syncs, whatever the
-    /// number of shards; none if there is nothing to flush.
+    /// Makes everything accepted before the call durable in the shards, and frees the WAL.
+    ///
+    /// Cost: at most three syncs per flush, independently of the number of shards, or none if there is nothing to
+    /// flush.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit), and while flushes in the background fail for the same reason as they do;
-    /// `Inconsistent` if the check of the flush finds a contradiction.
+    /// Returns the errors of [`commit`](Self::commit). While background flushes fail, this call fails for the same
+    /// reason. Returns `Inconsistent` if the flush's check finds a contradiction.
     pub async fn flush(&self) -> Result<FlushStats> {
         self.ask(Command::Flush).await
     }
 
-    /// Makes the cells anew, from everything accepted before: small groups of codes that let a search look at a few
-    /// thousand postings instead of all. An index makes them by itself while it grows, in the background; after a large
-    /// load this is the way to have them at their best at once. Writes and searches go on meanwhile.
+    /// Rebuilds the cells from everything accepted before the call.
     ///
-    /// On `Ok` searches use them; they are durable with the next flush. Cost: reads every vector several times, some
-    /// eighty microseconds a posting of 384 dimensions on two cores.
+    /// Cells are small clusters of codes. They let a search scan a few thousand postings instead of all. A growing
+    /// index builds them automatically in the background. After a large load this call gives the best cells at once.
+    /// Writes and searches continue during the build.
+    ///
+    /// On `Ok` searches use the new cells. They are durable at the next flush. Cost: reads every vector several times,
+    /// about 80 µs per posting of 384 dimensions on two cores.
     ///
     /// # Errors
-    /// `Corruption` if a vector is damaged, `OutOfSpace`, `Io`: the cells are as they were. `Poisoned`; `Closed`, also if the
-    /// index is closed meanwhile: the next open goes on from where this came to, unless there were cells before.
+    /// Returns `Corruption` if a vector is damaged, and `OutOfSpace` or `Io` if a store fails. The old cells stay in
+    /// use then. Returns `Poisoned` if a sync has failed. Returns `Closed` if the index is closed before or during the
+    /// build. The close keeps the progress from the first complete k-means round on, if it flushes, and the next open
+    /// resumes from it.
     pub async fn optimize(&self) -> Result<()> {
         self.ask(Command::Optimize).await
     }
 
-    /// Figures of the index as it is now, and the last error of background work, with how long ago it began and whether it
-    /// lasts. Cost: O(shards); no vector is read.
+    /// Returns statistics of the index, including the last background error, its age and whether it persists.
+    ///
+    /// Cost: proportional to the number of shards that changed since the last call. Reads no vector.
     ///
     /// # Errors
-    /// `Closed`, `Io`.
+    /// Returns `Closed` if the handle is closed, and `Io` if a file's length can't be read.
     pub async fn stats(&self) -> Result<IndexStats> {
         self.ask(Command::Stats).await
     }
 
-    /// Looks for contradictions between WAL, shards, index and free space. `Quick` reads no vector, `Full` every byte
-    /// that the index holds as it is now: the metadata and the WAL while other calls wait, after a commit for those that
-    /// wait for one; vectors and codes beside writes, commits and flushes, on a thread of its own. Of full checks one runs
-    /// at a time.
+    /// Checks the index for contradictions between WAL, shards, directory, cells and free space.
+    ///
+    /// `Quick` reads no vector. `Full` reads every byte of the current index. It reads metadata and WAL while other
+    /// calls wait, after a commit for the waiting callers. It reads vectors and codes on a thread of its own, while
+    /// writes, commits and flushes continue. One full check runs at a time.
     ///
     /// # Errors
-    /// `Io`; `Closed`, also if the index is closed meanwhile. Damage is a finding in the report, not an error.
+    /// Returns `Io` if the disk can't be read, and `Closed` if the index is closed before or during the check. Damage
+    /// is a finding in the report, not an error.
     pub async fn check(&self, level: CheckLevel) -> Result<ConsistencyReport> {
         self.ask(|reply| Command::Check(level, reply)).await
     }
 
-    /// Finds the `k` nearest postings, as many looked at as `slop` shards hold; `None` looks for the configured recall.
+    /// Searches for the `k` nearest postings with probe count `slop`, or with the configured target recall if `slop` is
+    /// `None`.
     ///
     /// # Errors
-    /// As [`search_with`](Self::search_with).
+    /// Returns the errors of [`search_with`](Self::search_with).
     pub async fn search(&self, query: &[f32], k: usize, slop: Option<usize>) -> Result<Vec<SearchResult>> {
         let options = SearchOptions { slop, ..SearchOptions::new(k) };
         Ok(self.search_with(query, &options).await?.results)
     }
 
-    /// Finds the nearest postings.
+    /// Searches for the nearest postings with the given options.
     ///
-    /// Sees everything accepted before the call, flushed or not, and never waits for the writer. Runs on the calling
-    /// task; cost: some thousand codes and some ten distances where there are cells, else one distance per shard and per posting
-    /// of the shards scanned.
+    /// The search sees everything accepted before the call, flushed or not. It never waits for the writer. It runs on
+    /// the calling task.
+    ///
+    /// Cost: with cells some thousand codes and some ten distances. Without cells one distance per posting in the
+    /// shards scanned, and one per shard if `slop` limits them.
     ///
     /// # Errors
-    /// `InvalidDimension`, `InvalidVector`, `InvalidArgument`; `Corruption` if a shard that is read for the first time
-    /// since the open is damaged; `Closed`.
+    /// Returns `InvalidDimension` or `InvalidVector` if the query is refused, and `InvalidArgument` if an option is out
+    /// of range. Returns `Corruption` if a shard read for the first time since the open is damaged, and `Closed` if the
+    /// handle is closed.
     pub async fn search_with(&self, query: &[f32], options: &SearchOptions) -> Result<SearchResponse> {
         Ok(self.search_in_place(query, options).await?.to_response())
     }
 
-    /// [`search_with`](Self::search_with) without a copy: the hits are read where they lie, and hold their places as long
-    /// as they live, so that those are not used again meanwhile.
+    /// Searches for the nearest postings without copying the results.
+    ///
+    /// The hits are read in place. They pin their allocations, so these are not reused while the hits exist.
     ///
     /// # Errors
-    /// As [`search_with`](Self::search_with).
+    /// Returns the errors of [`search_with`](Self::search_with).
     pub async fn search_in_place(&self, query: &[f32], options: &SearchOptions) -> Result<Hits<S::File>> {
         self.view()?.search_in_place(query, options)
     }
 
-    /// One search for each query, all of the same state of the index, on all cores: see
-    /// [`IndexSnapshot::search_many`]. It keeps the calling thread busy until all answers are there; where that is not
-    /// wanted, call it from a thread for blocking work.
+    /// Runs one search per query, all on the same snapshot, on all cores.
+    ///
+    /// See [`IndexSnapshot::search_many`]. It blocks the calling thread until all answers are computed. Call it from a
+    /// blocking thread if the task must not block.
     ///
     /// # Errors
-    /// As [`search_with`](Self::search_with), with the position of the first query that fails.
+    /// Returns the errors of [`search_with`](Self::search_with), with the position of the first query that fails.
     pub async fn search_many<Q: AsRef<[f32]> + Sync>(
         &self,
         queries: &[Q],
@@ -419,10 +383,12 @@ impl<S: Storage> Shardex<S> {
         self.view()?.search_many(queries, options)
     }
 
-    /// The same, the answers to be read where they lie: [`IndexSnapshot::search_many_in_place`].
+    /// Runs one search per query on all cores, without copying the results.
+    ///
+    /// See [`IndexSnapshot::search_many_in_place`].
     ///
     /// # Errors
-    /// As [`search_many`](Self::search_many).
+    /// Returns the errors of [`search_many`](Self::search_many).
     pub async fn search_many_in_place<Q: AsRef<[f32]> + Sync>(
         &self,
         queries: &[Q],
@@ -431,11 +397,12 @@ impl<S: Storage> Shardex<S> {
         self.view()?.search_many_in_place(queries, options)
     }
 
-    /// The index as it is now, for searches that must agree with each other: it holds everything accepted before the call,
-    /// and stays as it is. Waits for nobody.
+    /// Returns a snapshot of the index, for searches that must agree with each other.
+    ///
+    /// It contains everything accepted before the call and never changes. The call doesn't wait.
     ///
     /// # Errors
-    /// `Closed`.
+    /// Returns `Closed` if the handle is closed.
     pub async fn snapshot(&self) -> Result<IndexSnapshot<S>> {
         self.view()
     }
@@ -448,23 +415,24 @@ impl<S: Storage> Shardex<S> {
         Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.executor), recall))
     }
 
-    /// Flushes (or commits, if so configured), marks the end of the WAL, and lets the index go. Every further call on any
-    /// clone gets `Closed`. A full check and cells that are being made are given up: beyond its own commit, flush and syncs,
-    /// and those of a flush under way, a close waits some milliseconds for them. What of the cells was reached is flushed
-    /// too, and the next open goes on from there.
-    /// The index is locked until the last snapshot and the last [`Hits`] are dropped, too.
+    /// Closes the index: flushes, or commits if so configured, and writes the closing mark of the WAL.
+    ///
+    /// Every later call on any clone returns `Closed`. A full check and a cell build are cancelled. The close waits
+    /// some milliseconds for them, beside its own commit and flush and the syncs of a flush under way. The progress of
+    /// a cell build becomes durable with the close's flush, and the next open resumes from it. The index stays locked
+    /// until the last snapshot and the last [`Hits`] are dropped.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush): the index is let go all the same, and the next open recovers. If the flush found no room
-    /// for the shards, or a contradiction, everything accepted was committed; if the commit failed too, its error is
-    /// returned.
+    /// Returns the errors of [`flush`](Self::flush). The index is closed nevertheless, and the next open recovers. If
+    /// the flush found no room for the shards, or a contradiction, everything accepted is committed. If that commit
+    /// fails too, its error is returned.
     pub async fn close(&self) -> Result<()> {
         let closed = self.ask(Command::Close).await;
         let writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer {
             writer.join();
         }
-        // The writer has done so, unless it has panicked.
+        // The writer has done this already, unless it panicked.
         self.inner.shared.view.store(None);
         closed
     }
@@ -472,16 +440,10 @@ impl<S: Storage> Shardex<S> {
 
 impl<S: Storage> Drop for Inner<S> {
     fn drop(&mut self) {
-        // The writer ends when the queue does; the lock is free when it has ended.
+        // The writer ends when the queue is dropped. The lock is released once the writer has ended.
         self.queue = None;
         if let Some(writer) = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             writer.join();
         }
     }
-}
-
-/// The writer is gone, and nobody closed it.
-fn stopped_by(stopped: &OnceLock<ShardexError>) -> ShardexError {
-    let unexpected = || ShardexError::Poisoned { cause: "the writer stopped unexpectedly".into() };
-    stopped.get().cloned().unwrap_or_else(unexpected)
 }

@@ -1,4 +1,4 @@
-//! A view of an index that does not change, for searches that must agree with each other.
+//! Snapshot of an index: an immutable view for searches that must agree with each other.
 
 use std::sync::Arc;
 
@@ -7,23 +7,23 @@ use crate::{
     env::{Executor, Inline},
     error::Result,
     id::Lsn,
-    index::{self, Breadth, Hits, Snapshot},
+    index::{self, Hits, SearchScope, Snapshot},
     posting::{SearchOptions, SearchResponse, SearchResult},
     shard::DataFile,
     storage::{MmapStorage, Storage},
 };
 
-/// An index as it was after some write. All searches of it give the same answers, whatever is written meanwhile.
+/// Immutable view of an index after some write. All its searches see the same postings. Later writes don't change it.
 ///
-/// Taking one waits for nobody and copies nothing. As long as it lives the places it reads from are not used again, so
-/// one that is kept for long makes the data file grow: `IndexStats::held_by_readers_bytes` says by how much. It stays
-/// readable after the index is closed, and keeps it locked: an open before the snapshot is dropped gets
+/// Taking a snapshot waits for nothing and copies nothing. A snapshot pins the allocations it reads from, so a
+/// long-lived snapshot makes the data file grow. `IndexStats::held_by_readers_bytes` shows by how much. It stays
+/// readable after the index is closed, and it keeps the index locked. Until it is dropped, an open returns
 /// [`Locked`](crate::ShardexError::Locked).
 pub struct IndexSnapshot<S: Storage = MmapStorage> {
     snapshot: Arc<Snapshot<Lent<S>>>,
     data: Arc<DataFile<S::File>>,
     executor: Arc<dyn Executor>,
-    /// The recall of searches that name none.
+    /// Target recall of searches that set neither `recall` nor `slop`.
     default_recall: f32,
 }
 
@@ -54,58 +54,66 @@ impl<S: Storage> IndexSnapshot<S> {
         Self { snapshot, data, executor, default_recall }
     }
 
-    /// The last write it holds.
+    /// Returns the LSN of the last write in the snapshot.
     #[must_use]
     pub fn lsn(&self) -> Lsn {
         self.snapshot.lsn
     }
 
-    /// Postings in it.
+    /// Returns the number of live postings.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.snapshot.live
     }
 
-    /// Whether there are none.
+    /// Reports whether the snapshot has no live postings.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Finds the `k` nearest postings, as many looked at as `slop` shards hold; `None` looks for the configured recall.
+    /// Searches for the `k` nearest postings with probe count `slop`, or with the configured target recall if `slop` is
+    /// `None`.
     ///
     /// # Errors
-    /// As [`search_in_place`](Self::search_in_place).
+    /// Returns the errors of [`search_in_place`](Self::search_in_place).
     pub fn search(&self, query: &[f32], k: usize, slop: Option<usize>) -> Result<Vec<SearchResult>> {
         let options = SearchOptions { slop, ..SearchOptions::new(k) };
         Ok(self.search_with(query, &options)?.results)
     }
 
-    /// Finds the nearest postings, and copies them out.
+    /// Searches for the nearest postings and copies the results.
     ///
     /// # Errors
-    /// As [`search_in_place`](Self::search_in_place).
+    /// Returns the errors of [`search_in_place`](Self::search_in_place).
     pub fn search_with(&self, query: &[f32], options: &SearchOptions) -> Result<SearchResponse> {
         Ok(self.search_in_place(query, options)?.to_response())
     }
 
-    /// Finds the nearest postings, to be read where they lie. Runs on the calling thread, and from 128 shards to scan on,
-    /// as an exact search of a large index does, on all cores; cost: one distance per shard, and one per posting in the
-    /// shards scanned.
+    /// Searches for the nearest postings without copying the results, which are read in place.
+    ///
+    /// It runs on the calling thread. A search that scans the vectors of 128 shards or more, such as an exhaustive
+    /// search of a large index, uses all cores.
+    ///
+    /// Cost: with cells some thousand codes and some ten distances. Without cells one distance per posting in the
+    /// shards scanned, and one per shard if `slop` limits them.
     ///
     /// # Errors
-    /// `InvalidDimension`, `InvalidVector`, `InvalidArgument`; `Corruption` if a shard that is read for the first time
-    /// since the open is damaged.
+    /// Returns `InvalidDimension` or `InvalidVector` if the query is refused, and `InvalidArgument` if an option is out
+    /// of range. Returns `Corruption` if a shard read for the first time since the open is damaged.
     pub fn search_in_place(&self, query: &[f32], options: &SearchOptions) -> Result<Hits<S::File>> {
         batch::search_options(options)?;
         self.find(&*self.executor, (0, query), options)
     }
 
-    /// One search for each query, on all cores: the answers come in the order of the queries, and are those of
-    /// [`search_with`](Self::search_with). Blocks the calling thread until all are there.
+    /// Runs one search per query, on all cores, and copies the results.
+    ///
+    /// The answers are in the order of the queries, and equal to those of [`search_with`](Self::search_with). It blocks
+    /// the calling thread until all answers are computed.
     ///
     /// # Errors
-    /// As [`search_in_place`](Self::search_in_place), for the first query that fails; `index` is its position.
+    /// Returns the errors of [`search_in_place`](Self::search_in_place) for the first query that fails. `index` is its
+    /// position.
     pub fn search_many<Q: AsRef<[f32]> + Sync>(
         &self,
         queries: &[Q],
@@ -114,11 +122,12 @@ impl<S: Storage> IndexSnapshot<S> {
         self.answer_many(queries, options, |hits| hits.to_response())
     }
 
-    /// The same, the answers to be read where they lie: to copy ten vectors of 384 components is about a tenth of what a
-    /// query takes.
+    /// Runs one search per query, on all cores, without copying the results.
+    ///
+    /// Copying ten vectors of 384 components takes about a tenth of the time of a query.
     ///
     /// # Errors
-    /// As [`search_many`](Self::search_many).
+    /// Returns the errors of [`search_many`](Self::search_many).
     pub fn search_many_in_place<Q: AsRef<[f32]> + Sync>(
         &self,
         queries: &[Q],
@@ -134,27 +143,27 @@ impl<S: Storage> IndexSnapshot<S> {
         answer: impl Fn(Hits<S::File>) -> T + Sync,
     ) -> Result<Vec<T>> {
         batch::search_options(options)?;
-        let answers: Vec<std::sync::OnceLock<Result<T>>> = queries.iter().map(|_| Default::default()).collect();
-        // Queries that are near each other scan the same cells, and read the same vectors, while these are at hand.
+        // Queries that are near each other scan the same cells and read the same vectors, while these are in the CPU's
+        // caches.
         const TOGETHER: usize = 16;
-        let order = index::in_order_of_place(&self.snapshot, self.data.geometry(), queries);
-        self.executor.for_each(order.len().div_ceil(TOGETHER), &|chunk| {
-            for &i in order.iter().skip(chunk * TOGETHER).take(TOGETHER) {
-                // Each number is given out once.
-                drop(answers[i].set(self.find(&Inline, (i, queries[i].as_ref()), options).map(&answer)));
-            }
+        let order = index::in_group_order(&self.snapshot, self.data.geometry(), queries);
+        let chunks: Vec<&[usize]> = order.chunks(TOGETHER).collect();
+        let answers = self.executor.map(chunks.len(), |chunk| {
+            let find = |&i: &usize| (i, self.find(&Inline, (i, queries[i].as_ref()), options).map(&answer));
+            chunks[chunk].iter().map(find).collect::<Vec<_>>()
         });
-        let answered =
-            |answer: std::sync::OnceLock<_>| answer.into_inner().unwrap_or_else(|| unreachable!("all were done"));
-        answers.into_iter().map(answered).collect()
+        let mut answers: Vec<(usize, Result<T>)> = answers.into_iter().flatten().collect();
+        answers.sort_unstable_by_key(|&(i, _)| i);
+        answers.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    /// Reads and checks all that searches may read, on all cores, so that none of them is the first to: useful before
-    /// measuring, or after an open when the first answers must be as fast as all others. Blocks the calling thread; cost:
-    /// every byte of the vectors once.
+    /// Reads and checks all bytes that searches may read, on all cores, so that no later search pays for it.
+    ///
+    /// It is useful before a measurement, or after an open if the first answers must be as fast as later ones. It
+    /// blocks the calling thread. Cost: reads every byte of the vectors and codes once.
     ///
     /// # Errors
-    /// `Corruption` if a vector is damaged.
+    /// Returns `Corruption` if a vector is damaged.
     pub fn warm(&self) -> Result<()> {
         index::warm(&*self.executor, &self.snapshot, &self.data)
     }
@@ -166,13 +175,13 @@ impl<S: Storage> IndexSnapshot<S> {
         options: &SearchOptions,
     ) -> Result<Hits<S::File>> {
         let query = batch::query_at(query, index, self.data.geometry())?;
-        let breadth = Breadth {
+        let scope = SearchScope {
             exact: options.exact,
             slop: options.slop,
             recall: options.recall,
             by_cells: false,
             default_recall: self.default_recall,
         };
-        index::search_on(executor, &self.snapshot, &self.data, &query, options.k, breadth)
+        index::search_on(executor, &self.snapshot, &self.data, &query, options.k, scope)
     }
 }

@@ -1,4 +1,4 @@
-//! The tasks of an index: the writer, the syncs of its flushes, and jobs that take long.
+//! Tasks of an index: the writer, the syncs of its flushes, and long jobs.
 
 use std::{
     future::poll_fn,
@@ -20,28 +20,29 @@ use crate::{
     storage::StorageFile,
 };
 
-/// Why the writer stopped without being asked to, once it has.
-pub(super) type Stopped = Arc<OnceLock<ShardexError>>;
+/// Cause of an unexpected stop of the writer, such as a panic; set once.
+pub(super) type StopCause = Arc<OnceLock<ShardexError>>;
 
-/// Starts a task, which is `what` in an error.
+/// Starts a task. An error names it `what`.
 fn start(runtime: &dyn Runtime, name: &'static str, what: &'static str, task: Pending) -> Result<Task> {
     runtime.spawn(name, task).map_err(|source| ShardexError::io("start", what, source))
 }
 
-/// Starts the writer. A panic of it is told to whoever calls or waits for an answer.
+/// Starts the writer's task. A panic in it is recorded in `stopped`, so that every caller gets it as an error.
 pub(super) fn spawn_writer(
     runtime: &dyn Runtime,
-    stopped: Stopped,
+    stopped: StopCause,
     writer: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Task> {
     let mut writer = Some(Box::pin(writer));
     let task = poll_fn(move |context| {
         let Some(running) = &mut writer else { return Poll::Ready(()) };
-        // Nothing of the writer is used after a panic: the engine is dropped, which is like a crash.
+        // Nothing of the writer is used after a panic: the engine is dropped, which is like a crash of the process.
         catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(context))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
-            // Set before the writer is dropped, by which its callers hear of it. Nobody else sets it.
+            // Must be set before the writer is dropped, because the drop ends the callers' channels. Only this task
+            // sets it.
             stopped.get_or_init(|| ShardexError::Poisoned { cause: format!("the writer panicked: {text}") });
             writer = None;
             Poll::Ready(())
@@ -50,7 +51,7 @@ pub(super) fn spawn_writer(
     start(runtime, "shardex-writer", "the writer's thread", Box::pin(task))
 }
 
-/// A job beside the writer. Dropping it cancels it and waits for its end.
+/// Job beside the writer. Dropping it cancels the job and waits for its end.
 pub(super) struct Background<T> {
     ended: oneshot::Receiver<Result<T>>,
     cancel: Arc<AtomicBool>,
@@ -59,10 +60,10 @@ pub(super) struct Background<T> {
 }
 
 impl<T: Send + 'static> Background<T> {
-    /// Starts a job, which is `what` in errors.
+    /// Starts a job. Errors name it `what`.
     ///
     /// # Errors
-    /// `Io` if its task cannot be started.
+    /// Returns `Io` if the task can't be started.
     pub(super) fn run(
         runtime: &dyn Runtime,
         what: &'static str,
@@ -73,23 +74,23 @@ impl<T: Send + 'static> Background<T> {
         let (cancelled, blocked) = (Arc::clone(&cancel), runtime.block(Blocking::Job));
         let task = async move {
             blocked.await;
-            // Nobody listens if it was cancelled.
+            // The receiver is dropped if the job was cancelled.
             let _ = done.send(job(&*cancelled));
         };
         let task = start(runtime, "shardex-work", what, Box::pin(task))?;
         Ok(Self { ended, cancel, what, task: Some(task) })
     }
 
-    /// Asks it to end early.
+    /// Requests an early end of the job.
     pub(super) fn cancel(&self) {
-        // Relaxed: it hands over nothing.
+        // Relaxed suffices: the flag publishes no other data.
         self.cancel.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the job and returns its result.
     ///
     /// # Errors
-    /// Those of the job; `Closed` if it was cancelled; `Io` if its thread has died in it.
+    /// Returns the error of the job, `Closed` if it was cancelled, or `Io` if its thread died.
     pub(super) async fn ended(&mut self) -> Result<T> {
         let died = || ShardexError::io("make", self.what, std::io::Error::other("the thread has died"));
         (&mut self.ended).await.unwrap_or_else(|_| Err(died()))
@@ -105,29 +106,29 @@ impl<T> Drop for Background<T> {
     }
 }
 
-/// A sync, and who is to hear of its end.
+/// Sync to run, and the channel for its result.
 type Request<F> = (SyncJob<F>, oneshot::Sender<Result<()>>);
 
-/// Runs the syncs of flushes, one at a time, while the writer goes on. Dropping it waits for the one under way.
+/// Thread that runs the syncs of flushes one at a time, beside the writer. Dropping it waits for the sync under way.
 pub(super) struct Syncer<F> {
     jobs: Option<mpsc::UnboundedSender<Request<F>>>,
     task: Option<Task>,
 }
 
 impl<F: StorageFile> Syncer<F> {
-    /// Starts its task.
+    /// Starts the syncer's task.
     ///
     /// # Errors
-    /// `Io` if it cannot be started.
+    /// Returns `Io` if the task can't be started.
     pub(super) fn start(runtime: &Arc<dyn Runtime>) -> Result<Self> {
         let (jobs, mut requests) = mpsc::unbounded_channel::<Request<F>>();
         let of_task = Arc::clone(runtime);
         let task = async move {
             while let Some((job, done)) = requests.recv().await {
-                // The sync covers what there is at its begin, and it is durable at its end.
+                // The sync covers the bytes stored before its begin. They are durable at its end.
                 let begun = job.begin();
                 of_task.block(Blocking::Sync).await;
-                // Nobody listens only if the writer is gone.
+                // The receiver is dropped only if the writer has ended.
                 let _ = done.send(begun.and_then(SyncUnderWay::end));
             }
         };
@@ -135,11 +136,12 @@ impl<F: StorageFile> Syncer<F> {
         Ok(Self { jobs: Some(jobs), task: Some(task) })
     }
 
-    /// Runs a sync there. The receiver hears of its end; if it hears nothing, the task has died in it.
+    /// Runs a sync on the syncer's task. Returns a receiver of its result, which is closed without a result if the task
+    /// died.
     pub(super) fn run(&self, job: SyncJob<F>) -> oneshot::Receiver<Result<()>> {
         let (done, synced) = oneshot::channel();
         if let Some(jobs) = &self.jobs {
-            // If the task has died, `done` dies with the message.
+            // If the task has died, `done` is dropped with the message and the receiver closes.
             let _ = jobs.send((job, done));
         }
         synced
@@ -148,7 +150,7 @@ impl<F: StorageFile> Syncer<F> {
 
 impl<F> Drop for Syncer<F> {
     fn drop(&mut self) {
-        // The task ends when its queue does.
+        // The task ends when its queue is dropped.
         self.jobs = None;
         if let Some(task) = self.task.take() {
             task.join();

@@ -1,126 +1,44 @@
-//! What the writer does by the clock: commits, flushes, and trying again what failed.
+//! Timers of the writer: commits, flushes, and retries of failed background work.
 //!
 //! Invariants:
-//! 1. An error of background work refuses no call by itself. It is tried again, later each time up to [`RETRY_MOST`], until
-//!    it succeeds or a sync has failed.
-//! 2. While commits or flushes in the background fail, no more than one batch is accepted beyond what the options let be
-//!    undurable.
+//! 1. An error of background work makes no other call fail. The work is retried after growing delays, up to
+//!    `failures::RETRY_MOST`, until it succeeds or a sync fails.
+//! 2. While background commits or flushes fail, at most one batch is accepted beyond the limits for undurable writes.
 
-use std::{future::pending, time::Duration};
+use std::time::Duration;
 
 use super::writer::Writer;
 use crate::{
     config::Durability,
-    engine::stats::{BackgroundError, BackgroundWork, IndexStats},
+    engine::stats::{BackgroundWork, IndexStats},
     error::{Result, ShardexError},
-    runtime::Runtime,
     storage::Storage,
 };
 
-/// The longest that background work which failed waits to be tried again, unless its interval is longer.
-const RETRY_MOST: Duration = Duration::from_secs(5);
-
-/// Completes at `due`, a time of the runtime; never, if there is none.
-pub(super) fn timer(runtime: &dyn Runtime, due: Option<Duration>) -> impl Future<Output = ()> + use<> {
-    let sleep = due.map(|due| runtime.sleep_until(due));
-    async move {
-        match sleep {
-            Some(sleep) => sleep.await,
-            None => pending().await,
-        }
-    }
-}
-
-/// Failures of one kind of work that followed one another.
-struct Trouble {
-    work: BackgroundWork,
-    error: ShardexError,
-    began: Duration,
-    newest: Duration,
-    failures: u64,
-    lasts: bool,
-}
-
-impl Trouble {
-    /// How long to wait before the work is tried again.
-    fn delay(&self, first: Duration) -> Duration {
-        let doublings = u32::try_from(self.failures.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
-        let delay = match &self.error {
-            // Only an open mends this.
-            ShardexError::Inconsistent { .. } => RETRY_MOST,
-            _ => first.saturating_mul(1 << doublings).min(RETRY_MOST),
-        };
-        delay.max(first)
-    }
-}
-
-/// What went wrong with work that nobody waits for: of each kind the newest failures.
-#[derive(Default)]
-pub(super) struct Troubles(Vec<Trouble>);
-
-impl Troubles {
-    fn add(&mut self, work: BackgroundWork, error: &ShardexError, now: Duration) {
-        let error = error.clone();
-        match self.0.iter_mut().find(|trouble| trouble.work == work) {
-            Some(known) if known.lasts => {
-                (known.error, known.newest) = (error, now);
-                known.failures += 1;
-            }
-            known => {
-                let new = Trouble { work, error, began: now, newest: now, failures: 1, lasts: true };
-                match known {
-                    Some(known) => *known = new,
-                    None => self.0.push(new),
-                }
-            }
-        }
-    }
-
-    /// Work of this kind has succeeded.
-    pub(super) fn over(&mut self, work: BackgroundWork) {
-        self.0.iter_mut().filter(|trouble| trouble.work == work).for_each(|trouble| trouble.lasts = false);
-    }
-
-    fn lasting(&self, work: BackgroundWork) -> Option<&Trouble> {
-        self.0.iter().find(|trouble| trouble.work == work && trouble.lasts)
-    }
-
-    /// The newest, of those that last if some do.
-    fn newest(&self, now: Duration) -> Option<BackgroundError> {
-        let newest = self.0.iter().max_by_key(|trouble| (trouble.lasts, trouble.newest))?;
-        Some(BackgroundError {
-            work: newest.work,
-            error: newest.error.to_string(),
-            began: now.saturating_sub(newest.began),
-            failures: newest.failures,
-            lasts: newest.lasts,
-        })
-    }
-}
-
 impl<S: Storage> Writer<S> {
-    /// Notes an error of background work.
-    pub(super) fn trouble(&mut self, work: BackgroundWork, error: &ShardexError) {
-        self.engine.note_error();
-        self.troubles.add(work, error, self.runtime.now());
+    /// Records an error of background work.
+    pub(super) fn note_failure(&mut self, work: BackgroundWork, error: &ShardexError) {
+        self.engine.count_error();
+        self.failures.add(work, error, self.runtime.now());
     }
 
-    /// Notes that everything accepted is durable, if it is.
+    /// Clears the commit timer and the commit failures if everything accepted is durable.
     pub(super) fn note_durable(&mut self) {
         if !self.engine.has_uncommitted() {
             (self.undurable_since, self.commit_at) = (None, None);
-            self.troubles.over(BackgroundWork::Commit);
+            self.failures.over(BackgroundWork::Commit);
         }
     }
 
-    /// Whether another write may be accepted, though commits or flushes in the background may fail.
+    /// Checks that the limits for undurable writes permit another write. The limits apply only while background commits
+    /// or flushes fail.
     ///
     /// # Errors
-    /// `Undurable`.
+    /// Returns `Undurable` if a limit is exceeded.
     pub(super) fn may_accept(&self) -> Result<()> {
         let works = [BackgroundWork::Commit, BackgroundWork::Flush];
-        let Some(trouble) = works.into_iter().find_map(|work| self.troubles.lasting(work)) else { return Ok(()) };
-        // What a failed sync means the engine says itself.
+        let Some(failure) = works.into_iter().find_map(|work| self.failures.lasting(work)) else { return Ok(()) };
+        // A poisoned engine refuses the write with its own error.
         if self.engine.is_poisoned() {
             return Ok(());
         }
@@ -134,27 +52,27 @@ impl<S: Storage> Writer<S> {
         match limits.into_iter().find(|&(_, allowed, found)| found > allowed) {
             None => Ok(()),
             Some((limit, allowed, found)) => {
-                let cause = Box::new(trouble.error.clone());
+                let cause = Box::new(failure.error.clone());
                 Err(ShardexError::Undurable { limit, allowed, found, cause })
             }
         }
     }
 
-    /// The engine's figures, and those that need a clock.
+    /// Returns the engine's statistics, completed by the figures that depend on the clock.
     pub(super) fn stats(&self) -> Result<IndexStats> {
         let (mut stats, now) = (self.engine.stats()?, self.runtime.now());
-        stats.background_error = self.troubles.newest(now);
+        stats.background_error = self.failures.newest(now);
         stats.uncommitted_for = self.undurable_since.map(|since| now.saturating_sub(since));
         Ok(stats)
     }
 
-    /// Commits and flushes that are due by the clock, and the times of the next ones.
+    /// Runs the commits, flushes and cell builds that are due, and sets the next timers.
     pub(super) fn background(&mut self) {
         let now = self.runtime.now();
         if self.commit_at.is_some_and(|at| at <= now) {
             self.commit_at = None;
             if let Err(error) = self.commit() {
-                self.trouble(BackgroundWork::Commit, &error);
+                self.note_failure(BackgroundWork::Commit, &error);
             }
         }
         if self.flush_at.is_some_and(|at| at <= now) {
@@ -163,8 +81,8 @@ impl<S: Storage> Writer<S> {
                 self.begin_flush(true);
             }
         }
-        if self.engine.wants_regroup() {
-            self.regroup();
+        if self.engine.wants_cell_build() {
+            self.build_cells();
         }
         self.publish();
         self.set_timers(now);
@@ -178,17 +96,17 @@ impl<S: Storage> Writer<S> {
         }
         let options = self.engine.options();
         let interval = options.commit_interval();
-        // With `Immediate` only a commit that failed leaves something to be committed.
+        // Under `Immediate` only a failed commit leaves uncommitted writes.
         if self.commit_at.is_none() && self.engine.has_uncommitted() && options.durability != Durability::Manual {
-            let trouble = self.troubles.lasting(BackgroundWork::Commit);
-            self.commit_at = Some(now + trouble.map_or(interval, |trouble| trouble.delay(interval)));
+            let note_failure = self.failures.lasting(BackgroundWork::Commit);
+            self.commit_at = Some(now + note_failure.map_or(interval, |note_failure| note_failure.delay(interval)));
         }
         if !self.engine.has_unflushed() {
             self.flush_at = None;
         } else if self.flush_at.is_none() && self.flushing.is_none() {
             let timer = Duration::from_millis(options.flush_interval_ms);
-            let delay = match self.troubles.lasting(BackgroundWork::Flush) {
-                Some(trouble) => Some(trouble.delay(interval)),
+            let delay = match self.failures.lasting(BackgroundWork::Flush) {
+                Some(note_failure) => Some(note_failure.delay(interval)),
                 None => (!timer.is_zero()).then_some(timer),
             };
             self.flush_at = delay.map(|delay| now + delay);

@@ -1,91 +1,91 @@
-//! The writer: carries out requests in the order in which they come, shares commits, and drives flushes step by step, so
-//! that writes go on while a flush waits for its syncs.
+//! Writer: carries out requests in the order of their arrival, shares commits, and drives flushes step by step, so that
+//! writes continue while a flush waits for its syncs.
 //!
 //! Invariants:
 //! 1. At most one flush is under way, and at most one sync of it.
-//! 2. The WAL is synced by the writer alone, so one sync of it is under way at most (R8).
-//! 3. A flush is answered when everything accepted before it was asked for is durable in the shards.
-//! 4. Writes are carried out in the order in which they came. A write that must wait for a flush holds up the writes behind
+//! 2. Only the writer syncs the WAL, so at most one sync of the WAL is under way (R8).
+//! 3. A flush is answered when everything accepted before its request is durable in the shards.
+//! 4. Writes are carried out in the order of their arrival. A write that must wait for a flush delays the writes behind
 //!    it, and no other call and no timer.
-//! 5. The writer waits in one place, its loop: what takes long runs beside it.
+//! 5. The writer waits only in its loop. Long work runs beside it.
 
 use std::{collections::VecDeque, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
-    Command, Reply, Request, Shared, View,
-    flushes::{Flushing, synced},
-    jobs::{Checking, Regrouping, ended},
+    failures::Failures,
+    queue::{Command, Reply, Request},
+    running::{RunningCellBuild, RunningCheck, RunningFlush, ended, synced, timer},
     tasks::{Background, Syncer},
-    timers::{Troubles, timer},
+    view::{Shared, View},
 };
 use crate::{
-    cells::Built,
+    cells::BuiltCells,
     config::Durability,
     engine::{ConsistencyReport, Engine, stats::FlushStats},
     error::{Result, ShardexError},
     id::{DocumentId, Lsn},
-    index::Coded,
+    index::NewCodes,
     limits,
     posting::Posting,
     runtime::Runtime,
     storage::Storage,
 };
 
-/// Roots of which each retains a part of the WAL.
+/// Number of retained roots. Each retains a part of the WAL.
 const ROOTS_RETAINED: usize = 2;
 
-/// Answers a caller that waits for its write to be durable.
+/// Sends the result of a write to its caller, once the write is durable.
 type Answer = Box<dyn FnOnce(Result<()>) + Send>;
 
-/// What changes the index, and who is answered.
+/// Change of the index, with the callers to answer.
 pub(super) enum Write {
     Add(Vec<Posting>, Reply<()>),
     Remove(Vec<DocumentId>, Reply<u64>),
     RemoveRange(RangeInclusive<DocumentId>, Reply<u64>),
-    /// Cells that were made.
-    Cells(Option<Box<Built>>, Vec<Reply<()>>),
+    /// Installation of built cells.
+    Cells(Option<Box<BuiltCells>>, Vec<Reply<()>>),
 }
 
-/// A write that is to be carried out, and its place in the queue, which is free when it has been.
+/// Queued write with its permit, which is released when the write has been carried out.
 type Queued = (Write, Option<OwnedSemaphorePermit>);
 
-/// Drives the engine.
+/// Task that drives the engine.
 ///
-/// The engine comes last: what reads from it beside the writer has ended when it is dropped, and so has every sync.
+/// The engine is the last field, so it is dropped last. All reads and syncs beside the writer have ended by then.
 pub(super) struct Writer<S: Storage> {
-    pub(super) regrouping: Option<Regrouping>,
-    /// Codes being made of what an open found in no cell.
-    pub(super) coding: Option<Background<Coded>>,
-    pub(super) checking: Option<Checking>,
-    /// Who waits for a full check that has not begun.
+    pub(super) cell_build: Option<RunningCellBuild>,
+    /// Job that encodes unindexed postings without a code: found by an open, or added during the first cell build.
+    pub(super) coding: Option<Background<NewCodes>>,
+    pub(super) checking: Option<RunningCheck>,
+    /// Callers that wait for a full check that has not started.
     pub(super) check_waiters: VecDeque<Reply<ConsistencyReport>>,
     pub(super) syncer: Syncer<S::File>,
-    pub(super) flushing: Option<Flushing>,
-    /// Who waits for cells that are not being made yet.
-    pub(super) regroup_waiters: Vec<Reply<()>>,
-    /// Who waits for a flush, and up to which write.
+    pub(super) flushing: Option<RunningFlush>,
+    /// Callers that wait for a cell build that has not started.
+    pub(super) cell_build_waiters: Vec<Reply<()>>,
+    /// Callers that wait for a flush, each with the last write that the flush must cover.
     pub(super) flush_waiters: Vec<(Lsn, Reply<FlushStats>)>,
-    /// Writes to be carried out, in their order: more than one only while the first waits for a flush.
+    /// Writes to carry out, in their order. It contains more than one write only while the first waits for a flush.
     writes: VecDeque<Queued>,
-    /// When accepted writes are to be committed, at the latest.
+    /// Latest time of the next commit.
     pub(super) commit_at: Option<Duration>,
-    /// When they are to be flushed.
+    /// Time of the next flush.
     pub(super) flush_at: Option<Duration>,
-    /// Since when some accepted write is not durable.
+    /// Time since which some accepted write has been undurable.
     pub(super) undurable_since: Option<Duration>,
-    /// A flush that failed is not tried again by the size of the WAL before it has this many bytes.
+    /// Size of the WAL in bytes above which a flush starts automatically. Raised after a flush has failed.
     pub(super) flush_above: u64,
-    /// The last flush failed.
+    /// Whether the last flush failed.
     pub(super) flush_failed: bool,
-    /// The first write that waits was tried, and needs the next step of the flush under way.
+    /// Whether the first queued write was tried and needs the next step of the flush under way.
     pub(super) blocked: bool,
-    /// Errors of background work.
-    pub(super) troubles: Troubles,
-    /// What runs beside the writer was cancelled.
+    /// Failures of background work.
+    pub(super) failures: Failures,
+    /// Whether the jobs beside the writer are cancelled for a close.
     pub(super) closing: bool,
-    /// Who waits for the next commit.
+    /// Callers that wait for the next commit.
     waiting: Vec<Answer>,
     pub(super) runtime: Arc<dyn Runtime>,
     shared: Arc<Shared<S>>,
@@ -93,7 +93,7 @@ pub(super) struct Writer<S: Storage> {
 }
 
 impl<S: Storage> Writer<S> {
-    /// A writer for an open engine.
+    /// Returns a writer for an open engine.
     pub(super) fn new(
         engine: Engine<S>,
         shared: Arc<Shared<S>>,
@@ -101,13 +101,13 @@ impl<S: Storage> Writer<S> {
         runtime: Arc<dyn Runtime>,
     ) -> Self {
         Self {
-            regrouping: None,
+            cell_build: None,
             coding: None,
             checking: None,
             check_waiters: VecDeque::new(),
             syncer,
             flushing: None,
-            regroup_waiters: Vec::new(),
+            cell_build_waiters: Vec::new(),
             flush_waiters: Vec::new(),
             writes: VecDeque::new(),
             commit_at: None,
@@ -116,7 +116,7 @@ impl<S: Storage> Writer<S> {
             flush_above: engine.options().flush_wal_bytes,
             flush_failed: false,
             blocked: false,
-            troubles: Troubles::default(),
+            failures: Failures::default(),
             closing: false,
             waiting: Vec::new(),
             runtime,
@@ -134,7 +134,7 @@ impl<S: Storage> Writer<S> {
             tokio::select! {
                 biased;
                 synced = synced(&mut self.flushing) => self.go_on(synced),
-                made = ended(self.regrouping.as_mut().map(|cells| &mut cells.job)) => self.regrouped(made),
+                made = ended(self.cell_build.as_mut().map(|cells| &mut cells.job)) => self.cells_built(made),
                 coded = ended(self.coding.as_mut()) => self.coded(coded),
                 checked = ended(self.checking.as_mut().map(|check| &mut check.job)) => self.checked(checked),
                 request = requests.recv() => {
@@ -146,14 +146,14 @@ impl<S: Storage> Writer<S> {
                 () = timer => {}
             }
             self.carry_out();
-            self.settle();
+            self.commit_waiting();
             self.background();
         }
         self.let_go().await;
     }
 
-    /// Serves what came meanwhile too, so that it shares one commit; bounded, so that timers are served under any load.
-    /// Returns the reply of a request to close.
+    /// Serves a request and those queued behind it, so that they share one commit. The number of requests is bounded,
+    /// so that timers run under any load. Returns the reply channel of a close request.
     fn serve_some(&mut self, first: Request, requests: &mut mpsc::UnboundedReceiver<Request>) -> Option<Reply<()>> {
         let mut next = Some(first);
         for _ in 0..self.engine.options().queue_size {
@@ -166,7 +166,7 @@ impl<S: Storage> Writer<S> {
         next.and_then(|Request { command, slot }| self.serve(command, slot))
     }
 
-    /// Carries out one request, or lets it wait; returns the reply of a request to close.
+    /// Carries out or queues one request. Returns the reply channel of a close request.
     fn serve(&mut self, command: Command, slot: OwnedSemaphorePermit) -> Option<Reply<()>> {
         match command {
             Command::Add(postings, reply) => self.queue(Write::Add(postings, reply), Some(slot)),
@@ -174,42 +174,42 @@ impl<S: Storage> Writer<S> {
             Command::RemoveRange(documents, reply) => self.queue(Write::RemoveRange(documents, reply), Some(slot)),
             Command::Commit(reply) => self.waiting.push(Box::new(|done| drop(reply.send(done)))),
             Command::Flush(reply) => {
-                self.settle();
+                self.commit_waiting();
                 self.flush_waiters.push((self.engine.last_lsn(), reply));
                 if self.flushing.is_none() {
                     self.begin_flush(false);
                 }
             }
             Command::Optimize(reply) => {
-                self.settle();
-                self.regroup_waiters.push(reply);
-                self.regroup();
+                self.commit_waiting();
+                self.cell_build_waiters.push(reply);
+                self.build_cells();
             }
             Command::Stats(reply) => drop(reply.send(self.stats())),
             Command::Check(level, reply) => {
-                self.settle();
+                self.commit_waiting();
                 self.check(level, reply);
             }
             Command::Close(reply) => {
-                self.settle();
+                self.commit_waiting();
                 return Some(reply);
             }
         }
         None
     }
 
-    /// Puts a write behind those that wait.
+    /// Appends a write to the queue and carries out the writes that can proceed.
     pub(super) fn queue(&mut self, write: Write, slot: Option<OwnedSemaphorePermit>) {
         self.writes.push_back((write, slot));
         self.carry_out();
     }
 
-    /// Whether cells that were made wait to be taken in.
+    /// Reports whether built cells wait for installation.
     pub(super) fn cells_wait(&self) -> bool {
         self.writes.iter().any(|(write, _)| matches!(write, Write::Cells(..)))
     }
 
-    /// Carries out the writes that need not wait.
+    /// Carries out the queued writes up to the first that must wait.
     fn carry_out(&mut self) {
         while !self.blocked && !self.must_wait() {
             let Some((write, slot)) = self.writes.pop_front() else { return };
@@ -220,19 +220,23 @@ impl<S: Storage> Writer<S> {
         }
     }
 
-    /// Whether as much came in behind the flush under way as made it begin: then writes wait for its end, so that what a
-    /// flush holds back is bounded. Or whether the roots retain so much of the WAL that it would grow beyond its share.
+    /// Reports whether writes must wait, which bounds the WAL that a flush retains.
+    ///
+    /// Writes wait if more than the flush threshold arrived during the flush under way, or if the roots retain so much
+    /// WAL that it would exceed its share.
     fn must_wait(&mut self) -> bool {
         let limit = self.engine.options().flush_wal_bytes;
         let behind = self.flushing.is_some() && self.engine.wal_bytes() > self.flush_above.saturating_add(limit);
         limit > 0 && (behind || self.waits_for_wal(limit))
     }
 
-    /// Lets the WAL go that the roots retain beyond its share, so that only the next batch comes on top; whether that is to be
-    /// waited for. Two roots are retained, so it takes the flush under way and two more at most, even if nothing has changed.
+    /// Frees the WAL that the roots retain beyond its share, so that only the next batch can exceed it. Reports whether
+    /// a write must wait for that.
+    ///
+    /// Two roots are retained. So the flush under way and two more suffice, even if nothing has changed.
     fn waits_for_wal(&mut self, limit: u64) -> bool {
         for _ in 0..=ROOTS_RETAINED {
-            // If the last flush failed, the timer or more of the WAL (`flush_above`) makes the next try.
+            // After a failed flush the timer or a larger WAL (`flush_above`) starts the next try.
             if self.flush_failed || self.engine.wal_retained() <= limit.saturating_mul(limits::WAL_SHARES) {
                 return false;
             }
@@ -246,7 +250,7 @@ impl<S: Storage> Writer<S> {
         false
     }
 
-    /// Carries out a write; gives it back if the WAL is full and only the end of the flush under way makes room.
+    /// Carries out a write. Returns the write if the WAL is full and only the end of the flush under way frees space.
     fn attempt(&mut self, write: Write) -> Option<Write> {
         let under_way = self.flushing.is_some();
         let waits = |error: Option<&ShardexError>| under_way && matches!(error, Some(ShardexError::FlushInProgress));
@@ -273,7 +277,7 @@ impl<S: Storage> Writer<S> {
                 self.removed(done, reply);
             }
             Write::Cells(built, waiters) => {
-                let done = self.engine.regrouped(built.as_deref().cloned());
+                let done = self.engine.install_cells(built.as_deref().cloned());
                 if waits(done.as_ref().err()) {
                     return Some(Write::Cells(built, waiters));
                 }
@@ -284,13 +288,13 @@ impl<S: Storage> Writer<S> {
         None
     }
 
-    /// Answers a removal, or lets it wait for its commit.
+    /// Answers a removal, or queues its answer until the commit.
     fn removed(&mut self, done: Result<(Lsn, u64)>, reply: Reply<u64>) {
         let removed = done.as_ref().map_or(0, |&(_, removed)| removed);
         self.written(done.map(drop), Box::new(move |done| drop(reply.send(done.map(|()| removed)))));
     }
 
-    /// Answers a write, or lets it wait for the commit that makes it durable.
+    /// Answers a write, or queues its answer until the commit that makes it durable.
     fn written(&mut self, done: Result<()>, answer: Answer) {
         self.publish();
         if done.is_ok() && self.engine.has_uncommitted() {
@@ -303,8 +307,8 @@ impl<S: Storage> Writer<S> {
         self.flush_if_full();
     }
 
-    /// Commits for all who wait.
-    fn settle(&mut self) {
+    /// Commits for all waiting callers and answers them.
+    fn commit_waiting(&mut self) {
         if self.waiting.is_empty() {
             return;
         }
@@ -324,30 +328,30 @@ impl<S: Storage> Writer<S> {
         self.shared.view.store(Some(View::of(&self.engine)));
     }
 
-    /// Finishes the flush under way and every write that waits, and stops what runs beside the writer. What a build of
-    /// cells has reached is taken in.
+    /// Finishes the flush under way and all queued writes, and stops the jobs beside the writer. Installs the progress
+    /// of a cancelled cell build.
     async fn finish(&mut self) {
         self.closing = true;
-        self.regrouping.iter().for_each(|cells| cells.job.cancel());
+        self.cell_build.iter().for_each(|cells| cells.job.cancel());
         self.checking.iter().for_each(|check| check.job.cancel());
         self.check_waiters.drain(..).for_each(|reply| drop(reply.send(Err(ShardexError::Closed))));
-        self.regroup_waiters.drain(..).for_each(|reply| drop(reply.send(Err(ShardexError::Closed))));
+        self.cell_build_waiters.drain(..).for_each(|reply| drop(reply.send(Err(ShardexError::Closed))));
         self.coding = None;
         self.carry_out_all().await;
-        self.settle();
-        if let Some(cells) = &mut self.regrouping {
+        self.commit_waiting();
+        if let Some(cells) = &mut self.cell_build {
             let made = cells.job.ended().await;
-            self.regrouped(made);
+            self.cells_built(made);
         }
         if let Some(check) = &mut self.checking {
             let checked = check.job.ended().await;
             self.checked(checked);
         }
-        // Cells may have been queued, behind a flush that has begun since.
+        // The cells may be queued behind a flush that has started since.
         self.carry_out_all().await;
     }
 
-    /// Carries out every write that waits, and finishes every flush that is under way for it.
+    /// Carries out all queued writes and finishes the flushes that they wait for.
     async fn carry_out_all(&mut self) {
         self.carry_out();
         while self.flushing.is_some() {
@@ -357,34 +361,34 @@ impl<S: Storage> Writer<S> {
         }
     }
 
-    /// Lets the index go, for nobody holds a handle any more.
+    /// Ends the writer after the last handle was dropped.
     async fn let_go(mut self) {
         let manual = self.engine.options().durability == Durability::Manual;
-        let cells = self.regrouping.is_some() && !manual;
+        let cells = self.cell_build.is_some() && !manual;
         if cells || !self.writes.is_empty() {
             self.finish().await;
         } else if self.flushing.is_some() {
-            // It is given up, but its sync must end before somebody else may open the index.
+            // The flush is abandoned, but its sync must end before another engine may open the index.
             drop(synced(&mut self.flushing).await);
         }
         if !manual {
-            // Best effort: nobody is left to tell, and nothing of it was acknowledged.
+            // Best effort: no caller is left to answer, and these writes were never acknowledged.
             drop(self.engine.commit());
         }
         if cells && self.engine.has_unflushed() {
-            // Only a root keeps what a build of cells has reached.
+            // The progress of a cell build is durable only below a root.
             drop(self.engine.flush());
         }
     }
 
-    /// Closes the engine and refuses what is still queued.
+    /// Closes the engine, refuses the queued requests, and answers the close.
     async fn close(mut self, reply: Reply<()>, requests: mpsc::UnboundedReceiver<Request>) {
         self.finish().await;
         let done = self.engine.close();
         self.shared.closed.store(true, std::sync::atomic::Ordering::Release);
         self.shared.view.store(None);
         drop(requests);
-        // The lock is released before the answer, so that an open right after it succeeds.
+        // The lock is released before the answer, so that an open right after the close succeeds.
         drop(self);
         drop(reply.send(done));
     }

@@ -1,29 +1,30 @@
-//! The free-space map: which pages of the data file are in use.
+//! Free-space map: the pages of the data file that are in use.
 //!
-//! Nothing of this is on disk: at open it is derived from what the retained roots name, so it can neither leak nor
-//! disagree (promise P6). Invariants:
-//! 1. The file is a header page and then chunks of equal size; a chunk holds extents, or runs of metadata, or nothing.
-//! 2. A place is handed out only while it is marked free, the lowest first, so that the same operations give the same
-//!    places (P7).
-//! 3. A chunk that holds nothing belongs to either use again.
+//! The map is not stored. An open derives it from the allocations that the retained roots point to, so it cannot leak
+//! pages or disagree with the roots (promise P6). Invariants:
+//! 1. The file is a header page followed by chunks of equal size. A chunk holds extents, or page ranges of metadata, or
+//!    nothing.
+//! 2. A page range is handed out only while it is marked free. The lowest one is chosen, so the same operations give
+//!    the same page ranges (P7).
+//! 3. An empty chunk can be used for extents or for metadata.
 
 use std::collections::BTreeSet;
 
-use crate::{format::geometry::Geometry, lease::Run};
+use crate::{format::geometry::IndexParams, lease::PageRange};
 
-/// The page before the first chunk: the file's header.
+/// Number of pages before the first chunk: the header page of the file.
 const HEADER_PAGES: u64 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Chunk {
     Free,
-    /// One flag per extent.
+    /// Holds extents, with one flag per extent.
     Extents(Vec<bool>),
-    /// One flag per page.
+    /// Holds metadata, with one flag per page.
     Meta(Vec<bool>),
 }
 
-/// The map of used and free places.
+/// Map of the used and free pages of the data file.
 #[derive(Clone, Debug)]
 pub struct SpaceMap {
     chunk_pages: u32,
@@ -33,15 +34,15 @@ pub struct SpaceMap {
     extents_with_room: BTreeSet<usize>,
     meta_with_room: BTreeSet<usize>,
     used_pages: u64,
-    /// Pages in use in chunks of metadata, and those chunks.
+    /// Number of used pages in chunks of metadata, and number of these chunks.
     meta_used: u64,
     meta_chunks: u64,
 }
 
 impl SpaceMap {
-    /// A file of `chunks` chunks that hold nothing.
+    /// Creates the map of a file with `chunks` empty chunks.
     #[must_use]
-    pub fn new(geometry: &Geometry, chunks: usize) -> Self {
+    pub fn new(geometry: &IndexParams, chunks: usize) -> Self {
         let mut map = Self {
             chunk_pages: geometry.chunk_pages(),
             extent_pages: geometry.extent_pages(),
@@ -57,8 +58,8 @@ impl SpaceMap {
         map
     }
 
-    /// What is in use: each extent, and each page of metadata.
-    pub fn used(&self) -> impl Iterator<Item = Run> {
+    /// Returns the page ranges in use: each extent, and each page of metadata.
+    pub fn used(&self) -> impl Iterator<Item = PageRange> {
         self.chunks.iter().enumerate().flat_map(move |(i, chunk)| {
             let (flags, pages) = match chunk {
                 Chunk::Free => (&[][..], 1),
@@ -66,36 +67,36 @@ impl SpaceMap {
                 Chunk::Meta(used) => (used.as_slice(), 1),
             };
             let used = flags.iter().enumerate().filter(|&(_, &used)| used);
-            used.map(move |(at, _)| Run { page: self.address(i, at * pages as usize), pages })
+            used.map(move |(at, _)| PageRange { page: self.address(i, at * pages as usize), pages })
         })
     }
 
-    /// Adds chunks at the end.
+    /// Adds chunks at the end of the file.
     pub fn grow(&mut self, chunks: usize) {
         let old = self.chunks.len();
         self.chunks.resize(old + chunks, Chunk::Free);
         self.free.extend(old..old + chunks);
     }
 
-    /// Chunks in the file.
+    /// Returns the number of chunks in the file.
     #[must_use]
     pub fn chunks(&self) -> usize {
         self.chunks.len()
     }
 
-    /// Pages of a file of `chunks` chunks, the header too.
+    /// Returns the number of pages of a file with `chunks` chunks, including the header page.
     #[must_use]
     pub fn pages_of(&self, chunks: usize) -> u64 {
         HEADER_PAGES + chunks as u64 * u64::from(self.chunk_pages)
     }
 
-    /// Pages in use, the header not counted.
+    /// Returns the number of pages in use, without the header page.
     #[must_use]
     pub fn used_pages(&self) -> u64 {
         self.used_pages
     }
 
-    /// Pages in no use.
+    /// Returns the number of free pages.
     #[must_use]
     pub fn free_pages(&self) -> u64 {
         self.pages_of(self.chunks.len()) - HEADER_PAGES - self.used_pages
@@ -115,8 +116,9 @@ impl SpaceMap {
         (self.chunk_pages / self.extent_pages) as usize
     }
 
-    /// Takes the lowest free extent; `None` when the file must grow first.
-    pub fn take_extent(&mut self) -> Option<Run> {
+    /// Takes the lowest free extent in a chunk of extents, or else the first extent of the lowest empty chunk. Returns
+    /// `None` if the file must grow first.
+    pub fn take_extent(&mut self) -> Option<PageRange> {
         let chunk = match self.extents_with_room.first() {
             Some(&chunk) => chunk,
             None => *self.free.first()?,
@@ -127,46 +129,50 @@ impl SpaceMap {
             _ => 0,
         };
         debug_assert!(slot < per_chunk);
-        let run = Run { page: self.address(chunk, slot * self.extent_pages as usize), pages: self.extent_pages };
+        let run = PageRange { page: self.address(chunk, slot * self.extent_pages as usize), pages: self.extent_pages };
         self.mark_extent(run.page).ok()?;
         Some(run)
     }
 
-    /// Takes the lowest free run of `pages` pages; `None` when the file must grow first.
+    /// Takes the lowest free run of `pages` pages in a chunk of metadata, or else the first pages of the lowest empty
+    /// chunk. Returns `None` if the file must grow first.
     ///
     /// # Panics
-    /// If `pages` is more than a chunk holds: a mistake of the caller.
-    pub fn take_meta(&mut self, pages: u32) -> Option<Run> {
+    /// Panics if `pages` is 0 or more than a chunk has, which is a mistake of the caller.
+    pub fn take_meta(&mut self, pages: u32) -> Option<PageRange> {
         assert!((1..=self.chunk_pages).contains(&pages), "{pages} pages never fit a chunk of {}", self.chunk_pages);
         if let Some(run) = self.take_hole(pages) {
             return Some(run);
         }
-        let run = Run { page: self.address(*self.free.first()?, 0), pages };
+        let run = PageRange { page: self.address(*self.free.first()?, 0), pages };
         self.mark_meta(run).ok()?;
         Some(run)
     }
 
-    /// The same without beginning a new chunk.
-    pub fn take_hole(&mut self, pages: u32) -> Option<Run> {
+    /// Takes the lowest free run of `pages` pages in a chunk of metadata. Returns `None` if there is none. It never
+    /// uses an empty chunk.
+    pub fn take_hole(&mut self, pages: u32) -> Option<PageRange> {
         let (chunk, at) = self.meta_with_room.iter().find_map(|&chunk| match &self.chunks[chunk] {
             Chunk::Meta(used) => first_fit(used, pages as usize).map(|at| (chunk, at)),
             _ => None,
         })?;
-        let run = Run { page: self.address(chunk, at), pages };
+        let run = PageRange { page: self.address(chunk, at), pages };
         self.mark_meta(run).ok()?;
         Some(run)
     }
 
-    /// Most pages that one run can have.
+    /// Returns the maximum number of pages in one page range.
     #[must_use]
     pub fn largest_run(&self) -> u32 {
         self.chunk_pages
     }
 
-    /// Whether metadata of `pages` pages that belongs together should fill small holes rather than begin a new chunk.
+    /// Reports whether `pages` pages of metadata that belong together should fill small holes instead of an empty
+    /// chunk.
     ///
-    /// One run is one store and few writes of the device, but leaves holes as what lies in it is replaced piece by piece. So
-    /// a new chunk, until holes are more than half of the metadata's chunks and four times what is needed.
+    /// One page range needs one store and few writes of the device. But it leaves holes when its parts are replaced one
+    /// at a time. So an empty chunk is preferred until more than half of the pages in metadata chunks, and more than
+    /// four times `pages`, are free.
     #[must_use]
     pub fn prefers_holes(&self, pages: u32) -> bool {
         let all = self.meta_chunks * u64::from(self.chunk_pages);
@@ -177,7 +183,7 @@ impl SpaceMap {
     /// Marks the extent that starts at `page` as used.
     ///
     /// # Errors
-    /// Says what is wrong with that: outside the file, no start of an extent, in use already.
+    /// Returns a description if the page is outside the file, is not the start of an extent, or is in use.
     pub fn mark_extent(&mut self, page: u64) -> Result<(), String> {
         let (chunk, at) = self.locate(page).ok_or_else(|| format!("page {page} lies outside the file"))?;
         let slot = at / self.extent_pages as usize;
@@ -202,12 +208,12 @@ impl SpaceMap {
         }
     }
 
-    /// Marks a run of metadata as used.
+    /// Marks a page range of metadata as used.
     ///
     /// # Errors
-    /// Says what is wrong with that: outside the file, across chunks, in use already.
-    pub fn mark_meta(&mut self, run: Run) -> Result<(), String> {
-        let Run { page, pages } = run;
+    /// Returns a description if the range is outside the file, is empty, crosses the end of a chunk, or is in use.
+    pub fn mark_meta(&mut self, run: PageRange) -> Result<(), String> {
+        let PageRange { page, pages } = run;
         let (chunk, at) = self.locate(page).ok_or_else(|| format!("page {page} lies outside the file"))?;
         let end = at + pages as usize;
         if pages == 0 || end > self.chunk_pages as usize {
@@ -233,22 +239,24 @@ impl SpaceMap {
         }
     }
 
-    /// Whether all of a run is in use.
+    /// Reports whether a page range is in use. In a chunk of extents it checks the extent that contains the first page.
     #[must_use]
-    pub fn is_used(&self, run: Run) -> bool {
+    pub fn is_used(&self, run: PageRange) -> bool {
         let Some((chunk, at)) = self.locate(run.page) else { return false };
         match &self.chunks[chunk] {
             Chunk::Free => false,
             Chunk::Extents(used) => used.get(at / self.extent_pages as usize).is_some_and(|&used| used),
-            Chunk::Meta(used) => used.get(at..at + run.pages as usize).is_some_and(|pages| pages.iter().all(|&used| used)),
+            Chunk::Meta(used) => {
+                used.get(at..at + run.pages as usize).is_some_and(|pages| pages.iter().all(|&used| used))
+            }
         }
     }
 
-    /// Frees a run that [`take_extent`](Self::take_extent) or [`take_meta`](Self::take_meta) handed out.
+    /// Frees a page range that this map handed out or marked as used.
     ///
     /// # Panics
-    /// If it is not in use: freeing twice would hand a place out twice.
-    pub fn free(&mut self, run: Run) {
+    /// Panics if the range is outside the file or not in use, because a second free would hand it out twice.
+    pub fn free(&mut self, run: PageRange) {
         let Some((chunk, at)) = self.locate(run.page) else { panic!("{run:?} lies outside the file") };
         let empty = match &mut self.chunks[chunk] {
             Chunk::Free => panic!("{run:?} is free already"),
@@ -279,7 +287,7 @@ impl SpaceMap {
     }
 }
 
-/// The first place where `n` flags in a row are unset.
+/// Returns the index of the first run of `n` unset flags.
 fn first_fit(used: &[bool], n: usize) -> Option<usize> {
     let mut start = 0;
     for (i, &taken) in used.iter().enumerate() {
@@ -299,7 +307,7 @@ mod tests {
 
     fn map(chunks: usize) -> SpaceMap {
         let config = ShardexConfig::new("x").vector_size(16).shard_size(8).wal_segment_size(4096);
-        SpaceMap::new(&Geometry::of(&config, 256, 64), chunks)
+        SpaceMap::new(&IndexParams::of(&config, 256, 64), chunks)
     }
 
     #[test]
@@ -309,7 +317,7 @@ mod tests {
         let meta = map.take_meta(2).expect("room");
         assert_eq!(extent.page, 1);
         assert_eq!(meta.page, map.pages_of(1));
-        assert!(map.mark_meta(Run { page: extent.page, pages: 1 }).is_err());
+        assert!(map.mark_meta(PageRange { page: extent.page, pages: 1 }).is_err());
         map.free(extent);
         let other = map.take_meta(map.chunk_pages).expect("the first chunk is free again");
         assert_eq!(other.page, 1);
@@ -336,7 +344,7 @@ mod tests {
         assert!(map.mark_extent(0).is_err(), "the header");
         assert!(map.mark_extent(2).is_err(), "the middle of an extent");
         assert!(map.mark_extent(1 << 40).is_err(), "past the end");
-        assert!(map.mark_meta(Run { page: 1, pages: map.chunk_pages + 1 }).is_err(), "across chunks");
+        assert!(map.mark_meta(PageRange { page: 1, pages: map.chunk_pages + 1 }).is_err(), "across chunks");
         assert!(map.mark_extent(1).is_ok());
         assert!(map.mark_extent(1).is_err(), "twice");
     }

@@ -1,4 +1,4 @@
-//! Space in the data file: which pages are in use, and when those of a place may be used again.
+//! Space management of the data file: which pages are in use, and when a retired allocation is free again.
 
 mod map;
 mod reclaim;

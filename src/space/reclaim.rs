@@ -1,57 +1,59 @@
-//! The reclaimer: the one answer to the question when a place is free.
+//! Reclaimer: the only component that decides when an allocation is free.
 //!
-//! It owns the free-space map, every place that waits to be free, and what the answer depends on: the newest root whose flush
-//! has begun, and the newest durable one.
+//! It owns the free-space map, every retired allocation, and the two facts that the decision depends on: the newest
+//! root whose flush has begun, and the newest durable root.
 //!
 //! # Invariants
-//! 1. A place is free only when no retained root, no root whose store has begun, no reader and no working shard names it.
-//! 2. The roots retained are the newest durable one and the one before it. So what root G was the last to name is free once
-//!    root G + 2 is durable: then both slots hold newer roots.
-//! 3. A place taken after the flush of root G began (its *birth* is G) is named by no root up to G. Given up before the next
-//!    flush begins, it waits for readers only.
-//! 4. Readers hold a place by a handle. A place of which the reclaimer holds the only handle gets no new holder, for only
-//!    holders make handles. So to take the last handle apart is to know that no reader is left.
-//! 5. Places that exist at the same time do not overlap: each is made of pages that the map did not mark before, and the map
-//!    frees them when the place is gone. (`lease` relies on this.)
+//! 1. An allocation is free only if no retained root, no root whose store has begun, no reader and no shard of the
+//!    working state uses it.
+//! 2. The retained roots are the newest durable one and the one before it. So an allocation whose last root is G is
+//!    free once root G + 2 is durable, because both root slots then hold newer roots.
+//! 3. An allocation made after the flush of root G began has *birth* G. No root up to G points to it. If it is retired
+//!    before the next flush begins, it waits only for readers.
+//! 4. Readers keep an allocation in use by a handle, and only a holder of a handle can clone it. So if the reclaimer
+//!    has the only handle, no new reader appears. Unwrapping the last handle proves that no reader is left.
+//! 5. Existing allocations do not overlap. Each is made of pages that the map did not mark before, and the map frees
+//!    them after the allocation is destroyed. (`lease` relies on this.)
 
 use std::sync::Arc;
 
 use super::SpaceMap;
 use crate::{
-    format::geometry::Geometry,
+    failpoint::{holds, protects, reached},
+    format::geometry::IndexParams,
     id::Generation,
-    lease::{IndexLock, Place, Run},
-    site::{self, Kind, Mark},
+    lease::{Allocation, IndexLock, PageRange},
 };
 
-/// A counted handle on a place. The engine's is [`Arc`]; the interleaving test brings one whose steps a scheduler sees.
+/// Counted handle of an allocation. The engine uses [`Arc`]. The interleaving test uses one whose steps a scheduler
+/// controls.
 pub trait Shared: Sized {
-    /// The first handle.
-    fn new(place: Place) -> Self;
+    /// Creates the first handle of an allocation.
+    fn new(allocation: Allocation) -> Self;
 
-    /// The place.
-    fn place(&self) -> &Place;
+    /// Returns the allocation.
+    fn allocation(&self) -> &Allocation;
 
-    /// Takes the place out if this is the only handle.
+    /// Unwraps the allocation if this is the only handle.
     ///
     /// # Errors
-    /// The handle, if there are others.
-    fn into_place(self) -> Result<Place, Self>;
+    /// Returns the handle if other handles exist.
+    fn into_allocation(self) -> Result<Allocation, Self>;
 
-    /// Whether there are other handles now. A figure only: nothing is decided by it.
+    /// Reports whether other handles exist at this moment. The value is used for statistics only.
     fn is_shared(&self) -> bool;
 }
 
-impl Shared for Arc<Place> {
-    fn new(place: Place) -> Self {
-        Self::new(place)
+impl Shared for Arc<Allocation> {
+    fn new(allocation: Allocation) -> Self {
+        Self::new(allocation)
     }
 
-    fn place(&self) -> &Place {
+    fn allocation(&self) -> &Allocation {
         self
     }
 
-    fn into_place(self) -> Result<Place, Self> {
+    fn into_allocation(self) -> Result<Allocation, Self> {
         Self::try_unwrap(self)
     }
 
@@ -60,45 +62,48 @@ impl Shared for Arc<Place> {
     }
 }
 
-/// What a place is used for.
+/// Use of an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Use {
     /// Slots of a shard.
     Extent,
-    /// Shard states, directory nodes, cells.
+    /// Shard states, directory nodes or cells.
     Meta,
 }
 
-/// A place that waits to be free.
+/// Retired allocation that is not free yet.
 #[derive(Debug)]
 struct Waiting<P> {
-    /// The last root that may name it; `None` if no root does.
+    /// Last root that may point to it; `None` if no root does.
     last_named: Option<Generation>,
-    place: P,
+    allocation: P,
     used_as: Use,
 }
 
-/// Says when a place is free: owner of the free-space map and of all that waits to be free.
+/// Owner of the free-space map and of all retired allocations. It decides when an allocation is free.
 #[derive(Debug)]
-pub struct Reclaimer<P = Arc<Place>> {
+pub struct Reclaimer<P = Arc<Allocation>> {
     map: SpaceMap,
     lock: IndexLock,
-    /// The newest root whose flush has begun.
+    /// Newest root whose flush has begun.
     begun: Generation,
-    /// The newest durable root.
+    /// Newest durable root.
     durable: Generation,
     waiting: Vec<Waiting<P>>,
 }
 
 impl<P: Shared> Reclaimer<P> {
-    /// A data file of `chunks` chunks that hold nothing, whose newest durable root is `durable`.
+    /// Creates the reclaimer of a data file with `chunks` empty chunks, whose newest durable root is `durable`.
+    ///
+    /// # Panics
+    /// Panics if a reclaimer was already created under this lock.
     #[must_use]
-    pub fn new(geometry: &Geometry, chunks: usize, durable: Generation, lock: IndexLock) -> Self {
+    pub fn new(geometry: &IndexParams, chunks: usize, durable: Generation, lock: IndexLock) -> Self {
         lock.reclaim_once();
         Self { map: SpaceMap::new(geometry, chunks), lock, begun: durable, durable, waiting: Vec::new() }
     }
 
-    /// The free-space map.
+    /// Returns the free-space map.
     #[must_use]
     pub fn map(&self) -> &SpaceMap {
         &self.map
@@ -109,48 +114,52 @@ impl<P: Shared> Reclaimer<P> {
         self.map.grow(chunks);
     }
 
-    fn place(&self, run: Run) -> P {
-        P::new(Place::new(run, self.begun, self.lock.clone()))
+    fn allocation(&self, run: PageRange) -> P {
+        P::new(Allocation::new(run, self.begun, self.lock.clone()))
     }
 
-    /// Takes the lowest free extent; `None` when the file must grow first.
+    /// Allocates an extent as [`SpaceMap::take_extent`] does. Returns `None` if the file must grow first.
     pub fn take_extent(&mut self) -> Option<P> {
-        self.map.take_extent().map(|run| self.place(run))
+        self.map.take_extent().map(|run| self.allocation(run))
     }
 
-    /// Takes the lowest free run of pages for metadata; `None` when the file must grow first.
+    /// Allocates `pages` pages of metadata as [`SpaceMap::take_meta`] does. Returns `None` if the file must grow first.
     pub fn take_meta(&mut self, pages: u32) -> Option<P> {
-        self.map.take_meta(pages).map(|run| self.place(run))
+        self.map.take_meta(pages).map(|run| self.allocation(run))
     }
 
-    /// Takes free pages for metadata that lie side by side, as places of these sizes, without beginning a new chunk.
+    /// Allocates adjacent page ranges of these sizes for metadata, without using an empty chunk. Returns `None` if
+    /// there is no hole of the total size.
     pub fn take_hole(&mut self, sizes: &[u32]) -> Option<Vec<P>> {
         let run = self.map.take_hole(sizes.iter().sum())?;
         Some(self.parts(run, sizes))
     }
 
-    /// The same, from a new chunk if there is no hole.
+    /// Allocates adjacent page ranges of these sizes for metadata, from an empty chunk if there is no hole. Returns
+    /// `None` if the file must grow first.
     pub fn take_together(&mut self, sizes: &[u32]) -> Option<Vec<P>> {
         let run = self.map.take_meta(sizes.iter().sum())?;
         Some(self.parts(run, sizes))
     }
 
-    /// Places of these sizes, of a run that is as long as all of them.
-    fn parts(&self, run: Run, sizes: &[u32]) -> Vec<P> {
+    /// Divides a page range into allocations of these sizes. The range has their total length.
+    fn parts(&self, run: PageRange, sizes: &[u32]) -> Vec<P> {
         let mut page = run.page;
         let part = |&pages: &u32| {
-            let part = Run { page, pages };
+            let part = PageRange { page, pages };
             page = part.end();
-            self.place(part)
+            self.allocation(part)
         };
         sizes.iter().map(part).collect()
     }
 
-    /// Takes the places that a root names, all or none; their birth is before every root.
+    /// Creates the allocations that a root points to, all or none of them. Their birth is generation 0, before every
+    /// root.
     ///
     /// # Errors
-    /// The first that cannot be, and why: outside the file, no start of an extent, across chunks, named twice.
-    pub fn adopt(&mut self, runs: &[(Run, Use)]) -> Result<Vec<P>, (Run, String)> {
+    /// Returns the first invalid page range and the reason: outside the file, not the start of an extent, across
+    /// chunks, or in use twice.
+    pub fn adopt(&mut self, runs: &[(PageRange, Use)]) -> Result<Vec<P>, (PageRange, String)> {
         for (i, &(run, used_as)) in runs.iter().enumerate() {
             let marked = match used_as {
                 Use::Extent => self.map.mark_extent(run.page),
@@ -161,97 +170,101 @@ impl<P: Shared> Reclaimer<P> {
                 return Err((run, why));
             }
         }
-        let place = |&(run, _): &(Run, Use)| P::new(Place::new(run, Generation(0), self.lock.clone()));
-        Ok(runs.iter().map(place).collect())
+        let allocation = |&(run, _): &(PageRange, Use)| P::new(Allocation::new(run, Generation(0), self.lock.clone()));
+        Ok(runs.iter().map(allocation).collect())
     }
 
-    /// Takes the places that only an older root names, all or none: they wait to be free.
+    /// Creates the allocations that only an older root points to, all or none of them. They are retired at once, with
+    /// `last_named` as their last root.
     ///
     /// # Errors
-    /// As [`adopt`](Self::adopt).
-    pub fn adopt_for(&mut self, last_named: Generation, runs: &[(Run, Use)]) -> Result<(), (Run, String)> {
-        for (place, &(_, used_as)) in self.adopt(runs)?.into_iter().zip(runs) {
-            self.waiting.push(Waiting { last_named: Some(last_named), place, used_as });
+    /// Returns the errors of [`adopt`](Self::adopt).
+    pub fn adopt_for(&mut self, last_named: Generation, runs: &[(PageRange, Use)]) -> Result<(), (PageRange, String)> {
+        for (allocation, &(_, used_as)) in self.adopt(runs)?.into_iter().zip(runs) {
+            self.waiting.push(Waiting { last_named: Some(last_named), allocation, used_as });
         }
         Ok(())
     }
 
-    /// The flush of a root begins: what is taken from now on is named by later roots only.
+    /// Records that the flush of a root begins. Only later roots point to allocations made from now on.
     pub fn begin(&mut self, root: Generation) {
         self.begun = root;
     }
 
-    /// The flush is given up before its root was stored. The next one has the same generation, and its root names what is
-    /// taken from now on.
+    /// Records that a flush was aborted before its root was stored. The next flush has the same generation, and its
+    /// root may point to allocations made from now on.
     pub fn give_up(&mut self) {
         self.begun = self.durable;
     }
 
-    /// Gives up a place that the working state named until now.
-    pub fn retire(&mut self, place: P, used_as: Use) {
-        let last_named = site::applies(Kind::Ordering, place.place().born() < self.begun).then_some(self.begun);
-        self.waiting.push(Waiting { last_named, place, used_as });
+    /// Retires an allocation that the working state used until now.
+    pub fn retire(&mut self, allocation: P, used_as: Use) {
+        let last_named = protects!(Ordering, allocation.allocation().born() < self.begun).then_some(self.begun);
+        self.waiting.push(Waiting { last_named, allocation, used_as });
     }
 
-    /// Gives up a place of which only the page is known, with the last root that named it: no reader holds it.
+    /// Retires a page range that no reader holds, given the last root that points to it.
     ///
     /// # Panics
-    /// If the map does not mark it as used: a mistake of the caller.
-    pub fn retire_named(&mut self, run: Run, used_as: Use, last_named: Generation) {
+    /// Panics if the map does not mark the range as used, which is a mistake of the caller.
+    pub fn retire_named(&mut self, run: PageRange, used_as: Use, last_named: Generation) {
         assert!(self.map.is_used(run), "{run:?} is not in use");
-        let place = self.place(run);
-        self.waiting.push(Waiting { last_named: Some(last_named), place, used_as });
+        let allocation = self.allocation(run);
+        self.waiting.push(Waiting { last_named: Some(last_named), allocation, used_as });
     }
 
-    /// Frees a place that was taken for something that has failed since: nobody else has learnt of it.
+    /// Frees an allocation made for an operation that failed. No other handle of it may exist.
     ///
     /// # Panics
-    /// If somebody holds it: a mistake of the caller.
-    pub fn undo(&mut self, place: P) {
-        match place.into_place() {
-            Ok(place) => self.map.free(place.run()),
-            Err(held) => panic!("{:?} is held, and was to be forgotten", held.place().run()),
+    /// Panics if another handle exists, which is a mistake of the caller.
+    pub fn undo(&mut self, allocation: P) {
+        match allocation.into_allocation() {
+            Ok(allocation) => self.map.free(allocation.run()),
+            Err(held) => panic!("{:?} is held, and was to be forgotten", held.allocation().run()),
         }
     }
 
-    /// A root is durable: frees what may be free now, and returns how many places.
+    /// Records that a root is durable and frees every retired allocation that is free now. Returns their number.
     pub fn made_durable(&mut self, root: Generation) -> usize {
         self.durable = root;
         let before = self.waiting.len();
-        for Waiting { last_named, place, used_as } in std::mem::take(&mut self.waiting) {
+        for Waiting { last_named, allocation, used_as } in std::mem::take(&mut self.waiting) {
             if last_named.is_some_and(|generation| !self.is_over(generation)) {
-                self.waiting.push(Waiting { last_named, place, used_as });
+                self.waiting.push(Waiting { last_named, allocation, used_as });
                 continue;
             }
-            match place.into_place() {
-                Ok(place) => self.map.free(place.run()),
-                Err(place) => self.waiting.push(Waiting { last_named, place, used_as }),
+            match allocation.into_allocation() {
+                Ok(allocation) => self.map.free(allocation.run()),
+                Err(allocation) => self.waiting.push(Waiting { last_named, allocation, used_as }),
             }
         }
         let left = self.waiting.len();
-        for mark in [(left < before).then_some(Mark::PlaceFreed), (left > 0).then_some(Mark::PlaceHeld)] {
-            mark.into_iter().for_each(site::reach);
+        if left < before {
+            reached!(PlaceFreed);
+        }
+        if left > 0 {
+            reached!(PlaceHeld);
         }
         before - left
     }
 
-    /// Whether no retained root names what root `last_named` was the last to name.
+    /// Reports whether no retained root points to an allocation whose last root is `last_named`.
     fn is_over(&self, last_named: Generation) -> bool {
-        last_named < self.durable && site::holds(Kind::Ordering, last_named.0.saturating_add(2) <= self.durable.0)
+        last_named < self.durable && holds!(Ordering, last_named.0.saturating_add(2) <= self.durable.0)
     }
 
-    /// The places that wait.
-    pub fn waiting(&self) -> impl Iterator<Item = (Run, Use)> {
-        self.waiting.iter().map(|waiting| (waiting.place.place().run(), waiting.used_as))
+    /// Returns the retired allocations that are not free yet.
+    pub fn waiting(&self) -> impl Iterator<Item = (PageRange, Use)> {
+        self.waiting.iter().map(|waiting| (waiting.allocation.allocation().run(), waiting.used_as))
     }
 
-    /// Pages that no root needs any more but a reader does. What nobody holds waits for the next flush only, and is not
-    /// counted.
+    /// Returns the number of pages that only readers keep in use. Retired allocations without a reader are not counted,
+    /// because the next flush frees them.
     #[must_use]
     pub fn pages_held_by_readers(&self) -> u64 {
         let over = |last_named: Generation| last_named.0.saturating_add(2) <= self.durable.0;
         let held =
-            self.waiting.iter().filter(|waiting| waiting.last_named.is_none_or(over) && waiting.place.is_shared());
-        held.map(|waiting| u64::from(waiting.place.place().run().pages)).sum()
+            self.waiting.iter().filter(|waiting| waiting.last_named.is_none_or(over) && waiting.allocation.is_shared());
+        held.map(|waiting| u64::from(waiting.allocation.allocation().run().pages)).sum()
     }
 }

@@ -1,21 +1,21 @@
-//! The real backend: files of one directory, stored to by `pwrite`, lent from shared read-only mappings.
+//! Storage on a real file system: files of one directory, written with `pwrite`, leased from shared read-only mappings.
 //!
-//! It owns the open files, their mappings, the directory's lock, and all the unsafe code that input and output need.
+//! It owns the open files, their mappings, the directory's lock, and all the unsafe code of input and output.
 //!
 //! # Invariants
-//! 1. A store goes through `pwrite`, never through a mapping: a full disk or a failing one is an error, not a signal.
-//!    It is visible in the mappings at once, for the kernel serves both from one page cache (R1).
-//! 2. No file is ever shortened, here or by whoever else respects the directory's lock. So a byte below a length once
-//!    seen can be read as long as a mapping of it lives, even after the file's removal.
-//! 3. The regions of a file are ordered by start and, strictly, by end too; each starts on a multiple of [`MAP_ALIGN`]
-//!    and ends no later than the file. So the last one that starts at or before an offset reaches the furthest.
-//! 4. The cached length is never more than the file's.
+//! 1. A store uses `pwrite`, never a mapping. So a full or failing disk gives an error, not a signal. The store is
+//!    visible in the mappings at once, because the kernel serves both from one page cache (R1).
+//! 2. No file is ever shortened, by this code or by any program that respects the directory's lock. So a byte below a
+//!    length once read stays readable while a mapping of it lives, even after the file is removed.
+//! 3. The regions of a file are strictly ordered by start and also by end. Each starts on a multiple of [`MAP_ALIGN`]
+//!    and ends no later than the file. So the last region that starts at or before an offset reaches the furthest.
+//! 4. The cached length never exceeds the length of the file.
 //!
 //! # Limits
-//! * A file system without `fallocate` gives no promise of space: [`allocate`](StorageFile::allocate) then writes zeros
-//!   past the end and leaves holes below it as they are, so that a store into one may fail with
+//! * A file system without `fallocate` doesn't reserve space. [`allocate`](StorageFile::allocate) then writes zeros
+//!   past the end and leaves holes below it. A store into a hole may fail with
 //!   [`OutOfSpace`](crate::ShardexError::OutOfSpace).
-//! * An I/O error of the medium under a lent page is a signal that nobody can prevent.
+//! * An I/O error of the medium under a leased page raises a signal. No code can prevent that.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -42,20 +42,20 @@ use crate::error::{Result, ShardexError};
 const PAGE_SIZE: usize = 4096;
 const SECTOR_SIZE: usize = 512;
 
-/// Where mappings start: a multiple of every page size in use (4, 16 and 64 KiB).
+/// Alignment of mappings in bytes: a multiple of every page size in use (4, 16 and 64 KiB).
 const MAP_ALIGN: u64 = 64 << 10;
 
-/// Bytes of zeros written at once where the file system cannot allocate.
+/// Bytes of zeros per write on a file system that can't allocate.
 const ZEROS: usize = 256 << 10;
 
-/// A directory on a file system of the machine.
+/// Storage in a directory of a local file system.
 #[derive(Clone, Debug)]
 pub struct MmapStorage {
     path: PathBuf,
 }
 
 impl MmapStorage {
-    /// The directory at `path`, which need not exist yet.
+    /// Creates a storage for the directory at `path`, which need not exist yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
@@ -100,7 +100,7 @@ impl Storage for MmapStorage {
     }
 
     fn sync_parent(&self, _purpose: Purpose) -> Result<()> {
-        // By the system's own notion of a parent where the path's last part is no name ("x/..", "/", ".").
+        // If the path's last component is not a name ("x/..", "/", "."), the system resolves the parent.
         let parent = match (self.path.file_name(), self.path.parent()) {
             (Some(_), Some(parent)) if parent.as_os_str().is_empty() => PathBuf::from("."),
             (Some(_), Some(parent)) => parent.to_path_buf(),
@@ -115,7 +115,7 @@ impl Storage for MmapStorage {
 
     fn list(&self) -> Result<Vec<String>> {
         let read = || -> io::Result<Vec<String>> {
-            // A name that is no UTF-8 is not ours; it is listed all the same, for the directory is not empty.
+            // A name that isn't UTF-8 is not Shardex's. It is listed nevertheless, because the directory is not empty.
             fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
         };
         let mut names = read().map_err(|e| ShardexError::io("list", &self.path, e))?;
@@ -150,20 +150,20 @@ fn sync_directory(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| ShardexError::io("sync", path, e))
 }
 
-/// An open file of an [`MmapStorage`].
+/// Open file of an [`MmapStorage`].
 #[derive(Debug)]
 pub struct MmapFile {
     path: PathBuf,
     file: File,
-    /// Invariant 4.
+    /// Cached length of the file in bytes (invariant 4).
     len: AtomicU64,
-    /// Bytes from the start on that this handle has allocated: nobody makes holes there while it is open.
+    /// Length in bytes of the prefix that this handle has allocated. No hole is made in it while the handle is open.
     reserved: AtomicU64,
-    /// What is mapped, as invariant 3 says. Grown when a loan asks for more.
+    /// Mapped regions (invariant 3). A lease of unmapped bytes adds one.
     regions: RwLock<Vec<Region>>,
 }
 
-/// A mapped part of a file.
+/// Mapped region of a file.
 #[derive(Debug)]
 struct Region {
     start: u64,
@@ -172,7 +172,7 @@ struct Region {
 }
 
 impl Region {
-    /// The bytes from `offset` to `end`, which must lie within.
+    /// Leases the bytes from `offset` to `end`, which must lie within the region.
     fn lend(&self, offset: u64, end: u64) -> MmapLent {
         assert!(self.start <= offset && offset <= end && end <= self.end, "a loan lies within its region");
         let (from, len) = ((offset - self.start) as usize, (end - offset) as usize);
@@ -180,14 +180,14 @@ impl Region {
     }
 }
 
-/// The region that holds the bytes from `offset` to `end`, if there is one.
+/// Returns the region that contains the bytes from `offset` to `end`, if there is one.
 fn covering(regions: &[Region], offset: u64, end: u64) -> Option<&Region> {
     let after = regions.partition_point(|r| r.start <= offset);
     regions[..after].last().filter(|r| end <= r.end)
 }
 
 impl MmapFile {
-    /// Where a range of `len` bytes from `offset` ends, if that is within the file.
+    /// Returns the end of the range of `len` bytes at `offset`, or an error if it lies past the end of the file.
     fn end_of(&self, op: &'static str, offset: u64, len: usize) -> Result<u64> {
         let file_len = self.len.load(Ordering::Acquire);
         match offset.checked_add(len as u64) {
@@ -199,14 +199,14 @@ impl MmapFile {
         }
     }
 
-    /// Maps what a loan of `offset..end` lacks. The caller has found that no region covers it.
+    /// Maps the missing part of a lease of `offset..end`. The caller has checked that no region covers it.
     fn map(&self, regions: &mut Vec<Region>, offset: u64, end: u64) -> io::Result<MmapLent> {
         let mapped = regions.last().map_or(0, |r| r.end);
         let (from, to) = if end > mapped {
-            // The file has grown: all that is new, so that there is one mapping for each step of growth.
+            // The file has grown. Map all new bytes, so that each step of growth adds one mapping.
             (offset.min(mapped), self.len.load(Ordering::Acquire))
         } else {
-            // A loan across two regions: from its start to the end of the one that it ends in.
+            // The lease spans several regions. Map from its start to the end of the region that contains its end.
             (offset, regions[regions.partition_point(|r| r.end < end)].end)
         };
         let start = from / MAP_ALIGN * MAP_ALIGN;
@@ -214,7 +214,7 @@ impl MmapFile {
         let map = MmapOptions::new().offset(start).len(len).map_raw_read_only(&self.file)?;
         let region = Region { start, end: to, map: Arc::new(map) };
         let lent = region.lend(offset, end);
-        // What the new region covers goes from the list; loans of it keep their mapping.
+        // Regions covered by the new one leave the list. Their leases keep their mappings alive.
         let first = regions.partition_point(|r| r.start < start);
         let last = regions.partition_point(|r| r.end <= to);
         regions.splice(first..last, [region]);
@@ -227,7 +227,7 @@ impl MmapFile {
             match fallocate(&self.file, FallocateFlags::empty(), from, len - from) {
                 Ok(()) => return Ok(()),
                 Err(Errno::INTR) => {}
-                // One value or two, as the platform has it.
+                // The two errors have the same value on some platforms.
                 Err(e) if e == Errno::OPNOTSUPP || e == Errno::NOTSUP || e == Errno::NOSYS => break,
                 Err(e) => return Err(e.into()),
             }
@@ -256,7 +256,8 @@ impl StorageFile for MmapFile {
     }
 
     fn allocate(&self, len: u64, _purpose: Purpose) -> Result<()> {
-        // At a handle's first allocation from 0, for a copied file may have holes, and a store into one would need space.
+        // A handle's first allocation starts at 0, because a copied file may have holes, and a store into a hole needs
+        // space.
         let from = self.reserved.load(Ordering::Acquire);
         if len <= from {
             return Ok(());
@@ -265,7 +266,7 @@ impl StorageFile for MmapFile {
         if grown.is_ok() {
             self.reserved.fetch_max(len, Ordering::AcqRel);
         }
-        // After a failure too: part of it may have been done.
+        // The length is read after a failure too, because the file may have grown partly.
         let found = self.file.metadata().map(|m| self.len.fetch_max(m.len(), Ordering::AcqRel));
         grown.and(found.map(drop)).map_err(|e| ShardexError::io("allocate", &self.path, e))
     }
@@ -281,7 +282,7 @@ impl StorageFile for MmapFile {
     }
 
     fn sync_range(&self, _offset: u64, _len: u64, _purpose: Purpose) -> Result<()> {
-        // More than was asked for: of what works on a range, `sync_file_range` makes nothing durable (R8).
+        // Syncs more than the range, because `sync_file_range`, the only call for a range, makes nothing durable (R8).
         self.file.sync_data().map_err(|e| ShardexError::io("sync", &self.path, e))
     }
 
@@ -301,7 +302,7 @@ impl StorageFile for MmapFile {
             }
         }
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have mapped it between the two locks.
+        // Another thread may have mapped the range between the two locks.
         if let Some(region) = covering(&regions, offset, end) {
             return Ok(region.lend(offset, end));
         }
@@ -309,10 +310,10 @@ impl StorageFile for MmapFile {
     }
 }
 
-/// Bytes of a file, read in place. Keeps its mapping alive.
+/// Leased bytes of a file. Keeps their mapping alive.
 #[derive(Clone, Debug)]
 pub struct MmapLent {
-    /// `None` for no bytes, which need no mapping.
+    /// `None` for an empty lease, which needs no mapping.
     map: Option<Arc<MmapRaw>>,
     from: usize,
     len: usize,
@@ -322,17 +323,18 @@ impl Deref for MmapLent {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        /// No bytes, aligned as every loan may be.
+        /// Empty bytes with the largest alignment of a lease.
         #[repr(align(64))]
         struct Nothing([u8; 0]);
 
         match &self.map {
             None => &const { &Nothing([]) }.0,
             #[expect(unsafe_code, reason = "the bytes of a mapping are reached by its address alone")]
-            // SAFETY: `Region::lend` asserted that `from + len` is within this mapping, which `self` keeps alive, and
-            // `end_of` that it was within the file when lent; the file never gets shorter (invariant 2), so its pages
-            // stay readable. No reference to bytes beyond the loan is made. The loaned bytes do not change: nobody
-            // stores to them while they are lent, which whoever called `StorageFile::lend` has promised.
+            // SAFETY: `Region::lend` asserted that `from + len` lies within this mapping, and `self` keeps the mapping
+            // alive. `end_of` checked that the range lay within the file at the time of the lease. The file never gets
+            // shorter (invariant 2), so its pages stay readable. No reference to bytes beyond the lease is made. The
+            // leased bytes don't change, because the caller of `StorageFile::lend` promised that nothing stores to them
+            // during the lease.
             Some(map) => unsafe { slice::from_raw_parts(map.as_ptr().add(self.from), self.len) },
         }
     }

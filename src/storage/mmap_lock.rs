@@ -1,4 +1,4 @@
-//! Locks of files on a real disk, and who in this process holds which.
+//! File locks on a real disk, and the record of the locks that this process holds.
 
 use std::{
     collections::BTreeMap,
@@ -12,35 +12,37 @@ use std::{
 use super::StorageLock;
 use crate::error::{LockHolder, Result, ShardexError};
 
-/// A file on the machine, whatever its name: device and inode.
+/// Identity of a file independent of its name: device and inode.
 type FileId = (u64, u64);
 
-/// The locks that this process holds: the system says that a file is locked, not by whom.
+/// Locks held by this process, each with its kind of holder. The system reports that a file is locked, but not by which
+/// process.
 static HELD: Mutex<BTreeMap<FileId, LockHolder>> = Mutex::new(BTreeMap::new());
 
 fn held() -> MutexGuard<'static, BTreeMap<FileId, LockHolder>> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How often a file may be replaced while it is being locked.
+/// Largest number of tries to lock a file that is replaced during the locking.
 const TRIES: usize = 16;
 
-/// Holds the lock of a file until it is dropped.
+/// Lock of a file, held until it is dropped.
 ///
-/// It is a lock of the open file: the system releases it when its last descriptor closes (R12). A forked child shares it.
+/// It is a lock of the open file description: the system releases it when its last descriptor closes (R12). A forked
+/// child shares it.
 #[derive(Debug)]
 pub struct MmapLock {
     path: PathBuf,
     file: File,
     id: FileId,
-    /// Taking it made the file.
+    /// Whether taking the lock created the file.
     made: bool,
-    /// Who took it. A forked child that drops what it has inherited must not release it.
+    /// Id of the process that took the lock. A forked child that drops its inherited copy must not release the lock.
     process: u32,
 }
 
 impl MmapLock {
-    /// Takes the lock of a file in a directory, which is made if there is none.
+    /// Takes the lock of a file in a directory. Creates the file if it is missing.
     pub(super) fn take(directory: &Path, name: &str) -> Result<Self> {
         let path = directory.join(name);
         let failed = |e| ShardexError::io("lock", &path, e);
@@ -55,8 +57,8 @@ impl MmapLock {
                 }
                 Err(TryLockError::Error(e)) => return Err(failed(e)),
             }
-            // The file may have been removed between the opening and the locking, by whoever made it and withdrew. Then the
-            // lock is that of a file that nobody finds any more.
+            // The file may have been removed between the open and the lock, by a process that created it and withdrew.
+            // The lock would then protect a file without a name.
             match fs::metadata(&path) {
                 Ok(now) if id_of(&now) == id => {
                     held().insert(id, LockHolder::Handle);
@@ -72,12 +74,13 @@ impl MmapLock {
     }
 }
 
-/// Opens a file anew, so that two locks of it conflict within one process too (flock(2)). Says whether it made it.
+/// Opens a file for a lock and reports whether it was created. Each lock needs an open of its own, so that two locks
+/// conflict within one process too (flock(2)).
 fn open(path: &Path) -> io::Result<(File, bool)> {
     match OpenOptions::new().write(true).create_new(true).open(path) {
         Ok(file) => Ok((file, true)),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            // Removed meanwhile: made after all.
+            // The file may have been removed in between, so `create` is set.
             OpenOptions::new().write(true).create(true).truncate(false).open(path).map(|file| (file, false))
         }
         Err(e) => Err(e),
@@ -96,7 +99,7 @@ impl StorageLock for MmapLock {
     fn withdraw(&self) {
         let is_there = || fs::metadata(&self.path).is_ok_and(|now| id_of(&now) == self.id);
         if self.made && is_there() {
-            // While it is locked, so that nobody is using it. What stays after an error is an empty file.
+            // The file is removed while it is locked, so that nothing else uses it. An error leaves an empty file.
             drop(fs::remove_file(&self.path));
         }
     }
@@ -108,8 +111,8 @@ impl Drop for MmapLock {
             return;
         }
         held().remove(&self.id);
-        // Not left to the closing: a process being started by another thread holds a copy of the descriptor until it
-        // has become another program. An error leaves it to the closing after all.
+        // Unlocked explicitly and not by the close: a process that another thread starts has a copy of the descriptor
+        // until it executes its program. After an error the close unlocks it.
         drop(self.file.unlock());
     }
 }

@@ -1,8 +1,8 @@
-//! Where the segments lie in the WAL file.
+//! Layout of the WAL file: positions and sizes of its segments.
 
 use crate::format::{
     frame::{FRAME_ALIGN, FRAME_HEADER_BYTES},
-    geometry::Geometry,
+    geometry::IndexParams,
     header::SEGMENT_HEADER_BYTES,
     root::WalPosition,
 };
@@ -16,9 +16,12 @@ pub struct WalLayout {
 }
 
 impl WalLayout {
-    /// The layout of an index's WAL.
+    /// Returns the layout of the WAL of an index.
+    ///
+    /// # Panics
+    /// Panics if a sector is shorter than a segment header.
     #[must_use]
-    pub fn new(geometry: &Geometry) -> Self {
+    pub fn new(geometry: &IndexParams) -> Self {
         assert!(SEGMENT_HEADER_BYTES <= geometry.sector_size, "a segment's header takes one sector");
         Self {
             page_size: geometry.page_size as u64,
@@ -27,50 +30,50 @@ impl WalLayout {
         }
     }
 
-    /// Bytes per segment.
+    /// Returns the length of a segment in bytes.
     #[must_use]
     pub fn segment_size(&self) -> u64 {
         self.segment_size
     }
 
-    /// Bytes per sector.
+    /// Returns the length of a sector in bytes.
     #[must_use]
     pub fn sector_size(&self) -> u64 {
         self.sector_size
     }
 
-    /// Bytes of a file with this many segments.
+    /// Returns the length in bytes of a WAL file with this many segments.
     #[must_use]
     pub fn file_len(&self, segments: usize) -> u64 {
         self.page_size + segments as u64 * self.segment_size
     }
 
-    /// Segments that a file of `len` bytes holds whole.
+    /// Returns the number of complete segments in a file of `len` bytes.
     #[must_use]
     pub fn segments_in(&self, len: u64) -> usize {
         (len.saturating_sub(self.page_size) / self.segment_size) as usize
     }
 
-    /// Offset of a segment in the file.
+    /// Returns the offset in the file of the segment in slot `slot`.
     #[must_use]
     pub fn segment_start(&self, slot: usize) -> u64 {
         self.file_len(slot)
     }
 
-    /// Offset of the first frame within a segment: the header has a sector of its own.
+    /// Returns the offset of the first frame within a segment. The segment header has its own sector.
     #[must_use]
     pub fn first_frame(&self) -> u64 {
         self.sector_size
     }
 
-    /// Where the first frame of segment `seq` starts.
+    /// Returns the position of the first frame of segment `seq`.
     #[must_use]
     pub fn start_of(&self, seq: u64) -> WalPosition {
         WalPosition { seq, offset: self.first_frame() }
     }
 
-    /// New segments that a record of `payload` bytes takes, and a closing mark behind it, where the newest segment has `room`
-    /// bytes left. Frames are laid out as the writer lays them out.
+    /// Returns the number of new segments that a record of `payload` bytes and a closing mark after it need, if the
+    /// newest segment has `room` bytes left. It lays out frames exactly as the writer does.
     #[must_use]
     pub fn segments_for(&self, payload: u64, room: u64) -> usize {
         let (header, align) = (FRAME_HEADER_BYTES as u64, FRAME_ALIGN as u64);
@@ -87,7 +90,8 @@ impl WalLayout {
                 break;
             }
         }
-        // The commit fills up its sector, the one after it if that is too little, and the mark starts on the next.
+        // The commit pads up to the end of its sector, or of the next one if the rest is too short for a frame. The
+        // closing mark starts after that.
         let mark = 2 * self.sector_size + header + align;
         segments + usize::from(room < mark)
     }

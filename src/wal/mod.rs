@@ -1,19 +1,20 @@
-//! The write-ahead log: batches in the order in which they were accepted, durable before anything else is.
+//! Write-ahead log (WAL): the accepted batches in order. A batch is durable here before it is durable anywhere else.
 //!
-//! One file: a header page, then segments of equal size, used again when no retained root needs them. Invariants:
-//! 1. A commit ends on a sector boundary, so no acknowledged sector is ever stored to again.
-//! 2. Within an epoch an LSN never gets other bytes: a store that failed is repeated with the same bytes in the same
-//!    place.
-//! 3. A segment belongs to one epoch; appends after an open start a new epoch in a free segment, so nothing behind a torn
-//!    tail can ever continue a chain.
-//! 4. Every segment but the newest is filled with frames to its last byte.
+//! The WAL is one file: a header page, then segments of equal size. A segment is reused when no retained root needs it.
+//! Invariants:
+//! 1. A commit ends on a sector boundary, so no store touches an acknowledged sector again.
+//! 2. Within an epoch an LSN is never assigned to different bytes: a failed store is repeated with the same bytes at
+//!    the same position.
+//! 3. A segment belongs to one epoch. Appends after an open start a new epoch in a free segment, so no frame behind a
+//!    torn tail can continue a chain.
+//! 4. Every segment except the newest is filled with frames to its last byte.
 //!
-//! This module knows frames, not what is in them.
+//! This module does not interpret the payloads of frames.
 
 mod layout;
 mod reader;
 mod writer;
 
 pub use layout::WalLayout;
-pub use reader::{Record, Tail, has_segment, replay};
+pub use reader::{Record, Tail, has_segments, replay};
 pub use writer::WalWriter;

@@ -1,57 +1,59 @@
-//! Replay: the chain of records from a position to the end of the WAL, and the difference between an end and a hole.
+//! Replay: reading the chain of records from a position to the end of the WAL, and distinguishing a torn tail from a
+//! hole.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use super::layout::WalLayout;
 use crate::{
     error::{Result, ShardexError},
+    failpoint::{holds, protects, reached},
     format::{
         frame::{self, FRAME_HEADER_BYTES, Frame, FrameKind},
         header::{SEGMENT_HEADER_BYTES, SegmentHeader},
         root::WalPosition,
     },
     id::Lsn,
-    site::{self, Kind, Mark},
     storage::StorageFile,
 };
 
-/// One whole record.
+/// Complete record.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Record {
-    /// What it holds: `Add` or `Remove`.
+    /// Kind of the record: `Add` or `Remove`.
     pub kind: FrameKind,
-    /// The LSN of its end.
+    /// LSN of its last frame.
     pub lsn: Lsn,
-    /// Its payload.
+    /// Payload of the record.
     pub payload: Vec<u8>,
-    /// Where its first frame starts in the file, for messages.
+    /// Offset of its first frame in the file, in bytes, for messages.
     pub offset: u64,
 }
 
-/// How the WAL ended.
+/// State of the end of the WAL after replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tail {
-    /// LSN of the last whole record.
+    /// LSN of the last complete record or closing mark; the checkpoint if there is none.
     pub last: Lsn,
-    /// Whole records found.
+    /// Number of complete records found.
     pub records: u64,
-    /// The last frame is a closing mark.
+    /// True if the last frame is a closing mark.
     pub closed: bool,
-    /// Bytes of a commit that was never acknowledged follow.
+    /// True if bytes of a commit that was never acknowledged follow.
     pub torn: bool,
-    /// The newest epoch of any segment of the index, which may be newer than the roots know if the device gave back an
-    /// older one.
+    /// Newest epoch of any segment of the index. It is newer than the epochs in the roots if the device returned an
+    /// older root.
     pub newest_epoch: u64,
 }
 
-/// Reads the records after `checkpoint`, which start at `start`, and gives each to `apply` in order.
+/// Reads the records after `checkpoint`, starting at `start`, and passes each of them to `apply` in order.
 ///
-/// The chain ends at the first frame that is not the next one. If a frame behind that place shows that the missing one
-/// was durable, the WAL has a hole, and that is an error; otherwise it is a torn tail, of which nothing was ever
+/// The chain ends at the first frame that is not the next one. If a frame behind that position records that the missing
+/// LSN was durable, the WAL has a hole, and the replay fails. Otherwise the end is a torn tail, of which nothing was
 /// acknowledged.
 ///
 /// # Errors
-/// `Corruption` for a hole or for two segments of one number; `Io`; what `apply` returns.
+/// Returns `Corruption` if the WAL has a hole or if two segments have the same number, `Io`, or any error that `apply`
+/// returns.
 pub fn replay<F: StorageFile>(
     file: &F,
     layout: WalLayout,
@@ -61,19 +63,60 @@ pub fn replay<F: StorageFile>(
     mut apply: impl FnMut(Record) -> Result<()>,
 ) -> Result<Tail> {
     let seed = frame::seed(index_id, epoch);
-    let Segments { slots, others, newest_epoch } = segment_slots(file, layout, (index_id, epoch))?;
+    let segments = segment_slots(file, layout, (index_id, epoch))?;
+    let slots = &segments.slots;
     let mut chain = Chain { last: checkpoint, partial: None };
-    let mut tail = Tail { last: checkpoint, newest_epoch, ..Tail::default() };
+    let mut tail = Tail { last: checkpoint, newest_epoch: segments.newest_epoch, ..Tail::default() };
     let mut at = start;
+    follow(file, layout, (slots, seed), &mut at, (&mut chain, &mut tail), &mut apply)?;
+    let mut later: Vec<_> = slots.range(at.seq..).map(|(&seq, &(slot, _))| (slot, layout.start_of(seq))).collect();
+    if let Some((_, first)) = later.first_mut()
+        && first.seq == at.seq
+    {
+        *first = at;
+    }
+    // In an epoch nothing follows a closing mark, so segments without a valid header are not searched.
+    let headless = if tail.closed { Vec::new() } else { headless_segments(file, layout, &segments, start, seed)? };
+    later.extend(headless.iter().map(|&slot| (slot, layout.start_of(u64::MAX))));
+    let behind = look_behind(file, layout, &later, seed, chain.last)?;
+    if let Some(durable) = behind.durable
+        && protects!(ErrorCheck, durable > chain.last.0)
+    {
+        reached!(HoleFound);
+        // Offset of the missing record. If no header names its segment, the offset of the first headless segment.
+        let known = slots.get(&at.seq).map(|&(slot, _)| layout.segment_start(slot) + at.offset);
+        let offset = known.or(headless.first().map(|&slot| layout.segment_start(slot))).unwrap_or(0);
+        let next = chain.last.next();
+        let what =
+            format!("WAL record {next} is missing, yet a later one says that records up to {durable} were durable");
+        return Err(ShardexError::Corruption { file: file.path(), offset, what });
+    }
+    tail.torn = behind.frames || chain.partial.is_some();
+    if tail.torn {
+        reached!(TornTail);
+    }
+    Ok(tail)
+}
+
+/// Follows the chain of frames from `at` to the first frame that is not the next one, and passes each record to
+/// `apply`.
+fn follow<F: StorageFile>(
+    file: &F,
+    layout: WalLayout,
+    (slots, seed): (&BTreeMap<u64, (usize, u64)>, u32),
+    at: &mut WalPosition,
+    (chain, tail): (&mut Chain, &mut Tail),
+    apply: &mut impl FnMut(Record) -> Result<()>,
+) -> Result<()> {
     let mut segment = Vec::new();
-    'chain: while let Some(&(slot, _)) = slots.get(&at.seq) {
+    while let Some(&(slot, _)) = slots.get(&at.seq) {
         read_segment(file, layout, slot, &mut segment)?;
         while at.offset < layout.segment_size() {
             let bytes = segment.get(at.offset as usize..).unwrap_or_default();
-            let Ok((frame, payload)) = Frame::decode(bytes, seed) else { break 'chain };
+            let Ok((frame, payload)) = Frame::decode(bytes, seed) else { return Ok(()) };
             let offset = layout.segment_start(slot) + at.offset;
             match chain.link(&frame, payload, offset) {
-                Link::Broken => break 'chain,
+                Link::Broken => return Ok(()),
                 Link::Pad => {}
                 Link::Part => tail.closed = false,
                 Link::Closed => {
@@ -89,68 +132,58 @@ pub fn replay<F: StorageFile>(
             }
             at.offset += frame.size() as u64;
         }
-        at = layout.start_of(at.seq + 1);
+        *at = layout.start_of(at.seq + 1);
     }
-    let mut later: Vec<_> = slots.range(at.seq..).map(|(&seq, &(slot, _))| (slot, layout.start_of(seq))).collect();
-    if let Some((_, first)) = later.first_mut()
-        && first.seq == at.seq
-    {
-        *first = at;
-    }
-    // Nothing follows a closing mark in its epoch.
+    Ok(())
+}
+
+/// Returns the slots of segments that hold frames of the epoch although their header does not match: the header is not
+/// of the epoch, or its first LSN differs from that of the first frame.
+fn headless_segments<F: StorageFile>(
+    file: &F,
+    layout: WalLayout,
+    segments: &Segments,
+    start: WalPosition,
+    seed: u32,
+) -> Result<Vec<usize>> {
+    let before = segments.slots.range(..start.seq).map(|(_, &(slot, first_lsn))| (slot, Some(first_lsn)));
     let mut headless = Vec::new();
-    if !tail.closed {
-        let before = slots.range(..start.seq).map(|(_, &(slot, first_lsn))| (slot, Some(first_lsn)));
-        for (slot, first_lsn) in before.chain(others.iter().map(|&slot| (slot, None))) {
-            let first = first_frame(file, layout, slot, seed)?;
-            if site::applies(Kind::ErrorCheck, first.is_some_and(|first| Some(first.lsn) != first_lsn)) {
-                site::reach(Mark::HeadlessSegment);
-                headless.push(slot);
-            }
+    for (slot, first_lsn) in before.chain(segments.others.iter().map(|&slot| (slot, None))) {
+        let first = first_frame(file, layout, slot, seed)?;
+        if protects!(ErrorCheck, first.is_some_and(|first| Some(first.lsn) != first_lsn)) {
+            reached!(HeadlessSegment);
+            headless.push(slot);
         }
     }
-    later.extend(headless.iter().map(|&slot| (slot, layout.start_of(u64::MAX))));
-    let behind = look_behind(file, layout, &later, seed, chain.last)?;
-    if let Some(durable) = behind.durable
-        && site::applies(Kind::ErrorCheck, durable > chain.last.0)
-    {
-        site::reach(Mark::HoleFound);
-        // Where the record should be; if its segment is not known by its header, that header.
-        let known = slots.get(&at.seq).map(|&(slot, _)| layout.segment_start(slot) + at.offset);
-        let offset = known.or(headless.first().map(|&slot| layout.segment_start(slot))).unwrap_or(0);
-        return Err(ShardexError::Corruption {
-            file: file.path(),
-            offset,
-            what: format!(
-                "WAL record {} is missing, yet a later one says that records up to {durable} were durable",
-                chain.last.next()
-            ),
-        });
-    }
-    tail.torn = behind.frames || chain.partial.is_some();
-    if tail.torn {
-        site::reach(Mark::TornTail);
-    }
-    Ok(tail)
+    Ok(headless)
 }
 
-/// Whether a segment of an epoch is still there: not used again for a later one. The first ones are used again first.
+/// Reports whether all segments `range` of an epoch are in the file.
+///
+/// A freed segment stays there until its slot is reused. Slots are reused in slot order, which after the first reuse is not the
+/// order of the segments' numbers. So the first segment may be there while a later one is gone.
 ///
 /// # Errors
-/// As [`replay`].
-pub fn has_segment<F: StorageFile>(file: &F, layout: WalLayout, epoch: (u128, u64), seq: u64) -> Result<bool> {
-    Ok(segment_slots(file, layout, epoch)?.slots.contains_key(&seq))
+/// Returns `Corruption` if two segments have the same number, or `Io`.
+pub fn has_segments<F: StorageFile>(
+    file: &F,
+    layout: WalLayout,
+    epoch: (u128, u64),
+    range: Range<u64>,
+) -> Result<bool> {
+    let slots = segment_slots(file, layout, epoch)?.slots;
+    Ok(range.end - range.start == slots.range(range).count() as u64)
 }
 
-/// What the segments' headers say.
+/// Content of the segment headers in the file.
 struct Segments {
-    /// The slot of each segment of the epoch and its first LSN, by its number.
+    /// Slot and first LSN of each segment of the epoch, by segment number.
     slots: BTreeMap<u64, (usize, u64)>,
-    /// Slots under a header that is not of the epoch: never used, or torn at its first store, or of another epoch; or damaged,
-    /// or one that the device gave back from an earlier use. In the last two cases records in them may have been
-    /// acknowledged, and then a later one says so.
+    /// Slots whose header is not of the epoch. Such a segment was never used, was torn at its first store, belongs to
+    /// another epoch, is damaged, or was returned by the device in an earlier version. In the last two cases it may
+    /// hold acknowledged records. Then a later frame proves that they were durable.
     others: Vec<usize>,
-    /// The newest epoch of the index's segments.
+    /// Newest epoch of any segment of the index.
     newest_epoch: u64,
 }
 
@@ -161,7 +194,7 @@ fn segment_slots<F: StorageFile>(file: &F, layout: WalLayout, (index_id, epoch):
         file.read_at(layout.segment_start(slot), &mut bytes)?;
         let header = SegmentHeader::decode(&bytes).ok().filter(|header| header.index_id == index_id);
         segments.newest_epoch = segments.newest_epoch.max(header.as_ref().map_or(0, |header| header.epoch));
-        match header.filter(|header| site::holds(Kind::ErrorCheck, header.epoch == epoch)) {
+        match header.filter(|header| holds!(ErrorCheck, header.epoch == epoch)) {
             None => segments.others.push(slot),
             Some(header) => {
                 if let Some((other, _)) = segments.slots.insert(header.seq, (slot, header.first_lsn)) {
@@ -177,7 +210,8 @@ fn segment_slots<F: StorageFile>(file: &F, layout: WalLayout, (index_id, epoch):
     Ok(segments)
 }
 
-/// The first frame of a segment, whatever its header says; `None` if it is not of the epoch.
+/// Reads the first frame of a segment, independent of the segment header. Returns `None` if it is not a frame of the
+/// epoch.
 fn first_frame<F: StorageFile>(file: &F, layout: WalLayout, slot: usize, seed: u32) -> Result<Option<Frame>> {
     let mut bytes = vec![0; FRAME_HEADER_BYTES];
     let at = layout.segment_start(slot) + layout.first_frame();
@@ -196,17 +230,17 @@ fn read_segment<F: StorageFile>(file: &F, layout: WalLayout, slot: usize, into: 
     file.read_at(layout.segment_start(slot), into)
 }
 
-/// What lies behind the end of the chain.
+/// Frames found behind the end of the chain.
 #[derive(Default)]
 struct Behind {
-    /// Some frame that is not older than the chain's end.
+    /// True if a frame with an LSN greater than the last one of the chain was found.
     frames: bool,
-    /// The highest durable LSN such a frame claims.
+    /// Highest durable LSN that any of these frames records.
     durable: Option<u64>,
 }
 
-/// Looks for frames of this epoch behind the end of the chain. Every commit starts on a sector, so one frame of each is
-/// found there, whatever lies between.
+/// Searches for frames of this epoch behind the end of the chain. It reads at sector boundaries only: every commit
+/// starts on one, so the first frame of each commit is found, independent of the bytes between.
 fn look_behind<F: StorageFile>(
     file: &F,
     layout: WalLayout,
@@ -220,7 +254,7 @@ fn look_behind<F: StorageFile>(
         read_segment(file, layout, slot, &mut segment)?;
         let mut at = from.offset.next_multiple_of(layout.sector_size());
         while at < layout.segment_size() {
-            // A frame left over from the segment's use before has an LSN the chain has passed.
+            // Frames from an earlier use of the segment have LSNs that the chain has passed, so they are ignored.
             if let Ok((frame, _)) = Frame::decode(&segment[at as usize..], seed)
                 && frame.lsn > last.0
             {
@@ -233,10 +267,10 @@ fn look_behind<F: StorageFile>(
     Ok(behind)
 }
 
-/// The chain of frames read so far.
+/// Chain of frames read so far.
 struct Chain {
     last: Lsn,
-    /// A record of which the first frames were read.
+    /// Record whose last frame is not read yet.
     partial: Option<Record>,
 }
 
@@ -253,7 +287,7 @@ impl Chain {
         if frame.kind == FrameKind::Pad {
             return if frame.lsn == self.last.0 { Link::Pad } else { Link::Broken };
         }
-        if !site::holds(Kind::ErrorCheck, frame.lsn == self.last.next().0) {
+        if !holds!(ErrorCheck, frame.lsn == self.last.next().0) {
             return Link::Broken;
         }
         let mut record = match (self.partial.take(), frame.first) {

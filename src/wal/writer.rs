@@ -1,10 +1,12 @@
-//! Appending: records into frames, frames into runs of bytes, runs into the file, the file onto the device.
+//! Writer of the WAL: encodes records into frames, collects frames into pending stores, stores them in the file, and
+//! provides the syncs.
 
 use std::collections::VecDeque;
 
 use super::layout::WalLayout;
 use crate::{
     error::{Result, ShardexError},
+    failpoint::{holds, protects, reached},
     format::{
         frame::{self, FRAME_ALIGN, FRAME_HEADER_BYTES, Frame, FrameKind},
         header::SegmentHeader,
@@ -12,29 +14,28 @@ use crate::{
     },
     id::Lsn,
     lease::{PlainFile, SyncJob},
-    site::{self, Kind, Mark},
     storage::{Purpose, StorageFile},
 };
 
 const GROW: Purpose = Purpose("wal: grow");
 const APPEND: Purpose = Purpose("wal: append");
 
-/// Bytes on their way to the file, in one piece.
+/// Contiguous bytes that wait to be stored in the file.
 #[derive(Debug)]
-struct RunOut {
+struct PendingStore {
     offset: u64,
     bytes: Vec<u8>,
 }
 
-/// What a place for a segment holds.
+/// State of a slot for a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slot {
+enum SegmentSlot {
     Free,
-    /// The segment of this number in the current epoch.
+    /// Holds the segment with this number of the current epoch.
     Used(u64),
 }
 
-/// The end of the WAL at which records are appended.
+/// Writer that appends records at the end of the WAL.
 #[derive(Debug)]
 pub struct WalWriter<F> {
     file: PlainFile<F>,
@@ -42,31 +43,31 @@ pub struct WalWriter<F> {
     index_id: u128,
     epoch: u64,
     seed: u32,
-    slots: Vec<Slot>,
-    /// Slot and offset of the next frame; `None` before the epoch's first segment.
+    slots: Vec<SegmentSlot>,
+    /// Slot and offset of the next frame; `None` before the first segment of the epoch.
     cursor: Option<(usize, u64)>,
-    /// Number of the newest segment; 0 before the first.
+    /// Number of the newest segment; 0 before the first one.
     seq: u64,
     last: Lsn,
     durable: Lsn,
-    /// Not yet stored, or stored without success.
-    pending: VecDeque<RunOut>,
-    /// The last of `pending` is open for more.
+    /// Stores that were not tried yet or that failed.
+    pending: VecDeque<PendingStore>,
+    /// True if the last entry of `pending` accepts more frames.
     open: bool,
-    /// Stored since the last sync: first byte, end, and the LSN they reach up to.
+    /// Range stored since the last sync: first byte and end.
     unsynced: Option<(u64, u64)>,
-    /// The length is not known to be durable, so the next sync must cover it.
+    /// True if the file length may not be durable, so the next sync must cover it.
     grown: bool,
-    /// Segments that the file holds whatever happens.
+    /// Number of segments that the file durably holds.
     durable_segments: usize,
-    /// The same once the sync that was handed out has returned.
+    /// Number of segments that are durable once the sync in progress returns `Ok`.
     syncing_segments: usize,
     max_bytes: u64,
-    /// Up to here it grows by more than it needs, to grow seldom.
+    /// Length in bytes up to which the file grows by more than it needs, so that it grows rarely.
     target_bytes: u64,
     bytes_stored: u64,
-    /// Bytes of frames appended, and how many of these are known to be on the device, or will be once the sync that was
-    /// handed out has returned.
+    /// Bytes of frames appended since the start of the epoch. The next two fields count those known to be durable, and
+    /// those durable once the sync in progress returns `Ok`.
     appended: u64,
     appended_durable: u64,
     appended_syncing: u64,
@@ -74,12 +75,14 @@ pub struct WalWriter<F> {
 }
 
 impl<F: StorageFile> WalWriter<F> {
-    /// A writer at the start of a new epoch: every segment is free, and the first record will get the LSN after `last`. The
-    /// file is known to hold `durable_segments` segments; 0 if nobody
-    /// knows. It takes at most `max_bytes`, and beyond `target_bytes` no more than its records need.
+    /// Creates a writer at the start of a new epoch. Every segment is free, and the first record gets the LSN after
+    /// `last`.
+    ///
+    /// `durable_segments` is the number of segments that the file durably holds, or 0 if it is unknown. The file takes
+    /// at most `max_bytes`. Beyond `target_bytes` it grows only by as much as its records need.
     ///
     /// # Errors
-    /// `Io` if the file's length cannot be told.
+    /// Returns `Io` if the length of the file cannot be read.
     pub fn start_epoch(
         file: &PlainFile<F>,
         layout: WalLayout,
@@ -89,8 +92,8 @@ impl<F: StorageFile> WalWriter<F> {
         durable_segments: usize,
         (max_bytes, target_bytes): (u64, u64),
     ) -> Result<Self> {
-        // As long as it is known to be, not as it seems: what lies beyond may be in the page cache alone (R10). It is grown
-        // into again, and then a sync covers the length.
+        // The durable length counts, not the present one: the rest of the file may be in the page cache only (R10). The
+        // file grows into it again, and a sync then covers the length.
         let segments = match durable_segments {
             0 => layout.segments_in(file.raw().len()?),
             known => known,
@@ -101,7 +104,7 @@ impl<F: StorageFile> WalWriter<F> {
             index_id,
             epoch,
             seed: frame::seed(index_id, epoch),
-            slots: vec![Slot::Free; segments],
+            slots: vec![SegmentSlot::Free; segments],
             cursor: None,
             seq: 0,
             last,
@@ -122,62 +125,62 @@ impl<F: StorageFile> WalWriter<F> {
         })
     }
 
-    /// The epoch of all records appended here.
+    /// Returns the epoch of all records appended by this writer.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The last LSN given out.
+    /// Returns the last LSN assigned.
     #[must_use]
     pub fn last_lsn(&self) -> Lsn {
         self.last
     }
 
-    /// The last LSN known to be on the device.
+    /// Returns the last LSN known to be durable.
     #[must_use]
     pub fn durable_lsn(&self) -> Lsn {
         self.durable
     }
 
-    /// Segments in the file.
+    /// Returns the number of segments in the file.
     #[must_use]
     pub fn segments(&self) -> usize {
         self.slots.len()
     }
 
-    /// Times a segment was set free for another use.
+    /// Returns the number of times a segment was freed for reuse.
     #[must_use]
     pub fn recycled(&self) -> u64 {
         self.recycled
     }
 
-    /// Bytes stored so far.
+    /// Returns the number of bytes stored since the writer was created.
     #[must_use]
     pub fn bytes_stored(&self) -> u64 {
         self.bytes_stored
     }
 
-    /// Bytes of accepted records that are not in the file yet.
+    /// Returns the number of bytes of accepted records that are not in the file yet, including headers and padding.
     #[must_use]
     pub fn pending_bytes(&self) -> u64 {
         self.pending.iter().map(|run| run.bytes.len() as u64).sum()
     }
 
-    /// Bytes of accepted records that are not known to be on the device.
+    /// Returns the number of bytes of accepted records that are not known to be durable.
     #[must_use]
     pub fn undurable_bytes(&self) -> u64 {
         self.appended - self.appended_durable
     }
 
-    /// Bytes from `start` to the end of the WAL.
+    /// Returns the number of bytes from `start` to the end of the WAL.
     #[must_use]
     pub fn bytes_since(&self, start: WalPosition) -> u64 {
         let end = self.position();
         (end.seq.saturating_sub(start.seq) * self.layout.segment_size() + end.offset).saturating_sub(start.offset)
     }
 
-    /// Where the next frame goes.
+    /// Returns the position of the next frame.
     #[must_use]
     pub fn position(&self) -> WalPosition {
         match self.cursor {
@@ -186,13 +189,14 @@ impl<F: StorageFile> WalWriter<F> {
         }
     }
 
-    /// Makes sure that a record of `payload` bytes can be appended, growing the file if need be.
+    /// Ensures that a record of `payload` bytes can be appended. Grows the file if necessary.
     ///
     /// # Errors
-    /// `BatchTooLarge` if it does not fit beside what must be kept (a flush frees that, unless the record is larger
-    /// than the whole WAL may be); `OutOfSpace`, `Io`. Nothing has changed then.
+    /// Returns `BatchTooLarge` if the record does not fit beside the segments that must be kept. A flush frees segments.
+    /// A record larger than the maximum WAL never fits. Returns `OutOfSpace` or `Io` if the file cannot grow. The writer
+    /// is unchanged after an error.
     pub fn reserve(&mut self, payload: u64) -> Result<()> {
-        let free = self.slots.iter().filter(|&&slot| slot == Slot::Free).count();
+        let free = self.slots.iter().filter(|&&slot| slot == SegmentSlot::Free).count();
         let need = self.layout.segments_for(payload, self.room() as u64);
         if need <= free {
             return Ok(());
@@ -205,35 +209,33 @@ impl<F: StorageFile> WalWriter<F> {
         let more = (self.slots.len() + self.slots.len() / 4).min(self.layout.segments_in(self.target_bytes));
         let segments = least.max(more).min(most);
         self.file.raw().allocate(self.layout.file_len(segments), GROW)?;
-        self.grown |= site::applies(Kind::Ordering, true);
-        self.slots.resize(segments, Slot::Free);
-        site::reach(Mark::WalGrew);
+        self.grown |= protects!(Ordering);
+        self.slots.resize(segments, SegmentSlot::Free);
+        reached!(WalGrew);
         Ok(())
     }
 
-    /// Makes room for the closing mark, after a commit. Where a record came before, its [reservation](Self::reserve) was for
-    /// the mark, too, so that a close needs no room that there may not be.
+    /// Reserves space for the closing mark after a commit. If a record was appended in this epoch, its
+    /// [reservation](Self::reserve) included the mark, so a close then needs no further space.
     ///
     /// # Errors
-    /// As [`reserve`](Self::reserve).
+    /// Returns the errors of [`reserve`](Self::reserve).
     pub fn reserve_mark(&mut self) -> Result<()> {
-        match self.room() < FRAME_HEADER_BYTES + FRAME_ALIGN {
-            true => self.reserve(0),
-            false => Ok(()),
-        }
+        if self.room() < FRAME_HEADER_BYTES + FRAME_ALIGN { self.reserve(0) } else { Ok(()) }
     }
 
-    /// The largest payload that fits an empty WAL.
+    /// Returns a payload size that fits an empty WAL. It is a lower bound of the capacity: it leaves out two segments
+    /// and the bytes of two frame headers per segment.
     #[must_use]
     pub fn max_payload(&self) -> u64 {
         let segments = self.layout.segments_in(self.max_bytes).saturating_sub(2) as u64;
         segments * (self.layout.segment_size() - self.layout.sector_size() - 2 * FRAME_HEADER_BYTES as u64)
     }
 
-    /// Appends a record, in memory, and returns the LSN of its end. The parts together are its payload.
+    /// Appends a record in memory and returns the LSN of its last frame. The payload is the concatenation of `parts`.
     ///
     /// # Panics
-    /// If there is no room: [`reserve`](Self::reserve) comes first.
+    /// Panics if space for the record was not reserved by [`reserve`](Self::reserve).
     pub fn append(&mut self, kind: FrameKind, parts: &[&[u8]]) -> Lsn {
         let mut left: usize = parts.iter().map(|part| part.len()).sum();
         let mut rest = Parts { parts, at: 0 };
@@ -246,8 +248,8 @@ impl<F: StorageFile> WalWriter<F> {
                 continue;
             }
             let len = left.min(room - FRAME_HEADER_BYTES);
-            // What is too small for a frame of its own belongs to this one, so that every byte of a segment belongs to a
-            // frame (invariant 4).
+            // A rest that is too short for a frame becomes slack of this frame, so that every byte of a segment belongs
+            // to a frame (invariant 4).
             let aligned = len.next_multiple_of(FRAME_ALIGN);
             let behind = room - FRAME_HEADER_BYTES - aligned;
             let slack = aligned - len + if behind < FRAME_HEADER_BYTES { behind } else { 0 };
@@ -264,7 +266,7 @@ impl<F: StorageFile> WalWriter<F> {
             self.put(&frame, rest.take(len));
             self.last = self.last.next();
             if !first {
-                site::reach(Mark::RecordOverSegments);
+                reached!(RecordOverSegments);
             }
             first = false;
             if left == 0 {
@@ -273,7 +275,7 @@ impl<F: StorageFile> WalWriter<F> {
         }
     }
 
-    /// Bytes left in the newest segment.
+    /// Returns the number of bytes left in the newest segment.
     fn room(&self) -> usize {
         self.cursor.map_or(0, |(_, offset)| (self.layout.segment_size() - offset) as usize)
     }
@@ -281,14 +283,14 @@ impl<F: StorageFile> WalWriter<F> {
     /// Starts the next segment in the lowest free slot.
     fn open_segment(&mut self) {
         #[expect(clippy::expect_used, reason = "an append without a reservation is a mistake of the caller")]
-        let slot = self.slots.iter().position(|&slot| slot == Slot::Free).expect("a segment was reserved");
+        let slot = self.slots.iter().position(|&slot| slot == SegmentSlot::Free).expect("a segment was reserved");
         self.seq += 1;
-        self.slots[slot] = Slot::Used(self.seq);
+        self.slots[slot] = SegmentSlot::Used(self.seq);
         let header =
             SegmentHeader { index_id: self.index_id, epoch: self.epoch, seq: self.seq, first_lsn: self.last.next().0 };
         let mut bytes = header.encode();
         bytes.resize(self.layout.first_frame() as usize, 0);
-        self.pending.push_back(RunOut { offset: self.layout.segment_start(slot), bytes });
+        self.pending.push_back(PendingStore { offset: self.layout.segment_start(slot), bytes });
         self.open = true;
         self.cursor = Some((slot, self.layout.first_frame()));
     }
@@ -296,7 +298,8 @@ impl<F: StorageFile> WalWriter<F> {
     fn put<'a>(&mut self, frame: &Frame, parts: impl IntoIterator<Item = &'a [u8]>) {
         let Some((slot, offset)) = self.cursor else { unreachable!("a frame needs a segment") };
         if !self.open {
-            self.pending.push_back(RunOut { offset: self.layout.segment_start(slot) + offset, bytes: Vec::new() });
+            self.pending
+                .push_back(PendingStore { offset: self.layout.segment_start(slot) + offset, bytes: Vec::new() });
             self.open = true;
         }
         let Some(run) = self.pending.back_mut() else { unreachable!("a run is open") };
@@ -305,7 +308,7 @@ impl<F: StorageFile> WalWriter<F> {
         self.appended += frame.size() as u64;
     }
 
-    /// Fills `bytes` bytes with a frame of padding; 0 is nothing to fill.
+    /// Appends a padding frame of `bytes` bytes. Does nothing if `bytes` is 0.
     fn pad(&mut self, bytes: usize) {
         if bytes == 0 {
             return;
@@ -324,10 +327,11 @@ impl<F: StorageFile> WalWriter<F> {
         self.put(&frame, [zeros.as_slice()]);
     }
 
-    /// Stores all appended records in the file, up to a sector boundary.
+    /// Pads the appended records up to a sector boundary and stores them in the file.
     ///
     /// # Errors
-    /// `OutOfSpace`, `Io`: the records stay accepted, and the next call stores the same bytes in the same place.
+    /// Returns `OutOfSpace` or `Io` if a store fails. The records stay accepted, and the next call stores the same
+    /// bytes at the same position.
     pub fn write_out(&mut self) -> Result<()> {
         if self.open {
             let sector = self.layout.sector_size();
@@ -352,9 +356,10 @@ impl<F: StorageFile> WalWriter<F> {
         Ok(())
     }
 
-    /// The sync that makes everything stored so far durable; `None` if nothing waits for one.
+    /// Returns the sync that makes everything stored so far durable, and the LSN it covers. Returns `None` if nothing
+    /// was stored since the last sync.
     ///
-    /// When it has returned `Ok`, [`synced`](Self::synced) is to be called with the LSN returned here.
+    /// When the sync returns `Ok`, the caller must call [`synced`](Self::synced) with that LSN.
     pub fn sync_job(&mut self, purpose: Purpose) -> Option<(SyncJob<F>, Lsn)> {
         debug_assert!(self.pending.is_empty(), "stored before synced");
         let (from, to) = self.unsynced.take()?;
@@ -368,52 +373,53 @@ impl<F: StorageFile> WalWriter<F> {
         Some((job, self.last))
     }
 
-    /// Notes that a sync returned `Ok`.
+    /// Records that a sync up to the LSN `up_to` returned `Ok`.
     pub fn synced(&mut self, up_to: Lsn) {
         self.durable = self.durable.max(up_to);
         self.durable_segments = self.syncing_segments;
         self.appended_durable = self.appended_syncing;
     }
 
-    /// Segments that the file holds whatever happens.
+    /// Returns the number of segments that the file durably holds.
     #[must_use]
     pub fn durable_segments(&self) -> usize {
         self.durable_segments
     }
 
-    /// Sets free every segment that lies wholly before `keep`.
+    /// Frees every segment that lies completely before `keep`, except the current one. Returns the number of segments
+    /// freed.
     pub fn recycle(&mut self, keep: WalPosition) -> usize {
         let mut freed = 0;
         for (i, slot) in self.slots.iter_mut().enumerate() {
             let current = self.cursor.is_some_and(|(at, _)| at == i);
-            if matches!(*slot, Slot::Used(seq) if site::holds(Kind::Ordering, seq < keep.seq)) && !current {
-                *slot = Slot::Free;
+            if matches!(*slot, SegmentSlot::Used(seq) if holds!(Ordering, seq < keep.seq)) && !current {
+                *slot = SegmentSlot::Free;
                 freed += 1;
-                site::reach(Mark::SegmentRecycled);
+                reached!(SegmentRecycled);
             }
         }
         self.recycled += freed as u64;
         freed
     }
 
-    /// The newest segment's slots and the numbers of the segments in them, for checks.
+    /// Returns the used slots and the numbers of the segments in them, for checks.
     pub fn used_slots(&self) -> impl Iterator<Item = (usize, u64)> {
         self.slots.iter().enumerate().filter_map(|(i, slot)| match slot {
-            Slot::Used(seq) => Some((i, *seq)),
-            Slot::Free => None,
+            SegmentSlot::Used(seq) => Some((i, *seq)),
+            SegmentSlot::Free => None,
         })
     }
 }
 
-/// Hands out the bytes of several slices one after another.
+/// Reader of several slices as one sequence of bytes.
 struct Parts<'a, 'b> {
     parts: &'b [&'a [u8]],
-    /// Bytes of the first part already handed out.
+    /// Bytes of the first part that were already returned.
     at: usize,
 }
 
 impl<'a> Parts<'a, '_> {
-    /// The next `n` bytes, in as many pieces as it takes.
+    /// Returns the next `n` bytes as a list of pieces.
     fn take(&mut self, mut n: usize) -> Vec<&'a [u8]> {
         let mut out = Vec::new();
         while n > 0 {

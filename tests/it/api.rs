@@ -1,4 +1,4 @@
-//! The public API: what it accepts, what it refuses, and what it leaves behind.
+//! Tests of the public API: accepted input, refused input, and the files that calls leave behind.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ fn config(dir: &TempDir) -> ShardexConfig {
         .options(options)
 }
 
-/// Runs a test on a fresh index.
+/// Runs a test on a new index.
 fn with_index<F: Future<Output = Result<(), ShardexError>>>(test: impl FnOnce(Shardex, ShardexConfig) -> F) {
     let dir = TempDir::new().expect("a temporary directory");
     let config = config(&dir);
@@ -113,7 +113,7 @@ fn bad_input_is_refused_by_name_and_changes_nothing() {
             index.search(&query[1..], 1, None).await,
             Err(ShardexError::InvalidDimension { expected: DIMENSION, .. })
         ));
-        // Empty batches are fine, and nothing.
+        // Empty batches are accepted and change nothing.
         index.add_postings(Vec::new()).await?;
         assert_eq!(index.remove_documents(Vec::new()).await?, 0);
         let after = index.stats().await?;
@@ -121,7 +121,7 @@ fn bad_input_is_refused_by_name_and_changes_nothing() {
             (after.total_postings, after.last_lsn, after.bytes_stored),
             (before.total_postings, before.last_lsn, before.bytes_stored)
         );
-        // The largest range that fits.
+        // The largest accepted range ends at `u32::MAX`.
         let mut edge = good();
         (edge[0].start, edge[0].length) = (u32::MAX - 1, 1);
         index.add_postings(edge).await?;
@@ -193,14 +193,14 @@ fn directories_that_are_no_index_are_refused_and_left_alone() {
     assert!(matches!(open(&rubbish), Err(ShardexError::NotAnIndex { .. })));
 }
 
-/// What a file system or a desktop puts into a fresh volume is nobody's data.
+/// An index can be created in a new volume: the entries of a file system or a desktop don't count as foreign data.
 #[test]
 fn a_fresh_volume_becomes_an_index_and_keeps_what_it_came_with() {
     let dir = TempDir::new().expect("a temporary directory");
     let volume = dir.path();
     fs::create_dir(volume.join("lost+found")).expect("a directory");
     fs::write(volume.join(".DS_Store"), "icons").expect("a file");
-    // A `create` that was interrupted is cleared beside it.
+    // `create` removes the leftover of an interrupted `create` and keeps the other files.
     fs::write(volume.join("data"), vec![0; 4096]).expect("a file");
     let make = || block_on(Shardex::create(ShardexConfig::new(volume).vector_size(DIMENSION).metric(Metric::L2)));
     let index = make().expect("made");
@@ -307,7 +307,7 @@ fn the_interval_commits_and_the_timer_and_the_size_of_the_wal_flush() {
     block_on(async {
         let index = Shardex::create(base.clone().options(quick)).await?;
         index.add_postings(documents(0..10)).await?;
-        // Not timed: it is asked until it has happened.
+        // Polls without a deadline, because the times of the timer's commit and flush vary.
         loop {
             let stats = index.stats().await?;
             if stats.durable_lsn == stats.last_lsn && stats.flushes > 0 && stats.pending_operations == 0 {
@@ -320,7 +320,7 @@ fn the_interval_commits_and_the_timer_and_the_size_of_the_wal_flush() {
         for n in 1..40 {
             index.add_postings(documents(n * 10..n * 10 + 10)).await?;
             let stats = index.stats().await?;
-            // As much again may come in while a flush is under way.
+            // Up to `flush_wal_bytes` more may arrive while a flush is under way.
             assert!(stats.wal_bytes < 2 * 20_000 + 4_096, "{stats:?}");
         }
         assert!(index.stats().await?.flushes > 1);
@@ -388,8 +388,8 @@ fn cosine_refuses_zero_keeps_norms_and_scores_angles() {
     .expect("the calls succeed");
 }
 
-/// Calls that are dropped while the writer is held up: those that had a place in the queue are carried out, the others are
-/// not, and none by halves.
+/// Calls are dropped while the writer is blocked. Calls with a place in the queue are carried out, the others are not.
+/// No call is carried out in part.
 #[test]
 fn a_dropped_call_is_carried_out_or_not_but_never_by_halves() {
     use std::sync::{
@@ -398,7 +398,7 @@ fn a_dropped_call_is_carried_out_or_not_but_never_by_halves() {
     };
 
     use shardex::{env::Env, storage::MmapStorage};
-    use shardex_sim::hook::{HookStorage, Verdict};
+    use shardex_sim::hook::{HookAction, HookStorage};
 
     const QUEUE: u64 = 3;
     let dir = TempDir::new().expect("a temporary directory");
@@ -412,7 +412,7 @@ fn a_dropped_call_is_carried_out_or_not_but_never_by_halves() {
                 std::thread::yield_now();
             }
         }
-        Verdict::Proceed
+        HookAction::Proceed
     });
     let config = ShardexConfig::new("unused").vector_size(DIMENSION).metric(Metric::L2);
     let options = OpenOptions::default().queue_size(QUEUE as usize);
@@ -431,7 +431,7 @@ fn a_dropped_call_is_carried_out_or_not_but_never_by_halves() {
         }
         held.store(false, Ordering::Release);
         let total = index.stats().await?.total_postings;
-        // The one that is carried out holds its place in the queue until it has been.
+        // The call under way keeps its place in the queue until it completes.
         assert_eq!(total, QUEUE * 10);
         index.close().await?;
         let index = Shardex::open_on(disk, OpenOptions::default(), Env::system()).await?;
@@ -441,8 +441,8 @@ fn a_dropped_call_is_carried_out_or_not_but_never_by_halves() {
     .expect("the calls succeed");
 }
 
-/// The lock lived in the engine and the bytes in the snapshot: the next engine freed and stored over what an old reader still
-/// read. Now whatever holds bytes holds the lock.
+/// Regression: the engine held the lock and the snapshot held the bytes, so the next engine freed and overwrote bytes
+/// that an old reader still read. Every holder of bytes now holds the lock too.
 #[test]
 fn what_outlives_its_handle_keeps_its_bytes_and_the_index_locked() {
     with_index(async |index, config| {
@@ -462,11 +462,11 @@ fn what_outlives_its_handle_keeps_its_bytes_and_the_index_locked() {
         assert!(reader(open().await), "hits hold it");
         assert_eq!(hits.to_response(), in_hits);
         drop(hits);
-        // A clone of a closed handle holds nothing.
+        // A clone of a closed handle holds neither bytes nor the lock.
         assert!(matches!(clone.snapshot().await, Err(ShardexError::Closed)));
         let index = Shardex::open(&config.directory_path).await?;
         assert!(matches!(open().await, Err(ShardexError::Locked { holder: LockHolder::Handle, .. })));
-        // The same when the handle is dropped.
+        // Results also keep the lock if the handle is dropped instead of closed.
         let hits = index.search_in_place(&query, &SearchOptions::new(5).exact()).await?;
         drop(index);
         assert!(reader(open().await), "hits hold it after a drop");
@@ -478,7 +478,7 @@ fn what_outlives_its_handle_keeps_its_bytes_and_the_index_locked() {
     });
 }
 
-/// Whoever removed the file `LOCK` of an open index let a second writer in, and what was acknowledged was lost.
+/// Regression: removing the file `LOCK` of an open index admitted a second writer, and acknowledged writes were lost.
 #[test]
 fn an_open_index_whose_lock_file_was_removed_is_locked_still() {
     with_index(async |index, config| {
@@ -518,14 +518,15 @@ fn an_open_that_fails_leaves_no_file_behind() {
     std::fs::write(dir.path().join("root"), vec![b'x'; 20_000]).expect("written");
     assert!(matches!(opened(), Err(ShardexError::NotAnIndex { .. })));
     assert_eq!(names(), ["notes.txt", "root"]);
-    // Nor does one that finds only a leftover of an interrupted create.
+    // An open that finds only the leftover of an interrupted `create` leaves no file behind either.
     std::fs::remove_file(dir.path().join("root")).expect("it is there");
     std::fs::write(dir.path().join("wal"), vec![0; 4096]).expect("written");
     assert!(matches!(opened(), Err(ShardexError::NotFound { .. })));
     assert_eq!(names(), ["notes.txt", "wal"]);
 }
 
-/// Each looked at the directory before it held the lock: of two at once, one could clear what the other was making.
+/// Regression: `create` and `open` read the directory before they held the lock. Of two concurrent calls, one could
+/// remove the files that the other was creating.
 #[test]
 fn creates_and_opens_that_race_end_well() {
     for _ in 0..20 {
@@ -570,7 +571,7 @@ fn creates_and_opens_that_race_end_well() {
     }
 }
 
-/// A child that dropped what it had inherited released the lock of the parent, which was still reading.
+/// Regression: a child that dropped its inherited lock released the lock of the parent, which was still reading.
 #[test]
 fn a_forked_child_releases_no_lock_of_its_parent() {
     use std::{os::unix::process::CommandExt as _, process::Command, sync::Mutex};
@@ -583,7 +584,7 @@ fn a_forked_child_releases_no_lock_of_its_parent() {
     let inherited = std::sync::Arc::clone(&lock);
     let mut child = Command::new("true");
     #[expect(unsafe_code, reason = "what runs in a forked child")]
-    // SAFETY: the child takes a lock that nobody else holds, and closes a descriptor.
+    // SAFETY: the child locks a mutex that no other thread holds, and closes a descriptor.
     unsafe {
         child.pre_exec(move || {
             drop(inherited.lock().expect("no panic").take());
@@ -596,8 +597,8 @@ fn a_forked_child_releases_no_lock_of_its_parent() {
     drop(storage.lock("LOCK").expect("free again"));
 }
 
-/// Postings at one distance come in the order of document, start and length where all are looked at; by cells any of them may
-/// be found.
+/// An exhaustive search orders postings at equal distance by document, start and length. A search by cells may return
+/// any of them.
 #[test]
 fn postings_that_tie_come_in_the_order_of_their_keys() {
     with_index(async |index, _| {

@@ -1,5 +1,5 @@
-//! The async layer under faults: full disks and held syncs. One fault stops nothing that
-//! does not depend on it, and what it stopped goes on by itself.
+//! Tests of the async layer under faults: full disks and blocked syncs. A fault stops only the work that depends on it,
+//! and that work resumes without a call once the fault is over.
 
 use std::{
     future::Future,
@@ -15,11 +15,11 @@ use shardex::{
     BackgroundWork, CheckLevel, DocumentId, Durability, Metric, OpenOptions, Shardex, ShardexConfig, ShardexError,
     env::Env,
 };
-use shardex_sim::{CrashKind, HookStorage, OpInfo, SimStorage, Verdict, storage::Op};
+use shardex_sim::{CrashKind, HookAction, HookStorage, OpInfo, SimStorage, storage::Op};
 
 use crate::support::{DIMENSION, Limit, documents, vector};
 
-/// Far above what any call here needs: a call that is never answered fails its test instead of hanging it.
+/// Time limit far above the need of any call here. A call that never returns fails its test instead of hanging it.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn config(options: OpenOptions) -> ShardexConfig {
@@ -30,28 +30,29 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
 }
 
-/// Runs a test that must come to an end.
+/// Runs a test and fails it if it takes longer than `LIMIT`.
 pub(crate) fn run(test: impl Future<Output = Result<(), ShardexError>>) {
     let _limit = Limit::start();
     let ended = runtime().block_on(async { tokio::time::timeout(LIMIT, test).await });
     ended.expect("every call is answered").expect("the test's calls succeed");
 }
 
-/// A simulated disk on which stores and allocations of one file find no room while the switch is on.
+/// Returns a simulated disk and a switch. While the switch is on, stores and allocations in the file `name` fail with
+/// `StorageFull`.
 fn full_at(sim: &SimStorage, name: &'static str) -> (HookStorage<SimStorage>, Arc<AtomicBool>) {
     let full = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&full);
     let takes_room = |info: &OpInfo| matches!(info.op, Op::Store | Op::Allocate);
     let hook = HookStorage::new(sim.clone(), move |info| {
         match info.file == name && takes_room(info) && switch.load(Ordering::Acquire) {
-            true => Verdict::Fail(io::ErrorKind::StorageFull),
-            false => Verdict::Proceed,
+            true => HookAction::Fail(io::ErrorKind::StorageFull),
+            false => HookAction::Proceed,
         }
     });
     (hook, full)
 }
 
-/// A switch that holds whoever passes it, from when it is set until it is dropped.
+/// Gate that blocks every thread that reaches it, from the time it is armed until it is opened.
 #[derive(Default)]
 struct Gate {
     armed: AtomicBool,
@@ -76,7 +77,7 @@ impl Gate {
     }
 }
 
-/// Opens a gate when the test ends, however it ends: the threads that wait there end too.
+/// Opens a gate when dropped, so that the threads blocked there end even if the test panics.
 struct Opener(Arc<Gate>);
 
 impl Drop for Opener {
@@ -85,8 +86,8 @@ impl Drop for Opener {
     }
 }
 
-/// A transient error in a commit of the timer turned the timers off for good: accepted writes stayed undurable while
-/// searches and figures went on.
+/// Regression: a transient error in a commit of the timer disabled the timers permanently. Accepted writes stayed
+/// undurable, while searches and statistics still worked.
 #[test]
 fn the_timer_tries_again_until_there_is_room() {
     let (storage, full) = full_at(&SimStorage::new(4096, 512, 1), "wal");
@@ -98,7 +99,7 @@ fn the_timer_tries_again_until_there_is_room() {
         full.store(true, Ordering::Release);
         let before = index.stats().await?.errors;
         index.add_postings(documents(1..5)).await?;
-        // Not timed: it is asked until it has happened.
+        // Polls without a deadline of its own, because the times of the timer's commits vary.
         while index.stats().await?.errors < before + 3 {
             tokio::task::yield_now().await;
         }
@@ -114,7 +115,7 @@ fn the_timer_tries_again_until_there_is_room() {
     });
 }
 
-/// The same for the timer's flush.
+/// Regression: a transient error in a flush of the timer disabled the timers too.
 #[test]
 fn the_timed_flush_tries_again_until_there_is_room() {
     let (storage, full) = full_at(&SimStorage::new(4096, 512, 1), "data");
@@ -137,8 +138,8 @@ fn the_timed_flush_tries_again_until_there_is_room() {
     });
 }
 
-/// Writes that wait for a flush held up every other call, and the timer: they are served meanwhile, and the writes are
-/// carried out afterwards in their order.
+/// Regression: writes that waited for a flush blocked every other call and the timer. Other calls are now served
+/// meanwhile, and the waiting writes are carried out afterwards in their order.
 #[test]
 fn commits_and_the_timer_go_on_while_writes_wait_for_a_flush() {
     let gate = Arc::new(Gate::default());
@@ -148,7 +149,7 @@ fn commits_and_the_timer_go_on_while_writes_wait_for_a_flush() {
         if info.purpose.0.starts_with("B2") {
             held.pass();
         }
-        Verdict::Proceed
+        HookAction::Proceed
     });
     run(async {
         let options = OpenOptions::default()
@@ -182,7 +183,7 @@ fn commits_and_the_timer_go_on_while_writes_wait_for_a_flush() {
     });
 }
 
-/// With an interval the timer commits what was accepted, though the next write waits.
+/// With an interval, the timer commits the accepted writes while the next write waits for a flush.
 #[test]
 fn the_timer_commits_while_a_write_waits_for_a_flush() {
     let gate = Arc::new(Gate::default());
@@ -197,10 +198,10 @@ fn the_timer_commits_while_a_write_waits_for_a_flush() {
         if info.purpose.0.starts_with("B2") {
             held.pass();
         }
-        Verdict::Proceed
+        HookAction::Proceed
     });
     run(async {
-        // The timer is not due before the writes wait, unless this machine is very slow: then it is due again.
+        // The timer isn't due before the writes wait, except on a very slow machine. There it becomes due again.
         let options = OpenOptions::default().batch_write_interval_ms(50).flush_wal_bytes(4 << 10).flush_interval_ms(0);
         let index = Shardex::create_on(storage, config(options), Env::system()).await?;
         gate.armed.store(true, Ordering::Release);
@@ -214,7 +215,8 @@ fn the_timer_commits_while_a_write_waits_for_a_flush() {
             }
         });
         gate.until_reached().await;
-        // Twice as much as a write waits for is never accepted, so from some moment on it is the timer alone that commits.
+        // No write is accepted once the WAL holds more than twice `flush_wal_bytes`. From then on only the timer
+        // commits.
         let mut seen = 0;
         while seen < 2 {
             let before = commits.load(Ordering::Acquire);
@@ -231,18 +233,19 @@ fn the_timer_commits_while_a_write_waits_for_a_flush() {
     });
 }
 
-/// A full check read every vector on the writer: nobody's commit was answered before its end.
+/// Regression: a full check read every vector on the writer, so no commit returned before the check ended.
 #[test]
 fn commits_and_writes_go_on_beside_a_full_check() {
     let gate = Arc::new(Gate::default());
     let opener = Opener(Arc::clone(&gate));
     let held = Arc::clone(&gate);
-    let storage = HookStorage::new(SimStorage::new(4096, 512, 1), |_| Verdict::Proceed).on_read(move |file, _, len| {
-        // The vectors of a shard: no state is so long.
-        if file == "data" && len > 4096 {
-            held.pass();
-        }
-    });
+    let storage =
+        HookStorage::new(SimStorage::new(4096, 512, 1), |_| HookAction::Proceed).on_read(move |file, _, len| {
+            // Reads of this length are of a shard's vectors. Every shard state is shorter.
+            if file == "data" && len > 4096 {
+                held.pass();
+            }
+        });
     run(async {
         let options = OpenOptions::default().flush_interval_ms(0);
         let index = Shardex::create_on(storage, config(options), Env::system()).await?;
@@ -258,7 +261,7 @@ fn commits_and_writes_go_on_beside_a_full_check() {
             index.add_postings(documents(n..n + 1)).await?;
             index.commit().await?;
         }
-        // A flush, too, and what it frees is not used again under the check.
+        // A flush completes as well, and the space that it frees isn't reused while the check runs.
         index.remove_documents((0..40).map(DocumentId).collect()).await?;
         index.flush().await?;
         index.add_postings(documents(160..300)).await?;
@@ -274,7 +277,8 @@ fn commits_and_writes_go_on_beside_a_full_check() {
     });
 }
 
-/// The log had room, and yet a close that found none for the shards left what was accepted undurable.
+/// Regression: if the data file had no room for the flush of a close, accepted writes stayed undurable, although the
+/// WAL had room.
 #[test]
 fn a_close_that_cannot_flush_commits() {
     let sim = SimStorage::new(4096, 512, 1);
@@ -291,7 +295,7 @@ fn a_close_that_cannot_flush_commits() {
         assert!(matches!(closed, Err(ShardexError::OutOfSpace { .. })), "{closed:?}");
         Ok(())
     });
-    // Nothing survives but what was synced.
+    // Only synced bytes survive.
     let picks = vec![0; after.choices(CrashKind::Power).len()];
     after.crash_with(CrashKind::Power, &picks);
     run(async {
@@ -301,8 +305,8 @@ fn a_close_that_cannot_flush_commits() {
     });
 }
 
-/// An error of the timer's commit was returned by the next write, whoever's it was. Now figures show it, commits and flushes
-/// fail for the same reason, and writes go on up to a limit.
+/// Regression: an error of the timer's commit was returned by the next write, of any caller. Statistics now show the
+/// error, commits and flushes fail for the same reason, and writes are accepted up to a limit.
 #[test]
 fn a_background_error_refuses_no_write_below_the_limits() {
     let (storage, full) = full_at(&SimStorage::new(4096, 512, 1), "wal");
@@ -360,7 +364,7 @@ fn a_background_error_refuses_writes_once_the_oldest_is_too_old() {
         let index = Shardex::create_on(storage, config(options), Env::system()).await?;
         full.store(true, Ordering::Release);
         let mut accepted = 0;
-        // Not timed: it is asked until it has happened.
+        // Adds postings until a write is refused, without a deadline of its own.
         let refused = loop {
             match index.add_postings(documents(accepted..accepted + 1)).await {
                 Ok(()) => accepted += 1,
@@ -376,7 +380,7 @@ fn a_background_error_refuses_writes_once_the_oldest_is_too_old() {
     });
 }
 
-/// An acknowledgement that failed for want of room is not the end of it, though nobody asks again.
+/// A write whose acknowledgement failed for lack of space becomes durable without another write or commit.
 #[test]
 fn an_immediate_write_that_could_not_be_committed_becomes_durable_by_itself() {
     let (storage, full) = full_at(&SimStorage::new(4096, 512, 1), "wal");

@@ -1,5 +1,5 @@
-//! Work beside the callers: threads that cannot be started, opens that nobody waits for any more, and builds of cells that
-//! are given up and gone on with.
+//! Tests of background work: threads that can't be started, opens that the caller abandons, and cell builds that are
+//! cancelled and resumed.
 
 use std::{
     env,
@@ -33,7 +33,7 @@ use crate::{
 
 const NO_THREADS: &str = "SHARDEX_TEST_NO_THREADS";
 
-/// Not a test of its own: what the child of the next one runs, where no thread can be started.
+/// Body of the child process of [`where_no_thread_can_be_started_calls_say_so`]. It does nothing in any other process.
 #[test]
 fn without_threads() {
     if env::var_os(NO_THREADS).is_none() {
@@ -48,7 +48,7 @@ fn without_threads() {
     assert!(!path.exists(), "nothing is made");
     let made = runtime.block_on(Shardex::open(&path));
     assert!(matches!(made, Err(ShardexError::Io { op: "start", .. })), "{made:?}");
-    // What uses all cores uses the one that there is.
+    // Work for all cores runs on the calling thread alone.
     let done = AtomicUsize::new(0);
     for _ in 0..2 {
         AllCores.for_each(100, &|i| {
@@ -59,20 +59,20 @@ fn without_threads() {
     println!("without threads: done");
 }
 
-/// `create` panicked: the runtime that it had made for its thread was dropped in the caller's. An exact search panicked in
-/// the pool.
+/// Regression: `create` panicked, because the runtime made for its thread was dropped inside the caller's runtime. An
+/// exact search panicked in the thread pool.
 #[test]
 fn where_no_thread_can_be_started_calls_say_so() {
     let mut child = Command::new(env::current_exe().expect("this binary"));
     child.args(["--exact", "background::without_threads", "--nocapture", "--test-threads=1"]);
-    // No address space holds such a stack, so every start of a thread fails.
+    // The stack is larger than any address space, so every start of a thread fails.
     child.env(NO_THREADS, "1").env("RUST_MIN_STACK", (1u64 << 50).to_string());
     let output = child.output().expect("the child runs");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.contains("without threads: done"), "{out}\n{err}");
 }
 
-/// Notes that it was woken.
+/// Waker that records whether it was woken.
 #[derive(Default)]
 struct Woken(AtomicBool);
 
@@ -82,8 +82,8 @@ impl Wake for Woken {
     }
 }
 
-/// An open whose caller is gone lets the index go, whenever that was: before it has begun, meanwhile, or when it is done and
-/// nobody has looked yet.
+/// An abandoned open releases the index. It may be abandoned before it begins, while it runs, or when it is done but
+/// not polled again.
 #[test]
 fn an_abandoned_open_lets_the_index_go() {
     let sim = SimStorage::new(4096, 512, 1);
@@ -99,7 +99,7 @@ fn an_abandoned_open_lets_the_index_go() {
             let mut open = pin!(Shardex::open_on(sim.clone(), OpenOptions::default(), Env::system()));
             match open.as_mut().poll(&mut Context::from_waker(&waker)) {
                 Poll::Ready(opened) => drop(opened.expect("nobody has the index open")),
-                // Dropped at once, after a while, or when the answer is there and nobody has taken it.
+                // The open is dropped at once, after a delay, or when its result is ready but not yet taken.
                 Poll::Pending if round % 4 == 0 => {}
                 Poll::Pending if round % 4 < 3 => (0..1_000 * round).for_each(|_| std::hint::spin_loop()),
                 Poll::Pending => {
@@ -124,7 +124,7 @@ fn an_abandoned_open_lets_the_index_go() {
     }
 }
 
-/// Refuses threads of one name while it is told to, and counts the others of that name.
+/// Counter of the started tasks of one name. It refuses them while `refuses` is set.
 #[derive(Default)]
 struct Refusing {
     name: &'static str,
@@ -151,8 +151,8 @@ impl Refusing {
     }
 }
 
-/// Without the thread of its syncs no index is made, and none is held; without the one for long work an index does without
-/// cells, and says so.
+/// Without the writer thread or the sync thread, `create` and `open` fail and keep no lock. Without the thread for long
+/// work, an index has no cells and reports the error.
 #[test]
 fn each_thread_that_cannot_be_started_is_told_where_it_is_missed() {
     for name in ["shardex-writer", "shardex-sync"] {
@@ -174,7 +174,7 @@ fn each_thread_that_cannot_be_started_is_told_where_it_is_missed() {
     run(async {
         let index = Shardex::create_on(SimStorage::new(4096, 512, 1), config(OpenOptions::default()), env).await?;
         index.add_postings(documents(0..5_000)).await?;
-        // It is missed as soon as the writer has nothing else to do.
+        // The error appears as soon as the writer is idle.
         let shown = loop {
             if let Some(shown) = index.stats().await?.background_error {
                 break shown;
@@ -185,7 +185,7 @@ fn each_thread_that_cannot_be_started_is_told_where_it_is_missed() {
         for refused in [index.optimize().await, index.check(CheckLevel::Full).await.map(drop)] {
             assert!(matches!(refused, Err(ShardexError::Io { op: "start", .. })), "{refused:?}");
         }
-        // Nobody else is refused for it.
+        // Other calls succeed despite the error.
         index.add_postings(documents(5_000..5_001)).await?;
         index.flush().await?;
         threads.refuses.store(false, Ordering::Release);
@@ -197,8 +197,8 @@ fn each_thread_that_cannot_be_started_is_told_where_it_is_missed() {
     });
 }
 
-/// An index whose newest postings have no codes after an open.
-fn uncoded() -> SimStorage {
+/// Returns the disk of a closed index whose newest postings have no codes after an open.
+fn without_codes() -> SimStorage {
     let sim = SimStorage::new(4096, 512, 1);
     let mut engine = Engine::create(sim.clone(), &config(OpenOptions::default()), &workload::env()).expect("made");
     engine.add(&documents(0..500)).expect("accepted");
@@ -209,11 +209,11 @@ fn uncoded() -> SimStorage {
     sim
 }
 
-/// What an open begins beside the writer it begins for somebody: an open that was given up held the lock until every vector
-/// without a code was read.
+/// Regression: an abandoned open held the lock until every vector without a code had been read. An open now begins
+/// background work only for a caller that takes its result.
 #[test]
 fn an_abandoned_open_begins_nothing() {
-    let sim = uncoded();
+    let sim = without_codes();
     let mut seen = [false; 2];
     while seen != [true; 2] {
         let abandoned = !seen[0];
@@ -223,7 +223,7 @@ fn an_abandoned_open_begins_nothing() {
         let mut open = Box::pin(Shardex::open_on(sim.clone(), OpenOptions::default(), env));
         let mut polled = open.as_mut().poll(&mut Context::from_waker(&waker));
         if polled.is_pending() {
-            // The answer is there when it wakes.
+            // The result is ready once the waker is woken.
             while !woken.0.load(Ordering::Acquire) {
                 std::thread::yield_now();
             }
@@ -253,21 +253,21 @@ fn open(sim: &SimStorage) -> Engine<SimStorage> {
     Engine::open(sim.clone(), OpenOptions::default(), &workload::env()).expect("opened")
 }
 
-/// What searches come to at least that are asked for 0.95.
+/// Least recall of searches with the target recall 0.95.
 const PROMISED: f64 = 0.95 - 0.01;
 
-/// Share of the ten nearest that a search finds, of all queries.
+/// Returns the recall at 10 of searches with the target recall 0.95, over all queries.
 fn recall(engine: &Engine<SimStorage>) -> f64 {
-    let find = |query: &[f32], breadth| {
-        let hits = shardex::index::search(&engine.snapshot(), engine.data(), query, 10, breadth).expect("searched");
+    let find = |query: &[f32], scope| {
+        let hits = shardex::index::search(&engine.snapshot(), engine.data(), query, 10, scope).expect("searched");
         hits.iter().map(|hit| hit.document_id).collect::<Vec<_>>()
     };
     let queries = 500;
     let found: usize = (0..queries)
         .map(|n| {
             let query = vector(1_000_000 + n, DIMENSION);
-            let wanted = find(&query, shardex::index::Breadth::exact());
-            let default = shardex::index::Breadth {
+            let wanted = find(&query, shardex::index::SearchScope::exact());
+            let default = shardex::index::SearchScope {
                 exact: false,
                 slop: None,
                 recall: Some(0.95),
@@ -280,27 +280,27 @@ fn recall(engine: &Engine<SimStorage>) -> f64 {
     found as f64 / (queries * 10) as f64
 }
 
-/// Sessions that end before a build does begun anew each time, so that there were never any cells. Each leaves the
-/// centroids that it has reached, and the next one goes on from there, without a write.
+/// Regression: a cell build began again in every session that ended before the build did, so the index never had cells.
+/// Each session now leaves the centroids that it has reached. The next session resumes from them, even without a write.
 #[test]
 fn sessions_shorter_than_a_build_come_to_have_cells() {
-    // Most questions are those of the calibration, which is not waited for.
+    // Most cancellation checks belong to the calibration, which this part doesn't wait for.
     const SESSIONS_A_BUILD: u64 = 24;
     let sim = SimStorage::new(4096, 512, 1);
     let mut engine = Engine::create(sim.clone(), &config(OpenOptions::default()), &workload::env()).expect("made");
     engine.add(&documents(0..6_000)).expect("accepted");
     engine.flush().expect("flushed");
     let whole = Budget::of(u64::MAX);
-    assert!(engine.regroup_begin().expect("a job").run_until(&whole).expect("made").is_some());
+    assert!(engine.cell_build_begin().expect("a job").run_until(&whole).expect("made").is_some());
     let questions = u64::MAX - whole.left();
     let mut sessions = 0;
     let mut unfinished = 0;
     loop {
         sessions += 1;
         assert!(sessions <= 3 * SESSIONS_A_BUILD, "still no cells");
-        assert!(engine.wants_regroup() || sessions == 1, "session {sessions} goes on with it");
-        match engine.regroup_go_on().expect("a job").run_until(&Budget::of(questions / SESSIONS_A_BUILD)) {
-            Ok(built) => engine.regrouped(built).expect("taken in"),
+        assert!(engine.wants_cell_build() || sessions == 1, "session {sessions} goes on with it");
+        match engine.cell_build_resume().expect("a job").run_until(&Budget::of(questions / SESSIONS_A_BUILD)) {
+            Ok(built) => engine.install_cells(built).expect("taken in"),
             Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
         }
         let stats = engine.stats().expect("figures");
@@ -308,7 +308,7 @@ fn sessions_shorter_than_a_build_come_to_have_cells() {
             break;
         }
         unfinished += usize::from(engine.has_unfinished_cells());
-        // No search sees centroids alone.
+        // No search uses centroids without cells.
         assert!(engine.snapshot().cells.is_none());
         let report = engine.check(CheckLevel::Full).expect("checked");
         assert!(report.is_clean(), "{report}");
@@ -317,11 +317,11 @@ fn sessions_shorter_than_a_build_come_to_have_cells() {
         engine = open(&sim);
     }
     assert!(unfinished > 1, "{sessions} sessions, {unfinished} of which left something");
-    // Where no effort is known everything is looked at.
+    // Searches are exhaustive while their effort is unknown.
     assert!(engine.has_unfinished_cells() && recall(&engine) >= PROMISED, "{}", recall(&engine));
     let report = engine.check(CheckLevel::Full).expect("checked");
     assert!(report.is_clean(), "{report}");
-    // What is found of the efforts is kept, too, though every session writes something.
+    // The efforts found by a session are kept too, although every session writes something.
     let cells = engine.stats().expect("figures").cells;
     for session in 0..=3 * 3 {
         assert!(session < 3 * 3, "efforts are still unknown");
@@ -329,9 +329,9 @@ fn sessions_shorter_than_a_build_come_to_have_cells() {
         drop(engine);
         engine = open(&sim);
         engine.add(&documents(6_000 + session..6_001 + session)).expect("accepted");
-        assert!(engine.wants_regroup());
-        match engine.regroup_go_on().expect("a job").run_until(&Budget::of(questions / 3)) {
-            Ok(built) => engine.regrouped(built).expect("taken in"),
+        assert!(engine.wants_cell_build());
+        match engine.cell_build_resume().expect("a job").run_until(&Budget::of(questions / 3)) {
+            Ok(built) => engine.install_cells(built).expect("taken in"),
             Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
         }
         assert_eq!(engine.stats().expect("figures").cells, cells, "the same cells");
@@ -341,26 +341,26 @@ fn sessions_shorter_than_a_build_come_to_have_cells() {
             break;
         }
     }
-    assert!(!engine.wants_regroup());
+    assert!(!engine.wants_cell_build());
     assert!(recall(&engine) >= PROMISED, "{}", recall(&engine));
-    // An index that grows to more than twice its size keeps its cells for searches, while others are made beside them.
+    // An index that grows to more than twice its size keeps its cells for searches while others are built.
     engine.add(&documents(10_000..16_500)).expect("accepted");
     let whole = Budget::of(u64::MAX);
-    assert!(engine.regroup_begin().expect("a job").run_until(&whole).expect("made").is_some());
+    assert!(engine.cell_build_begin().expect("a job").run_until(&whole).expect("made").is_some());
     let questions = u64::MAX - whole.left();
     engine.add(&documents(16_500..18_000)).expect("accepted");
     let (mut sessions, mut beside) = (0, 0);
-    while engine.wants_regroup() {
+    while engine.wants_cell_build() {
         sessions += 1;
         assert!(sessions <= 3 * SESSIONS_A_BUILD, "still the old cells");
-        // Long enough to give every posting its codes, once something has been left.
+        // Once a session has left centroids, the budget suffices to encode every posting.
         let part = if beside == 0 { 6 } else { 3 };
-        match engine.regroup_go_on().expect("a job").run_until(&Budget::of(questions / part)) {
-            Ok(built) => engine.regrouped(built).expect("taken in"),
+        match engine.cell_build_resume().expect("a job").run_until(&Budget::of(questions / part)) {
+            Ok(built) => engine.install_cells(built).expect("taken in"),
             Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
         }
         let cells = engine.snapshot().cells.clone().expect("searches have cells");
-        beside += usize::from(cells.has_ahead());
+        beside += usize::from(cells.has_unfinished());
         assert!(recall(&engine) >= 0.93, "{}", recall(&engine));
         engine.flush().expect("flushed");
         let report = engine.check(CheckLevel::Full).expect("checked");
@@ -371,24 +371,25 @@ fn sessions_shorter_than_a_build_come_to_have_cells() {
     }
     assert!(beside > 0 && !engine.has_unfinished_cells());
     let stats = engine.stats().expect("figures");
-    assert!(stats.cells > cells && stats.fresh_postings == 0, "{stats:?}");
+    assert!(stats.cells > cells && stats.unindexed_postings == 0, "{stats:?}");
     assert!(recall(&engine) >= PROMISED, "{}", recall(&engine));
 }
 
-/// Wherever a build is given up, it leaves an index that is whole, and cells that searches use are never replaced by less.
+/// A cell build cancelled at any point leaves an undamaged index. Cells that searches use are never replaced by an
+/// incomplete build.
 #[test]
 fn a_build_may_be_given_up_anywhere() {
     let sim = SimStorage::new(4096, 512, 1);
     let mut engine = Engine::create(sim.clone(), &config(OpenOptions::default()), &workload::env()).expect("made");
     engine.add(&documents(0..1_000)).expect("accepted");
     let whole = Budget::of(u64::MAX);
-    let built = engine.regroup_begin().expect("a job").run_until(&whole).expect("made");
+    let built = engine.cell_build_begin().expect("a job").run_until(&whole).expect("made");
     let questions = u64::MAX - whole.left();
     let mut unfinished = 0;
     for tenth in 0..10 {
         unfinished += usize::from(engine.has_unfinished_cells());
-        match engine.regroup_begin().expect("a job").run_until(&Budget::of(questions * tenth / 10)) {
-            Ok(built) => engine.regrouped(built).expect("taken in"),
+        match engine.cell_build_begin().expect("a job").run_until(&Budget::of(questions * tenth / 10)) {
+            Ok(built) => engine.install_cells(built).expect("taken in"),
             Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
         }
         let cells = engine.snapshot().cells.clone();
@@ -398,12 +399,12 @@ fn a_build_may_be_given_up_anywhere() {
         assert!(report.is_clean(), "{report}");
     }
     assert!(unfinished > 3, "{unfinished}");
-    engine.regrouped(built).expect("taken in");
+    engine.install_cells(built).expect("taken in");
     let cells = engine.stats().expect("figures").cells;
     assert!(cells > 0);
     for tenth in 0..9 {
-        match engine.regroup_begin().expect("a job").run_until(&Budget::of(questions * tenth / 20)) {
-            Ok(built) => engine.regrouped(built).expect("taken in"),
+        match engine.cell_build_begin().expect("a job").run_until(&Budget::of(questions * tenth / 20)) {
+            Ok(built) => engine.install_cells(built).expect("taken in"),
             Err(error) => assert!(matches!(error, ShardexError::Closed), "{error:?}"),
         }
         assert_eq!(engine.stats().expect("figures").cells, cells, "cells that are used stay");
@@ -411,29 +412,29 @@ fn a_build_may_be_given_up_anywhere() {
         let report = engine.check(CheckLevel::Full).expect("checked");
         assert!(report.is_clean(), "{report}");
     }
-    // Cells that were made from others than there are now are not taken.
-    let job = engine.regroup_begin().expect("a job");
+    // A build that began from cells other than the present ones is discarded.
+    let job = engine.cell_build_begin().expect("a job");
     engine.optimize().expect("cells are made");
     let left = |questions| job.run_until(&Budget::of(questions)).ok().flatten().filter(|left| left.groups.is_empty());
     let stale = (1..questions).find_map(left).expect("it leaves centroids");
     drop(job);
     let before = engine.snapshot().cells.clone().map(|cells| cells.whole_table());
-    engine.regrouped(Some(stale)).expect("not taken in");
+    engine.install_cells(Some(stale)).expect("not taken in");
     assert_eq!(engine.snapshot().cells.clone().map(|cells| cells.whole_table()), before);
     engine.add(&documents(1_000..1_010)).expect("accepted");
     engine.flush().expect("flushed");
-    let job = engine.fresh_begin();
+    let job = engine.encode_begin();
     assert!(job.is_none(), "what was added has codes");
     drop(engine);
     let engine = open(&sim);
-    let job = engine.fresh_begin().expect("an open finds no codes");
+    let job = engine.encode_begin().expect("an open finds no codes");
     assert!(matches!(job.run_until(&Budget::of(0)), Err(ShardexError::Closed)));
     assert!(job.run_until(&Never).is_ok());
     let check = engine.check_begin().expect("checked");
     assert!(matches!(check.run_until(&Budget::of(3)), Err(ShardexError::Closed)));
 }
 
-/// So slow that no build comes to its end within the limit of a test.
+/// Executor so slow that no cell build completes within the time limit of a test.
 struct Slow(AtomicUsize);
 
 impl Executor for Slow {
@@ -446,7 +447,7 @@ impl Executor for Slow {
     }
 }
 
-/// `close` and dropping the last handle waited for a build of cells to its end.
+/// Regression: `close` and the drop of the last handle waited for the end of a cell build.
 #[test]
 fn closing_and_dropping_give_a_build_up() {
     for closes in [true, false] {
@@ -456,7 +457,7 @@ fn closing_and_dropping_give_a_build_up() {
             let env = Env { executor: Arc::<Slow>::clone(&slow), cells: CellPolicy::Always, ..Env::system() };
             let index = Shardex::create_on(sim.clone(), config(OpenOptions::default()), env).await?;
             index.add_postings(documents(0..5_000)).await?;
-            // Its threads are busy.
+            // Waits until the build is under way.
             while slow.0.load(Ordering::Acquire) < 4 {
                 tokio::task::yield_now().await;
             }

@@ -1,12 +1,13 @@
-//! The cells: that a search by them finds what it should while little is looked at, stays right through everything that
-//! happens to an index, and costs nothing but time when they are damaged.
+//! Tests of the cells. Searches by cells reach their target recall while they visit a small part of the postings. They
+//! stay correct through every change to the index. Damaged cells cost time but no answer.
 
 use std::{collections::BTreeSet, fs, sync::Arc};
 
 use shardex::{
     CheckLevel, Component, DocumentId, Engine, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexError,
     env::{AllCores, CellPolicy, Env, Executor, Inline},
-    index::{self, Breadth, Chunk, Fresh, Hits, Snapshot},
+    format::cells::{HEAD_MAGIC, TABLE_MAGIC},
+    index::{self, Chunk, Hits, SearchScope, Snapshot, UnindexedShard},
     storage::{MmapFile, MmapStorage},
 };
 
@@ -14,7 +15,7 @@ use shardex_sim::workload::Budget;
 
 use crate::support::{TestIndex, block_on, check_clean, posting, vector};
 
-/// Vectors around some hundred centres, so that near ones lie together as those of texts do.
+/// Returns a vector around one of 97 centres. Vectors thus form clusters, as those of texts do.
 fn clustered(n: u64, dimension: usize) -> Vec<f32> {
     let (centre, own) = (vector(1_000_000 + n % 97, dimension), vector(n, dimension));
     centre.iter().zip(own).map(|(c, x)| c + 0.7 * x).collect()
@@ -24,20 +25,20 @@ fn postings(range: std::ops::Range<u64>, dimension: usize) -> Vec<Posting> {
     range.map(|n| posting(u128::from(n), 0, clustered(n, dimension))).collect()
 }
 
-fn recall_of(recall: f32) -> Breadth {
-    Breadth { recall: Some(recall), slop: None, ..Breadth::slop(96) }
+fn recall_of(recall: f32) -> SearchScope {
+    SearchScope { recall: Some(recall), slop: None, ..SearchScope::slop(96) }
 }
 
-fn find(engine: &Engine<MmapStorage>, query: &[f32], k: usize, breadth: Breadth) -> Hits<MmapFile> {
-    index::search(&engine.snapshot(), engine.data(), query, k, breadth).expect("the search succeeds")
+fn find(engine: &Engine<MmapStorage>, query: &[f32], k: usize, scope: SearchScope) -> Hits<MmapFile> {
+    index::search(&engine.snapshot(), engine.data(), query, k, scope).expect("the search succeeds")
 }
 
 fn found(hits: &Hits<MmapFile>) -> BTreeSet<u128> {
     hits.iter().map(|hit| hit.document_id.0).collect()
 }
 
-/// The mean share of the ten nearest that searches for `queries` find, and of the postings that they look at.
-fn measure(engine: &Engine<MmapStorage>, queries: std::ops::Range<u64>, breadth: Breadth) -> (f64, f64) {
+/// Returns the mean recall at 10 of searches for `queries`, and the mean share of the postings that they visit.
+fn measure(engine: &Engine<MmapStorage>, queries: std::ops::Range<u64>, scope: SearchScope) -> (f64, f64) {
     let (mut hit, mut looked) = (0, 0);
     let (n, dimension) = (queries.end - queries.start, engine.geometry().dimension);
     for query in queries {
@@ -46,8 +47,8 @@ fn measure(engine: &Engine<MmapStorage>, queries: std::ops::Range<u64>, breadth:
             let norm = query.iter().map(|x| x * x).sum::<f32>().sqrt();
             query.iter_mut().for_each(|x| *x /= norm);
         }
-        let true_ones = found(&find(engine, &query, 10, Breadth::exact()));
-        let hits = find(engine, &query, 10, breadth);
+        let true_ones = found(&find(engine, &query, 10, SearchScope::exact()));
+        let hits = find(engine, &query, 10, scope);
         hit += found(&hits).intersection(&true_ones).count();
         looked += hits.scanned();
     }
@@ -71,7 +72,8 @@ fn searches_by_cells_reach_the_recall_that_was_asked_for() {
     }
 }
 
-/// With a slop, so many codes; with both, no more than that; with all, every posting.
+/// A slop bounds the number of scanned codes. A target recall in addition never raises it. A slop of all shards scans
+/// every posting.
 #[test]
 fn a_slop_bounds_what_is_looked_at() {
     let test = TestIndex::with(|config| config.vector_size(64).shard_size(128));
@@ -82,16 +84,16 @@ fn a_slop_bounds_what_is_looked_at() {
     let query = clustered(5, 64);
     for slop in [1, 4, 12] {
         let codes = stats.codes as usize * slop / stats.total_shards;
-        let hits = find(&engine, &query, 10, Breadth::slop(slop));
+        let hits = find(&engine, &query, 10, SearchScope::slop(slop));
         assert!((codes..codes + 600).contains(&hits.scanned()), "{} codes for slop {slop}", hits.scanned());
         for recall in [0.999, 1.0] {
-            let both = Breadth { slop: Some(slop), ..recall_of(recall) };
+            let both = SearchScope { slop: Some(slop), ..recall_of(recall) };
             assert!(find(&engine, &query, 10, both).scanned() <= hits.scanned());
         }
     }
-    let all = find(&engine, &query, 10, Breadth::slop(stats.total_shards));
+    let all = find(&engine, &query, 10, SearchScope::slop(stats.total_shards));
     assert_eq!(all.scanned(), 6_000);
-    assert_eq!(found(&all), found(&find(&engine, &query, 10, Breadth::exact())));
+    assert_eq!(found(&all), found(&find(&engine, &query, 10, SearchScope::exact())));
 }
 
 #[test]
@@ -101,7 +103,8 @@ fn what_is_removed_replaced_or_added_after_the_cells_is_answered_right() {
     let mut engine = test.create();
     engine.add(&postings(0..4_000, dimension)).expect("added");
     engine.optimize().expect("cells are made");
-    // A tenth goes, a tenth moves, and enough comes to split shards that the cells know.
+    // A tenth of the postings is removed, a tenth is replaced, and enough is added to split shards that the cells refer
+    // to.
     let gone: Vec<DocumentId> = (0..400).map(|n| DocumentId(n * 10)).collect();
     engine.remove(&gone).expect("removed");
     let moved: Vec<Posting> =
@@ -130,14 +133,14 @@ fn what_is_removed_replaced_or_added_after_the_cells_is_answered_right() {
     drop(engine);
     let mut engine = test.open();
     right(&engine);
-    assert!(engine.stats().expect("figures").fresh_postings > 2_000);
+    assert!(engine.stats().expect("figures").unindexed_postings > 2_000);
     engine.optimize().expect("cells are made");
-    assert_eq!(engine.stats().expect("figures").fresh_postings, 0);
+    assert_eq!(engine.stats().expect("figures").unindexed_postings, 0);
     right(&engine);
     check_clean(&engine);
 }
 
-/// They are durable with the flush, read as they were by the next open, and not there before it.
+/// Cells are durable with the flush and absent before it. The next open reads them unchanged.
 #[test]
 fn cells_outlive_a_close_and_nothing_is_left_of_lost_ones() {
     let test = TestIndex::with(|config| config.vector_size(48).shard_size(64));
@@ -146,7 +149,7 @@ fn cells_outlive_a_close_and_nothing_is_left_of_lost_ones() {
     engine.flush().expect("flushed");
     engine.optimize().expect("cells are made");
     drop(engine);
-    // Dropped without a flush: like a crash.
+    // The engine is dropped without a flush, as in a crash.
     let mut engine = test.open();
     assert_eq!(engine.stats().expect("figures").cells, 0);
     check_clean(&engine);
@@ -158,18 +161,18 @@ fn cells_outlive_a_close_and_nothing_is_left_of_lost_ones() {
     for _ in 0..2 {
         let mut engine = test.open();
         let stats = engine.stats().expect("figures");
-        assert_eq!((stats.cells, stats.fresh_postings, stats.recovery.cells_lost), (made, 0, false));
+        assert_eq!((stats.cells, stats.unindexed_postings, stats.recovery.cells_lost), (made, 0, false));
         check_clean(&engine);
         engine.close().expect("closed");
     }
 }
 
-/// The first byte of each group of cells in the data file, and how many there are.
+/// Returns the offset and the length of each cell group in the data file, in bytes.
 pub(crate) fn groups(engine: &Engine<MmapStorage>) -> Vec<(usize, usize)> {
     let snapshot = engine.snapshot();
     let page = engine.geometry().page_size;
     let groups = &snapshot.cells.as_ref().expect("there are cells").table().groups;
-    groups.iter().map(|group| (group.place.page as usize * page, group.place.len as usize)).collect()
+    groups.iter().map(|group| (group.pointer.page as usize * page, group.pointer.len as usize)).collect()
 }
 
 #[test]
@@ -186,7 +189,7 @@ fn damaged_cells_cost_time_and_no_answer() {
             let copy = test.copy();
             copy.patch("data", |bytes| bytes[byte] ^= 0x10);
             let mut engine = copy.open();
-            // Whichever group is damaged, some search reads it; all are answered.
+            // Some search reads the damaged group, whichever it is, and every search is answered.
             for n in 0..60 {
                 let hits = find(&engine, &clustered(n * 30, 48), 1, recall_of(0.98));
                 assert_eq!(hits.iter().next().expect("a hit").similarity_score, 0.0);
@@ -194,12 +197,12 @@ fn damaged_cells_cost_time_and_no_answer() {
             let report = engine.check(CheckLevel::Full).expect("the disk can be read");
             assert!(report.findings.iter().all(|finding| finding.component == Component::Cells), "{report}");
             assert!(!report.is_clean(), "byte {byte} of {at}..{}", at + len);
-            // It holds nothing up, and is mended by new ones.
+            // The damage blocks no write, and a cell build replaces the damaged cells.
             engine.add(&postings(5_000..5_010, 48)).expect("added");
             engine.flush().expect("flushed");
             engine.optimize().expect("cells are made");
             engine.flush().expect("flushed");
-            // The older root names the damaged ones until the next flush.
+            // The older root refers to the damaged cells until the next flush.
             engine.add(&postings(5_010..5_011, 48)).expect("added");
             engine.flush().expect("flushed");
             check_clean(&engine);
@@ -216,7 +219,7 @@ fn a_damaged_table_of_cells_is_told_and_done_without() {
     engine.close().expect("closed");
     drop(engine);
     let bytes = fs::read(test.path().join("data")).expect("the data");
-    for magic in [*b"SHCH", *b"SHC6"] {
+    for magic in [HEAD_MAGIC, TABLE_MAGIC] {
         let at = bytes.windows(4).position(|window| window == magic).expect("it is there");
         let copy = test.copy();
         copy.patch("data", |bytes| bytes[at + 5] ^= 1);
@@ -235,7 +238,7 @@ fn a_damaged_table_of_cells_is_told_and_done_without() {
     }
 }
 
-/// As many threads as there are make the same bytes as one (P7).
+/// Any number of threads builds the same bytes as one thread (P7).
 #[test]
 fn cells_do_not_depend_on_the_threads_that_make_them() {
     let made = |executor: Arc<dyn Executor>| {
@@ -252,7 +255,7 @@ fn cells_do_not_depend_on_the_threads_that_make_them() {
     assert!(made(Arc::new(Inline)) == made(Arc::new(AllCores)), "other bytes");
 }
 
-/// What came after the cells has codes at once; after an open it gets the same ones, made beside the writer.
+/// Postings added after the cells are encoded at once. After an open, a job makes the same codes.
 #[test]
 fn what_is_in_no_cell_is_searched_by_codes() {
     for metric in [Metric::L2, Metric::Cosine, Metric::Dot] {
@@ -266,7 +269,7 @@ fn what_is_in_no_cell_is_searched_by_codes() {
             engine.add(&postings(first..(first + 130).min(14_000), dimension)).expect("added");
         }
         let grown = engine.stats().expect("figures");
-        assert!(grown.fresh_postings > 4_000 && grown.splits > settled.splits, "{grown:?}");
+        assert!(grown.unindexed_postings > 4_000 && grown.splits > settled.splits, "{grown:?}");
         let answers = |engine: &Engine<MmapStorage>| -> (Vec<Vec<u128>>, usize) {
             let hits = (0..60).map(|n| {
                 let mut query = clustered(10_003 + 61 * n, dimension);
@@ -287,23 +290,24 @@ fn what_is_in_no_cell_is_searched_by_codes() {
         check_clean(&engine);
         engine.close().expect("closed");
         drop(engine);
-        // An open reads no vector: these have no codes yet.
+        // An open reads no vector, so these postings have no codes yet.
         let mut engine = test.open();
         assert!(answers(&engine).1 > 2 * computed);
-        let coded = engine.fresh_begin().expect("there is something to do").run().expect("codes are made");
-        engine.coded(&coded);
+        let coded = engine.encode_begin().expect("there is something to do").run().expect("codes are made");
+        engine.install_codes(&coded);
         assert_eq!(answers(&engine), (before, computed), "{metric}");
         check_clean(&engine);
-        assert!(engine.fresh_begin().is_none(), "nothing is left to do");
-        // Cells that cover it all make the codes needless.
-        assert!(engine.snapshot().fresh_memory() > 4_000 * 24, "a code takes two words and its factors");
+        assert!(engine.encode_begin().is_none(), "nothing is left to do");
+        // Cells that contain every posting make the codes of unindexed postings unnecessary.
+        assert!(engine.snapshot().unindexed_memory() > 4_000 * 24, "a code takes two words and its factors");
         engine.optimize().expect("cells are made");
-        assert_eq!((engine.stats().expect("figures").fresh_postings, engine.snapshot().fresh_memory()), (0, 0));
+        assert_eq!((engine.stats().expect("figures").unindexed_postings, engine.snapshot().unindexed_memory()), (0, 0));
         check_clean(&engine);
     }
 }
 
-/// A publication looks at what changed, and takes the rest over: it comes to what a look at everything says.
+/// A publication computes only the parts that changed and takes over the rest. The result equals that of a publication
+/// of everything.
 #[test]
 fn one_publication_after_another_comes_to_the_same_as_one_of_everything() {
     let dimension = 24;
@@ -335,19 +339,20 @@ fn one_publication_after_another_comes_to_the_same_as_one_of_everything() {
         assert_eq!((anew.shards, anew.chunks.len()), (published.shards, published.chunks.len()), "write {n}");
         for (known, made) in published.chunks.iter().zip(&anew.chunks) {
             let of = |chunk: &Chunk<_>| -> Vec<(u32, u32, Option<usize>)> {
-                let one = |fresh: &Fresh| (fresh.shard, fresh.from, fresh.codes.as_ref().map(|codes| codes.end()));
-                chunk.fresh.iter().map(one).collect()
+                let one =
+                    |fresh: &UnindexedShard| (fresh.shard, fresh.from, fresh.codes.as_ref().map(|codes| codes.end()));
+                chunk.unindexed.iter().map(one).collect()
             };
             assert_eq!(of(known), of(made), "write {n}");
-            assert_eq!(known.fresh_rows, made.fresh_rows, "write {n}");
+            assert_eq!(known.unindexed_rows, made.unindexed_rows, "write {n}");
             assert_eq!(known.centroids, made.centroids, "write {n}");
-            partly += usize::from((1..known.shards.len()).contains(&known.fresh.len()));
+            partly += usize::from((1..known.shards.len()).contains(&known.unindexed.len()));
         }
     }
     assert!(partly > 100, "{partly} chunks had shards of both kinds");
 }
 
-/// A closed index with cells of the postings below `settled`, and others in none.
+/// Returns a closed index. Postings below `settled` are in cells, those in `fresh` are unindexed.
 fn with_fresh(dimension: usize, settled: u64, fresh: std::ops::Range<u64>) -> TestIndex {
     let test = TestIndex::with(|config| config.vector_size(dimension).shard_size(64));
     let mut engine = test.create();
@@ -358,7 +363,7 @@ fn with_fresh(dimension: usize, settled: u64, fresh: std::ops::Range<u64>) -> Te
     test
 }
 
-/// Whoever opens an index that grew has it searched by codes soon, without a word.
+/// After an open of an index that has grown, the missing codes are made in the background without a call.
 #[test]
 fn an_open_makes_the_codes_that_are_missing_beside_the_writer() {
     let dimension = 48;
@@ -373,7 +378,7 @@ fn an_open_makes_the_codes_that_are_missing_beside_the_writer() {
                 break;
             }
             assert!(attempt < 20_000, "{} distances, still", answer.computed);
-            // The codes are made on a thread of their own.
+            // A separate thread makes the codes.
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         let many = index.search_many_in_place(&[query.clone(), query.clone()], &options).await.expect("answers");
@@ -384,36 +389,36 @@ fn an_open_makes_the_codes_that_are_missing_beside_the_writer() {
     });
 }
 
-/// Codes of a state that is long gone harm nothing.
+/// Codes made from an outdated state change no result.
 #[test]
 fn codes_that_come_late_are_right_or_nothing() {
     let dimension = 48;
     let test = with_fresh(dimension, 3_000, 5_000..6_000);
     let mut engine = test.open();
-    let coded = engine.fresh_begin().expect("a job").run().expect("codes are made");
+    let coded = engine.encode_begin().expect("a job").run().expect("codes are made");
     engine.remove(&(5_000..5_300).map(DocumentId).collect::<Vec<_>>()).expect("removed");
     engine.add(&postings(7_000..9_000, dimension)).expect("added");
-    engine.coded(&coded);
+    engine.install_codes(&coded);
     let all = |engine: &Engine<MmapStorage>| {
         let hits = find(engine, &clustered(1, dimension), 10_000, recall_of(0.999));
         let ids = found(&hits);
         assert_eq!((hits.len(), ids.len()), (5_700, 5_700), "each once");
-        assert_eq!(ids, found(&find(engine, &clustered(1, dimension), 10_000, Breadth::exact())));
+        assert_eq!(ids, found(&find(engine, &clustered(1, dimension), 10_000, SearchScope::exact())));
     };
     all(&engine);
     check_clean(&engine);
-    // Older codes than the cells.
+    // The codes are older than the cells.
     engine.optimize().expect("cells are made");
-    engine.coded(&coded);
+    engine.install_codes(&coded);
     all(&engine);
     engine.add(&postings(9_000..9_100, dimension)).expect("added");
     engine.remove(&(9_000..9_100).map(DocumentId).collect::<Vec<_>>()).expect("removed");
-    engine.coded(&coded);
+    engine.install_codes(&coded);
     all(&engine);
     check_clean(&engine);
 }
 
-/// Equal vectors, one posting, none, and a dimension of one: nothing to group.
+/// Equal vectors, a single posting, an empty index and a dimension of one: inputs without clusters.
 #[test]
 fn indexes_that_are_hard_to_group_are_searched_all_the_same() {
     let same = |range: std::ops::Range<u64>| -> Vec<Posting> {
@@ -445,7 +450,7 @@ fn indexes_that_are_hard_to_group_are_searched_all_the_same() {
     check_clean(&engine);
 }
 
-/// Norms as large and as small as there may be: no figure overflows into an order that is none.
+/// Vectors scaled by 1e17, 1, 1e-20 and 0: no computed value overflows and spoils the order of the results.
 #[test]
 fn huge_and_tiny_vectors_are_found() {
     for metric in [Metric::L2, Metric::Dot] {
@@ -457,7 +462,7 @@ fn huge_and_tiny_vectors_are_found() {
         engine.optimize().expect("cells are made");
         for n in [0, 4, 8] {
             let query = scaled(n);
-            let exact = find(&engine, &query, 5, Breadth::exact());
+            let exact = find(&engine, &query, 5, SearchScope::exact());
             let hits = find(&engine, &query, 5, recall_of(0.999));
             assert_eq!(hits.iter().next().map(|hit| hit.document_id), exact.iter().next().map(|hit| hit.document_id));
         }
@@ -473,10 +478,10 @@ fn an_index_that_grows_makes_cells_by_itself() {
         for batch in 0..10 {
             index.add_postings(postings(batch * 500..(batch + 1) * 500, 48)).await.expect("added");
         }
-        // It waits for those that are being made, and for those of what came meanwhile.
+        // `optimize` waits for the cell build under way, and for the cells of the postings that arrive meanwhile.
         index.optimize().await.expect("cells are made");
         let stats = index.stats().await.expect("figures");
-        assert_eq!((stats.fresh_postings, stats.codes), (0, 2 * 5_000));
+        assert_eq!((stats.unindexed_postings, stats.codes), (0, 2 * 5_000));
         let options = SearchOptions::new(5).recall(0.95);
         let answer = index.search_with(&clustered(4_321, 48), &options).await.expect("an answer");
         assert_eq!(answer.results[0].document_id, DocumentId(4_321));
@@ -495,7 +500,7 @@ fn an_index_that_grows_makes_cells_by_itself() {
     });
 }
 
-/// A disk without room for new cells keeps the old ones.
+/// A cell build without room on the disk keeps the old cells.
 #[test]
 fn without_room_the_cells_stay_as_they_were() {
     use shardex_sim::{storage::SimStorage, workload};
@@ -518,8 +523,8 @@ fn without_room_the_cells_stay_as_they_were() {
     assert!(engine.check(CheckLevel::Full).expect("readable").is_clean());
 }
 
-/// New cells were judged by a search that also looked at all that the old ones did not hold: of an index that had grown they
-/// seemed not to pay.
+/// Regression: new cells were evaluated by a search that also scanned every posting outside the old cells. In an index
+/// that had grown, new cells therefore seemed not to pay.
 #[test]
 fn cells_of_an_index_that_has_grown_search_as_those_of_one_that_was_loaded_at_once() {
     let dimension = 64;
@@ -541,8 +546,8 @@ fn cells_of_an_index_that_has_grown_search_as_those_of_one_that_was_loaded_at_on
     assert!((0.5..2.0).contains(&(usual.shard_margin / usual_at_once.shard_margin)), "{usual:?} {usual_at_once:?}");
 }
 
-/// As long as the cells stay, what recalls take is found anew when a quarter of the postings has come or gone, by searches as
-/// they are by then.
+/// The search efforts of existing cells are found again when a quarter of the postings has come or gone. The
+/// calibration uses searches of the index at that time.
 #[test]
 fn what_recalls_take_is_found_anew_when_much_has_moved() {
     let dimension = 48;
@@ -556,22 +561,22 @@ fn what_recalls_take_is_found_anew_when_much_has_moved() {
     assert_eq!((first.lsn, first.postings, first.moved), (last, 6_000, 0));
     assert_eq!(first.reached.len(), 48);
     assert!(first.reached.iter().all(|line| line.reached >= line.asked), "{first:?}");
-    // Some tenths are replaced by others, one after another, and others go.
+    // 600 of the 6,000 postings are replaced, then 400 are removed.
     let others: Vec<Posting> =
         (0..600u64).map(|n| posting(u128::from(n), 0, clustered(70_000 + n, dimension))).collect();
     engine.add(&others).expect("replaced");
     engine.remove(&(600..1_000).map(DocumentId).collect::<Vec<_>>()).expect("removed");
     let moved = proof(&engine).moved;
     assert!((900..1_300).contains(&moved), "{moved} moved");
-    while !engine.wants_regroup() {
+    while !engine.wants_cell_build() {
         let n = engine.stats().expect("figures").last_lsn.0 * 100;
         engine.add(&postings(10_000 + n..10_100 + n, dimension)).expect("added");
         assert!(proof(&engine).moved < 6_000 / 2, "it is still not wanted");
     }
     let cells = engine.stats().expect("figures").cells;
     let places = groups(&engine);
-    // Half of it is worth nothing, and the next one does not go on from it.
-    let job = engine.regroup_go_on().expect("a job");
+    // A cancelled recalibration yields nothing, and the next one starts from the beginning.
+    let job = engine.cell_build_resume().expect("a job");
     let whole = Budget::of(u64::MAX);
     assert!(job.run_until(&whole).is_ok());
     let questions = u64::MAX - whole.left();
@@ -579,14 +584,14 @@ fn what_recalls_take_is_found_anew_when_much_has_moved() {
         assert!(matches!(job.run_until(&Budget::of(part)), Err(ShardexError::Closed)), "{part} of {questions}");
     }
     let built = job.run().expect("it runs");
-    engine.regrouped(built).expect("taken in");
+    engine.install_cells(built).expect("taken in");
     drop(job);
     assert_eq!((engine.stats().expect("figures").cells, groups(&engine)), (cells, places), "the same cells");
     let second = proof(&engine);
     assert_eq!((second.lsn, second.moved), (engine.stats().expect("figures").last_lsn, 0));
     assert!(second.reached.iter().all(|line| line.reached >= line.asked), "{second:?}");
     assert!(second.reached.iter().filter(|line| !line.everything).count() > 20, "{second:?}");
-    assert!(!engine.wants_regroup());
+    assert!(!engine.wants_cell_build());
     let (reached, _) = measure(&engine, 900_000..900_100, recall_of(0.95));
     assert!(reached >= 0.93, "{reached}");
     engine.close().expect("closed");

@@ -1,4 +1,4 @@
-//! The command-line tool, as a person or a script meets it.
+//! Tests of the command-line tool, which runs as a separate process.
 
 use std::{
     fs,
@@ -20,14 +20,14 @@ mod stops;
 
 const DIMENSION: usize = 8;
 
-/// Numbers a vector and rows of an index in which cells pay.
+/// Dimension and row numbers of an index for which cells pay.
 const WITH_CELLS: (usize, std::ops::Range<u64>) = (16, 0..5_000);
 
 fn shardex() -> Command {
     Command::new(env!("CARGO_BIN_EXE_shardex"))
 }
 
-/// What comes before the data of an array.
+/// Builds the bytes of a `.npy` file that precede the data.
 fn header(descr: &str, shape: &str) -> Vec<u8> {
     let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
@@ -36,12 +36,13 @@ fn header(descr: &str, shape: &str) -> Vec<u8> {
     bytes
 }
 
-/// Starts a command whose input and outputs are the test's.
+/// Starts a command with its standard streams piped to the test.
 fn piped_child(command: &mut Command) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs")
 }
 
-/// Waits for the end of a process; one that hangs is killed far above what it needs, and fails the test.
+/// Waits until a process ends and returns its output. A process that runs longer than 120 s, far longer than any needs,
+/// is killed and fails the test.
 #[track_caller]
 fn ended(mut child: Child) -> Output {
     let limit = Instant::now() + Duration::from_secs(120);
@@ -55,7 +56,7 @@ fn ended(mut child: Child) -> Output {
     child.wait_with_output().expect("its output")
 }
 
-/// A directory with what a test needs.
+/// Temporary directory with the files of a test.
 struct Desk(TempDir);
 
 impl Desk {
@@ -89,7 +90,7 @@ impl Desk {
         shardex().args(args).stdin(Stdio::null()).output().expect("it runs")
     }
 
-    /// Runs a command with `--json`; its exit code and the object on the last line.
+    /// Runs a command with `--json`. Returns its exit code and the object on the last line of its output.
     fn json(&self, args: &[&dyn AsRef<std::ffi::OsStr>]) -> (i32, Value) {
         let mut all = args.to_vec();
         all.push(&"--json");
@@ -100,7 +101,7 @@ impl Desk {
         (output.status.code().expect("no signal"), serde_json::from_str(line).expect("an object"))
     }
 
-    /// Runs a command that must fail with 2 and one line.
+    /// Runs a command that must fail with exit code 2 and a single line on standard error, which contains `says`.
     #[track_caller]
     fn fails(&self, args: &[&dyn AsRef<std::ffi::OsStr>], says: &str) {
         let output = self.run(args);
@@ -138,7 +139,7 @@ fn ingest_search_remove_flush_stats_check() {
     assert!(object["splits"].as_u64() > Some(10) && object["shards"].as_u64() > Some(10), "{object}");
     assert!(object["commits"].as_u64() >= Some(8) && object["bytes_synced"].as_u64() > Some(500 * 32), "{object}");
 
-    // Each row is its own nearest; ids count from --first-id when more is added.
+    // Each row is its own nearest neighbour. The ids of rows added later count from `--first-id`.
     let truth: Vec<u8> = (0..20i32).flat_map(|n| [n, -7]).flat_map(i32::to_le_bytes).collect();
     let (truth, out) = (desk.npy("truth.npy", "<i4", (20, 2), &truth), desk.path("out.npy"));
     let queries = desk.vectors("queries.npy", 0..20);
@@ -159,7 +160,8 @@ fn ingest_search_remove_flush_stats_check() {
         assert_eq!(ids(&out), (0..20).collect::<Vec<i64>>());
     }
     let (_, object) = desk.json(&[&"search", &dir, &queries, &"--slop", &"1"]);
-    // Two codes for each posting of one shard, and the rest of the last cell.
+    // One shard holds at most 32 postings. The bound also leaves room for a search by cells: two codes for each posting
+    // of one shard, and the rest of the last cell.
     assert!(object["scanned"].as_f64() <= Some(128.0) && object["qps"].as_f64() > Some(0.0), "{object}");
     let more = desk.vectors("more.npy", 500..520);
     let (code, object) = desk.json(&[&"ingest", &dir, &more, &"--first-id", &"1000", &"--flush-each", &"1"]);
@@ -191,7 +193,7 @@ fn ingest_search_remove_flush_stats_check() {
         let (code, object) = desk.json(&args);
         assert_eq!((code, &object["clean"]), (0, &true.into()), "{object}");
     }
-    // For people, too.
+    // Without `--json`, a command prints text on standard output and nothing on standard error.
     for command in ["flush", "stats", "check"] {
         let output = desk.run(&[&command, &dir]);
         assert!(output.status.success() && !output.stdout.is_empty() && output.stderr.is_empty());
@@ -212,12 +214,12 @@ fn the_check_answers_no_when_bytes_are_damaged() {
     assert_eq!((code, &object["clean"]), (1, &false.into()));
     assert!(object["findings"][0].as_str().is_some_and(|finding| finding.contains("data")), "{object}");
     desk.fails(&[&"search", &dir, &rows, &"--exact"], "damaged");
-    // Damage that stops the open is an answer too; that of one root is mended, and told.
+    // Damage that stops the open is a finding too. The open repairs a single damaged root and reports it.
     let mut root = fs::read(dir.join("root")).expect("readable");
     root[50] ^= 1;
     fs::write(dir.join("root"), &root).expect("written");
     let (code, object) = desk.json(&[&"check", &dir]);
-    assert!(code == 1 && object["findings"].to_string().contains("mended"), "{object}");
+    assert!(code == 1 && object["findings"].to_string().contains("repaired"), "{object}");
     assert_eq!(desk.json(&[&"check", &dir]).0, 0);
     let mut root = fs::read(dir.join("root")).expect("readable");
     (root[50], root[4096 + 50]) = (!root[50], !root[4096 + 50]);
@@ -264,7 +266,7 @@ fn plain_progress_says_what_is_durable_and_a_kill_loses_none_of_it() {
     let there = object["total_postings"].as_u64().expect("a number");
     assert!(code == 0 && there >= committed && there.is_multiple_of(100), "{committed} committed: {object}");
     assert_eq!(desk.json(&[&"check", &dir, &"--full"]).0, 0);
-    // Without --commit-each the line comes when the whole is durable.
+    // Without `--commit-each`, the line appears when all rows are durable.
     let more = desk.vectors("more.npy", 0..250);
     let output = desk.run(&[&"ingest", &desk.path("other"), &more, &"--progress", &"plain", &"--json"]);
     let text = String::from_utf8(output.stdout).expect("text");
@@ -314,7 +316,8 @@ fn mistakes_in_any_argument_are_one_line_that_says_what_to_do() {
     desk.fails(&[&"check", &missing, &"--full"], "no index");
     desk.fails(&[&"frobnicate"], "frobnicate");
     desk.fails(&[], "no command given");
-    // None of that changed anything; and no rows are no mistake, however wide they are said to be.
+    // None of these mistakes changed the index. A file without rows is accepted, however many components its header
+    // declares per row.
     let wide = desk.npy("wide.npy", "<f4", (0, 1 << 62), &[]);
     let (code, object) = desk.json(&[&"search", &dir, &wide]);
     assert_eq!((code, &object["queries"]), (0, &0.into()));

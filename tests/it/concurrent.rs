@@ -1,4 +1,4 @@
-//! Real threads: writers, readers and flushes side by side, on both storages; and what happens when a thread dies.
+//! Tests with real threads: concurrent writers, readers and flushes on both storages, and panics in a thread.
 
 use std::sync::{
     Arc,
@@ -11,7 +11,7 @@ use shardex::{
     env::Env,
     storage::{MmapStorage, Storage},
 };
-use shardex_sim::{HookStorage, SimStorage, Verdict};
+use shardex_sim::{HookAction, HookStorage, SimStorage};
 use tempfile::TempDir;
 
 use crate::support::{Limit, vector};
@@ -25,7 +25,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().expect("a runtime")
 }
 
-/// Runs a test on several threads.
+/// Runs a test on a runtime with four worker threads.
 fn run<T>(test: impl Future<Output = T>) -> T {
     let _limit = Limit::start();
     runtime().block_on(test)
@@ -40,7 +40,7 @@ fn config() -> ShardexConfig {
     ShardexConfig::new("unused").vector_size(DIMENSION).shard_size(16).metric(Metric::L2).options(options)
 }
 
-/// Batch number `n` of a writer: it replaces that writer's batch before.
+/// Returns batch number `n` of a writer. It replaces the writer's previous batch.
 fn batch(writer: u64, n: u64) -> Vec<Posting> {
     (0..BATCH)
         .map(|i| Posting {
@@ -52,7 +52,8 @@ fn batch(writer: u64, n: u64) -> Vec<Posting> {
         .collect()
 }
 
-/// For each writer the batch that a search saw, which must be whole.
+/// Returns the number of the batch of each writer in the results of a search, or 0 for no batch. Panics if a batch is
+/// incomplete.
 fn seen(found: &[shardex::SearchResult]) -> Vec<u64> {
     (0..WRITERS)
         .map(|writer| {
@@ -69,7 +70,8 @@ fn seen(found: &[shardex::SearchResult]) -> Vec<u64> {
         .collect()
 }
 
-/// Writers replace their own postings; readers see whole batches, none going back; flushes run all the time.
+/// Writers replace their own postings while readers search and flushes run. Readers must see whole batches and never an
+/// older batch than before.
 fn side_by_side<S: Storage + Clone>(storage: S) {
     run(async {
         let index = Shardex::create_on(storage.clone(), config(), Env::system()).await.expect("made");
@@ -139,16 +141,16 @@ fn writers_readers_and_flushes_side_by_side_on_simulated_files() {
     side_by_side(SimStorage::new(4096, 512, 1));
 }
 
-/// Sixteen writers that wait for each of their writes share the syncs.
+/// Sixteen writers that each wait for the durability of every write share syncs.
 #[test]
 fn durable_writes_share_their_syncs() {
     let storage = SimStorage::new(4096, 512, 1);
-    // A sync that takes a while: the others come meanwhile.
+    // A slow sync lets writes of the other writers arrive meanwhile.
     let slow = HookStorage::new(storage, |operation| {
         if operation.op.is_sync() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        Verdict::Proceed
+        HookAction::Proceed
     });
     run(async {
         let config = config().options(OpenOptions::default().durability(Durability::Immediate).flush_wal_bytes(0));
@@ -172,17 +174,17 @@ fn durable_writes_share_their_syncs() {
     });
 }
 
-/// A write does not wait for the syncs of a flush: it comes back while one of them is held up.
+/// A write doesn't wait for the syncs of a flush: it returns while one of them is blocked.
 #[test]
 fn a_write_and_a_commit_come_back_while_a_flush_waits() {
     let (held, hold) = std::sync::mpsc::channel::<()>();
     let hold = std::sync::Mutex::new(hold);
     let storage = HookStorage::new(SimStorage::new(4096, 512, 1), move |operation| {
         if operation.purpose.0.starts_with("B2") {
-            // Until it is let go; or for good, once nobody is left who could.
+            // Blocks until the test drops the sender. Later calls return at once.
             let _ = hold.lock().expect("one sync at a time").recv();
         }
-        Verdict::Proceed
+        HookAction::Proceed
     });
     run(async {
         let config = config().options(OpenOptions::default().flush_interval_ms(0));
@@ -192,7 +194,7 @@ fn a_write_and_a_commit_come_back_while_a_flush_waits() {
             let index = index.clone();
             async move { index.flush().await }
         });
-        // It has begun when it has taken a place in the queue before the next write.
+        // The flush precedes the next write once it has a place in the queue.
         tokio::task::yield_now().await;
         for n in 2..5 {
             index.add_postings(batch(0, n)).await.expect("accepted");
@@ -215,31 +217,31 @@ fn a_panic_in_the_writer_is_told_to_everybody_and_hangs_nobody() {
     let sim = SimStorage::new(4096, 512, 1);
     let storage = HookStorage::new(sim.clone(), move |_| {
         assert!(!trap.load(Ordering::Acquire), "a mistake in the storage");
-        Verdict::Proceed
+        HookAction::Proceed
     });
     run(async {
         let index = Shardex::create_on(storage, config(), Env::system()).await.expect("made");
         index.add_postings(batch(0, 1)).await.expect("durable");
         broken.store(true, Ordering::Release);
         assert!(matches!(index.add_postings(batch(0, 2)).await, Err(ShardexError::Poisoned { .. })));
-        // Searches go on, until the handle is closed.
+        // The handle returns snapshots until it is closed, and searches succeed.
         let snapshot = index.snapshot().await.expect("taken");
         let search = || snapshot.search(&vector(1, DIMENSION), 9, None).expect("searched");
         let found = search();
         assert_eq!(found.len(), BATCH as usize);
-        // The text is there once the thread has ended, which close waits for.
+        // The message of the panic is available once the thread has ended. `close` waits for that.
         assert!(matches!(index.close().await, Err(ShardexError::Poisoned { .. })));
         match index.commit().await {
             Err(ShardexError::Poisoned { cause }) => assert!(cause.contains("a mistake in the storage"), "{cause}"),
             other => panic!("{other:?}"),
         }
         assert!(matches!(index.snapshot().await.map(drop), Err(ShardexError::Poisoned { .. })));
-        // What was read before the panic is there to be read, and keeps the lock.
+        // The snapshot still shows the state before the panic, and keeps the lock.
         let opened = Shardex::open_on(sim.clone(), OpenOptions::default(), Env::system()).await.map(drop);
         assert!(matches!(opened, Err(ShardexError::Locked { holder: LockHolder::Reader, .. })));
         assert_eq!(search(), found);
         drop(snapshot);
-        // The lock is released, and what was acknowledged is there.
+        // The lock is released, and the acknowledged batch is present.
         let index = Shardex::open_on(sim, OpenOptions::default(), Env::system()).await.expect("opened");
         assert_eq!(index.stats().await.expect("stats").total_postings, BATCH);
     });
@@ -249,7 +251,7 @@ fn a_panic_in_the_writer_is_told_to_everybody_and_hangs_nobody() {
 fn a_panic_in_a_sync_of_a_flush_poisons() {
     let storage = HookStorage::new(SimStorage::new(4096, 512, 1), |operation| {
         assert!(!operation.purpose.0.starts_with("B2"), "a mistake in a sync");
-        Verdict::Proceed
+        HookAction::Proceed
     });
     run(async {
         let config = config().options(OpenOptions::default().flush_interval_ms(0));
@@ -277,7 +279,7 @@ fn a_runtime_that_shuts_down_with_calls_under_way_hangs_nobody() {
     }
     first.block_on(index.flush()).expect("flushed");
     first.shutdown_background();
-    // The index needs no runtime of the caller's.
+    // The index doesn't depend on the runtime of its caller.
     let second = runtime();
     second.block_on(index.commit()).expect("durable");
     second.block_on(index.close()).expect("closed");
@@ -296,7 +298,7 @@ fn a_snapshot_stays_as_it_is_and_holds_its_places() {
         let snapshot = index.snapshot().await.expect("open");
         let before = snapshot.search_with(&vector(1, DIMENSION), &all).expect("searched");
         for n in 2..30 {
-            // Every posting is replaced, so every place of before is given up.
+            // Every posting is replaced, so the working state retires every extent that the snapshot reads.
             index.add_postings(batch(0, n)).await.expect("accepted");
             index.add_postings((1..8).flat_map(|writer| batch(writer, n)).collect()).await.expect("accepted");
             index.flush().await.expect("flushed");
@@ -309,7 +311,7 @@ fn a_snapshot_stays_as_it_is_and_holds_its_places() {
         index.add_postings(batch(0, 31)).await.expect("accepted");
         index.flush().await.expect("flushed");
         assert_eq!(index.stats().await.expect("stats").held_by_readers_bytes, 0);
-        // What is wrong in one of many queries is told with its position.
+        // The error of one invalid query among many contains its position.
         let refused = index.search_many(&[vector(1, DIMENSION), vec![0.0; 3]], &all).await;
         assert!(matches!(refused, Err(ShardexError::InvalidDimension { index: 1, .. })), "{refused:?}");
         index.close().await.expect("closed");
@@ -317,14 +319,14 @@ fn a_snapshot_stays_as_it_is_and_holds_its_places() {
     });
 }
 
-/// Many shards are scanned on several threads: the same answer as on one, ties and all.
+/// A scan of many shards on several threads returns the same results as on one thread, ties included.
 #[test]
 fn a_search_on_all_cores_answers_as_one_on_a_single_thread() {
     run(async {
         let config = config().shard_size(2).options(OpenOptions::default());
         let storage = SimStorage::new(4096, 512, 1);
         let index = Shardex::create_on(storage.clone(), config, Env::system()).await.expect("made");
-        // Every vector twice, under two ids.
+        // Every vector is stored twice, under two ids.
         let postings = (0..600u64).map(|n| Posting {
             document_id: DocumentId(n.into()),
             start: 0,

@@ -1,10 +1,11 @@
-//! Both backends keep the contract of `Storage`; the one that can crash, its crash part too.
+//! Conformance tests: real, simulated and hooked files keep the contract of `Storage`. Simulated files also keep its
+//! crash rules.
 
 use std::cell::RefCell;
 
 use shardex::storage::MmapStorage;
 use shardex_sim::{
-    HookStorage, SimStorage, Verdict,
+    HookAction, HookStorage, SimStorage,
     conformance::{conformance, conformance_crash},
 };
 use tempfile::TempDir;
@@ -30,5 +31,5 @@ fn simulated_files_conform() {
 
 #[test]
 fn a_hook_that_lets_everything_pass_conforms() {
-    conformance(&|| HookStorage::new(SimStorage::new(256, 64, 1), |_| Verdict::Proceed));
+    conformance(&|| HookStorage::new(SimStorage::new(256, 64, 1), |_| HookAction::Proceed));
 }

@@ -1,4 +1,4 @@
-//! What calls cost, by counts: shards looked into, slots read, log written.
+//! Tests of the cost of calls, in counts: shards inspected, slots read, WAL bytes written.
 
 use std::{fs, ops::RangeInclusive, os::unix::fs::MetadataExt as _};
 
@@ -12,18 +12,18 @@ type MmapLent = shardex::engine::Lent<MmapStorage>;
 
 use crate::support::{DIMENSION, TestIndex, block_on, check_clean, documents, ids, posting, vector};
 
-/// Postings of one document, told apart by their starts.
+/// Returns postings of one document that differ in their starts.
 fn chunks(document: u128, starts: std::ops::Range<u32>) -> Vec<Posting> {
     starts.map(|start| posting(document, start, vector(start.into(), DIMENSION))).collect()
 }
 
-/// Whether a shard holds a posting of a document.
+/// Reports whether a shard holds a live posting of a document.
 fn holds_document(shard: &Shard<MmapLent>, engine: &Engine<MmapStorage>, document: DocumentId) -> bool {
     let rows = shard.live_rows(engine.data()).expect("no damage");
     rows.iter().any(|(posting, _)| posting.document_id == document)
 }
 
-/// Adds postings in batches; returns shards looked into and slots read for each posting.
+/// Adds postings in batches. Returns the numbers of shards inspected and of slots read, per posting.
 fn cost_of(engine: &mut Engine<MmapStorage>, postings: &[Posting], batch: usize) -> (f64, f64) {
     let before = engine.lookups();
     for batch in postings.chunks(batch) {
@@ -35,7 +35,8 @@ fn cost_of(engine: &mut Engine<MmapStorage>, postings: &[Posting], batch: usize)
     (each(before.shards, after.shards), each(before.slots, after.slots))
 }
 
-/// A key of a document that lies in 200 shards was looked for in all of them, and compared with every slot there.
+/// Regression: the lookup of a key whose document lies in 200 shards inspected all of them and compared every slot
+/// there.
 #[test]
 fn postings_of_one_document_cost_no_more_than_those_of_many() {
     for batch in [1, 100, 1_000] {
@@ -45,7 +46,8 @@ fn postings_of_one_document_cost_no_more_than_those_of_many() {
         assert!(engine.stats().expect("figures").total_shards > 120);
         assert!(shards < 0.5, "{shards} shards for each posting in batches of {batch}");
         assert!(slots < 0.01, "{slots} slots for each posting in batches of {batch}");
-        // Replacing a posting reads the one slot that holds it; a shard that had it before is looked into now and then.
+        // A replacement reads the one slot that holds the posting. Now and then it also inspects a shard that held it
+        // before.
         let (shards, slots) = cost_of(&mut engine, &chunks(7, 0..500), batch);
         assert!((1.0..3.0).contains(&shards), "{shards} shards for each replacement in batches of {batch}");
         assert!((0.99..1.1).contains(&slots), "{slots} slots for each replacement in batches of {batch}");
@@ -64,10 +66,10 @@ fn what_an_open_found_is_read_once_and_only_where_a_lookup_needs_it() {
     drop(engine);
     let mut engine = test.open();
     assert_eq!(engine.lookups().filled, 0, "an open reads no slot");
-    // Nearly no filter names a shard for it.
+    // Almost no filter matches the new document.
     engine.add(&documents(5_000..5_001)).expect("accepted");
     assert!(engine.lookups().filled < 3);
-    // The filters name every shard that holds the document: these are read, once.
+    // The filters match every shard that holds the document. Each of these shards is read once.
     engine.add(&chunks(7, 600..601)).expect("accepted");
     let filled = engine.lookups().filled;
     let snapshot = engine.snapshot();
@@ -82,7 +84,7 @@ fn what_an_open_found_is_read_once_and_only_where_a_lookup_needs_it() {
     check_clean(&engine);
 }
 
-/// A batch that is refused leaves lookups as they were.
+/// A refused batch leaves the key filters unchanged.
 #[test]
 fn a_refused_batch_leaves_the_filters_of_keys_as_they_were() {
     let test = TestIndex::small();
@@ -107,7 +109,7 @@ fn a_removal_of_nothing_is_not_logged() {
     assert_eq!(engine.remove(&unknown).expect("nothing to do"), (lsn, 0));
     assert_eq!(engine.remove(&[]).expect("nothing to do"), (lsn, 0));
     assert_eq!((engine.wal_bytes(), engine.last_lsn()), (log, lsn));
-    // Of those that are named, the log gets those that are there, once.
+    // The WAL record contains each named document that exists, once.
     let some: Vec<DocumentId> = [5, 900_000, 5, 6, 7_000_000].map(DocumentId).to_vec();
     let (after, removed) = engine.remove(&some).expect("removed");
     assert_eq!((after.0, removed), (lsn.0 + 1, 2));
@@ -132,16 +134,16 @@ fn a_range_is_removed_at_the_cost_of_what_is_stored() {
     let lsn = engine.add(&documents(100..400)).expect("accepted");
     engine.add(&[posting(u128::MAX, 0, vector(1, DIMENSION)), posting(0, 0, vector(2, DIMENSION))]).expect("accepted");
     let log = engine.wal_bytes();
-    // Half of all ids there are, none of them stored.
+    // All ids from 2^64 to `u128::MAX - 1`, none of them stored.
     assert_eq!(engine.remove_range(&range(1 << 64, u128::MAX - 1)).expect("nothing to do").1, 0);
     assert_eq!((engine.wal_bytes(), engine.last_lsn()), (log, lsn.next()));
     let empty = DocumentId(5)..=DocumentId(4);
     assert_eq!(engine.remove_range(&empty).expect("nothing to do").1, 0);
-    // A range that is small beside the index is looked up, id by id; the last id can be named.
+    // A range that is small relative to the index is looked up id by id. The greatest id is a valid end of a range.
     let lookups = engine.lookups().lookups;
     assert_eq!(engine.remove_range(&range(100, 103)).expect("removed").1, 4);
     assert_eq!(engine.lookups().lookups - lookups, 8, "once to find it, once to remove it");
-    // One that is not is looked for among the postings.
+    // A larger range is searched for among the postings.
     let lookups = engine.lookups().lookups;
     assert_eq!(engine.remove_range(&range(104, 109)).expect("removed").1, 6);
     assert_eq!(engine.lookups().lookups - lookups, 6, "it is only removed");
@@ -156,7 +158,7 @@ fn a_range_is_removed_at_the_cost_of_what_is_stored() {
     assert_eq!(ids(&test.open()), vec![0]);
 }
 
-/// All or nothing: what one record cannot hold is refused, and says so.
+/// A removal of a range is atomic. If one record can't hold it, the removal is refused with `BatchTooLarge`.
 #[test]
 fn a_range_that_the_log_cannot_hold_is_refused() {
     let test = TestIndex::with(|config| config.vector_size(2).wal_max_bytes(64 << 10));
@@ -173,7 +175,7 @@ fn a_range_that_the_log_cannot_hold_is_refused() {
     check_clean(&engine);
 }
 
-/// Bytes of the log, its header aside, after batches of so many postings.
+/// Returns the length of the WAL after `batches` batches of `postings` postings each, in bytes without the file header.
 fn log_after(flush_wal_bytes: u64, batches: u64, postings: u64) -> u64 {
     let test = TestIndex::with(|config| config.flush_wal_bytes(flush_wal_bytes).durability(Durability::Manual));
     block_on(async {
@@ -191,24 +193,24 @@ fn log_after(flush_wal_bytes: u64, batches: u64, postings: u64) -> u64 {
 
 const SEGMENT: u64 = 16 << 10;
 
-/// Bytes that a batch of so many postings takes in the log, filled up to sectors.
+/// Returns an upper bound of the WAL bytes of a batch of `postings` postings, padding to sectors included.
 fn batch_bytes(postings: u64) -> u64 {
     let payload = 8 + postings * (24 + 4 * DIMENSION as u64);
-    // A segment holds its header's sector and a frame's header besides.
+    // Each segment also contains the sector of its header and the header of a frame.
     payload + (payload / SEGMENT + 2) * (512 + 32)
 }
 
-/// It grew by a quarter at a time, and past what flushes hold back by a batch for each root.
+/// Regression: the WAL grew by a quarter at a time, and exceeded the bytes that flushes retain by one batch per root.
 #[test]
 fn the_log_stays_within_three_flushes_a_batch_and_two_segments() {
     for (flush_wal_bytes, batches, postings) in [(64 << 10, 150, 60), (32 << 10, 20, 1_000), (48 << 10, 80, 130)] {
         let len = log_after(flush_wal_bytes, batches, postings);
         let most = 3 * flush_wal_bytes + batch_bytes(postings) + 2 * SEGMENT;
-        assert!(len <= most, "{len} bytes of log in batches of {postings}, {most} allowed");
+        assert!(len <= most, "{len} bytes of WAL in batches of {postings}, {most} allowed");
     }
 }
 
-/// Statistics looked at each number of each shard.
+/// Regression: statistics read every component of every shard.
 #[test]
 fn statistics_look_at_the_shards_that_changed() {
     let test = TestIndex::small();
@@ -241,36 +243,38 @@ fn statistics_look_at_the_shards_that_changed() {
     assert!((1..24).contains(&(engine.shards_figured() - looks)), "one shard, or those that a split changed");
 }
 
-/// The writer made the codes of all that had come while the first cells were made, before it served anybody else.
+/// Regression: for the first cells, the writer encoded every posting added during the build before it served another
+/// call.
 #[test]
 fn the_first_cells_leave_the_codes_of_what_came_meanwhile_to_a_job() {
     let test = TestIndex::small();
     let mut engine = test.create();
     engine.add(&documents(0..1_000)).expect("accepted");
-    let job = engine.regroup_begin().expect("it may");
+    let job = engine.cell_build_begin().expect("it may");
     for n in 1_000..1_600 {
         engine.add(&documents(n..n + 1)).expect("accepted");
     }
     let built = job.run().expect("no damage");
-    engine.regrouped(built).expect("taken in");
-    assert!(engine.stats().expect("figures").fresh_postings >= 600);
-    let job = engine.fresh_begin().expect("codes are to be made");
+    engine.install_cells(built).expect("taken in");
+    assert!(engine.stats().expect("figures").unindexed_postings >= 600);
+    let job = engine.encode_begin().expect("codes are to be made");
     engine.add(&documents(1_600..1_610)).expect("accepted");
     assert_eq!(ids(&engine).len(), 1_610);
-    engine.coded(&job.run().expect("no damage"));
-    assert!(engine.fresh_begin().is_none(), "all have codes");
+    engine.install_codes(&job.run().expect("no damage"));
+    assert!(engine.encode_begin().is_none(), "all have codes");
     check_clean(&engine);
-    // The next cells cover what has codes; these are kept for the rest, and made for nothing.
-    let job = engine.regroup_begin().expect("it may");
+    // The next cells contain the postings that have codes. The other postings keep their codes, and no code is made
+    // again.
+    let job = engine.cell_build_begin().expect("it may");
     engine.add(&documents(2_000..2_300)).expect("accepted");
     let built = job.run().expect("no damage");
-    engine.regrouped(built).expect("taken in");
-    assert!(engine.fresh_begin().is_none(), "all have codes");
+    engine.install_cells(built).expect("taken in");
+    assert!(engine.encode_begin().is_none(), "all have codes");
     check_clean(&engine);
     assert_eq!(ids(&engine).len(), 1_910);
 }
 
-/// Each growth of a file allocated it from its first byte on, in as many steps as it has pieces.
+/// Regression: each growth of a file allocated it from its first byte, in as many steps as the file has pieces.
 #[test]
 fn growing_allocates_what_is_new_and_an_open_fills_holes() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -281,7 +285,8 @@ fn growing_allocates_what_is_new_and_an_open_fills_holes() {
     let file = storage.create("file", purpose).expect("made");
     file.allocate(1 << 20, purpose).expect("room");
     assert!(allocated() >= 1 << 20);
-    // Somebody makes one big hole of it, which nobody does to a file in use: so what is allocated again can be seen.
+    // The test turns the whole file into one hole, to make a repeated allocation visible. No process does this to a
+    // file in use.
     let other = fs::OpenOptions::new().write(true).open(&path).expect("opened");
     other.set_len(0).and_then(|()| other.set_len(1 << 20)).expect("a hole");
     assert_eq!(allocated(), 0);

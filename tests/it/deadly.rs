@@ -1,4 +1,4 @@
-//! The cases that killed an index of this design before, each by name.
+//! Tests of the cases that broke an earlier index of this design, each by name.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ fn the_wal_goes_on_after_its_first_segment() {
     assert_eq!(engine.stats().expect("stats").recovery.records_replayed, 60);
     assert_eq!(ids(&engine), range(0..600));
     check_clean(&engine);
-    // Two flushes later the segments are used again: the file stays as long as it is.
+    // Two flushes later the segments are reused, and the file keeps its length.
     let len = fs::metadata(test.path().join("wal")).expect("the WAL").len();
     for n in 60..200 {
         engine.add(&documents(n * 10..n * 10 + 10)).expect("accepted");
@@ -79,7 +79,7 @@ fn a_batch_larger_than_a_segment_is_atomic_and_one_that_can_never_fit_is_refused
         config.options(options)
     });
     let mut engine = test.create();
-    // 700 postings of 120 bytes: five segments.
+    // 700 postings of 120 bytes fill more than five segments.
     engine.add(&documents(0..700)).expect("accepted");
     engine.commit().expect("durable");
     drop(engine);
@@ -88,7 +88,7 @@ fn a_batch_larger_than_a_segment_is_atomic_and_one_that_can_never_fit_is_refused
     let error = engine.add(&documents(1000..4000)).expect_err("more than the WAL may ever hold");
     assert!(matches!(error, ShardexError::BatchTooLarge { bytes, limit } if bytes > limit), "{error}");
     assert_eq!(ids(&engine), range(0..700));
-    // What fits only when the WAL is empty makes it empty.
+    // A batch that doesn't fit into the rest of the WAL triggers a flush.
     for n in 1..12 {
         engine.add(&documents(n * 1000..n * 1000 + 700)).expect("accepted after a flush");
     }
@@ -105,7 +105,7 @@ fn a_torn_batch_over_several_segments_leaves_nothing_of_itself() {
     engine.add(&documents(100..800)).expect("accepted");
     engine.commit().expect("durable");
     drop(engine);
-    // The last segment that the batch reached never made it to the disk.
+    // The last sector of the batch never reached the disk.
     test.patch("wal", |bytes| {
         let last = bytes.chunks(512).rposition(|sector| sector.iter().any(|&byte| byte != 0)).expect("some bytes");
         bytes[last * 512..].fill(0);
@@ -137,12 +137,12 @@ fn five_reopens_change_neither_count_nor_answers_nor_bytes() {
         assert!(test.bytes() == bytes, "a reopen changed the files");
     }
     assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
-    // After a crash, too, the count stays and the files do not grow.
+    // The number of postings and the lengths of the files stay the same after a crash too.
     let mut engine = test.open();
     engine.add(&documents(1000..1040)).expect("accepted");
     engine.commit().expect("durable");
     drop(engine);
-    // The first recovery may need room for what it replays, the others need none.
+    // The first recovery may need space for the replayed postings. The others need none.
     drop(test.open());
     let lens: Vec<_> = test.bytes().iter().map(Vec::len).collect();
     for _ in 0..5 {
@@ -168,7 +168,7 @@ fn exactly_b_and_c_are_left_of_add_a_b_remove_a_add_c() {
     let engine = test.open();
     assert_eq!(ids(&engine), [1, 2]);
     drop(engine);
-    // The same with the crash before the flush.
+    // The same operations, with a crash before the flush.
     let test = TestIndex::small();
     let mut engine = test.create();
     engine.add(&documents(0..2)).expect("A and B");
@@ -192,7 +192,7 @@ fn an_unknown_document_is_removed_without_effect() {
     assert_eq!(engine.remove(&[DocumentId(9), DocumentId(u128::MAX)]).expect("fine").1, 0);
     assert_eq!(ids(&engine), range(0..5));
     let stats = engine.flush().expect("flushed");
-    // What removed nothing was not logged.
+    // The removal without effect wrote no WAL record.
     assert_eq!(stats.operations_applied, 5);
     drop(engine);
     assert_eq!(ids(&test.open()), range(0..5));
@@ -211,7 +211,7 @@ fn a_document_in_many_shards_is_removed_from_all_of_them() {
     assert_eq!(ids(&engine), range(0..400));
     drop(engine);
     let mut engine = test.open();
-    // The removal was never committed, and nothing else was: both are allowed, one whole.
+    // Neither the removal nor a later record was committed. Both outcomes are allowed, but the removal must be atomic.
     let left = ids(&engine).len();
     assert!(left == 400 || left == 460, "{left}");
     engine.remove(&[DocumentId(9999)]).expect("removed");
@@ -236,7 +236,7 @@ fn what_was_removed_can_be_added_again_and_a_key_added_twice_is_replaced() {
     }
     let moved: Vec<_> = (0..40u64).map(|n| posting(u128::from(n), 0, vector(n + 5000, DIMENSION))).collect();
     engine.add(&moved).expect("replaced");
-    // Within one batch the last of equal keys counts.
+    // Of equal keys within a batch, the last one counts.
     engine.add(&[posting(3, 0, vector(1, DIMENSION)), posting(3, 0, vector(2, DIMENSION))]).expect("replaced");
     for crash in [true, false] {
         assert_eq!(ids(&engine), range(0..40));
@@ -264,7 +264,7 @@ fn a_snapshot_keeps_its_answers_over_flushes_and_splits() {
     let snapshot = engine.snapshot();
     let ask = || {
         let query = vector(42, DIMENSION);
-        index::search(&snapshot, engine.data(), &query, 100, index::Breadth::exact())
+        index::search(&snapshot, engine.data(), &query, 100, index::SearchScope::exact())
             .expect("found")
             .to_response()
             .results
@@ -276,8 +276,10 @@ fn a_snapshot_keeps_its_answers_over_flushes_and_splits() {
         engine.add(&documents(n * 100..n * 100 + 60)).expect("accepted");
         engine.flush().expect("flushed");
         let query = vector(42, DIMENSION);
-        let now =
-            index::search(&snapshot, &data, &query, 100, index::Breadth::exact()).expect("found").to_response().results;
+        let now = index::search(&snapshot, &data, &query, 100, index::SearchScope::exact())
+            .expect("found")
+            .to_response()
+            .results;
         assert!(now == before, "round {n}");
     }
     assert!(engine.stats().expect("stats").held_bytes > 0, "what the snapshot reads is held back");
@@ -289,7 +291,8 @@ fn a_snapshot_keeps_its_answers_over_flushes_and_splits() {
 
 #[test]
 fn a_stale_record_behind_a_torn_tail_never_comes_back() {
-    // Batches of more than a mebibyte are handed to the file before any commit: groups without an acknowledgement.
+    // Each batch exceeds one mebibyte, so the next `add` stores it in the file before any commit: groups without an
+    // acknowledgement.
     let test = TestIndex::with(|config| config.vector_size(1024).shard_size(512));
     let batch =
         |base: u64| -> Vec<_> { (base..base + 300).map(|n| posting(u128::from(n), 0, vector(n, 1024))).collect() };
@@ -301,7 +304,7 @@ fn a_stale_record_behind_a_torn_tail_never_comes_back() {
         engine.add(&batch(n * 1000)).expect("accepted");
     }
     drop(engine);
-    // The second batch is torn, the third, behind it, is whole.
+    // The second batch is torn. The third, behind it, is whole.
     test.patch("wal", |bytes| {
         let first_new = bytes.iter().zip(start.iter().chain(std::iter::repeat(&0))).position(|(a, b)| a != b);
         bytes[first_new.expect("something was handed over") + 600] ^= 1;
@@ -332,7 +335,7 @@ fn a_hole_before_acknowledged_records_is_reported_and_nothing_served() {
     copy.patch("wal", |bytes| bytes[4096 + 512 + 2000] ^= 0x10);
     let error = copy.try_open().err().expect("a hole is no torn tail");
     assert!(matches!(&error, ShardexError::Corruption { file, .. } if file.ends_with("wal")), "{error}");
-    // A header of a segment in the middle, gone.
+    // The header of the second segment is damaged.
     let copy = test.copy();
     copy.patch("wal", |bytes| bytes[4096 + (16 << 10)] ^= 0x10);
     assert!(matches!(copy.try_open(), Err(ShardexError::Corruption { .. })));
@@ -364,7 +367,7 @@ fn a_rotten_newest_root_costs_nothing_whatever_was_split_and_freed_since() {
             assert_eq!(ids(&engine), expected, "round {n}, slot {slot} of root {generation}");
             assert!(engine.stats().expect("stats").recovery.root_fallback);
             check_clean(&engine);
-            // It goes on working, and the next crash finds two good slots.
+            // The index stays writable, and the open after the next crash finds two intact slots.
             engine.add(&documents(90_000..90_010)).expect("accepted");
             engine.flush().expect("flushed");
             drop(engine);
@@ -383,7 +386,7 @@ fn a_copied_index_opens_elsewhere() {
     engine.flush().expect("flushed");
     engine.add(&documents(200..230)).expect("accepted");
     engine.commit().expect("durable");
-    // Copied while it is open: what `cp` sees of a quiet index is what a crash leaves.
+    // The copy is made while the index is open. A copy of an idle index with `cp` equals the files that a crash leaves.
     let copy = test.copy();
     let answers = everything(&engine);
     engine.close().expect("closed");
@@ -443,7 +446,7 @@ fn stage_times_sum_to_no_more_than_the_total_and_an_empty_flush_issues_no_barrie
         assert!(sum <= stats.total_duration && !stats.total_duration.is_zero(), "{stats}");
         assert!(stats.barriers <= 4 && stats.bytes_synced > 50 * 4 * DIMENSION as u64);
         assert!(stats.stages().iter().any(|(name, _)| *name == stats.slowest_stage()));
-        // What it names is the state that is durable already.
+        // An empty flush returns the checkpoint and the generation that are durable already.
         let empty = engine.flush().expect("nothing to do");
         let now = engine.stats().expect("stats");
         let mut nothing = FlushStats::default();
@@ -480,11 +483,11 @@ fn damage_is_found_by_the_full_check_and_by_the_first_search_that_reads_it() {
     });
     let engine = copy.open();
     let report = engine.check(CheckLevel::Full).expect("readable");
-    assert!(report.findings.iter().any(|finding| finding.place.is_some()), "{report}");
+    assert!(report.findings.iter().any(|finding| finding.location.is_some()), "{report}");
     assert!(engine.check(CheckLevel::Quick).expect("readable").is_clean(), "the quick check reads no vector");
     let query = vector(1, DIMENSION);
     let error =
-        index::search(&engine.snapshot(), engine.data(), &query, 5, index::Breadth::exact()).expect_err("damaged");
+        index::search(&engine.snapshot(), engine.data(), &query, 5, index::SearchScope::exact()).expect_err("damaged");
     assert!(matches!(&error, ShardexError::Corruption { file, .. } if file.ends_with("data")), "{error}");
 }
 
@@ -511,7 +514,7 @@ fn every_damaged_page_of_metadata_is_found_at_open_or_by_the_check() {
             Err(ShardexError::Corruption { .. } | ShardexError::NotAnIndex { .. }) => found += 1,
             Err(error) => panic!("page {page}: {error}"),
             Ok(engine) => match engine.check(CheckLevel::Full).expect("readable").is_clean() {
-                // A page of the older root alone, or free: nothing that is served.
+                // The page is free or belongs to the older root alone, so no search reads it.
                 true => assert_eq!(ids(&engine), good, "page {page}"),
                 false => found += 1,
             },

@@ -1,5 +1,5 @@
-//! The exploration of the reference workloads, as far as a test may take; and the cases in `corpus/crash`, each a bug that
-//! once was.
+//! Exploration of the reference workloads within the time of a test, and replay of the cases in `corpus/crash`, each a
+//! past bug.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -11,7 +11,7 @@ use shardex_sim::{
     shrink, workload,
 };
 
-/// Less than the command does, in each dimension.
+/// Limits below the defaults of the `explore` command in every field except the seed.
 const LIMITS: Limits =
     Limits { states_per_point: 256, depth: 2, nested_states: 2, rotten_states: 4, sweep_stride: 3, seed: 1 };
 
@@ -38,7 +38,7 @@ fn the_reference_workloads_keep_every_promise_at_every_crash_point() {
     assert_eq!(total.silent(), Vec::<&str>::new(), "never fired");
 }
 
-/// Each flushes twice at least, and all but one split a shard, free one or recycle a segment.
+/// Each workload flushes at least twice. All but one split a shard, free a shard or recycle a segment.
 #[test]
 fn the_reference_workloads_hold_what_matters() {
     let mut small = 0;
@@ -67,7 +67,7 @@ fn an_exploration_is_the_same_for_any_number_of_threads() {
     assert_eq!(told(1), told(3));
 }
 
-/// The tester tested: the first mutant of all, and those of the simulator. The command `mutants` runs all.
+/// The mutation run kills the first mutant and every mutant of the simulator. The command `mutants` runs all mutants.
 #[test]
 fn a_commit_without_its_sync_is_found_at_once_and_a_wrong_simulator_too() {
     let all = mutation::all();
@@ -112,7 +112,7 @@ fn a_case_is_the_same_when_written_and_read() {
 
 #[test]
 fn a_failure_shrinks_to_little() {
-    // As if a removal after a flush were a failure.
+    // The failure is a removal after a flush.
     let fails = |case: &Case| {
         let steps: Vec<String> = case.events.iter().map(|event| format!("{event:?}")).collect();
         let flush = steps.iter().position(|step| step.contains("Flush"))?;
@@ -130,7 +130,7 @@ fn every_class_of_faults_has_a_name_of_its_own() {
     assert_eq!(names.len(), FAULT_CLASSES.len());
 }
 
-/// Replays one file of `corpus/crash`.
+/// Replays one file of `corpus/crash`, and panics if the case breaks a promise.
 fn crash(name: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/crash").join(name);
     let text = fs::read_to_string(&file).expect("the case is there");
@@ -140,7 +140,7 @@ fn crash(name: &str) {
     }
 }
 
-/// Declares a test for each bug that the simulation has found: what happened, and the case that shows it.
+/// Declares a test for each bug found by the simulation: its post-mortem and the case that reproduces it.
 macro_rules! post_mortems {
     ($($(#[doc = $text:literal])+ $name:ident: $file:literal;)+) => {
         $($(#[doc = $text])+
@@ -149,90 +149,100 @@ macro_rules! post_mortems {
             crash($file);
         })+
 
-        /// Every file has its test.
+        /// Corpus files that have a test.
         const FILES: &[&str] = &[$($file),+];
     };
 }
 
 post_mortems! {
-    /// One slot went back to a root of before an earlier crash. Its generation had been given out again since, in a later
-    /// epoch; the roots were compared by generation alone, so the old one could count as the newest. They are compared
-    /// by epoch first.
+    /// One slot reverted to a root from before an earlier crash. The generation of that root had been assigned again
+    /// since, in a later epoch. Roots were compared by generation alone, so the old one could count as the newest.
+    /// Roots are now compared by epoch first.
     a_root_of_an_earlier_epoch_is_not_the_newest: "stale-root-of-an-earlier-epoch.case";
-    /// The same without a tie: the newest root went back, the other one and the closing mark were fine, and the clean open
-    /// left it at that. When the other slot rotted later, the old root was all there was, and its log was gone. An open is
-    /// clean only if both roots are of one epoch and follow one another; else both are stored anew.
+    /// The newest root reverted to one of an earlier epoch, without a tie of generations. The other root and the
+    /// closing mark were intact, so the clean open left the roots unchanged. When the other slot rotted later, only the
+    /// old root remained, and its WAL no longer existed. An open is now clean only if both roots belong to one epoch
+    /// and have consecutive generations. Otherwise both are stored again.
     a_clean_open_mends_a_root_that_went_back: "stale-root-left-by-a-clean-open.case";
-    /// The newest root went back by one store, to the root before the other one: these two followed one another, and the clean
-    /// open left it at that. But both of the roots that there had been knew all, so the log behind the older one was let go,
-    /// and the closing mark lay there; had the other slot rotted, nothing would have led to the index. An open is clean only
-    /// if the log behind the older root is still there.
+    /// The newest root reverted by one store, to the root before the other one. These two were consecutive, so the
+    /// clean open left them unchanged. But both original roots had covered every record, so the WAL behind the older
+    /// one had been freed, and the closing mark lay there. If the other slot had rotted, nothing would have led to the
+    /// index. An open is now clean only if the WAL behind the older root still exists.
     a_root_that_went_back_may_still_follow: "stale-root-that-still-follows.case";
-    /// An open had made the root file anew and died before its entry was durable; the new file's newest root then went back to
-    /// the one of `create`. The next recovery believed it, replayed the log into places that it knew nobody to use, and a power
-    /// cut brought the old file back, which named them. A recovery makes the file anew before it stores anything else.
+    /// An open had replaced the root file and crashed before the directory entry was durable. The newest root of the
+    /// new file then reverted to the root of `create`. The next recovery relied on it and replayed the WAL into page
+    /// ranges that were free according to it. A power cut brought back the old root file, which referred to those page
+    /// ranges. A recovery now replaces the root file before it stores anything else.
     a_recovery_stores_nothing_before_its_root_file_is_there: "old-root-file-behind-a-recovery.case";
-    /// The root file was cut behind its first slot. A recovery gave it its pages back and stored both roots, but its syncs made no
-    /// length durable; the next store of the first slot was torn by a power cut, and the second was gone. What stores the roots
-    /// again makes the length durable with them.
+    /// The root file was cut behind its first slot. A recovery restored its pages and stored both roots, but its syncs
+    /// made no length durable. A power cut tore the next store of the first slot, and the second slot was lost. Storing
+    /// the roots again now makes the length durable too.
     a_cut_root_file_gets_a_durable_length: "cut-root-file-that-is-long-in-the-cache.case";
-    /// A bit rotted after the first read of its extent. The split that came next trusted the first check and copied the
-    /// bytes under a new checksum: nobody could find the damage any more. What is copied is checked when it is.
+    /// A bit rotted after the first read of its extent. The next split relied on the first check and copied the bytes
+    /// under a new checksum, so the damage could no longer be found. Bytes are now checked when they are copied.
     a_split_does_not_hide_rot: "rot-copied-by-a-split.case";
-    /// A full check inside a flush did not know the places that this flush had just taken, and called them used by nobody.
+    /// A full check inside a flush missed the page ranges that this flush had just allocated, and reported them as
+    /// unused.
     a_full_check_knows_the_flush_it_is_in: "full-check-in-a-flush.case";
-    /// The store of a root failed and left its slot torn. The full check of the next try expected the older root there,
-    /// and refused every flush from then on.
+    /// The store of a root failed and left its slot torn. The full check of the next attempt expected the older root
+    /// there, and refused every flush from then on.
     a_torn_root_does_not_stop_full_checks: "full-check-after-a-torn-root.case";
-    /// An index copied with holes onto a full disk: allocating failed, the open was to read only, and replay stored
-    /// postings all the same, into the holes.
+    /// An index was copied with holes onto a full disk. The allocation failed and the open had to be read-only, but
+    /// replay stored postings into the holes nevertheless.
     an_index_with_holes_and_no_room_only_reads: "holes-without-room.case";
-    /// A device lied about a sync and gave back the root of before. The new epoch counted from that root, and was one that
-    /// had been used: after the next crash its old records were replayed. No epoch that a segment names is used again.
+    /// A device reported a sync that it had not done, and returned the previous root. The new epoch was counted from
+    /// that root, and had been used before: after the next crash its old records were replayed. An epoch that appears
+    /// in a segment is now never used again.
     an_epoch_is_never_used_twice: "epoch-used-twice.case";
-    /// The root file was gone. `create` took the rest for an interrupted create and cleared it, with everything that had
-    /// been acknowledged. It is none if the log was written to.
+    /// The root file was missing. `create` took the other files for an interrupted `create` and removed them, with
+    /// every acknowledged write. Files whose WAL was written to no longer count as an interrupted `create`.
     create_does_not_clear_an_index_without_its_root: "lost-root-cleared-by-create.case";
-    /// The log file was cut where records had been. Its chain just ended early, which looks like a torn tail. Each root
-    /// names the length that the log has at least.
+    /// The WAL file was cut at a position that had held records. Its chain ended early, which looks like a torn tail.
+    /// Each root now contains the minimum length of the WAL.
     a_log_that_was_cut_is_refused: "cut-log.case";
-    /// A root of an earlier epoch came back into one slot. A state below it lay in a place that the newest root's tree uses by
-    /// now; the two were taken for one, so that the old tree passed for whole, and every full check, also the one inside
-    /// a flush, found its damage and refused. They are the same only if length and checksum are.
+    /// A root of an earlier epoch came back into one slot. It led to a shard state in a page range that the tree of the
+    /// newest root has since reused. The two were taken for the same state, so the old tree passed for whole. Every
+    /// full check, also the one inside a flush, found the damage of the old tree and refused. They are now the same
+    /// only if length and checksum are equal.
     a_place_used_again_is_not_the_state_it_was: "stale-root-with-a-place-used-again.case";
-    /// The sync of `create`'s rename failed. By R8 the entry is clean then and perhaps not durable; `create` was called again,
-    /// synced the directory, which did nothing, and went on. The power cut took the root file. A root file that nobody
-    /// has relied on yet is made anew.
+    /// The sync of `create`'s rename failed. By R8 the entry is then clean and possibly not durable. A second `create`
+    /// synced the directory, which had no effect, and continued. A power cut removed the root file. A root file that
+    /// nothing has relied on yet is now replaced.
     a_root_whose_entry_is_in_doubt_is_made_anew: "failed-sync-of-the-rename.case";
-    /// A commit's sync failed and the page cache fell back to an empty log. The next open took the index for one that nobody
-    /// had written to, renamed a new root file into place, and died before it synced the entry. The open after that saw the
-    /// used log, which the device had, and left the entry alone: a power cut brought the old root file back. An open now
-    /// replaces a root file of epoch 1 whatever it believes of the log.
+    /// The sync of a commit failed, and the page cache reverted to an empty WAL. The next open took the index for one
+    /// without a write, renamed a new root file into place, and crashed before it synced the entry. The open after that
+    /// read the used WAL from the device and left the entry alone. A power cut brought back the old root file. An open
+    /// now replaces a root file of epoch 1 regardless of the WAL.
     an_open_makes_the_entry_durable_whatever_the_log_says: "root-file-replaced-and-not-synced.case";
-    /// The sector of a segment's header went back to the slot's use before. Its acknowledged frames were never looked at,
-    /// and the log ended early, like a torn tail. Frames under a header that is not theirs now prove that records are missing.
+    /// The sector of a segment header reverted to the previous use of its slot. The acknowledged frames of the segment
+    /// were never read, and the WAL ended early, as with a torn tail. Frames under a foreign header now prove that
+    /// records are missing.
     frames_under_a_header_of_before_are_not_a_torn_tail: "stale-segment-header.case";
-    /// The only segment header had rotten, and later the root file was gone. `create` asked the headers whether the log was
-    /// written to, and cleared everything. An interrupted `create` has stored file headers alone: what holds more is kept.
+    /// The only segment header had rotted, and later the root file was missing. `create` read only the headers to find
+    /// out whether the WAL was written to, and removed everything. An interrupted `create` has stored only file
+    /// headers, so files with more content are now kept.
     create_clears_nothing_but_headers: "index-without-root-and-log-header.case";
-    /// A root's sync failed. The page cache fell back to the root before it, and the device held the new one. The recovery in
-    /// the same process stored over places that only the new one named, before it stored over that root: a power cut between
-    /// left a newest root of foreign bytes. Recovery stores both slots anew before anything else. The protocol monitor
-    /// found it; of the crashes tried, none did.
+    /// The sync of a root failed. The page cache reverted to the previous root, while the device held the new one. The
+    /// recovery in the same process overwrote page ranges that only the new root referred to, before it overwrote that
+    /// root. A power cut in between left a newest root that referred to foreign bytes. Recovery now stores both slots
+    /// again before anything else. The protocol monitor found this bug. The crashes tried did not.
     a_recovery_stores_over_a_newer_root_first: "newer-root-behind-the-cache.case";
-    /// The log between the checkpoints of the two roots had rotten before a clean open. The full check looked there only once
-    /// something was written, so that the damage was found when the newest root went back.
+    /// The WAL between the checkpoints of the two roots had rotted before a clean open. The full check read that part
+    /// only after a write, so the damage was found only when the newest root reverted.
     a_full_check_after_a_clean_open_reads_the_log_between_the_roots: "rot-before-a-clean-open.case";
-    /// A root goes back after a clean close, and the one before it names a log that was used again since. A full check in the
-    /// flush of the recovery, which makes both roots do without that log, asked for it.
+    /// A root reverts after a clean close, and the previous root refers to a WAL that has been reused since. The full
+    /// check in the flush of the recovery required that WAL, although the recovery makes both roots independent of it.
     a_full_check_in_a_recovery_needs_no_log_of_before: "full-check-after-a-stale-root.case";
-    /// The judges: a root file that is made anew and has its name, but not yet its entry, leads where the one before leads.
+    /// Bug in the checkers: a replacement root file that has its name but no durable entry yet leads to the same state
+    /// as the previous file. State that both files lead to may be acknowledged.
     what_both_root_files_lead_to_may_be_acknowledged: "root-file-under-either-name.case";
-    /// Two prefixes that leave the same are told apart by the LSN.
+    /// Bug in the checkers: several prefixes of the batches left the same postings, and the first of them was taken for
+    /// the recovered one. The LSN now distinguishes them.
     of_prefixes_that_leave_the_same_the_lsn_tells: "prefixes-that-leave-the-same.case";
-    /// A directory node that rots hides a vector below it that rots, too, from who has only the files.
+    /// Bug in the checkers: a rotten directory node hides a rotten vector below it from the independent checker, which
+    /// has only the files.
     rot_below_a_rotten_node_is_an_excuse: "rot-below-a-rotten-node.case";
-    /// A planned crash comes in the judge's own question.
+    /// Bug in the checkers: a planned crash can occur in a call that the checks themselves make.
     a_crash_may_come_while_the_judge_asks: "stop-while-the-judge-asks.case";
 }
 

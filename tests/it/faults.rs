@@ -1,4 +1,4 @@
-//! Disks that are full, fail, or lie in wait: every step, one by one.
+//! Tests of full and failing disks: a fault at every operation, one operation per run.
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +16,7 @@ use shardex::{
 };
 use shardex_sim::{
     CrashKind, SimStorage,
-    hook::{HookStorage, Verdict},
+    hook::{HookAction, HookStorage},
     model::{Batch, Model},
 };
 use tempfile::TempDir;
@@ -70,8 +70,8 @@ fn clean<S: shardex::storage::Storage>(engine: &Engine<S>, what: &str) {
     assert!(report.is_clean(), "{what}: {report}");
 }
 
-/// Every operation of a workload finds the disk full, one run for each; when there is room again, the same call succeeds,
-/// nothing is lost, and a crash right after the refusal finds what was acknowledged.
+/// Every operation of a workload finds the disk full, one operation per run. Once there is room, the same call succeeds
+/// and nothing is lost. A crash at the end of the run loses no acknowledged write.
 #[test]
 fn a_disk_that_is_full_at_any_step_refuses_and_goes_on_when_there_is_room() {
     let mut refused = BTreeSet::new();
@@ -85,15 +85,15 @@ fn a_disk_that_is_full_at_any_step_refuses_and_goes_on_when_there_is_room() {
         let storage = HookStorage::new(MmapStorage::new(&config.directory_path), move |info| {
             if !info.op.is_sync() && count.fetch_add(1, Ordering::Relaxed) == at {
                 *note.lock().expect("no panic") = Some(info.purpose.0);
-                return Verdict::Fail(ErrorKind::StorageFull);
+                return HookAction::Fail(ErrorKind::StorageFull);
             }
-            Verdict::Proceed
+            HookAction::Proceed
         });
         let full = |error: ShardexError| match error.is_out_of_space() {
             true => (),
             false => panic!("operation {at}: {error}"),
         };
-        // The parent exists, so does nothing else: create may be refused too.
+        // Only the parent directory exists, so `create` may be refused too.
         let mut engine = match Engine::create(storage.clone(), &config, &env()) {
             Ok(engine) => engine,
             Err(error) => {
@@ -147,12 +147,12 @@ fn a_disk_that_is_full_at_any_step_refuses_and_goes_on_when_there_is_room() {
     }
 }
 
-/// A sync that fails, anywhere: nothing more is acknowledged, searches go on from the last durable root, and a reopen
-/// finds what was acknowledged (P5).
+/// Each sync fails in turn. Nothing more is acknowledged, searches use the last durable root, and a reopen finds
+/// every acknowledged write (P5).
 #[test]
 fn a_failed_sync_poisons_and_a_reopen_recovers() {
     let mut failed_at = BTreeSet::new();
-    // What reached the device all the same is decided by a seed: four for each sync.
+    // The seed decides which bytes reach the device despite the failure. Each sync gets four seeds.
     for run in 0.. {
         let at = run / 4;
         let plain = SimStorage::new(256, 64, run);
@@ -164,7 +164,7 @@ fn a_failed_sync_poisons_and_a_reopen_recovers() {
                 *note.lock().expect("no panic") = Some(info.purpose.0);
                 sim.fail_next_sync(ErrorKind::Other);
             }
-            Verdict::Proceed
+            HookAction::Proceed
         });
         let config = config("sim", 1024);
         let mut model = Model::default();
@@ -185,7 +185,7 @@ fn a_failed_sync_poisons_and_a_reopen_recovers() {
                         assert!(poisoned(apply(&mut engine, &super::faults::batch(1))));
                         assert!(poisoned(engine.close()));
                     }
-                    // Searches see the state of the last durable root.
+                    // Searches use the state of the last durable root.
                     let mut durable = Model::default();
                     (0..flushed).for_each(|n| durable.accept(super::faults::batch(n)));
                     durable.current(&engine).expect("the last durable root");
@@ -203,13 +203,13 @@ fn a_failed_sync_poisons_and_a_reopen_recovers() {
             for seed in 0..4 {
                 let mut after = SimStorage::from_image(&plain.image());
                 after.crash(kind, &mut ChaCha8Rng::seed_from_u64(seed));
-                // An index that was never made may be made now.
+                // An index whose `create` failed may be created now.
                 let mut engine = Engine::create(after.clone(), &config, &env()).expect("a reopen recovers");
                 let mut model = model.clone();
                 let what = format!("{purpose}, {kind:?} {seed}");
                 model.recovered(&engine).unwrap_or_else(|broken| panic!("{what}: {broken}"));
                 clean(&engine, purpose);
-                // What is acknowledged from here on stands on what the failed sync left.
+                // Later acknowledgements depend on the bytes that the failed sync left.
                 apply(&mut engine, &batch(0)).expect("accepted");
                 model.accept(batch(0));
                 engine.flush().expect("flushed");
@@ -259,7 +259,7 @@ fn a_store_that_fails_with_an_io_error_changes_nothing() {
     }
 }
 
-/// A slot that cannot be read may hold the newest root: no way on.
+/// A slot that cannot be read may hold the newest root, so the open is refused.
 #[test]
 fn a_root_slot_that_cannot_be_read_refuses_the_open() {
     for slot in 0..2u64 {
@@ -275,8 +275,9 @@ fn a_root_slot_that_cannot_be_read_refuses_the_open() {
     }
 }
 
-/// Found by the random histories: a process grew the data file and died before the sync that covers the length. The next
-/// one took the length for durable, stored a root that named places beyond what the device knew, and the power went.
+/// Regression, found by random histories: a process grew the data file and crashed before the sync that covers the
+/// length. The next process took the length for durable and stored a root that referred to page ranges beyond the
+/// length on the device. Then the power failed.
 #[test]
 fn a_length_that_only_the_page_cache_knows_is_synced_before_a_root_relies_on_it() {
     for grown in 1..6 {
@@ -285,7 +286,7 @@ fn a_length_that_only_the_page_cache_knows_is_synced_before_a_root_relies_on_it(
         let mut model = Model::default();
         let len = || storage.files().into_iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>();
         let (before, mut n) = (len(), 0);
-        // On until the files have grown, at first one and then both, without a sync of them.
+        // Continues until the files have grown without a sync, at first one of them and then both.
         while n < grown * 4 || len() == before {
             apply(&mut engine, &batch(n)).expect("accepted");
             model.accept(batch(n));
@@ -302,7 +303,7 @@ fn a_length_that_only_the_page_cache_knows_is_synced_before_a_root_relies_on_it(
         engine.flush().expect("flushed");
         model.acknowledge();
         drop(engine);
-        // The power goes, and of what was not synced nothing survives.
+        // Power cut: no unsynced byte survives.
         let nothing = vec![0; storage.choices(CrashKind::Power).len()];
         storage.crash_with(CrashKind::Power, &nothing);
         let engine = Engine::open(storage, OpenOptions::default(), &env()).expect("it opens");
@@ -310,8 +311,8 @@ fn a_length_that_only_the_page_cache_knows_is_synced_before_a_root_relies_on_it(
     }
 }
 
-/// Nobody waits for what the timer does. If one of its syncs fails, figures show the error, every call that writes is refused
-/// for the poisoning that it caused, and nothing more is acknowledged.
+/// No caller waits for the work of the timer. If one of its syncs fails, statistics show the error, every write call is
+/// refused as poisoned, and nothing more is acknowledged.
 #[test]
 fn a_sync_of_background_work_that_fails_is_shown_and_poisons() {
     let failing = Arc::new(AtomicBool::new(false));
@@ -322,7 +323,7 @@ fn a_sync_of_background_work_that_fails_is_shown_and_poisons() {
         if fails.load(Ordering::Relaxed) && info.op.is_sync() {
             sim.fail_next_sync(ErrorKind::Other);
         }
-        Verdict::Proceed
+        HookAction::Proceed
     });
     crate::support::block_on(async {
         let config = config("sim", 1024).batch_write_interval_ms(1);
@@ -334,7 +335,7 @@ fn a_sync_of_background_work_that_fails_is_shown_and_poisons() {
         let Batch::Add(more) = batch(1) else { unreachable!("it is an addition") };
         index.add_postings(more.clone()).await?;
         let told = loop {
-            // Empty batches, until the timer has run into the error.
+            // Adds empty batches until the timer has met the error.
             if let Err(error) = index.add_postings(Vec::new()).await {
                 break error;
             }
@@ -348,7 +349,7 @@ fn a_sync_of_background_work_that_fails_is_shown_and_poisons() {
         assert!(stats.errors == 1 && stats.poisoned.is_some(), "{stats:?}");
         let shown = stats.background_error.expect("it is shown");
         assert!(shown.lasts && shown.failures == 1 && shown.error.contains("sync"), "{shown:?}");
-        // Searches go on, from the last durable root.
+        // Searches still work, on the last durable root.
         assert_eq!(index.search(&vector(1, DIMENSION), 100, None).await?.len(), postings.len());
         assert!(matches!(index.close().await, Err(ShardexError::Poisoned { .. })));
         failing.store(false, Ordering::Relaxed);
@@ -378,7 +379,7 @@ fn a_copy_with_holes_gets_its_space_back() {
         storage.make_sparse(name);
     }
     let mut engine = Engine::open(storage, OpenOptions::default(), &env()).expect("it opens");
-    // A store into a hole is a fault that the simulation panics at.
+    // The simulation panics at a store into a hole.
     for n in 8..30 {
         apply(&mut engine, &batch(n)).expect("accepted");
         model.accept(batch(n));
@@ -387,8 +388,9 @@ fn a_copy_with_holes_gets_its_space_back() {
     model.current(&engine).expect("everything is there");
 }
 
-/// A flush that is given up has a generation that the next one gets again. What was taken between them is named by that
-/// one's root, so it is not free as soon as the working state lets it go: the older root of the two that are kept names it.
+/// A flush that is abandoned has a generation that the next flush gets again. Allocations made between them belong to
+/// the root of the next flush. They aren't free as soon as the working state releases them, because the older of the
+/// two retained roots refers to them.
 #[test]
 fn a_place_taken_after_a_flush_was_given_up_is_held_for_the_next_root() {
     use shardex_sim::{storage::SimStorage, workload};
@@ -418,9 +420,10 @@ fn a_place_taken_after_a_flush_was_given_up_is_held_for_the_next_root() {
     assert!(report.is_clean(), "{report}");
 }
 
-/// The first write after a clean open replaced the root file, and the store of its root failed. The flush was gone on with, and
-/// while its root was being synced another write replaced the root file once more, without that root: the sync was of a file
-/// that nobody could find any more, and its places were freed by it. The file is replaced only before a flush begins.
+/// Regression: the first write after a clean open replaced the root file, and the store of its root failed. The flush
+/// was resumed. While its root was being synced, another write replaced the root file again, without that root. The
+/// sync covered a file that no longer had a name, and page ranges were freed because of it. The root file is now
+/// replaced only before a flush begins.
 #[test]
 fn no_root_file_is_replaced_under_a_flush() {
     let sim = SimStorage::new(256, 64, 1);
@@ -434,7 +437,7 @@ fn no_root_file_is_replaced_under_a_flush() {
     let trap = Arc::clone(&fails);
     let storage = HookStorage::new(sim.clone(), move |info| {
         let is_root = info.file == "root" && info.purpose.0 == "root: store";
-        if is_root && trap.load(Ordering::Relaxed) { Verdict::Fail(ErrorKind::Other) } else { Verdict::Proceed }
+        if is_root && trap.load(Ordering::Relaxed) { HookAction::Fail(ErrorKind::Other) } else { HookAction::Proceed }
     });
     let mut engine = Engine::create(storage, &config, &env()).expect("opened");
     assert!(matches!(engine.add(&postings), Err(ShardexError::Io { op: "write", .. })));
@@ -453,15 +456,16 @@ fn no_root_file_is_replaced_under_a_flush() {
     assert!(engine.check(CheckLevel::Full).expect("readable").is_clean());
 }
 
-/// A flush that a failed sync has ended left places that nothing named: a full check called that a contradiction.
+/// Regression: a flush ended by a failed sync left allocations that nothing referred to, and a full check reported them
+/// as an inconsistency.
 #[test]
 fn a_poisoned_engine_contradicts_nothing() {
     let fails = Arc::new(AtomicBool::new(false));
     let trap = Arc::clone(&fails);
-    // The sync fails before it reaches the disk, so that the page cache keeps everything and all bytes are right.
+    // The sync fails before it reaches the disk. The page cache keeps everything, and all bytes are correct.
     let storage = HookStorage::new(SimStorage::new(256, 64, 1), move |info| {
         let fails = trap.load(Ordering::Relaxed) && info.purpose.0.starts_with("B2");
-        if fails { Verdict::Fail(ErrorKind::Other) } else { Verdict::Proceed }
+        if fails { HookAction::Fail(ErrorKind::Other) } else { HookAction::Proceed }
     });
     let Batch::Add(postings) = batch(0) else { unreachable!("it is an addition") };
     let mut engine = Engine::create(storage, &config("sim", 1024), &env()).expect("made");

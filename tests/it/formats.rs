@@ -1,4 +1,5 @@
-//! Golden bytes: the format may not change without its version, and foreign or newer files are told apart.
+//! Golden bytes of the format, which must not change without its version. Files of another version, of another index
+//! and of no index are distinguished.
 
 use std::fmt::Write as _;
 
@@ -6,9 +7,9 @@ use shardex::{
     DocumentId, Generation, Lsn, Metric, ShardId, ShardexConfig, ShardexError,
     format::{
         frame::{self, Frame, FrameKind},
-        geometry::Geometry,
+        geometry::IndexParams,
         header::{self, DATA_MAGIC, SegmentHeader, WAL_MAGIC},
-        node::{self, Entry},
+        node::{self, BlockPointer},
         record,
         root::{ROOT_BYTES, Root, WalPosition},
         state::{ExtentState, ShardState},
@@ -18,7 +19,7 @@ use shardex::{
 
 use crate::support::{TestIndex, check_clean, documents, everything, posting};
 
-/// Sixteen bytes a line, with offsets; runs of zeros in one word.
+/// Formats bytes in hexadecimal, sixteen per line, each line with its offset.
 fn hex(bytes: &[u8]) -> String {
     let mut out = String::new();
     for (i, line) in bytes.chunks(16).enumerate() {
@@ -31,9 +32,9 @@ fn hex(bytes: &[u8]) -> String {
     out
 }
 
-fn geometry() -> Geometry {
+fn geometry() -> IndexParams {
     let config = ShardexConfig::new("x").vector_size(3).metric(Metric::L2).shard_size(8).wal_segment_size(4096);
-    Geometry::of(&config, 256, 64)
+    IndexParams::of(&config, 256, 64)
 }
 
 fn root() -> Root {
@@ -44,7 +45,7 @@ fn root() -> Root {
         checkpoint: Lsn(1234),
         epoch: 3,
         wal_start: WalPosition { seq: 5, offset: 704 },
-        directory: Entry { page: 17, len: 256, crc: 0xDEAD_BEEF },
+        directory: BlockPointer { page: 17, len: 256, crc: 0xDEAD_BEEF },
         shard_numbers: 9,
         shards: 8,
         live: 55,
@@ -53,7 +54,7 @@ fn root() -> Root {
         splits: 6,
         data_pages: 97,
         wal_segments: 11,
-        cells: Entry { page: 33, len: 24, crc: 0xCE11_CE11 },
+        cells: BlockPointer { page: 33, len: 24, crc: 0xCE11_CE11 },
         merges: 12,
     }
 }
@@ -97,7 +98,7 @@ fn a_state_and_a_node_are_these_bytes() {
     let bytes = state().encode(&geometry());
     assert_eq!(ShardState::decode(&bytes, &geometry(), 2), Ok(state()));
     assert!(ShardState::decode(&bytes, &geometry(), 3).is_err(), "another shard's state");
-    let entries = [Entry::default(), Entry { page: 3, len: 200, crc: 0x0BAD_CAFE }];
+    let entries = [BlockPointer::default(), BlockPointer { page: 3, len: 200, crc: 0x0BAD_CAFE }];
     let node = node::encode(&entries, 64);
     assert_eq!(node::decode(&node).expect("a node")[..2], entries);
     insta::assert_snapshot!(format!("{}\n{}", hex(&bytes), hex(&node)));
@@ -131,7 +132,7 @@ fn frames_and_records_are_these_bytes() {
     insta::assert_snapshot!(format!("{}\n{}\n{}", hex(&bytes), hex(&removal), hex(&stored)));
 }
 
-/// No bit of a structure with a checksum may change unnoticed, and no truncation panics.
+/// Every flipped bit in a structure with a checksum is detected. No truncation panics.
 #[test]
 fn every_flipped_bit_and_every_truncation_is_refused() {
     let seed = frame::seed(1, 1);
@@ -162,7 +163,7 @@ fn every_flipped_bit_and_every_truncation_is_refused() {
     (0..state.len()).for_each(|len| assert!(ShardState::decode(&state[..len], &geometry(), 2).is_err()));
 }
 
-/// Indexes written by the first build of version 1, one closed and one not: every later build opens them.
+/// Every build opens the indexes written by the first build of version 1, one of them closed and the other crashed.
 #[test]
 fn indexes_of_version_1_open_with_all_they_hold() {
     for (kind, replayed) in [("closed", 0), ("crashed", 2)] {
@@ -220,7 +221,7 @@ fn another_version_a_foreign_file_and_a_swapped_one_are_told_apart() {
         let error = after(&|copy| std::fs::remove_file(copy.path().join(name)).expect("removed"));
         assert!(matches!(&error, ShardexError::Corruption { file, .. } if file.ends_with(name)), "{name}: {error}");
     }
-    // A file of another index of the same shape.
+    // The file belongs to another index with the same parameters.
     let mut other = TestIndex::small();
     other.index_id = 2;
     let mut engine = other.create();
@@ -233,7 +234,7 @@ fn another_version_a_foreign_file_and_a_swapped_one_are_told_apart() {
         });
         assert!(matches!(&error, ShardexError::Corruption { file, .. } if file.ends_with(name)), "{name}: {error}");
     }
-    // Truncated.
+    // The file is truncated.
     let error = after(&|copy| copy.patch("data", |bytes| bytes.truncate(bytes.len() / 2)));
     assert!(matches!(&error, ShardexError::Corruption { .. }), "{error}");
 }

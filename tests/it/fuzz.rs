@@ -1,9 +1,9 @@
-//! Every file in `corpus/fuzz` goes through its target, on any toolchain.
+//! Replays every file in `corpus/fuzz` through its fuzz target, on any toolchain.
 
 use std::{fs, path::Path};
 
-use shardex::ShardexError;
-use shardex_sim::fuzz::{Hostile, TARGETS, VALUES, seal::Kind, serve};
+use shardex::{ShardexError, format::cells::CellTable};
+use shardex_sim::fuzz::{Hostile, TARGETS, VALUES, seal::SealedKind, serve};
 
 #[test]
 fn the_corpus_of_each_target_passes() {
@@ -20,24 +20,25 @@ fn the_corpus_of_each_target_passes() {
     assert_eq!(folders, TARGETS.len(), "a folder of no target");
 }
 
-/// The reference workload of a name, and its steps.
+/// Returns the index of a reference workload by name, and its number of steps.
 fn workload(name: &str) -> (usize, usize) {
     let workloads = shardex_sim::workload::reference();
     let which = workloads.iter().position(|workload| workload.name == name).expect("there is such a workload");
     (which, workloads[which].steps.len())
 }
 
-/// A value in a field.
-fn value(kind: Kind, offset: usize, width: usize, value: u64) -> Hostile {
+/// Builds a hostile value for a field of the first structure of a kind.
+fn value(kind: SealedKind, offset: usize, width: usize, value: u64) -> Hostile {
     Hostile { kind, which: 0, offset, width, value }
 }
 
-/// A value in that field of both roots, so that none can be fallen back to.
+/// Builds hostile values for the same field of both roots, so that neither can serve as a fallback.
 fn in_both_roots(offset: usize, width: usize, value: u64) -> Vec<Hostile> {
-    [0, 1].map(|which| Hostile { kind: Kind::Root, which, offset, width, value }).to_vec()
+    [0, 1].map(|which| Hostile { kind: SealedKind::Root, which, offset, width, value }).to_vec()
 }
 
-/// Checksums were right and numbers impossible: overflows, endless loops over a number, gigabytes for an entry of 16 bytes.
+/// Regression test: checksums were right and numbers impossible. The results were overflows, endless loops over a
+/// number, and gigabytes allocated for an entry of 16 bytes.
 #[test]
 fn impossible_numbers_under_right_checksums_are_damage() {
     let (which, steps) = workload("cells");
@@ -47,7 +48,8 @@ fn impossible_numbers_under_right_checksums_are_damage() {
         other => panic!("{values:?}: {other:?}"),
     };
     let most = u64::MAX;
-    // Generation, checkpoint, epoch, segment and offset in it, live, removed, draws, splits.
+    // Generation, checkpoint, epoch, WAL segment, offset in the segment, live postings, removed postings, draws,
+    // splits.
     for offset in [32, 72, 80, 88, 96, 128, 136, 144, 152] {
         refused(&in_both_roots(offset, 8, most), "root");
         refused(&in_both_roots(offset, 8, most - 1), "root");
@@ -59,21 +61,18 @@ fn impossible_numbers_under_right_checksums_are_damage() {
     refused(&in_both_roots(160, 8, most), "root");
     refused(&in_both_roots(160, 8, 1 << 40), "data");
     refused(&in_both_roots(168, 4, u32::MAX.into()), "wal");
-    // Counts that the shards do not bear out: a later removal would take more from them than they are.
+    // Counts that contradict the shards. A later removal would subtract more from a count than its value.
     refused(&in_both_roots(124, 4, 1), "data");
     refused(&in_both_roots(136, 4, 1_000), "data");
-    // A node of another size than a page; a centroid that no vectors have as their mean.
+    // A directory node that is not one page long, and a centroid that is not the mean of any vectors.
     for root in [0, 1] {
-        let len = |len| Hostile { kind: Kind::Root, which: root, offset: 112, width: 4, value: len };
+        let len = |len| Hostile { kind: SealedKind::Root, which: root, offset: 112, width: 4, value: len };
         let other = Hostile { which: 1 - root, ..len(272) };
         refused(&[len(272), other], "data");
     }
-    let state_end = |back: usize| Hostile { offset: usize::MAX - back, ..value(Kind::State, 0, 4, 0x7F7F_FFFF) };
+    let state_end = |back: usize| Hostile { offset: usize::MAX - back, ..value(SealedKind::State, 0, 4, 0x7F7F_FFFF) };
     refused(&[state_end(3)], "data");
 }
-
-/// Where a table of cells of vectors of five numbers has its groups.
-const CELL_GROUPS: usize = 28 + 4 * 5 + 6 * 8 * 28 + 20;
 
 #[test]
 fn impossible_numbers_in_cells_cost_the_cells_and_nothing_else() {
@@ -82,28 +81,34 @@ fn impossible_numbers_in_cells_cost_the_cells_and_nothing_else() {
         let refused = serve(which, steps, values);
         assert!(refused.is_none(), "{values:?}: {refused:?}");
     };
-    // No group, and a count of groups and shards that the bytes do not bear out.
+    // Number of groups, and number of covered shards.
+    let groups = CellTable::groups_offset(5);
     for offset in [8, 12] {
-        [0, 1, 1 << 31, u32::MAX.into()].iter().for_each(|&n| opens(&[value(Kind::Table, offset, 4, n)]));
+        [0, 1, 1 << 31, u32::MAX.into()].iter().for_each(|&n| opens(&[value(SealedKind::Table, offset, 4, n)]));
     }
-    // The centre, and what recalls take.
-    for offset in (24..CELL_GROUPS).step_by(4) {
-        [0, u32::MAX.into(), 0x7F80_0000].iter().for_each(|&n| opens(&[value(Kind::Table, offset, 4, n)]));
+    // Dimension, centre, and calibration.
+    for offset in (24..groups).step_by(4) {
+        [0, u32::MAX.into(), 0x7F80_0000].iter().for_each(|&n| opens(&[value(SealedKind::Table, offset, 4, n)]));
     }
-    // A group's entry, and the first shard covered, whose slots fit no shard.
-    for offset in (CELL_GROUPS..CELL_GROUPS + 64).step_by(4) {
-        [0, 1, 1 << 31, u32::MAX.into(), 0x7F80_0000].iter().for_each(|&n| opens(&[value(Kind::Table, offset, 4, n)]));
+    // First group entry, and the bytes after it. With a single group these are the first
+    // covered shard, whose slots then fit no shard.
+    for offset in (groups..groups + 64).step_by(4) {
+        [0, 1, 1 << 31, u32::MAX.into(), 0x7F80_0000]
+            .iter()
+            .for_each(|&n| opens(&[value(SealedKind::Table, offset, 4, n)]));
     }
-    // The head: as many parts as it has, and where they are.
+    // Head: the number of parts, and the pointer to the first part.
     for offset in (4..24).step_by(4) {
-        [0, 1, 1 << 20, u32::MAX.into()].iter().for_each(|&n| opens(&[value(Kind::Head, offset, 4, n)]));
+        [0, 1, 1 << 20, u32::MAX.into()].iter().for_each(|&n| opens(&[value(SealedKind::Head, offset, 4, n)]));
     }
-    // A group: its counts, and its first cell.
+    // Group: its counts and the entry of its first cell.
     for offset in (4..36).step_by(4) {
-        [0, 1, 1 << 20, u32::MAX.into(), 0x7F80_0000].iter().for_each(|&n| opens(&[value(Kind::Group, offset, 4, n)]));
+        [0, 1, 1 << 20, u32::MAX.into(), 0x7F80_0000]
+            .iter()
+            .for_each(|&n| opens(&[value(SealedKind::Group, offset, 4, n)]));
     }
-    // What the codes of the centroids and of the postings refer to.
-    for kind in [Kind::Table, Kind::Group] {
+    // Last 96 bytes, which end with the references of the codes of centroids or postings.
+    for kind in [SealedKind::Table, SealedKind::Group] {
         for back in (0..96).step_by(4) {
             [1, 7, u32::MAX.into()]
                 .iter()
@@ -114,12 +119,11 @@ fn impossible_numbers_in_cells_cost_the_cells_and_nothing_else() {
 
 #[test]
 fn impossible_numbers_in_the_log_end_it() {
-    for (name, steps) in [("cells", usize::MAX), ("wal", 3)] {
-        let Some(which) = shardex_sim::workload::reference().iter().position(|w| w.name.starts_with(name)) else {
-            continue;
-        };
+    for (name, steps) in [("cells", usize::MAX), ("recycled", 3)] {
+        let which = shardex_sim::workload::reference().iter().position(|w| w.name.starts_with(name));
+        let which = which.expect("a workload of this name");
         let steps = steps.min(shardex_sim::workload::reference()[which].steps.len());
-        for kind in [Kind::Segment, Kind::Frame] {
+        for kind in [SealedKind::Segment, SealedKind::Frame] {
             for segment in 0..3 {
                 for offset in [8, 16, 24, 32, 40, 48] {
                     for n in [0, 1 << 62, u64::MAX - 1, u64::MAX] {
@@ -133,7 +137,8 @@ fn impossible_numbers_in_the_log_end_it() {
     }
 }
 
-/// The fuzzer's own changes, drawn here: any value in any field of any structure.
+/// Runs changes drawn as the fuzzer draws them: one to three values in any fields of any structures. `SHARDEX_DRAWN`
+/// sets the number of runs, 3,000 by default.
 #[test]
 fn drawn_values_do_no_harm() {
     let workloads = shardex_sim::workload::reference();
@@ -148,7 +153,7 @@ fn drawn_values_do_no_harm() {
         let steps = 1 + draw(workloads[which].steps.len());
         let values: Vec<Hostile> = (0..1 + draw(3))
             .map(|_| Hostile {
-                kind: Kind::ALL[draw(8)],
+                kind: SealedKind::ALL[draw(8)],
                 which: draw(256),
                 offset: if draw(2) == 0 { draw(64) } else { draw(1 << 14) },
                 width: [1, 2, 4, 8][draw(4)],

@@ -1,5 +1,6 @@
-//! kill -9 on real files: a child works until it is killed, at a named step or at random; what it had acknowledged is
-//! there afterwards, and what is there is a prefix of what it did.
+//! Tests with SIGKILL on real files. A child works until it is killed, at a named step or at a random moment.
+//! Afterwards the index contains everything that the child had acknowledged, and its content is the result of a prefix
+//! of the child's batches.
 
 use std::{
     env, fs,
@@ -11,7 +12,7 @@ use std::{
 
 use shardex::{DocumentId, Engine, Metric, OpenOptions, Posting, ShardexConfig, env::Env, storage::MmapStorage};
 use shardex_sim::{
-    hook::{HookStorage, Verdict},
+    hook::{HookAction, HookStorage},
     model::{Batch, Model},
 };
 use tempfile::TempDir;
@@ -31,7 +32,8 @@ fn config(dir: &Path) -> ShardexConfig {
         .wal_segment_size(16 << 10)
 }
 
-/// What the child does, batch by batch: additions that fill and split shards, replacements, removals that empty some.
+/// Returns the child's `n`-th batch: additions that fill and split shards, replacements, and removals that empty some
+/// shards.
 fn batch(n: u64) -> Batch {
     let posting = |id: u64, salt: u64| Posting {
         document_id: DocumentId(id.into()),
@@ -46,7 +48,8 @@ fn batch(n: u64) -> Batch {
     }
 }
 
-/// Not a test of its own: what the children of the others run.
+/// Work of the child processes of the other tests. It is a test only because the children run the test binary, and it
+/// returns at once if `SHARDEX_TEST_KILL_DIR` is not set.
 #[test]
 fn child() {
     let Ok(dir) = env::var(DIR) else { return };
@@ -61,11 +64,11 @@ fn child() {
                 std::thread::park();
             }
         }
-        Verdict::Proceed
+        HookAction::Proceed
     });
     let mut engine = Engine::create(storage, &config, &Env::system()).expect("the index opens");
     say("open");
-    // The number of batches so far is kept beside the index by the parent, who knows the prefix.
+    // The parent knows the recovered prefix. It stores the number of batches in a file beside the index.
     let from: u64 = fs::read_to_string(Path::new(&dir).join("prefix")).map_or(0, |n| n.parse().expect("a number"));
     for n in from..from + 400 {
         match batch(n) {
@@ -86,11 +89,11 @@ fn child() {
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // The parent may be gone: then nobody listens.
+    // The parent may have exited, so an error of the write is ignored.
     drop(writeln!(out, "\nchild: {line}").and_then(|()| out.flush()));
 }
 
-/// A child that dies with its handle.
+/// Child process, killed when this value is dropped.
 struct Running(Child, BufReader<ChildStdout>, #[expect(dead_code, reason = "it ends with the child")] Limit);
 
 impl Running {
@@ -105,7 +108,7 @@ impl Running {
         Self(child, out, Limit::start())
     }
 
-    /// The next thing it says; `None` when it has ended.
+    /// Returns the text of the child's next line with the prefix `child: `, or `None` at the end of its output.
     fn hear(&mut self) -> Option<String> {
         let mut line = String::new();
         loop {
@@ -119,7 +122,7 @@ impl Running {
         }
     }
 
-    /// SIGKILL, and everything it had said before.
+    /// Kills the child with SIGKILL. Returns the lines that it had printed before and that were not read yet.
     fn kill(mut self) -> Vec<String> {
         self.0.kill().expect("killed");
         self.0.wait().expect("reaped");
@@ -134,7 +137,8 @@ impl Drop for Running {
     }
 }
 
-/// Opens what a killed child left, and compares it with all it may have done. Returns the prefix found.
+/// Opens the index that a killed child left, compares it with all states that the child's batches allow, and runs a
+/// full check. Returns the prefix found, as a number of batches.
 fn examine(dir: &Path, durable: u64, what: &str) -> u64 {
     let config = config(dir);
     let mut model = Model::default();
@@ -159,7 +163,8 @@ fn durable_in(said: &[String], before: u64) -> u64 {
     said.iter().filter_map(|line| line.strip_prefix("durable ")?.parse().ok()).fold(before, u64::max)
 }
 
-/// Kills a child when it is about to do the `nth` operation of a step. Returns whether it came to that.
+/// Kills a child just before its `nth` operation of a step, and examines the index. Reports whether the child reached
+/// that operation.
 fn kill_at(step: &str, nth: usize) -> bool {
     let dir = TempDir::new().expect("a temporary directory");
     let mut child = Running::start(dir.path(), Some((step, nth)));
@@ -180,7 +185,7 @@ fn kill_at(step: &str, nth: usize) -> bool {
     paused
 }
 
-/// At least three kills before each operation of the step, early and late.
+/// Kills three children at a step, before early and late operations of it.
 fn kills_at(step: &str, nths: [usize; 3]) {
     for nth in nths {
         assert!(kill_at(step, nth), "the child never came to `{step}` for the {nth}th time");
@@ -259,13 +264,13 @@ fn killed_in_every_step_of_a_recovery() {
         "B5: sync the root's twin",
     ] {
         let dir = TempDir::new().expect("a temporary directory");
-        // A first life that ends before a flush, so that there is something to replay.
+        // The first child ends before a flush is complete, so that there are records to replay.
         let mut child = Running::start(dir.path(), Some(("B2: sync the data", 4)));
         let said: Vec<String> = std::iter::from_fn(|| child.hear()).take_while(|line| line != "paused").collect();
         child.kill();
         let durable = durable_in(&said, 0);
         assert!(durable > 10 && !durable.is_multiple_of(4), "{said:?}");
-        // Lives that end in the middle of the recovery from the one before.
+        // Each of these children ends during the recovery from the one before.
         for _ in 0..3 {
             let mut child = Running::start(dir.path(), Some((step, 1)));
             assert_eq!(child.hear().as_deref(), Some("paused"), "{step}");
@@ -286,7 +291,7 @@ fn thirty_kills_at_random_on_one_index_lose_nothing() {
         x ^= x >> 7;
         x ^= x << 17;
         let mut said: Vec<String> = std::iter::from_fn(|| child.hear()).take((x % 60) as usize + 1).collect();
-        // A little further, to die between two words.
+        // A short random delay, so that the kill may fall between two lines.
         for _ in 0..x >> 40 & 0xFFFF {
             std::hint::spin_loop();
         }

@@ -1,8 +1,9 @@
-//! The integration tests, in one binary.
+//! Integration tests, in one binary.
 
 mod api;
 mod async_faults;
 mod background;
+mod blocking;
 mod cells;
 #[cfg(feature = "cli")]
 mod cli;
@@ -10,16 +11,19 @@ mod concurrent;
 mod conformance;
 mod cost;
 mod deadly;
+mod examples;
 mod explore;
 mod faults;
 mod formats;
 mod fuzz;
+mod house;
 mod kill;
 mod layering;
 mod model;
 mod monitor;
 mod recall;
 mod reclaim;
+mod regressions;
 mod routing;
 mod schedules;
 mod shards;

@@ -1,6 +1,7 @@
-//! Random histories on the simulated storage against the plain model: additions, replacements, removals, commits,
-//! flushes, reopens, faults of every class, and crashes at any operation, of the process or of the power, during recovery
-//! too. A history that breaks a promise shrinks.
+//! Tests of random histories on the simulated disk against the model. A history consists of additions, replacements,
+//! removals, commits, flushes, cell builds, reopens, faults, and crashes of the process or of the power at any
+//! operation, during recovery too. The faults are failed syncs, stores and reads, failed changes of directory entries,
+//! lack of space, jumps of the clock, and a rotten or stale root. A history that breaks a promise is shrunk.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +19,9 @@ use shardex_sim::{
     workload::{Step, Workload},
 };
 
-/// Histories tried.
+/// Number of random histories.
 const CASES: u32 = 12_000;
-/// Histories that must hold each of the things that matter.
+/// Smallest number of histories in which each of the listed marks must occur.
 const ENOUGH: u32 = 100;
 
 fn kinds() -> impl Strategy<Value = CrashKind> {
@@ -142,7 +143,8 @@ fn random_histories_with_crashes_agree_with_the_model() {
     }
 }
 
-/// The tester tested: without any one of the barriers the histories find the loss, and soon.
+/// Mutation test: if any one of the barriers B1 to B5 is dropped, one of at most `2 * CASES` histories breaks a
+/// promise.
 #[test]
 fn every_barrier_is_needed() {
     let barriers: Vec<(Mutant, Call)> = mutation::all()
@@ -167,7 +169,7 @@ fn every_barrier_is_needed() {
     }
 }
 
-/// The same history twice: the same bytes, and the same trace (P7).
+/// Runs every case twice. Both runs leave the same bytes and the same trace (P7).
 #[test]
 fn the_same_history_leaves_the_same_trace() {
     for seed in 1..200 {

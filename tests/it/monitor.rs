@@ -1,5 +1,5 @@
-//! The protocol monitor alone, without a crash point explored: it finds each sync of the protocol left out, and nothing wrong
-//! where none is.
+//! Tests of the protocol monitor without exploration of crash points. It finds every omitted sync of the protocol, and
+//! no breach in a correct run.
 
 use std::{
     collections::BTreeSet,
@@ -9,9 +9,9 @@ use std::{
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::Metric;
 use shardex_sim::{
-    CrashKind, HookStorage, SimStorage, Verdict,
+    CrashKind, HookAction, HookStorage, SimStorage,
     mutant::{self, How, Mutant, MutantStorage, next_turn},
-    mutation,
+    mutation, pool,
     watch::{Watch, WatchedStorage},
     workload::{Runner, Step, Workload, env},
 };
@@ -20,8 +20,9 @@ fn add(first: u64, count: u64) -> Step {
     Step::Add { first, count, start: 0, salt: first }
 }
 
-/// A life that passes every barrier: made, written to, flushed, dead twice with a root that is stored and not synced, in the
-/// first epoch and in a later one, closed, opened, written to until the log grows, before a commit and before a flush.
+/// Runs a workload that passes every barrier. It creates an index, writes and flushes. It crashes twice with a root
+/// that is stored but not synced, once in the first epoch and once in a later one. It closes and reopens the index, and
+/// writes until the WAL grows, before a commit and before a flush.
 fn life() {
     let workload = Workload::blank("a life", (3, 4, Metric::L2), false);
     let mut sim = SimStorage::new(workload.page_size, workload.sector_size, 1);
@@ -35,7 +36,7 @@ fn life() {
     ];
     for steps in lives {
         let watched = WatchedStorage::new(sim.clone(), watch.clone());
-        let storage = MutantStorage::new(HookStorage::new(watched, |_| Verdict::Proceed));
+        let storage = MutantStorage::new(HookStorage::new(watched, |_| HookAction::Proceed));
         for step in &steps {
             runner.step(&storage, step).expect("nothing fails");
         }
@@ -54,10 +55,10 @@ fn life() {
     }
 }
 
-/// What the monitor says of it.
+/// Runs [`life`] and returns the message of its panic, which names the breach that the monitor found.
 fn breach() -> Option<String> {
     let panic = catch_unwind(AssertUnwindSafe(life)).err()?;
-    Some(mutation::panic_text(&*panic).to_owned())
+    Some(pool::panic_text(&*panic).to_owned())
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! That searches reach the recall they were asked for, on data that is hard for codes, whatever happened to the index; and what that
-//! costs. `shardex bench --hard` does the same on more.
+//! Recall tests. Searches reach their target recall on data that is hard for codes, whatever has changed the index, and
+//! at a bounded cost. `shardex bench --hard` measures the same on more data.
 
 use shardex::{
     DocumentId, Engine, Metric, Posting,
     env::Env,
-    index::{self, Breadth},
+    index::{self, SearchScope},
     storage::MmapStorage,
 };
 use shardex_sim::recall::{
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::{cells::groups, support::TestIndex};
 
-/// Runs cases on real files.
+/// Runs cases on real files. Panics with the messages of all cases that failed.
 fn run(cases: impl IntoIterator<Item = Case>) {
     let run = |case: Case| {
         let dir = TempDir::new().expect("a temporary directory");
@@ -25,7 +25,7 @@ fn run(cases: impl IntoIterator<Item = Case>) {
     assert!(fails.is_empty(), "{}", fails.join("\n"));
 }
 
-/// The kinds in four parts, so that threads share them.
+/// Runs every fourth case, starting at case `of`. The four parts let test threads share the work.
 fn part(of: usize) {
     run(Case::each(5_000).into_iter().skip(of).step_by(4));
 }
@@ -55,8 +55,8 @@ fn what_was_missed_once() {
     run(Case::found());
 }
 
-/// Each posting is replaced ten times, in another order each time: neither the dead codes in cells nor what is in none wears the
-/// recall down.
+/// Replaces each posting ten times, in a different order each time. Neither the codes of dead postings in cells nor the
+/// unindexed postings lower the recall below the target.
 #[test]
 fn ten_turnovers_wear_nothing_down() {
     let cases = [("normal", Metric::L2), ("clusters", Metric::Cosine), ("falling", Metric::Dot)];
@@ -77,7 +77,7 @@ fn what_was_proved_is_what_others_reach() {
     assert_eq!(flattery(&Env::system(), storage), None);
 }
 
-/// How far the data lie from the origin changes nothing of what is looked at.
+/// A distance of the data from the origin raises the cost of a search by at most 25 %.
 #[test]
 fn an_offset_costs_nothing() {
     let costs = |name: &str| -> Vec<(f64, f64)> {
@@ -91,7 +91,8 @@ fn an_offset_costs_nothing() {
         index.optimize().expect("cells are made");
         let reached = index.ask(&mut world).expect("answers");
         assert!(reached.iter().all(|of| of.does(true)), "{name}: {reached:?}");
-        // At 0.99 some searches end at every vector, and which do is a matter of chance: as dear, of other things.
+        // At a target recall of 0.99 some searches become exhaustive, and chance decides which. Their cost depends on
+        // other things than the offset, so it is not compared.
         let told = reached.iter().filter(|of| of.k == 10 && of.asked < 0.99);
         told.map(|of| (of.scanned(), of.computed())).collect()
     };
@@ -105,7 +106,7 @@ fn an_offset_costs_nothing() {
     }
 }
 
-/// Before there are cells, and where one of their groups is damaged, the recall that is asked for is reached all the same.
+/// Searches reach the target recall, less 0.01, without cells and with a damaged cell group.
 #[test]
 fn a_recall_holds_without_cells_and_with_damaged_ones() {
     const ROWS: usize = 60_000;
@@ -128,10 +129,10 @@ fn a_recall_holds_without_cells_and_with_damaged_ones() {
     let truth: Vec<Vec<f64>> = queries.iter().map(|query| bounds(Metric::L2, query, &rows, &[10])).collect();
     let ask = |engine: &Engine<MmapStorage>, state: &str| {
         for asked in [0.9, 0.99] {
-            let breadth = Breadth { recall: Some(asked), slop: None, ..Breadth::slop(1) };
+            let scope = SearchScope { recall: Some(asked), slop: None, ..SearchScope::slop(1) };
             let snapshot = engine.snapshot();
             let found = queries.iter().zip(&truth).map(|(query, truth)| {
-                let hits = index::search(&snapshot, engine.data(), query, 10, breadth).expect("an answer");
+                let hits = index::search(&snapshot, engine.data(), query, 10, scope).expect("an answer");
                 near(Metric::L2, query, hits.iter().map(|hit| hit.vector), truth[0])
             });
             let reached = found.sum::<usize>() as f64 / 600.0;

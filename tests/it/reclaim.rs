@@ -1,13 +1,14 @@
-//! The one lock-free protocol: a place is used again only when no reader holds it. The reclaimer itself, under a scheduler
-//! that tries many interleavings of a writer and readers.
+//! Interleaving tests of the only lock-free protocol: an allocation is reused only when no reader holds it. The
+//! reclaimer itself runs under a scheduler that tries many interleavings of a writer and readers.
 //!
-//! The handle on a place is the only thing that both sides touch, so it is what the scheduler must see: the reclaimer runs on
-//! handles of the scheduler's own `Arc`. An atomic pointer's load and store are single steps.
+//! The handle of an allocation is the only object that both sides use, so the scheduler must control it. The reclaimer
+//! therefore runs on handles made of the scheduler's own `Arc`. A mutex stands for the atomic pointer to the snapshot,
+//! because a load and a store of that pointer are single steps.
 
 use shardex::{
     Generation, ShardexConfig,
-    format::geometry::Geometry,
-    lease::{IndexLock, Place},
+    format::geometry::IndexParams,
+    lease::{Allocation, IndexLock},
     space::{Reclaimer, Shared, Use},
 };
 use shuttle::{
@@ -17,20 +18,20 @@ use shuttle::{
 
 const WRITES: u64 = 9;
 
-/// The handle of the engine, on the scheduler's `Arc`.
+/// Handle as in the engine, but on the scheduler's `Arc`.
 #[derive(Clone)]
-struct Counted(Arc<Place>);
+struct Counted(Arc<Allocation>);
 
 impl Shared for Counted {
-    fn new(place: Place) -> Self {
-        Self(Arc::new(place))
+    fn new(allocation: Allocation) -> Self {
+        Self(Arc::new(allocation))
     }
 
-    fn place(&self) -> &Place {
+    fn allocation(&self) -> &Allocation {
         &self.0
     }
 
-    fn into_place(self) -> Result<Place, Self> {
+    fn into_allocation(self) -> Result<Allocation, Self> {
         Arc::try_unwrap(self.0).map_err(Self)
     }
 
@@ -39,29 +40,29 @@ impl Shared for Counted {
     }
 }
 
-/// A handle that gives its place away without asking who else holds it: the mistake that the protocol prevents.
+/// Handle that gives away its allocation while others hold it: the mistake that the protocol prevents.
 #[derive(Clone)]
 struct Careless {
-    place: std::sync::Arc<std::sync::Mutex<Option<Place>>>,
-    // What a reader may look at while the place is given away.
-    shown: std::sync::Arc<Place>,
+    allocation: std::sync::Arc<std::sync::Mutex<Option<Allocation>>>,
+    // Allocation that readers use after the real one was given away.
+    shown: std::sync::Arc<Allocation>,
 }
 
 impl Shared for Careless {
-    fn new(place: Place) -> Self {
+    fn new(allocation: Allocation) -> Self {
         let geometry = geometry();
-        // A second place of the same run, which a real handle could never have.
-        let mut other = Reclaimer::<std::sync::Arc<Place>>::new(&geometry, 1, Generation(0), IndexLock::none());
-        let shown = other.adopt(&[(place.run(), Use::Extent)]).expect("it is an extent").remove(0);
-        Self { place: std::sync::Arc::new(std::sync::Mutex::new(Some(place))), shown }
+        // A second allocation of the same page range, which real handles never have (invariant 5 of the reclaimer).
+        let mut other = Reclaimer::<std::sync::Arc<Allocation>>::new(&geometry, 1, Generation(0), IndexLock::none());
+        let shown = other.adopt(&[(allocation.run(), Use::Extent)]).expect("it is an extent").remove(0);
+        Self { allocation: std::sync::Arc::new(std::sync::Mutex::new(Some(allocation))), shown }
     }
 
-    fn place(&self) -> &Place {
+    fn allocation(&self) -> &Allocation {
         &self.shown
     }
 
-    fn into_place(self) -> Result<Place, Self> {
-        let taken = self.place.lock().expect("no panic").take();
+    fn into_allocation(self) -> Result<Allocation, Self> {
+        let taken = self.allocation.lock().expect("no panic").take();
         taken.ok_or(self)
     }
 
@@ -70,14 +71,14 @@ impl Shared for Careless {
     }
 }
 
-/// A data file of one chunk: eight extents, so that places are used again soon.
-fn geometry() -> Geometry {
-    Geometry::of(&ShardexConfig::new("x").vector_size(16).shard_size(8).wal_segment_size(4096), 256, 64)
+/// Returns the geometry of a data file whose chunks have eight extents, so that allocations are reused soon.
+fn geometry() -> IndexParams {
+    IndexParams::of(&ShardexConfig::new("x").vector_size(16).shard_size(8).wal_segment_size(4096), 256, 64)
 }
 
-/// What a search sees: a place, and what its page held when this was published.
+/// Snapshot that a search uses: an allocation, and the content of its page when the snapshot was published.
 struct Snapshot<P> {
-    place: P,
+    allocation: P,
     value: u64,
 }
 
@@ -85,17 +86,17 @@ fn run<P: Shared + Clone + Send + Sync + 'static>() {
     let geometry = geometry();
     let pages: Arc<Vec<Mutex<u64>>> = Arc::new((0..=geometry.chunk_pages()).map(|_| Mutex::new(0)).collect());
     let mut space: Reclaimer<P> = Reclaimer::new(&geometry, 1, Generation(1), IndexLock::none());
-    let place = space.take_extent().expect("room");
-    let published = Arc::new(Mutex::new(Arc::new(Snapshot { place, value: 0 })));
+    let allocation = space.take_extent().expect("room");
+    let published = Arc::new(Mutex::new(Arc::new(Snapshot { allocation, value: 0 })));
     let readers: Vec<_> = (0..2)
         .map(|_| {
             let (pages, published) = (Arc::clone(&pages), Arc::clone(&published));
             thread::spawn(move || {
                 for _ in 0..3 {
                     let snapshot = Arc::clone(&published.lock().expect("no panic"));
-                    // A search reads while the writer goes on, and a hit outlives its snapshot.
-                    for hit in [snapshot.place.clone(), snapshot.place.clone()] {
-                        let value = *pages[hit.place().run().page as usize].lock().expect("no panic");
+                    // A search reads while the writer continues, and a hit outlives its snapshot.
+                    for hit in [snapshot.allocation.clone(), snapshot.allocation.clone()] {
+                        let value = *pages[hit.allocation().run().page as usize].lock().expect("no panic");
                         assert_eq!(value, snapshot.value, "a place was used again while a reader held it");
                     }
                 }
@@ -103,13 +104,13 @@ fn run<P: Shared + Clone + Send + Sync + 'static>() {
         })
         .collect();
     for value in 1..=WRITES {
-        let Some(place) = space.take_extent() else { break };
-        *pages[place.place().run().page as usize].lock().expect("no panic") = value;
-        let next = Arc::new(Snapshot { place: place.clone(), value });
+        let Some(allocation) = space.take_extent() else { break };
+        *pages[allocation.allocation().run().page as usize].lock().expect("no panic") = value;
+        let next = Arc::new(Snapshot { allocation: allocation.clone(), value });
         let old = std::mem::replace(&mut *published.lock().expect("no panic"), next);
-        space.retire(old.place.clone(), Use::Extent);
+        space.retire(old.allocation.clone(), Use::Extent);
         drop(old);
-        // A flush.
+        // The flush of the next root.
         let root = Generation(value + 1);
         space.begin(root);
         space.made_durable(root);
@@ -125,7 +126,7 @@ fn a_place_is_used_again_only_when_no_reader_holds_it() {
     shuttle::check_pct(run::<Counted>, 3_000, 3);
 }
 
-/// The scheduler finds the mistake that the protocol is there to prevent.
+/// The scheduler finds the mistake that the protocol prevents.
 #[test]
 #[should_panic(expected = "a place was used again while a reader held it")]
 fn freeing_a_place_without_asking_its_holders_is_found() {

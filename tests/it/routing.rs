@@ -1,4 +1,4 @@
-//! Where postings go follows from the shards alone: a replay, with cells or without, makes the same shards.
+//! Tests that routing depends only on the shards: a replay makes the same shards, with cells or without.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use shardex::{CheckLevel, DocumentId, Engine, Posting, storage::MmapStorage};
 
 use crate::support::{TestIndex, check_clean, documents};
 
-/// What is stored of a shard, where it lies and when it was made aside, and the bytes of its slots.
+/// Stored state of a shard, without its location and the time in its id, and the bytes of its slots.
 #[derive(Debug, PartialEq)]
 struct Bytes {
     id: u128,
@@ -17,13 +17,13 @@ struct Bytes {
     extents: Vec<(u32, Vec<u8>)>,
 }
 
-/// All shards, by number.
+/// Returns all shards by number.
 fn shards(engine: &Engine<MmapStorage>) -> BTreeMap<u32, Bytes> {
     let snapshot = engine.snapshot();
     let bytes = snapshot.iter().map(|(number, shard)| {
         let state = shard.state(number);
         let extents = shard.extents().iter().map(|extent| (extent.state().crc, extent.lent().to_vec())).collect();
-        // The time is the machine's, the rest of a name is drawn.
+        // The upper 48 bits of an id are the system's time. The other 80 bits are drawn from the index's own generator.
         let id = state.id.0 & ((1 << 80) - 1);
         let sum = state.sum.iter().map(|x| x.to_bits()).collect();
         let centroid = state.centroid.iter().map(|x| x.to_bits()).collect();
@@ -37,7 +37,8 @@ enum Batch {
     Remove(Vec<DocumentId>),
 }
 
-/// Batches that split, merge and replace, on both sides of the number of shards from which pivots are used.
+/// Returns batches that split shards, merge shards and replace postings. They lead to fewer and to more shards than the
+/// number above which routing uses pivots.
 fn batches() -> Vec<Batch> {
     let mut batches = vec![Batch::Add(documents(0..2_000))];
     for n in 0..6u64 {
@@ -49,7 +50,7 @@ fn batches() -> Vec<Batch> {
     batches
 }
 
-/// The shards after each batch.
+/// Applies the batches. Returns the index, the shards after each batch, and the largest number of shards.
 fn history(reopened: bool, with_cells: bool) -> (TestIndex, Vec<BTreeMap<u32, Bytes>>, u64) {
     let test = TestIndex::with(|config| config.shard_size(4).wal_segment_size(64 << 10));
     let mut engine = test.create();
@@ -63,7 +64,7 @@ fn history(reopened: bool, with_cells: bool) -> (TestIndex, Vec<BTreeMap<u32, By
             engine.optimize().expect("cells are made");
         }
         if reopened {
-            // Half of the log is in the shards by then, the other half is replayed.
+            // Every second batch is flushed into the shards. The reopen replays the others from the WAL.
             if n % 2 == 0 {
                 engine.flush().expect("flushed");
             } else {
@@ -91,7 +92,7 @@ fn a_replay_makes_the_same_shards_with_cells_and_without() {
         for (n, (plain, other)) in plain.iter().zip(&other).enumerate() {
             assert!(plain == other, "batch {n}, reopened: {reopened}, with cells: {with_cells}");
         }
-        // One replay of it all, from a copy of the files.
+        // An open of a copy of the files replays everything since the last flush. Without reopens, that is all batches.
         let copy = test.copy();
         let engine = copy.open();
         assert!(plain.last() == Some(&shards(&engine)), "a copy");

@@ -1,8 +1,8 @@
-//! The async layer under a simulated scheduler: `cargo sim`, which builds everything with `--cfg madsim`.
+//! Test of the async layer under a simulated scheduler: runs `cargo sim`, which builds everything with `--cfg madsim`.
 
 use std::process::Command;
 
-/// What would make the inner build another one than the alias says.
+/// Environment variables that would make the inner build differ from the one that the `sim` alias defines.
 const FLAGS: [&str; 5] =
     ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_BUILD_TARGET_DIR"];
 
@@ -14,7 +14,7 @@ fn the_simulated_schedules_pass() {
         cargo.env_remove(flag);
     }
     for (name, _) in std::env::vars_os() {
-        // `CARGO_TARGET_<triple>_RUSTFLAGS`.
+        // Variables named `CARGO_TARGET_<triple>_RUSTFLAGS`.
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_TARGET_") && name.ends_with("_RUSTFLAGS")) {
             cargo.env_remove(name);
         }

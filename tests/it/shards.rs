@@ -1,4 +1,4 @@
-//! How shards come, change and go as postings do: splits, what moves behind them, and merges.
+//! Tests of splits, of the moves that follow a split, and of merges.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _};
 
@@ -6,32 +6,33 @@ use shardex::{CheckLevel, DocumentId, Engine, Posting, distance, storage::MmapSt
 
 use crate::support::{DIMENSION, TestIndex, check_clean, documents, ids, posting};
 
-/// Bytes of a slot: the vector and the posting's record.
+/// Bytes per slot: the vector and the posting's record of 32 bytes.
 const SLOT: u64 = 4 * DIMENSION as u64 + 32;
 
 fn removed(documents: impl Iterator<Item = u64>) -> Vec<DocumentId> {
     documents.map(|id| DocumentId(id.into())).collect()
 }
 
-/// A posting near `x` on the first axis.
+/// Builds a posting near `x` on the first axis.
 fn at(id: u64, x: f32) -> Posting {
     let mut vector = vec![0.0; DIMENSION];
     (vector[0], vector[1]) = (x, id as f32 * 1e-3);
     posting(id.into(), 0, vector)
 }
 
-/// Three postings at each of 0, 10, 20, 30, 40 and 50: added at once, where a shard holds four, each three get a shard.
+/// Builds three postings at each of 0, 10, 20, 30, 40 and 50 on the first axis. If they are added at once, and a shard
+/// holds four postings, each group of three gets its own shard.
 fn clusters() -> Vec<Posting> {
     (0..18).map(|id| at(id, 10.0 * (id % 6) as f32)).collect()
 }
 
-/// Bytes of the data file that are not free.
+/// Returns the number of bytes of the data file that are not free.
 fn taken(test: &TestIndex, engine: &Engine<MmapStorage>) -> u64 {
     let len = fs::metadata(test.path().join("data")).expect("the data file").len();
     len - engine.stats().expect("figures").free_bytes
 }
 
-/// For each posting, whether the centroid of its own shard is the nearest of all.
+/// Reports for each posting whether the centroid of its own shard is the nearest of all centroids.
 fn at_home(engine: &Engine<MmapStorage>) -> BTreeMap<u128, bool> {
     let snapshot = engine.snapshot();
     let mut homes = BTreeMap::new();
@@ -57,7 +58,7 @@ fn shards_that_shrink_are_taken_apart_and_a_removal_pays_for_no_more_than_one_mo
     let full = engine.stats().expect("figures");
     let taken_when_full = taken(&test, &engine);
     assert!(full.total_shards > 150 && full.merges == 0, "{full:?}");
-    // Seven of eight, a few at a time; so little log that none of it is stored yet.
+    // Removes seven of every eight documents, 50 at a time. The records fit into the WAL, so nothing is flushed yet.
     let gone: Vec<DocumentId> = removed((0..2_000).filter(|n| n % 8 != 0));
     for batch in gone.chunks(50) {
         engine.remove(batch).expect("accepted");
@@ -67,19 +68,20 @@ fn shards_that_shrink_are_taken_apart_and_a_removal_pays_for_no_more_than_one_mo
     let left: Vec<u128> = (0..2_000).step_by(8).collect();
     assert_eq!(ids(&engine), left);
     assert!(thin.merges > 80, "{thin:?}");
-    // A shard of 16 has five postings or more, or it lost fewer than it has, or nobody near had room.
+    // A shard of 16 slots has at least five live postings, or lost fewer than it has left, or its neighbours had no
+    // room.
     assert!(thin.total_shards * 5 < full.total_shards * 2, "{} of {}", thin.total_shards, full.total_shards);
     let moved = (thin.bytes_stored - full.bytes_stored) / SLOT;
     assert!((100..=gone.len() as u64).contains(&moved), "{moved} moves for {} removals", gone.len());
     check_clean(&engine);
-    // Replay merges the same shards, and so it is in the roots.
+    // The replay makes the same merges, and the roots store their number.
     engine.commit().expect("durable");
     drop(engine);
     let mut engine = test.open();
     let replayed = engine.stats().expect("figures");
     assert_eq!((replayed.total_shards, replayed.merges), (thin.total_shards, thin.merges));
     assert_eq!(ids(&engine), left);
-    // Two flushes later what they took is free.
+    // Two flushes later, the space of the dissolved shards is free.
     for n in 0..2 {
         engine.add(&documents(2_900 + n..2_901 + n)).expect("accepted");
         engine.flush().expect("flushed");
@@ -101,7 +103,7 @@ fn a_shard_alone_or_among_full_ones_is_kept() {
     let alone = engine.stats().expect("figures");
     assert_eq!((alone.merges, alone.total_shards, ids(&engine)), (0, 1, vec![0]));
     engine.remove(&removed(0..1)).expect("accepted");
-    // With a fourth for each cluster all are full.
+    // A fourth posting for each cluster makes all shards full.
     engine.add(&clusters()).expect("accepted");
     let fourths: Vec<Posting> = (18..24).map(|id| at(id, 10.0 * (id % 6) as f32)).collect();
     engine.add(&fourths).expect("accepted");
@@ -110,7 +112,8 @@ fn a_shard_alone_or_among_full_ones_is_kept() {
     let kept = engine.stats().expect("figures");
     assert_eq!((kept.merges, kept.total_shards), (0, 6));
     check_clean(&engine);
-    // A new posting has it written anew, without what was removed; now there is room, and its neighbour goes there.
+    // A new posting causes the full shard to be rewritten without its removed postings. Now it has room, and the
+    // neighbouring shard merges into it.
     engine.add(&[at(30, 0.0)]).expect("accepted");
     engine.remove(&[1, 7, 13].map(DocumentId)).expect("accepted");
     let merged = engine.stats().expect("figures");
@@ -127,7 +130,7 @@ fn merges_behind_replacements_and_of_one_batch_after_another_end_where_there_is_
         engine.add(&documents(n * 20..n * 20 + 20)).expect("accepted");
     }
     let before = engine.stats().expect("figures").total_shards;
-    // All but every tenth move to one far corner, in one batch.
+    // Moves nine of every ten postings to distant positions on the first axis, in one batch.
     let moved: Vec<Posting> = (0..1_000).filter(|n| n % 10 != 0).map(|n| at(n, 50.0 + n as f32)).collect();
     engine.add(&moved).expect("accepted");
     let after = engine.stats().expect("figures");
@@ -135,20 +138,21 @@ fn merges_behind_replacements_and_of_one_batch_after_another_end_where_there_is_
     assert!(after.merges as usize > before / 3, "{} merges of {before} shards", after.merges);
     assert_eq!(ids(&engine), (0..1_000).collect::<Vec<u128>>());
     check_clean(&engine);
-    // And everything at once: nothing is moved that goes anyway.
+    // Removes everything at once. Nothing merges, because every shard becomes empty.
     engine.remove(&removed(0..1_000)).expect("accepted");
     let empty = engine.stats().expect("figures");
     assert_eq!((empty.total_shards, empty.merges, empty.removed_postings), (0, after.merges, 0));
     check_clean(&engine);
 }
 
-/// A posting chose between two shards; when one of them splits, a half is nearer than the other shard is.
+/// A posting lies between two shards. When the other shard splits, one of its halves is nearer than the posting's own
+/// shard.
 #[test]
 fn postings_of_a_neighbour_come_to_the_half_of_a_split_that_is_nearer() {
     let test = TestIndex::with(|config| config.shard_size(4));
     let mut engine = test.create();
     engine.add(&clusters()).expect("accepted");
-    // The first goes to the shard at 10, the second to the one at 0, and the third splits that.
+    // The first posting goes to the shard at 10, the second to the shard at 0. The third posting splits the shard at 0.
     for (id, x) in [(20, 5.2), (21, 4.5)] {
         engine.add(&[at(id, x)]).expect("accepted");
     }
@@ -172,7 +176,7 @@ fn postings_of_a_neighbour_come_to_the_half_of_a_split_that_is_nearer() {
     check_clean(&engine);
 }
 
-/// Changes a bit of the stored vector of a posting.
+/// Flips a bit in the stored vector of a posting.
 fn rot(test: &TestIndex, posting: &Posting) {
     let data = test.path().join("data");
     let bytes = fs::read(&data).expect("the data file");
@@ -183,7 +187,7 @@ fn rot(test: &TestIndex, posting: &Posting) {
     file.write_all_at(&[bytes[place + 40] ^ 1], place as u64 + 40).expect("a bit");
 }
 
-/// A removal has nothing to do with a damaged shard beside the one that shrinks, live or in replay.
+/// A removal doesn't depend on a damaged shard beside the shard that shrinks, neither live nor in a replay.
 #[test]
 fn nothing_is_merged_into_a_shard_that_is_damaged() {
     for replayed in [false, true] {
@@ -197,7 +201,7 @@ fn nothing_is_merged_into_a_shard_that_is_damaged() {
             engine.commit().expect("durable");
         }
         drop(engine);
-        // Of the two shards beside the one that shrinks.
+        // Damages one of the two shards beside the one that shrinks.
         rot(&test, &clusters[6]);
         let mut engine = test.open();
         if !replayed {
@@ -211,7 +215,8 @@ fn nothing_is_merged_into_a_shard_that_is_damaged() {
     }
 }
 
-/// So that a full disk refuses none: where shards have several extents, a merge fills those there are.
+/// A removal allocates no space although it merges, so a full disk refuses no removal. The shards have several extents,
+/// and a merge fills only existing ones.
 #[test]
 fn a_removal_takes_no_space_though_it_merges() {
     let test = TestIndex::with(|config| config.shard_size(256));
@@ -232,7 +237,7 @@ fn a_removal_takes_no_space_though_it_merges() {
     check_clean(&engine);
 }
 
-/// What a batch leaves empty goes first, and so takes nothing in.
+/// A shard that a batch empties is dissolved before the merges, so nothing is merged into it.
 #[test]
 fn nothing_is_merged_into_a_shard_that_the_batch_emptied() {
     let test = TestIndex::with(|config| config.shard_size(4));
@@ -245,7 +250,7 @@ fn nothing_is_merged_into_a_shard_that_the_batch_emptied() {
     check_clean(&engine);
 }
 
-/// Damage that came after the first read of an extent is not copied, and stops no write that has nothing to do with it.
+/// Damage that appears after the first read of an extent is not copied. It stops no write that doesn't depend on it.
 #[test]
 fn a_shard_that_rotted_is_neither_moved_from_nor_merged() {
     let test = TestIndex::with(|config| config.shard_size(4));
@@ -255,9 +260,9 @@ fn a_shard_that_rotted_is_neither_moved_from_nor_merged() {
     engine.add(&[borderline.clone(), at(21, 4.5)]).expect("accepted");
     engine.flush().expect("flushed");
     assert_eq!(ids(&engine).len(), 20);
-    // Under the mapping.
+    // The file is mapped while the bytes change.
     rot(&test, &borderline);
-    // The shard beside it splits, as in the test above; the shard itself is left with one posting.
+    // The neighbouring shard splits, as in the test of moves above. The damaged shard is left with one posting.
     engine.add(&[at(22, 4.6)]).expect("accepted");
     let split = engine.stats().expect("figures");
     assert_eq!((split.splits, split.total_shards, split.removed_postings), (1, 7, 0));

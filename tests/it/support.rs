@@ -1,4 +1,4 @@
-//! What the tests share: an index in a temporary directory of its own, and postings that are easy to tell apart.
+//! Helpers that the tests share: an index in its own temporary directory, and postings that are easy to distinguish.
 
 use std::{fs, path::PathBuf, sync::mpsc, thread, time::Duration};
 
@@ -10,18 +10,19 @@ use shardex::{
 };
 use tempfile::TempDir;
 
-/// An index on real files; the directory goes when this does.
+/// Index on real files. Its directory is removed when this value is dropped.
 pub(crate) struct TestIndex {
     dir: TempDir,
     pub(crate) config: ShardexConfig,
-    /// What splits and names of shards derive from: fixed, so that a test does the same each time.
+    /// Index id, from which splits and the random part of shard ids derive. It is fixed, so that every run of a test
+    /// does the same.
     pub(crate) index_id: u128,
 }
 
 pub(crate) const DIMENSION: usize = 24;
 
 impl TestIndex {
-    /// Small shards, small segments: everything happens early.
+    /// Configures small shards and small segments, so that splits and new segments occur early.
     pub(crate) fn small() -> Self {
         Self::with(|config| config)
     }
@@ -60,7 +61,7 @@ impl TestIndex {
         self.try_open().expect("the index opens")
     }
 
-    /// A copy of all files, elsewhere; holes stay what `cp` makes of them: bytes.
+    /// Copies all files to another directory. As with `cp`, holes may become bytes.
     pub(crate) fn copy(&self) -> TestIndex {
         let dir = TempDir::new().expect("a temporary directory");
         let to = dir.path().join("copy");
@@ -73,7 +74,7 @@ impl TestIndex {
         TestIndex { dir, config, index_id: self.index_id }
     }
 
-    /// Changes bytes of a file.
+    /// Applies a change to the bytes of a file.
     pub(crate) fn patch(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let path = self.path().join(name);
         let mut bytes = fs::read(&path).expect("the file can be read");
@@ -85,13 +86,13 @@ impl TestIndex {
         ["data", "wal", "root"].iter().map(|name| fs::read(self.path().join(name)).expect("a file")).collect()
     }
 
-    /// The directory that holds the index's directory.
+    /// Returns the directory that contains the index's directory.
     pub(crate) fn parent(&self) -> &std::path::Path {
         self.dir.path()
     }
 }
 
-/// A vector that follows from a number; its components are spread over -1..1.
+/// Returns the vector that derives from a number. Its components are spread over -1 to 1.
 pub(crate) fn vector(n: u64, dimension: usize) -> Vec<f32> {
     let mut x = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..dimension)
@@ -108,24 +109,24 @@ pub(crate) fn posting(id: u128, start: u32, vector: Vec<f32>) -> Posting {
     Posting { document_id: DocumentId(id), start, length: 1, vector }
 }
 
-/// Document `n` with one posting, for each `n`.
+/// Builds one posting of document `n` for each `n` in the range.
 pub(crate) fn documents(range: std::ops::Range<u64>) -> Vec<Posting> {
     range.map(|n| posting(u128::from(n), 0, vector(n, DIMENSION))).collect()
 }
 
-/// Every posting that is there, nearest to the origin's neighbour first.
+/// Returns all live postings, ascending by distance from a fixed vector.
 pub(crate) fn everything(engine: &Engine<MmapStorage>) -> Vec<SearchResult> {
     search(engine, &vector(1_000_003, engine.geometry().dimension), usize::MAX >> 8)
 }
 
 pub(crate) fn search(engine: &Engine<MmapStorage>, query: &[f32], k: usize) -> Vec<SearchResult> {
-    index::search(&engine.snapshot(), engine.data(), query, k, index::Breadth::exact())
+    index::search(&engine.snapshot(), engine.data(), query, k, index::SearchScope::exact())
         .expect("the search succeeds")
         .to_response()
         .results
 }
 
-/// The ids that are there, sorted.
+/// Returns the document ids of all live postings, sorted.
 pub(crate) fn ids(engine: &Engine<MmapStorage>) -> Vec<u128> {
     let mut ids: Vec<u128> = everything(engine).iter().map(|result| result.document_id.0).collect();
     ids.sort_unstable();
@@ -138,9 +139,10 @@ pub(crate) fn check_clean(engine: &Engine<MmapStorage>) {
     assert!(report.is_clean(), "{report}");
 }
 
-/// Ends the process if a test takes far longer than it needs: one that fails only by hanging says so, and which it is.
+/// Watchdog that aborts the process if a test runs for more than 400 s, far longer than it needs. It prints the name of
+/// the test, so that a test that hangs is identified.
 pub(crate) struct Limit {
-    /// Whoever waits at the other end hears of the drop.
+    /// Sender whose drop ends the watchdog thread.
     _ended: mpsc::Sender<()>,
 }
 
@@ -160,7 +162,7 @@ impl Limit {
     }
 }
 
-/// A runtime for the async API.
+/// Runs a future of the async API to its end, under a [`Limit`].
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let _limit = Limit::start();
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)

@@ -1,5 +1,5 @@
-//! The operations of fixed workloads, in order: a change in what is stored or synced when is seen in review. And the text of
-//! reports that people read.
+//! Snapshot tests of the storage operations of fixed workloads, in order, and of the text of reports. A review then
+//! shows every change in the order of stores and syncs.
 
 use shardex::{CheckLevel, Engine};
 use shardex_sim::{
@@ -13,7 +13,7 @@ fn named(name: &str) -> Workload {
     workload::reference().into_iter().find(|workload| workload.name == name).expect("a reference workload")
 }
 
-/// All operations of a case, one a line.
+/// Returns all operations of a case, one per line.
 fn trace(case: &Case) -> String {
     let verdict = case.run();
     assert_eq!((verdict.broken, verdict.detected), (None, None));

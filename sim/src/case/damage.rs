@@ -1,15 +1,26 @@
-//! What becomes of the files between a crash and a recovery (R13).
+//! Damage to the files between a crash and a recovery (R13).
 
 use std::ops::Range;
 
 use rand::RngExt as _;
-use shardex::{CheckLevel, Engine, env::Env, format::root::ROOT_BYTES, site, storage::Storage as _};
+use shardex::{CheckLevel, Engine, env::Env, failpoint, format::root::ROOT_BYTES, storage::Storage as _};
 
-use super::{Damage, FAULT_CLASSES, run::Run};
+use super::{Damage, FAULT_CLASSES, run::CaseRun};
 use crate::{explorer::roots, storage::SimStorage, workload::Runner};
 
-impl Run<'_> {
-    /// Does it, if it can be done here, and notes that.
+impl CaseRun<'_> {
+    /// Truncates a file at a random length.
+    fn truncate(&mut self, name: &str, len: usize) -> bool {
+        let to = self.rng.random_range(0..len);
+        self.cut_wal = name == "wal";
+        if self.least(name) > to as u64 {
+            self.must_be_found = Some("a file was cut");
+        }
+        self.sim.tamper(name, |bytes| bytes.truncate(to));
+        true
+    }
+
+    /// Applies a damage if it is possible here, and counts it.
     pub(super) fn damage(&mut self, damage: Damage, root_at_rest: bool) {
         let files: Vec<(String, usize)> =
             self.sim.files().into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(n, b)| (n, b.len())).collect();
@@ -17,7 +28,7 @@ impl Run<'_> {
             return;
         }
         let (name, len) = files[self.rng.random_range(0..files.len())].clone();
-        // Without a root there is no index yet, and what is there will be cleared.
+        // Without a valid root the directory is no index, and the next open clears it.
         let is_index = roots(&self.sim).iter().any(Option::is_some);
         let hit = match damage {
             Damage::RotRoot => root_at_rest && self.with_newest_root(|_, slot| slot[50] ^= 4),
@@ -34,15 +45,7 @@ impl Run<'_> {
                 Some((name, range, _)) => self.sim.go_back(&name, range),
                 None => false,
             },
-            Damage::Truncate => {
-                let to = self.rng.random_range(0..len);
-                self.cut_wal = name == "wal";
-                if self.least(&name) > to as u64 {
-                    self.must_be_found = Some("a file was cut");
-                }
-                self.sim.tamper(&name, |bytes| bytes.truncate(to));
-                true
-            }
+            Damage::Truncate => self.truncate(&name, len),
             Damage::Remove => {
                 if name == "root" {
                     self.forget_roots();
@@ -72,7 +75,7 @@ impl Run<'_> {
         }
     }
 
-    /// Bytes that a file has by the word of every root that can be read; 0 without one.
+    /// Returns the smallest length of a file in bytes that a readable root requires; 0 without one.
     fn least(&self, name: &str) -> u64 {
         let lengths = roots(&self.sim).into_iter().flatten().map(|root| {
             let page = root.geometry.page_size as u64;
@@ -85,16 +88,16 @@ impl Run<'_> {
         lengths.min().unwrap_or(0)
     }
 
-    /// Some range that a recovery and a full check of what is there now would read, and whether it is metadata that the
-    /// recovery reads.
+    /// Picks a random range that a recovery and a full check of the current files would read. The flag reports whether
+    /// the recovery reads it as metadata.
     fn what_is_read(&mut self) -> Option<(String, Range<u64>, bool)> {
         self.collect_marks();
         let copy = SimStorage::from_image(&self.sim.image());
         copy.set_read_log(true);
-        // Without a full check in its flush, which reads everything.
+        // A full check in the flush would read everything, so it is set to quick.
         let config = self.case.workload.config.clone().flush_check(CheckLevel::Quick);
         let opened = Engine::create(copy.clone(), &config, &self.env);
-        // What lies in pages of metadata: `data` is read by copying while it is opened, all else of it is lent.
+        // An open copies metadata out of `data` and leases the rest. The header of `wal` counts as metadata.
         let metadata = |(name, range, lent): (String, Range<u64>, bool)| {
             let header = name == "wal" && range.start == 0;
             let is = (name == "data" && !lent) || header;
@@ -105,9 +108,9 @@ impl Run<'_> {
             drop(engine.check(CheckLevel::Full));
         }
         read.extend(copy.take_read_log().into_iter().map(|(name, range, _)| (name, range, false)));
-        // It was no part of the case.
-        drop(site::mutants::take_reached());
-        // What the copy's recovery has stored is not there yet.
+        // The copy isn't part of the case, so its coverage marks are dropped.
+        drop(failpoint::mutants::take_reached());
+        // Ranges that only the recovery of the copy has stored don't exist in the files yet.
         let files = self.sim.files();
         read.retain(|(name, range, _)| {
             let file = files.iter().find(|(n, _)| n == name);
@@ -157,8 +160,8 @@ impl Run<'_> {
         a.1 != b.1
     }
 
-    /// Puts the file of the same name of an index in its place that was made with the same configuration and did the same,
-    /// but for its id.
+    /// Replaces a file by the file of the same name of another index, which has the same configuration and steps but
+    /// another id.
     fn replace_by_another(&mut self, name: &str) -> bool {
         self.collect_marks();
         let workload = &self.case.workload;
@@ -172,7 +175,7 @@ impl Run<'_> {
             }
         }
         drop(runner);
-        drop(site::mutants::take_reached());
+        drop(failpoint::mutants::take_reached());
         match other.files().into_iter().find(|(n, bytes)| n == name && !bytes.is_empty()) {
             Some((_, theirs)) => {
                 self.sim.tamper(name, |bytes| *bytes = theirs);
@@ -183,11 +186,12 @@ impl Run<'_> {
         }
     }
 
-    /// Shows `change` what the newest root's slot held before, and its page; false if there are not two roots.
+    /// Calls `change` with the previous content of the newest root's slot and its current bytes. Returns false unless
+    /// both slots hold a root.
     fn with_newest_root(&mut self, change: impl FnOnce(&[u8], &mut [u8])) -> bool {
         let page = self.sim.page_size();
         let [Some(first), Some(second)] = roots(&self.sim) else { return false };
-        let newest = usize::from(first.generation < second.generation);
+        let newest = usize::from((first.epoch, first.generation) < (second.epoch, second.generation));
         let before = self.root_before[newest].clone();
         self.sim.tamper("root", |bytes| change(&before, &mut bytes[newest * page..][..ROOT_BYTES]));
         true

@@ -1,4 +1,4 @@
-//! Cases drawn from a seed.
+//! Random cases, drawn from a seed.
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 
@@ -9,34 +9,27 @@ use crate::{
 };
 
 impl Case {
-    /// A case from a seed: each seed turns features and faults on or off (swarm testing; Groce and others, ISSTA 2012).
+    /// Draws a case from a seed. Each seed turns features and faults on or off (swarm testing; Groce and others, ISSTA
+    /// 2012).
     #[must_use]
     pub fn generated(seed: u64) -> Self {
         let mut workload = Workload::generated(seed);
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xFA17);
         let steps = std::mem::take(&mut workload.steps);
         let crashes = rng.random_bool(0.7);
-        // Most cases hold one class of faults besides crashes: where the medium is in doubt little can be demanded.
+        // Most cases have only one class of faults besides crashes, because little can be demanded of a medium in
+        // doubt.
         let class = rng.random_range(0..20);
         if class == TAIL && rng.random_bool(0.8) {
-            // So that a closed index has something to replay.
+            // Without a flush, a closed index has records to replay.
             workload.config = workload.config.flush_on_close(false);
         }
         let garbage = rng.random_bool(0.1);
-        let mut events = Vec::new();
-        // What goes wrong while the index is made.
-        if rng.random_bool(if class == ENTRIES { 0.6 } else { 0.15 }) {
-            events.push(Event::Crash(Crash { after: rng.random_range(1..28), ..random_crash(&mut rng, class) }));
-        }
-        if rng.random_bool(0.2)
-            && let Some(fault) = random_fault(&mut rng, class)
-        {
-            events.push(Event::Fault { after: rng.random_range(1..if class == ENTRIES { 6 } else { 20 }), fault });
-        }
+        let mut events = at_creation(&mut rng, class);
         for step in steps {
             let step = match step {
                 Step::Reopen if class == TAIL => Step::Close,
-                // Enough for the log to grow at the close.
+                // Large enough for the WAL to grow at the close.
                 Step::Add { first, start, salt, .. } if class == TAIL && seed.is_multiple_of(2) => {
                     Step::Add { first, count: 25, start, salt }
                 }
@@ -49,7 +42,7 @@ impl Case {
             } else if crashes && rng.random_bool(0.2) {
                 events.push(Event::Crash(random_crash(&mut rng, class)));
                 if class == SPACE {
-                    // In the recovery.
+                    // The fault fires in the recovery.
                     events.push(Event::Fault { after: rng.random_range(1..6), fault: Fault::NoSpace });
                 }
             }
@@ -58,7 +51,7 @@ impl Case {
             {
                 events.push(Event::Fault { after: rng.random_range(1..14), fault });
                 if matches!(fault, Fault::FailSync { .. }) && rng.random() {
-                    // In the recovery from it.
+                    // The crash fires in the recovery after the failed sync.
                     events
                         .push(Event::Crash(Crash { after: rng.random_range(1..16), ..random_crash(&mut rng, class) }));
                 }
@@ -75,11 +68,11 @@ impl Case {
     }
 }
 
-/// The class of want of space.
+/// Class of cases that lack space.
 const SPACE: u32 = 3;
-/// The class of faults in changes of entries.
+/// Class of cases in which changes of directory entries fail.
 const ENTRIES: u32 = 11;
-/// The class of damage at the end of the WAL.
+/// Class of cases with damage at the end of the WAL.
 const TAIL: u32 = 15;
 
 fn random_fault(rng: &mut ChaCha8Rng, class: u32) -> Option<Fault> {
@@ -104,6 +97,20 @@ fn random_fault(rng: &mut ChaCha8Rng, class: u32) -> Option<Fault> {
         ENTRIES => Fault::FailEntry,
         _ => return None,
     })
+}
+
+/// Draws the crash and the fault that hit the creation of the index.
+fn at_creation(rng: &mut ChaCha8Rng, class: u32) -> Vec<Event> {
+    let mut events = Vec::new();
+    if rng.random_bool(if class == ENTRIES { 0.6 } else { 0.15 }) {
+        events.push(Event::Crash(Crash { after: rng.random_range(1..28), ..random_crash(rng, class) }));
+    }
+    if rng.random_bool(0.2)
+        && let Some(fault) = random_fault(rng, class)
+    {
+        events.push(Event::Fault { after: rng.random_range(1..if class == ENTRIES { 6 } else { 20 }), fault });
+    }
+    events
 }
 
 fn random_crash(rng: &mut ChaCha8Rng, class: u32) -> Crash {

@@ -1,32 +1,33 @@
-//! What was opened, against the model and the promises.
+//! Compares a recovered index with the model and the promises.
 
 use rand::RngExt as _;
 use shardex::{CheckLevel, Engine, ShardexError};
 
 use super::{
     Damage,
-    run::{End, Rig, Run, broken},
+    run::{CaseRun, End, Rig, broken},
 };
 use crate::{explorer::roots, model, oracle};
 
-impl Run<'_> {
-    /// Batches that must be there after a recovery.
+impl CaseRun<'_> {
+    /// Computes the number of batches that a recovery must preserve.
     fn floor(&self, damage: Option<Damage>) -> usize {
         let durable = self.runner.model.durable();
         match damage {
-            // P4's second limit: an exact older state cannot be told from the truth.
+            // Second limit of P4: an exact older state can't be distinguished from the current one.
             _ if self.medium_failed() => 0,
-            // What was damaged at an earlier crash, and nobody has looked since.
+            // An earlier crash caused damage, and no full check has covered it since.
             None if self.damaged && !self.case.garbage => 0,
-            // P4's first limit: damage of the last commit group of an index that was not closed looks like a torn tail.
+            // First limit of P4: damage to the last commit group of an index that was not closed looks like a torn
+            // tail.
             Some(Damage::Rot | Damage::RotTail | Damage::Stale) if !self.closed => self.before_last_group,
-            // P4's third limit: so does a WAL that is cut within what it has grown by since the last flush.
+            // Third limit of P4: a WAL cut within its growth since the last flush looks like a torn tail too.
             Some(Damage::Truncate) if self.cut_wal => 0,
             _ => durable,
         }
     }
 
-    /// What was opened, against the model.
+    /// Compares the opened index with the model and continues from the batches found.
     pub(super) fn judge(
         &mut self,
         opened: Result<Engine<Rig>, ShardexError>,
@@ -60,7 +61,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// After an open both slots hold a root again.
+    /// Checks that both slots hold a root after an open.
     fn roots_are_whole(&self) -> Result<(), End> {
         match roots(&self.sim) {
             [Some(_), Some(_)] => Ok(()),
@@ -69,8 +70,9 @@ impl Run<'_> {
         }
     }
 
-    /// P4 and P6 by the files alone. What an open relies on is whole, whatever was damaged before it: it was found, and either
-    /// mended or done without. What it does not read, extents and groups of cells, may be damaged still.
+    /// Checks P4 and P6 from the files alone. Everything that an open relies on must be intact: the open has found
+    /// earlier damage and either repaired it or works without it. Extents and cell groups, which an open doesn't read,
+    /// may still be damaged.
     fn files_are_whole(&mut self, engine: &Engine<Rig>) -> Result<(), End> {
         let damaged = self.must_be_found.take();
         if self.medium_failed() {
@@ -84,13 +86,14 @@ impl Run<'_> {
         })
     }
 
-    /// Whether nobody needs to look: so that what comes next is the first to read, as it is for a user.
+    /// Reports whether the last LSN alone determines the recovered batches. The following steps then read the index
+    /// first, as they do for a user.
     fn may_trust(&self, engine: &Engine<Rig>, floor: usize) -> bool {
         let n = self.runner.model.up_to(engine.last_lsn());
         !self.medium_failed() && !self.cut_wal && n >= floor && !self.case.garbage
     }
 
-    /// The prefix of batches that an engine holds.
+    /// Determines how many batches an engine holds, by comparing its contents with each prefix.
     fn found(&mut self, engine: &Engine<Rig>, floor: usize, clean: bool) -> Result<usize, End> {
         let metric = engine.geometry().metric;
         let held = match model::contents(engine) {
@@ -101,7 +104,7 @@ impl Run<'_> {
         };
         let accepted = self.runner.model.accepted();
         let fits = |n: &usize| model::same(&held, &self.runner.model.state(*n), metric);
-        // Several may leave the same: then it is the one that the LSN tells of.
+        // Several prefixes may leave the same contents. The one that the LSN determines takes precedence.
         let told =
             Some(self.runner.model.up_to(engine.last_lsn())).filter(|n| (floor..=accepted).contains(n) && fits(n));
         match told.or_else(|| (floor..=accepted).find(fits)) {
@@ -121,17 +124,18 @@ impl Run<'_> {
         }
     }
 
-    /// What is there or is answered is wrong. Bytes that the recovery has checked may have rotten since, and are not
-    /// checked again before they are read; but a full check finds that, unless it was `clean` just now.
+    /// Returns the end of a case with wrong contents or answers. Bytes may have rotted after the recovery checked them,
+    /// and nothing checks them again before they are read. A full check finds such rot, so rot excuses nothing if the
+    /// check was `clean` just now.
     fn mismatch(&self, engine: &Engine<Rig>, what: String, clean: bool) -> End {
         self.rot_found(engine).filter(|_| !clean).unwrap_or_else(|| broken(what))
     }
 
-    /// Whether the full check is clean; if not, there is reason for doubt, or it could not be done. The files say the same.
+    /// Runs a full check and reports whether it is clean; false if a read failed. The files must then be clean too.
     fn checked(&self, engine: &Engine<Rig>) -> Result<bool, End> {
         match engine.check(CheckLevel::Full) {
             Ok(report) if report.is_clean() => {
-                // A sector that the page cache shows otherwise than the device may be read as either.
+                // If the page cache and the device differ in a sector, a read may return either version.
                 let files = oracle::Image::of(&self.sim).check();
                 match files.findings.first().filter(|_| !self.reads_may_lie()) {
                     Some(finding) => {
@@ -142,7 +146,7 @@ impl Run<'_> {
             }
             Ok(report) if self.doubt() => Err(End::Detected(report.to_string())),
             Ok(report) => Err(broken(format!("P6: {report}"))),
-            // A read that fails by order is an error, and the next one works.
+            // A planned read failure gives an error, and the next read succeeds.
             Err(ShardexError::Io { .. }) => Ok(false),
             Err(error) if self.doubt() => Err(End::Detected(error.to_string())),
             Err(error) => Err(broken(format!("P4: {error}"))),

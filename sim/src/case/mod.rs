@@ -1,21 +1,24 @@
-//! One case: an index, what is done with it, what goes wrong meanwhile. Running it tells whether the promises were kept.
+//! Case: an index, the steps carried out on it, and the faults meanwhile. Running it reports whether the promises were
+//! kept.
 //!
-//! A case is what a random test draws, what a failure shrinks to, and what a file in `corpus/crash` holds; its text is
-//! written by `Display` and read by `FromStr`.
+//! Random tests draw cases, failures shrink to cases, and the files in `corpus/crash` hold cases. `Display` writes the
+//! text of a case and `FromStr` parses it.
 //!
-//! # What is demanded
-//! * No fault, or a crash: P1, P2, P3, P6 in full.
-//! * A failed sync: an error, P5, and after the crash as above.
-//! * Want of space, errors of stores, entries and reads: the error of that very operation, nothing changed, and the same
-//!   call succeeds the next time. Nothing is swallowed.
-//! * One root slot rotten or stale, while the other is at rest: as after a crash.
-//! * Other damage of the medium: P4. Any typed error or finding ends the case well ("detected"). What a full check calls
-//!   clean is no excuse for anything later, and what is read for the first time since the open is an error or is right.
+//! # Requirements
+//! * No fault, or a crash: P1, P2, P3 and P6 hold in full.
+//! * A failed sync: the call returns an error and P5 holds. After the crash the same holds as above.
+//! * Lack of space, or errors of stores, entries and reads: the call returns the error of that very operation. Nothing
+//!   has changed, and the same call succeeds the next time. No error is swallowed.
+//! * One root slot rotten or stale while the root file is at rest: the same as after a crash.
+//! * Other damage of the medium: P4. Any typed error or finding ends the case as detected. After a clean full check,
+//!   earlier damage excuses nothing. Bytes read for the first time since the open give an error or are right.
 
 mod damage;
 mod generate;
 mod judge;
+mod recover;
 mod run;
+mod step;
 mod text;
 
 use std::collections::BTreeMap;
@@ -25,39 +28,39 @@ use crate::{
     workload::{Step, Workload},
 };
 
-/// What a crash leaves.
+/// Choice of the disk state that a crash leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Survivors {
-    /// Chance decides.
+    /// Seed of random choices.
     Seed(u64),
-    /// One pick for each choice; missing ones are 0, too large ones the newest.
+    /// One pick for each choice. A missing pick is 0, and a pick that is too large is the newest option.
     Picks(Vec<usize>),
 }
 
-/// What becomes of the files between a crash and the recovery.
+/// Damage to the files between a crash and the recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Damage {
-    /// A bit of the newest root flips, if no store of a root was under way.
+    /// Flips a bit of the newest root, if the root file is at rest.
     RotRoot,
-    /// The newest root is again what its slot held before, if no store of a root was under way.
+    /// Restores the previous content of the newest root's slot, if the root file is at rest.
     StaleRoot,
-    /// A bit flips of what the recovery and a full check read.
+    /// Flips a bit that the recovery or a full check reads.
     Rot,
-    /// A bit flips near the last byte of the WAL that is not zero.
+    /// Flips a bit near the last non-zero byte of the WAL.
     RotTail,
-    /// A sector of what the recovery and a full check read is again what it was before its last change.
+    /// Restores the previous version of a sector that the recovery or a full check reads.
     Stale,
-    /// A file is cut short.
+    /// Truncates a file.
     Truncate,
-    /// A file is gone.
+    /// Removes a file.
     Remove,
-    /// Two files have changed places.
+    /// Exchanges the contents of two files.
     Swap,
-    /// A file's first bytes are somebody else's.
+    /// Overwrites the first bytes of a file with random bytes.
     Foreign,
-    /// A file is that of another index.
+    /// Replaces a file by that of another index.
     OtherIndex,
-    /// All files lost their space, as a copy does that skips zeros. No damage, really.
+    /// Deallocates the space of all files, like a copy that skips zeros. Recovery must succeed.
     Sparse,
 }
 
@@ -76,86 +79,86 @@ impl Damage {
         (Self::Sparse, "sparse"),
     ];
 
-    /// All of them.
+    /// Iterates over all kinds of damage.
     pub fn all() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().map(|(damage, _)| damage)
     }
 
-    /// Its name.
+    /// Returns the name of the damage, as in the text of a case.
     #[must_use]
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(damage, _)| *damage == self).map_or("", |(_, name)| name)
     }
 
-    /// Whether recovery must be as good as without it.
+    /// Reports whether recovery must keep every promise despite the damage.
     fn is_harmless(self) -> bool {
         matches!(self, Self::RotRoot | Self::StaleRoot | Self::Sparse)
     }
 }
 
-/// A crash.
+/// Crash in a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Crash {
-    /// At the so manieth operation, counted as [`SimStorage::plan`](crate::SimStorage::plan) does; 0 is now, between two
-    /// steps.
+    /// Operation at which the machine stops, counted as in [`SimStorage::plan`](crate::SimStorage::plan). 0 is now,
+    /// between two steps.
     pub after: u64,
-    /// How that operation ends.
+    /// How far that operation is carried out.
     pub stop: Stop,
-    /// What stops.
+    /// Whether the process dies or the power is cut.
     pub kind: CrashKind,
-    /// What is left.
+    /// Choice of the disk state that is left.
     pub survivors: Survivors,
-    /// What happens to it then.
+    /// Damage to that disk state.
     pub damage: Option<Damage>,
 }
 
-/// One line of a case.
+/// Event of a case: one line of its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Something is done.
+    /// Carries out a step.
     Do(Step),
-    /// Something is planned to go wrong.
+    /// Plans a fault.
     Fault {
-        /// See [`SimStorage::plan`](crate::SimStorage::plan).
+        /// Operation at which it fires, counted as in [`SimStorage::plan`](crate::SimStorage::plan).
         after: u64,
-        /// What.
+        /// Fault that fires.
         fault: Fault,
     },
-    /// A crash, now or planned.
+    /// Crashes now, or plans a crash.
     Crash(Crash),
 }
 
-/// See the [module](self).
+/// Index with a sequence of steps, faults and crashes. See the [module](self) for the requirements.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
-    /// The index; its steps are not used.
+    /// Configuration of the index. Its steps are not used.
     pub workload: Workload,
-    /// What chance starts from.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// Whether sectors being written at a power cut may hold garbage (R3).
+    /// Whether a sector being written at a power cut may hold garbage (R3).
     pub garbage: bool,
-    /// What happens, in order.
+    /// Events in order.
     pub events: Vec<Event>,
 }
 
-/// What came of a case.
+/// Result of running a case.
 #[derive(Clone, Debug, Default)]
-pub struct Verdict {
-    /// The promise broken, and how.
+pub struct CaseVerdict {
+    /// Description of the broken promise.
     pub broken: Option<String>,
-    /// Damage that was found and reported.
+    /// Description of damage that was detected and reported.
     pub detected: Option<String>,
-    /// How often what happened.
+    /// Number of times each coverage mark was reached.
     pub marks: BTreeMap<&'static str, u64>,
-    /// Faults that fired, by class.
+    /// Number of fired faults by class.
     pub faults: BTreeMap<&'static str, u64>,
-    /// All operations.
+    /// All operations in order.
     pub trace: Vec<TraceEntry>,
-    /// A hash of all that is left on the disk.
+    /// Hash of everything left on the disk.
     pub bytes_hash: u64,
 }
 
-/// All classes of faults that a run of many cases must have seen.
+/// Classes of faults that a run of many cases must cover.
 pub const FAULT_CLASSES: [&str; 30] = [
     "power cut",
     "process crash",

@@ -1,4 +1,4 @@
-//! The text of a case: what a file in `corpus/crash` holds.
+//! Text form of a case, as in the files in `corpus/crash`.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -56,7 +56,7 @@ impl fmt::Display for Crash {
     }
 }
 
-/// The words of a line: the first, and the others as `key=value`.
+/// Words of a line: the first word, and the others as `key=value`.
 struct Words<'a> {
     first: &'a str,
     pairs: BTreeMap<&'a str, &'a str>,
@@ -98,6 +98,34 @@ impl FromStr for Case {
         }
         Ok(case)
     }
+}
+
+/// Parses the step that a line describes.
+fn step_of(words: &Words<'_>) -> Result<Step, String> {
+    Ok(match words.first {
+        "add" => Step::Add {
+            first: words.get("first")?,
+            count: words.get("count")?,
+            start: words.get("start")?,
+            salt: words.get("salt")?,
+        },
+        "remove" => Step::Remove { first: words.get("first")?, count: words.get("count")? },
+        "slow-flush" => {
+            Step::SlowFlush { first: words.get("first")?, count: words.get("count")?, salt: words.get("salt")? }
+        }
+        "overlapped-flush" => {
+            Step::OverlappedFlush { first: words.get("first")?, count: words.get("count")?, salt: words.get("salt")? }
+        }
+        "commit" => Step::Commit,
+        "flush" => Step::Flush,
+        "optimize" => Step::Optimize,
+        "optimize-until" => Step::OptimizeUntil { questions: words.get("questions")? },
+        "close" => Step::Close,
+        "reopen" => Step::Reopen,
+        "second-open" => Step::SecondOpen,
+        "read" => Step::Read,
+        other => return Err(format!("`{other}` is no step")),
+    })
 }
 
 impl Case {
@@ -148,30 +176,7 @@ impl Case {
                 self.events.push(Event::Crash(crash_of(&words)?));
                 return Ok(());
             }
-            "add" => Step::Add {
-                first: words.get("first")?,
-                count: words.get("count")?,
-                start: words.get("start")?,
-                salt: words.get("salt")?,
-            },
-            "remove" => Step::Remove { first: words.get("first")?, count: words.get("count")? },
-            "slow-flush" => {
-                Step::SlowFlush { first: words.get("first")?, count: words.get("count")?, salt: words.get("salt")? }
-            }
-            "overlapped-flush" => Step::OverlappedFlush {
-                first: words.get("first")?,
-                count: words.get("count")?,
-                salt: words.get("salt")?,
-            },
-            "commit" => Step::Commit,
-            "flush" => Step::Flush,
-            "optimize" => Step::Optimize,
-            "optimize-until" => Step::OptimizeUntil { questions: words.get("questions")? },
-            "close" => Step::Close,
-            "reopen" => Step::Reopen,
-            "second-open" => Step::SecondOpen,
-            "read" => Step::Read,
-            other => return Err(format!("`{other}` is no step")),
+            _ => step_of(&words)?,
         };
         self.events.push(Event::Do(step));
         Ok(())

@@ -1,7 +1,8 @@
-//! The rules R1 to R12, asked of a backend that can crash. Here R1 to R7, what a power cut leaves; `faults` has the rest.
+//! Crash conformance: the rules R1 to R12 on a backend that can crash. This module tests R1 to R7, the state after a
+//! power cut. The module `faults` tests the rest.
 //!
-//! Each rule is asked over many seeds in both directions: no outcome may be one that the rule forbids, and every outcome
-//! that it allows must be seen, for what never happens tests nothing.
+//! Each rule is tested over many seeds in both directions. No outcome that the rule forbids may occur, and every
+//! outcome that it allows must occur, because a state that never occurs tests nothing.
 
 use std::{collections::BTreeMap, fmt::Debug, io};
 
@@ -11,21 +12,21 @@ use shardex::storage::{Storage, StorageFile};
 use super::{Raw as _, TEST, file_of, fresh, ok, read};
 use crate::storage::{CrashKind, SimStorage};
 
-/// Crashes per question.
+/// Number of crashes per test.
 pub(super) const SEEDS: u64 = 400;
 
-/// A storage that can crash.
+/// Storage that can crash.
 pub trait Crash: Storage {
-    /// Crashes; this handle is of the new boot afterwards.
+    /// Crashes the machine. Afterwards this handle belongs to the new boot.
     fn crash(&mut self, kind: CrashKind, rng: &mut ChaCha8Rng);
 
-    /// Lets the next sync fail (R8).
+    /// Makes the next sync fail (R8).
     fn fail_next_sync(&self, kind: io::ErrorKind);
 
-    /// Lets every store fail (R9), or no more.
+    /// Makes every store fail (R9); `None` ends this.
     fn fail_stores(&self, kind: Option<io::ErrorKind>);
 
-    /// Bytes that files may take in all (R9).
+    /// Limits the bytes of all files together (R9).
     fn set_capacity(&self, bytes: Option<u64>);
 }
 
@@ -47,8 +48,8 @@ impl Crash for SimStorage {
     }
 }
 
-/// Runs the suite. Each call of `make` gives a storage of its own with chance from the seed, whose directory does not
-/// exist but can be made.
+/// Runs the crash conformance suite. Each call of `make` returns a separate storage with random decisions from the
+/// seed. Its directory does not exist but can be made.
 ///
 /// # Panics
 /// At the first breach of a rule.
@@ -80,7 +81,8 @@ pub(super) struct Suite<'a, S> {
 }
 
 impl<S: Crash> Suite<'_, S> {
-    /// How often each outcome was seen: `before` acts on a fresh storage, `after` looks at what the crash left.
+    /// Counts the outcomes of a crash. `before` acts on a fresh storage, and `after` returns the outcome that the crash
+    /// left.
     pub(super) fn outcomes<T: Ord + Debug>(
         &self,
         kind: CrashKind,
@@ -105,7 +107,7 @@ impl<S: Crash> Suite<'_, S> {
         assert!(seen.keys().eq(&expected), "{rule}: seen {seen:?}, expected exactly {expected:?}");
     }
 
-    /// A durable file of `len` zeros.
+    /// Creates a durable file of `len` zeros.
     pub(super) fn durable(storage: &S, name: &str, len: u64) -> std::sync::Arc<S::File> {
         let file = file_of(storage, name, len);
         ok(file.sync_all(TEST));
@@ -113,7 +115,7 @@ impl<S: Crash> Suite<'_, S> {
         file
     }
 
-    /// The first byte of each of `count` pieces of `step` bytes, each of which must be of one value.
+    /// Returns the first byte of each of `count` pieces of `step` bytes. Panics if the bytes of a piece differ.
     pub(super) fn firsts(storage: &S, count: usize, step: usize) -> Vec<u8> {
         let bytes = read(&*ok(storage.open("a")), 0, count * step);
         let pieces = bytes.chunks(step);
@@ -156,7 +158,7 @@ impl<S: Crash> Suite<'_, S> {
             },
             |storage| Self::firsts(storage, 3, storage.sector_size()),
         );
-        // The third was not stored to.
+        // No store touched the third sector.
         let expected = [[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0]].map(Vec::from);
         Self::expect(&seen, expected, "R1, R3: each sector survives or not, by itself");
     }
@@ -197,7 +199,7 @@ impl<S: Crash> Suite<'_, S> {
                 let page = storage.page_size();
                 let file = Self::durable(storage, "a", 4 * page as u64);
                 ok(file.store(0, &vec![1; 4 * page], TEST));
-                // From the last byte of page 1 to the first of page 2.
+                // From the last byte of page 1 to the first byte of page 2.
                 ok(file.sync_range(2 * page as u64 - 1, 2, TEST));
             },
             |storage| {
@@ -237,7 +239,8 @@ impl<S: Crash> Suite<'_, S> {
             let any = [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]].map(Vec::from);
             Self::expect(&seen(false), any, "R4: a sync that has not ended promises nothing");
         }
-        // What it covers is durable, whatever is stored again meanwhile; a length that comes meanwhile is not.
+        // Covered bytes are durable even if they are stored again while the sync runs. A length set while it runs is
+        // not durable.
         let seen = self.outcomes(
             CrashKind::Power,
             |storage| {
@@ -278,7 +281,7 @@ impl<S: Crash> Suite<'_, S> {
         let seen = self.outcomes(CrashKind::Power, grow(|file| ok(file.sync_all(TEST))), len);
         Self::expect(&seen, [300], "R5: sync_all makes the length durable");
 
-        // Independent of the data, and zeros where that was lost.
+        // The length is independent of the data, and lost data reads as zeros.
         let seen = self.outcomes(
             CrashKind::Power,
             |storage| {
@@ -332,7 +335,7 @@ impl<S: Crash> Suite<'_, S> {
                 let file = file_of(storage, "c", 10);
                 ok(storage.remove("a", TEST));
                 ok(storage.rename("b", "d", TEST));
-                // No sync of a file makes an entry durable.
+                // A sync of a file makes no entry durable.
                 ok(file.sync_all(TEST));
                 if sync {
                     ok(storage.sync_dir(TEST));

@@ -1,4 +1,4 @@
-//! The rules R8 to R12 of the crash suite: syncs that fail, and what outlives a process.
+//! The rules R8 to R12 of the crash conformance suite: failed syncs and stores, lack of space, process crashes, locks.
 
 use std::{collections::BTreeMap, io};
 
@@ -23,7 +23,7 @@ impl<S: Crash> Suite<'_, S> {
                     ok(file.store(0, &vec![1; 2 * sector], TEST));
                     let sync = || if whole { file.sync_all(TEST) } else { file.sync_range(0, 2 * sector as u64, TEST) };
                     storage.fail_next_sync(io::ErrorKind::StorageFull);
-                    // Even for want of space it is an Io error, for making room would mend nothing.
+                    // A full disk at a sync is an `Io` error too, because freeing space would not repair it.
                     assert_eq!(io_kind(sync(), "R8: a failed sync"), io::ErrorKind::StorageFull);
                     ok(sync());
                     ok(file.sync_all(TEST));
@@ -133,7 +133,7 @@ impl<S: Crash> Suite<'_, S> {
         let seen = self.outcomes(CrashKind::Process, before, look);
         Self::expect(&seen, [(vec![1, 1], "ab".to_owned())], "R10: the page cache outlives the process");
 
-        // It is as dirty as before: the power may still take each part of it, and a sync still saves it.
+        // The cache is as dirty as before: a power cut may still lose each part of it, and a sync still saves it.
         for sync in [false, true] {
             let (mut lost_bytes, mut lost_lengths, mut lost_entries) = (0, 0, 0);
             for seed in 0..SEEDS {
@@ -214,7 +214,7 @@ impl<S: Crash> Suite<'_, S> {
             io_kind(file.store(0, &[1], TEST), "R12: a store through a handle of before the crash");
             io_kind(file.sync_all(TEST), "R12: a sync through a handle of before the crash");
             io_kind(file.read_at(0, &mut [0]), "R12: a read through a handle of before the crash");
-            // The loans of before bind nobody any more.
+            // Leases from before the crash no longer forbid stores.
             let file = ok(storage.open("a"));
             ok(file.allocate(100, TEST));
             ok(file.store(0, &[1; 100], TEST));

@@ -1,4 +1,4 @@
-//! Running a workload once, and keeping the disk before each of its operations.
+//! Recording of a workload: runs it once and keeps the disk before each operation.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,9 +8,8 @@ use std::{
 use shardex::storage::Storage as _;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::Rig;
 use crate::{
-    hook::{HookStorage, Verdict},
+    hook::{HookAction, HookStorage},
     model::State,
     mutant::MutantStorage,
     storage::{Image, OpInfo, SimStorage},
@@ -18,23 +17,23 @@ use crate::{
     workload::{Runner, Workload, env},
 };
 
-/// A moment at which the machine may stop: just before an operation.
+/// Crash point: the disk just before an operation, or at the end.
 pub(super) struct Point {
     pub(super) image: Image,
     pub(super) operation: Option<OpInfo>,
     pub(super) durable: usize,
     pub(super) accepted: usize,
-    /// What the slots of the root file held before their last change, on the device.
+    /// Bytes that the slots of the root file held on the device before their last change.
     pub(super) roots_before: [Arc<[u8]>; 2],
 }
 
-/// A workload's points, and what each prefix of its batches leaves.
+/// Crash points of a workload, and the content that each prefix of its batches leaves.
 pub(super) struct Recorded {
     pub(super) points: Vec<Point>,
     pub(super) states: Vec<State>,
 }
 
-/// The bytes of the root file's slots on the device, and those before the last change of each.
+/// Bytes of the root file's slots on the device, and their bytes before the last change.
 #[derive(Clone, Default)]
 struct RootHistory {
     now: [Arc<[u8]>; 2],
@@ -54,16 +53,18 @@ impl RootHistory {
     }
 }
 
-/// The storage as the engine gets it: `before` is told of each operation.
+/// Wraps a simulated disk as the engine uses it. `before` is called before each operation.
 pub(super) fn watched(sim: &SimStorage, before: impl Fn(&OpInfo) + Send + Sync + 'static) -> Rig {
     MutantStorage::new(HookStorage::new(sim.clone(), move |operation| {
         before(operation);
-        Verdict::Proceed
+        HookAction::Proceed
     }))
 }
 
+/// Runs a workload and records its crash points.
+///
 /// # Errors
-/// What the engine says, or what it holds that it should not: without any crash.
+/// Returns an error of the engine, or a difference between its content and the model: both without any crash.
 pub(super) fn record(workload: &Workload) -> Result<Recorded, String> {
     let sim = SimStorage::new(workload.page_size, workload.sector_size, 1);
     let watch = Watch::new(&sim);
@@ -81,7 +82,7 @@ pub(super) fn record(workload: &Workload) -> Result<Recorded, String> {
     let before = keep.clone();
     let storage = HookStorage::new(WatchedStorage::new(sim, watch), move |operation| {
         before(Some(operation));
-        Verdict::Proceed
+        HookAction::Proceed
     });
     let storage = MutantStorage::new(storage);
     for step in &workload.steps {
@@ -97,7 +98,7 @@ pub(super) fn record(workload: &Workload) -> Result<Recorded, String> {
     Ok(Recorded { points, states })
 }
 
-/// The disk before each operation of a recovery of `image`.
+/// Returns the disk before each operation of a recovery of `image`.
 pub(super) fn recovery_images(workload: &Workload, image: &Image) -> Vec<Image> {
     let sim = SimStorage::from_image(image);
     let kept = Arc::new(Mutex::new(Vec::new()));
@@ -107,7 +108,7 @@ pub(super) fn recovery_images(workload: &Workload, image: &Image) -> Vec<Image> 
     std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// The prefixes that leave each content, by the content's hash.
+/// Returns the lengths of the prefixes that leave each content, by the hash of the content.
 pub(super) fn prefixes(states: &[State]) -> HashMap<u128, Arc<[usize]>> {
     let mut by_hash: BTreeMap<u128, Vec<usize>> = BTreeMap::new();
     for (n, state) in states.iter().enumerate() {
@@ -116,7 +117,7 @@ pub(super) fn prefixes(states: &[State]) -> HashMap<u128, Arc<[usize]>> {
     by_hash.into_iter().map(|(hash, prefixes)| (hash, prefixes.into())).collect()
 }
 
-/// Keys only: the vectors are compared when the prefix is known.
+/// Returns a hash of the keys. Vectors are compared once the prefix is known.
 pub(super) fn hash_state(state: &State) -> u128 {
     let mut hasher = Xxh3::new();
     for (document, start, length) in state.keys() {
@@ -127,7 +128,7 @@ pub(super) fn hash_state(state: &State) -> u128 {
     hasher.digest128()
 }
 
-/// All files by name: their lengths, the space they have, and all their bytes but for the zeros at the end.
+/// Returns a hash of all files by name: allocation, length, and all bytes except zeros at the end.
 pub(super) fn hash_image(storage: &SimStorage) -> u128 {
     let mut hasher = Xxh3::new();
     hasher.update(&[u8::from(storage.exists().unwrap_or(false))]);
@@ -136,10 +137,13 @@ pub(super) fn hash_image(storage: &SimStorage) -> u128 {
         let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1);
         hasher.update(name.as_bytes());
         hasher.update(&(used as u64).to_le_bytes());
-        // A shorter file whose tail is zeros is another one: what lies beyond its end is no part of it.
+        // Files that differ only in zeros at the end are different images: reads beyond the shorter end fail.
         hasher.update(&(bytes.len() as u64).to_le_bytes());
 
         hasher.update(&bytes[..used]);
     });
     hasher.digest128()
 }
+
+/// Storage as the engine uses it.
+pub(super) type Rig = MutantStorage<HookStorage<SimStorage>>;

@@ -1,53 +1,54 @@
-//! What an exploration saw.
+//! Report of an exploration.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use crate::case::{Case, FAULT_CLASSES};
-use shardex::site::Mark;
+use shardex::failpoint::Mark;
 
-/// What was seen.
+/// Figures and violations of an exploration.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Crash points, both kinds.
+    /// Crash points, counted for both kinds of crash.
     pub crash_points: u64,
-    /// States visited: images recovered and fully checked, or known by their hash and judged anew.
+    /// States visited: images recovered and fully checked, or with a known outcome that was checked again.
     pub states: u64,
-    /// Images that differ by more than padding; none of them rotten. Each was recovered and fully checked.
+    /// Distinct images, without those with a damaged root; zeros at the end of a file do not count. Each was recovered
+    /// and fully checked.
     pub distinct_states: u64,
-    /// Contents that recoveries led to, which differ.
+    /// Distinct contents after recoveries.
     pub distinct_outcomes: u64,
-    /// Points of which all states were visited.
+    /// Points at which all states were visited.
     pub exhaustive: u64,
-    /// Points of which some were.
+    /// Points at which a sample of the states was visited.
     pub sampled: u64,
-    /// States with a rotten or stale root slot besides.
+    /// States with a rotten or stale root slot.
     pub rotten_states: u64,
-    /// States of crashes during recoveries.
+    /// States after crashes of recoveries.
     pub nested_states: u64,
-    /// Images whose recovery was crashed at each of its operations in all states.
+    /// Images of small workloads whose recovery was crashed at each of its operations in all states.
     pub exhaustive_recoveries: u64,
-    /// The longest row of crashes.
+    /// Maximum number of consecutive crashes.
     pub max_depth: u32,
-    /// Cases of the sweep: one fault, or one damage, at one operation of one workload.
+    /// Cases of the sweep: one fault or damage at one operation of one workload.
     pub sweep_cases: u64,
-    /// Cases of the sweep that ended with the damage found and reported.
+    /// Cases of the sweep that ended because the damage was detected and reported.
     pub detected: u64,
-    /// Faults that fired, by class.
+    /// Number of faults that fired, by class.
     pub faults: BTreeMap<&'static str, u64>,
-    /// How often what happened.
+    /// Number of times that each coverage mark was reached.
     pub marks: BTreeMap<&'static str, u64>,
     /// Broken promises.
     pub violations: Vec<Violation>,
-    /// Time that all threads together took to recover and check `distinct_states`.
+    /// Total time of all threads to recover and check `distinct_states`.
     pub checking: Duration,
 }
 
-/// A broken promise.
+/// Broken promise.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// Which promise, and how.
+    /// Promise that is broken, and how.
     pub broken: String,
-    /// What leads to it.
+    /// Case that leads to it.
     pub case: Case,
 }
 
@@ -58,7 +59,7 @@ impl fmt::Display for Violation {
 }
 
 impl Report {
-    /// Adds another workload's figures.
+    /// Adds the figures of another report.
     pub fn add(&mut self, other: Self) {
         self.crash_points += other.crash_points;
         self.states += other.states;
@@ -78,7 +79,7 @@ impl Report {
         self.checking += other.checking;
     }
 
-    /// Runs one case.
+    /// Runs one case and returns its report.
     #[must_use]
     pub fn of_case(case: Case) -> Self {
         let verdict = case.run();
@@ -95,7 +96,7 @@ impl Report {
         report
     }
 
-    /// Classes of faults and marks of the engine that never fired: what they stand for was not tested.
+    /// Returns the fault classes and coverage marks that never fired, so that the run did not test them.
     #[must_use]
     pub fn silent(&self) -> Vec<&'static str> {
         let classes = FAULT_CLASSES.into_iter().filter(|class| !self.faults.contains_key(class));

@@ -1,8 +1,8 @@
-//! Which outcomes of a crash's choices are visited.
+//! Selection of the outcomes of a crash's choices to visit.
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 
-/// The outcomes to visit of choices with so many options each, and whether these are all.
+/// Returns the outcomes to visit, given the number of options of each choice, and whether these are all outcomes.
 pub(super) fn outcomes(options: &[usize], most: usize, seed: u64) -> (bool, Vec<Vec<usize>>) {
     match options.iter().try_fold(1usize, |product, n| product.checked_mul(*n)) {
         Some(all) if all <= most => (true, (0..all).map(|n| nth(options, n)).collect()),
@@ -10,7 +10,7 @@ pub(super) fn outcomes(options: &[usize], most: usize, seed: u64) -> (bool, Vec<
     }
 }
 
-/// Outcome number `n` of choices with so many options each.
+/// Returns outcome number `n`, given the number of options of each choice.
 fn nth(options: &[usize], mut n: usize) -> Vec<usize> {
     options
         .iter()
@@ -22,8 +22,8 @@ fn nth(options: &[usize], mut n: usize) -> Vec<usize> {
         .collect()
 }
 
-/// Outcomes that are known to matter (nothing survives, everything, one thing alone, all but one, everything up to some
-/// place, everything from it on, pairs), then chance.
+/// Returns a sample of outcomes. First come those known to matter: nothing survives, everything survives, one change
+/// alone, all but one, everything before a place, everything from a place on, and pairs. Random outcomes follow.
 fn sample(options: &[usize], most: usize, seed: u64) -> Vec<Vec<usize>> {
     let none = vec![0; options.len()];
     let newest: Vec<usize> = options.iter().map(|n| n - 1).collect();
@@ -43,7 +43,7 @@ fn sample(options: &[usize], most: usize, seed: u64) -> Vec<Vec<usize>> {
     }
     'pairs: for i in 0..options.len() {
         for j in i + 1..options.len() {
-            // Half of the room is for chance.
+            // Pairs fill at most half of the sample, so that the rest is random.
             if picks.len() >= most / 2 {
                 break 'pairs;
             }

@@ -1,4 +1,4 @@
-//! Every fault at every operation of a workload, one at a time, and every damage after a crash there.
+//! Sweep of a workload: every fault at every operation, one at a time, and every damage after a crash there.
 
 use super::report::Report;
 use crate::{
@@ -24,7 +24,7 @@ const FAULTS: [Fault; 14] = [
     Fault::Stop(Stop::After),
 ];
 
-/// Bits that rot at each operation, one at a time.
+/// Number of bits that rot at each operation, each in a case of its own.
 const ROTTEN_PLACES: u64 = 8;
 
 const IN_RECOVERY: [Fault; 5] = [
@@ -35,22 +35,22 @@ const IN_RECOVERY: [Fault; 5] = [
     Fault::Stop(Stop::Torn),
 ];
 
-/// Runs the cases of one workload whose trace has so many operations; only every `stride`-th operation.
+/// Runs the cases of a workload whose trace has `operations` operations, for every `stride`-th operation.
 pub(super) fn sweep(workload: &Workload, operations: u64, stride: u64) -> Report {
     let mut report = Report::default();
     for at in (1..=operations).step_by(stride.max(1) as usize) {
         for fault in FAULTS {
             run(workload, [first_event(at, fault)], at, &mut report);
         }
-        // Where the bit is matters more than when.
+        // The position of the bit matters more than the time.
         for place in 1..ROTTEN_PLACES {
             run(workload, [first_event(at, Fault::Rot)], at + place * operations, &mut report);
         }
-        // The same few in the recovery from a crash there.
+        // A selection of faults, during the recovery from a crash at this operation.
         for fault in IN_RECOVERY {
             let kind = if at % 2 == 0 { CrashKind::Process } else { CrashKind::Power };
             let second = first_event(1 + at % 8, fault);
-            // Space that is there cannot be refused.
+            // The allocation is removed, so that recovery needs space and the fault can fire.
             let damage = (fault == Fault::NoSpace).then_some(Damage::Sparse);
             run(workload, [crash(at, Stop::Before, kind, damage), second], at, &mut report);
         }
@@ -81,7 +81,7 @@ fn run<const N: usize>(workload: &Workload, first: [Event; N], seed: u64, report
             events.push(Event::Do(Step::SecondOpen));
         }
     }
-    // A second crash, in the recovery from the first if there was one.
+    // Another crash, during the final flush.
     events.push(crash(3, Stop::Torn, CrashKind::Power, None));
     events.push(Event::Do(Step::Flush));
     let garbage = matches!(events[0], Event::Crash(Crash { stop: Stop::Torn, .. }));

@@ -1,4 +1,4 @@
-//! Builds small indexes from nothing, byte by byte as FORMAT.md says, whole or with one fault planted.
+//! Builds small indexes byte by byte from FORMAT.md, intact or with a planted fault.
 
 use super::bytes::{crc, crc_on, crc_without};
 use super::{Entry, Files, Level, Report, fsck};
@@ -7,21 +7,22 @@ pub const PAGE: usize = 256;
 pub const SECTOR: usize = 64;
 pub const SEGMENT: usize = 1024;
 pub const DIMENSION: usize = 5;
-/// Bytes of a table of cells before its groups.
-pub const TABLE_FIXED: usize = 28 + 4 * DIMENSION + 6 * 8 * 28 + 32;
-/// The page of the group of cells.
+/// Size in bytes of the cell table before its groups, including the centre.
+pub const TABLE_FIXED: usize = 28 + 4 * DIMENSION * (1 + DIMENSION / 4) + 6 * 8 * 28 + 36;
+/// First page of the cell group.
 pub const GROUP: usize = 46;
 pub const SHARD_SIZE: usize = 8;
 pub const BLOOM: usize = 16;
 pub const ID: u128 = 0x1234_5678_9ABC_DEF0_0FED_CBA9_8765_4321;
 
-/// Changes the bytes of a part, which its number tells.
+/// Changes the bytes of a part. The number identifies the part.
 pub type Change = Box<dyn Fn(u64, &mut Vec<u8>)>;
 
-/// A change before the sum of the part is made, so that what is above it is right.
+/// Optional change, applied before the checksum of the part is computed. The checksums above it are therefore right.
 pub type Tweak = Option<Change>;
 
-/// What goes wrong, by part. The number is the shard, the node's page, the root's generation or the group.
+/// Changes by kind of part. The number is the shard for an extent, state or entry, the page for a node, the generation
+/// for a root, and 0 for cells.
 #[derive(Default)]
 pub struct Tweaks {
     pub extent: Tweak,
@@ -31,7 +32,7 @@ pub struct Tweaks {
     pub head: Tweak,
     pub table: Tweak,
     pub group: Tweak,
-    /// The entry of a state in its node.
+    /// Directory entry of a shard state in its node.
     pub entry: Tweak,
 }
 
@@ -41,7 +42,7 @@ fn tweak(tweak: &Tweak, number: u64, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The files of an index.
+/// Bytes of the files of an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     pub root: Vec<u8>,
@@ -68,18 +69,18 @@ impl Image {
     }
 }
 
-/// A shard to be built.
+/// Description of a shard to build.
 #[derive(Clone)]
 pub struct Shard {
     pub number: u32,
     pub id: u128,
     pub extent: u64,
     pub state: u64,
-    /// Document and whether it was removed, slot by slot.
+    /// Document id of each slot and whether the posting was removed.
     pub slots: Vec<(u128, bool)>,
 }
 
-/// The vector of a document.
+/// Returns the vector of a document.
 pub fn vector(document: u128) -> Vec<f32> {
     (0..DIMENSION).map(|i| (document as f32 + 1.0) * 0.5 - i as f32).collect()
 }
@@ -111,7 +112,7 @@ pub fn header(magic: &[u8; 8], id: u128) -> Vec<u8> {
     sealed(bytes, 12)
 }
 
-/// Stores a shard's extent and state; the entry of the state.
+/// Stores the extent and the state of a shard. Returns the directory entry of the state.
 fn put_shard(image: &mut Image, shard: &Shard, tweaks: &Tweaks) -> Entry {
     let mut extent: Vec<u8> = shard.slots.iter().flat_map(|(document, _)| slot_bytes(*document)).collect();
     tweak(&tweaks.extent, shard.number.into(), &mut extent);
@@ -151,7 +152,7 @@ fn put_node(image: &mut Image, page: u64, entries: &[(usize, Entry)], tweaks: &T
     Entry { page, len: PAGE as u32, crc: crc(&bytes) }
 }
 
-/// Where the log starts, and what a root says about itself.
+/// Position of a root and the fields that vary: its WAL position, cells and the pages of its nodes.
 #[derive(Clone, Copy)]
 pub struct Head {
     pub slot: usize,
@@ -164,7 +165,7 @@ pub struct Head {
     pub nodes: [u64; 3],
 }
 
-/// Stores a root and all that it reaches but the cells: two levels, numbers 0 to 31.
+/// Stores a root and everything it reaches except the cells. The directory has two levels and covers numbers 0 to 31.
 pub fn put_tree(image: &mut Image, head: Head, shards: &[Shard], tweaks: &Tweaks) {
     let entries: Vec<(usize, Entry)> =
         shards.iter().map(|shard| (shard.number as usize, put_shard(image, shard, tweaks))).collect();
@@ -185,7 +186,8 @@ pub fn put_tree(image: &mut Image, head: Head, shards: &[Shard], tweaks: &Tweaks
     image.put_root(head.slot, &sealed(bytes, 12));
 }
 
-/// A root before it is sealed: the top node, shard numbers and shards in use; live and removed postings; pages.
+/// Builds an unsealed root. The tuple holds the top node, the shard numbers covered and the shards in use; `counts`
+/// holds the live and the removed postings.
 fn root_bytes(head: Head, (top, numbers, shards): (Entry, u32, u32), counts: [u64; 2], pages: u64) -> Vec<u8> {
     let mut bytes = b"SHXROOT\0".to_vec();
     bytes.extend(1u64.to_le_bytes());
@@ -209,7 +211,7 @@ fn root_bytes(head: Head, (top, numbers, shards): (Entry, u32, u32), counts: [u6
     bytes
 }
 
-/// An index as it is made: two roots of epoch 1 that reach nothing, no log.
+/// Builds an index as created: two roots of epoch 1 that reach nothing, and an empty WAL.
 pub fn created() -> Image {
     let mut image = Image { root: vec![0; 2 * PAGE], data: vec![0; 17 * PAGE], wal: vec![0; PAGE + 4 * SEGMENT] };
     image.data[..32].copy_from_slice(&header(b"SHXDATA\0", ID));
@@ -224,7 +226,8 @@ pub fn created() -> Image {
     image
 }
 
-/// Stores cells of one group with two cells: head at page 33, table from 34 on, group from 40 on. The entry of the head.
+/// Stores cells of one group with two cells: the head at page 33, the table from page 34 on, the group from page 46 on.
+/// Returns the entry of the head.
 pub fn put_cells(image: &mut Image, shards: &[Shard], tweaks: &Tweaks) -> Entry {
     let codes: Vec<u32> =
         (0..shards.len()).flat_map(|i| (0..shards[i].slots.len()).map(move |s| (64 * i + s) as u32)).collect();
@@ -245,7 +248,7 @@ pub fn put_cells(image: &mut Image, shards: &[Shard], tweaks: &Tweaks) -> Entry 
     }
     tweak(&tweaks.group, 0, &mut group);
     image.put(GROUP as u64, &group);
-    let mut table = b"SHC6".to_vec();
+    let mut table = b"SHC7".to_vec();
     for number in [1, 1, shards.len() as u32] {
         table.extend(number.to_le_bytes());
     }
@@ -271,7 +274,7 @@ pub fn put_cells(image: &mut Image, shards: &[Shard], tweaks: &Tweaks) -> Entry 
     Entry { page: 33, len: head.len() as u32, crc: crc(&head) }
 }
 
-/// A frame with its checksum.
+/// Builds a frame with its checksum.
 pub fn frame(epoch: u64, (kind, bits): (u8, u8), lsn: u64, durable: u64, payload: &[u8]) -> Vec<u8> {
     let tail = payload.len().next_multiple_of(8) - payload.len();
     let mut bytes = vec![0; 4];
@@ -286,7 +289,7 @@ pub fn frame(epoch: u64, (kind, bits): (u8, u8), lsn: u64, durable: u64, payload
     bytes
 }
 
-/// Padding up to the end of the sector, for a log that is `len` bytes long.
+/// Builds the padding up to the end of the sector after `len` bytes of the WAL; empty if none is needed.
 pub fn padding(epoch: u64, lsn: u64, durable: u64, len: usize) -> Vec<u8> {
     match len.next_multiple_of(SECTOR) - len {
         0 => Vec::new(),
@@ -304,7 +307,7 @@ pub fn segment_header(id: u128, epoch: u64, number: u64, first: u64) -> Vec<u8> 
     sealed(bytes, 12)
 }
 
-/// The payload of an add.
+/// Builds the payload of an add.
 pub fn add_payload(documents: &[u128]) -> Vec<u8> {
     let mut bytes = [(documents.len() as u32).to_le_bytes(), (DIMENSION as u32).to_le_bytes()].concat();
     for document in documents {
@@ -315,19 +318,20 @@ pub fn add_payload(documents: &[u128]) -> Vec<u8> {
     bytes
 }
 
-/// The payload of a removal.
+/// Builds the payload of a remove.
 pub fn remove_payload(documents: &[u128]) -> Vec<u8> {
     let mut bytes = (documents.len() as u64).to_le_bytes().to_vec();
     bytes.extend(documents.iter().flat_map(|document| document.to_le_bytes()));
     bytes
 }
 
-/// Where the log of [`image`] starts in `wal`.
+/// Offset in `wal` at which the WAL of [`image`] starts.
 pub const LOG_START: usize = PAGE + SECTOR;
-/// Where it ends.
+/// Offset in `wal` at which the WAL of [`image`] ends.
 pub const LOG_END: usize = PAGE + 2 * SEGMENT + 2 * SECTOR;
 
-/// Epoch 2: adds 4 and 5 were flushed. Then 6 adds two, 7 removes, 8 and 9 are one add over two segments.
+/// Stores the WAL of epoch 2. LSNs 4 and 5 are adds before the newer checkpoint. LSN 6 adds two postings, LSN 7 removes
+/// documents, and LSNs 8 and 9 are one add in two segments.
 fn put_log(image: &mut Image) {
     let whole = (1u8, 3u8);
     let mut first = segment_header(ID, 2, 1, 4);
@@ -347,12 +351,13 @@ fn put_log(image: &mut Image) {
     image.wal[PAGE..PAGE + first.len()].copy_from_slice(&first);
     let at = PAGE + 2 * SEGMENT;
     image.wal[at..at + second.len()].copy_from_slice(&second);
-    // A segment of the epoch before, not used again yet.
+    // A segment of the previous epoch that isn't recycled yet.
     let old = [segment_header(ID, 1, 1, 1), frame(1, whole, 1, 0, &add_payload(&[1]))].concat();
     image.wal[PAGE + SEGMENT..PAGE + SEGMENT + old.len()].copy_from_slice(&old);
 }
 
-/// The shards of the older root; the newer one's number 1 has grown, within its extent, and lost a posting.
+/// Returns the shards of the older root and those of the newer. In the newer, shard 1 has two more slots in the same
+/// extent and one removed posting.
 pub fn shards() -> [Vec<Shard>; 2] {
     let shard = |number: u32, extent, state, slots: &[(u128, bool)]| Shard {
         number,
@@ -367,12 +372,12 @@ pub fn shards() -> [Vec<Shard>; 2] {
     [vec![zero.clone(), one, last.clone()], vec![zero, grown, last]]
 }
 
-/// A whole index: two roots over three shards, cells, a log.
+/// Builds an intact index: two roots over three shards, cells and a WAL.
 pub fn image() -> Image {
     planted(&Tweaks::default())
 }
 
-/// The same, with faults in the newer root and what it alone reaches.
+/// Builds the index of [`image`] with faults in the newer root and in what it alone reaches.
 pub fn planted(tweaks: &Tweaks) -> Image {
     let mut image = Image { root: vec![0; 2 * PAGE], data: vec![0; 49 * PAGE], wal: vec![0; PAGE + 4 * SEGMENT] };
     image.data[..32].copy_from_slice(&header(b"SHXDATA\0", ID));
@@ -391,7 +396,7 @@ pub fn planted(tweaks: &Tweaks) -> Image {
     };
     put_tree(&mut image, head, &old, &Tweaks::default());
     let cells = put_cells(&mut image, &new, tweaks);
-    // The log of the newer root: behind two adds of 84 bytes, padded to two sectors each.
+    // The WAL of the newer root starts after two adds of 84 bytes, each padded to two sectors.
     let offset = (SECTOR + 2 * 128) as u64;
     let head = Head { slot: 0, generation: 6, checkpoint: 5, offset, cells, nodes: [24, 26, 25], ..head };
     put_tree(&mut image, head, &new, tweaks);

@@ -1,4 +1,4 @@
-//! Reads little-endian numbers out of bytes that may be anything, and sums them up.
+//! Reads little-endian numbers from untrusted bytes and computes CRC32C.
 
 /// Reflected polynomial of CRC32C (Castagnoli).
 const POLYNOMIAL: u32 = 0x82F6_3B78;
@@ -31,13 +31,13 @@ const fn tables() -> [[u32; 256]; 8] {
     tables
 }
 
-/// CRC32C of some bytes.
+/// Computes the CRC32C of `bytes`.
 #[must_use]
 pub fn crc(bytes: &[u8]) -> u32 {
     crc_on(0, bytes)
 }
 
-/// CRC32C of what `sum` is the sum of, followed by `bytes`.
+/// Extends a CRC32C: `sum` covers the preceding bytes, and the result covers these followed by `bytes`.
 #[must_use]
 pub fn crc_on(sum: u32, bytes: &[u8]) -> u32 {
     let mut sum = !sum;
@@ -52,14 +52,14 @@ pub fn crc_on(sum: u32, bytes: &[u8]) -> u32 {
     !sum
 }
 
-/// CRC32C of some bytes, of which the four at `at` count as zeros.
+/// Extends the CRC32C `sum` by `bytes`, with the four bytes at `at` taken as zeros.
 #[must_use]
 pub fn crc_without(sum: u32, bytes: &[u8], at: usize) -> u32 {
     let (before, after) = (bytes.get(..at).unwrap_or(bytes), bytes.get(at + 4..).unwrap_or_default());
     crc_on(crc_on(crc_on(sum, before), &[0; 4]), after)
 }
 
-/// `len` bytes from `at` on, if they are there.
+/// Returns `len` bytes from `at` on; `None` if they reach past the end.
 #[must_use]
 pub fn part(bytes: &[u8], at: u64, len: u64) -> Option<&[u8]> {
     let end = usize::try_from(at.checked_add(len)?).ok()?;
@@ -70,43 +70,43 @@ fn array<const N: usize>(bytes: &[u8], at: u64) -> Option<[u8; N]> {
     part(bytes, at, N as u64)?.try_into().ok()
 }
 
-/// The 16-bit number at `at`.
+/// Reads the 16-bit number at `at`.
 #[must_use]
 pub fn u16_at(bytes: &[u8], at: u64) -> Option<u16> {
     array(bytes, at).map(u16::from_le_bytes)
 }
 
-/// The 32-bit number at `at`.
+/// Reads the 32-bit number at `at`.
 #[must_use]
 pub fn u32_at(bytes: &[u8], at: u64) -> Option<u32> {
     array(bytes, at).map(u32::from_le_bytes)
 }
 
-/// The 64-bit number at `at`.
+/// Reads the 64-bit number at `at`.
 #[must_use]
 pub fn u64_at(bytes: &[u8], at: u64) -> Option<u64> {
     array(bytes, at).map(u64::from_le_bytes)
 }
 
-/// The 128-bit number at `at`.
+/// Reads the 128-bit number at `at`.
 #[must_use]
 pub fn u128_at(bytes: &[u8], at: u64) -> Option<u128> {
     array(bytes, at).map(u128::from_le_bytes)
 }
 
-/// The single-precision number at `at`.
+/// Reads the single-precision number at `at`.
 #[must_use]
 pub fn f32_at(bytes: &[u8], at: u64) -> Option<f32> {
     array(bytes, at).map(f32::from_le_bytes)
 }
 
-/// The double-precision number at `at`.
+/// Reads the double-precision number at `at`.
 #[must_use]
 pub fn f64_at(bytes: &[u8], at: u64) -> Option<f64> {
     array(bytes, at).map(f64::from_le_bytes)
 }
 
-/// Whether all bytes are zeros.
+/// Reports whether all bytes are zeros.
 #[must_use]
 pub fn zeros(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)

@@ -1,18 +1,18 @@
-//! What an index holds: the postings of a root, and those of the newest root with the log replayed.
+//! Contents of an index: the postings of a root, and those of the newest root with the WAL replayed.
 
 use std::collections::BTreeMap;
 
 use super::bytes::{f32_at, u32_at, u128_at};
 use super::root::{Metric, RootInfo};
-use super::{End, Files, Finding, Kind, Part, RecordBody, Report, Tree};
+use super::{End, Files, Finding, FindingKind, Part, RecordBody, Report, RootSlot, Tree};
 
-/// Document, start and length.
+/// Key of a posting: document id, start and length.
 pub type Key = (u128, u32, u32);
 
-/// Vectors by key, under cosine normalised.
+/// Vectors by key. Under cosine they are normalised.
 pub type Contents = BTreeMap<Key, Vec<f32>>;
 
-/// A posting as its slot holds it.
+/// Posting as stored in its slot.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the fields are those of FORMAT.md")]
 pub struct Posting {
@@ -35,14 +35,14 @@ impl Posting {
         })
     }
 
-    /// What names it.
+    /// Returns the key of the posting.
     #[must_use]
     pub fn key(&self) -> Key {
         (self.document, self.start, self.length)
     }
 }
 
-/// Live postings of a tree, and where each is, as far as they can be read.
+/// Returns the readable live postings of a tree with their offsets in `data`.
 fn placed(root: &RootInfo, tree: &Tree, data: &[u8]) -> Vec<(u64, Posting)> {
     let mut postings = Vec::new();
     for shard in &tree.shards {
@@ -55,29 +55,29 @@ fn placed(root: &RootInfo, tree: &Tree, data: &[u8]) -> Vec<(u64, Posting)> {
     postings
 }
 
-/// Live postings of a tree, as far as they can be read.
+/// Returns the readable live postings of a tree.
 pub(super) fn postings(root: &RootInfo, tree: &Tree, data: &[u8]) -> Vec<Posting> {
     placed(root, tree, data).into_iter().map(|(_, posting)| posting).collect()
 }
 
-/// Keys of a tree that more than one live posting has.
+/// Finds the keys of a tree that more than one live posting has.
 pub(super) fn duplicate_keys(root: &RootInfo, tree: &Tree, data: &[u8], slot: usize) -> Vec<Finding> {
     let mut keys = BTreeMap::new();
     let mut findings = Vec::new();
     for (offset, posting) in placed(root, tree, data) {
         if let Some(other) = keys.insert(posting.key(), offset) {
             let what = format!("{:?} is live here and at {other}", posting.key());
-            let (kind, part, slot) = (Kind::DuplicateKey, Part::Extent, Some(slot));
+            let (kind, part, slot) = (FindingKind::DuplicateKey, Part::Extent, Some(slot));
             findings.push(Finding { kind, part, slot, file: "data", offset, what });
         }
     }
     findings
 }
 
-/// A vector divided by its norm, as nearly as `f64` has it; itself if it has none.
+/// Divides a vector by its norm, computed in `f64`. Returns a vector of norm zero unchanged.
 ///
-/// The engine may calculate in another precision and order: compare with what it stores by an absolute tolerance of
-/// 1e-5 a component.
+/// The engine may compute in another precision and order. Compare with its stored vectors by an absolute tolerance of
+/// 1e-5 per component.
 #[must_use]
 pub fn normalised(vector: &[f32]) -> Vec<f32> {
     let norm = vector.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
@@ -87,16 +87,19 @@ pub fn normalised(vector: &[f32]) -> Vec<f32> {
     vector.iter().map(|value| (f64::from(*value) / norm) as f32).collect()
 }
 
-/// What the index holds: the newest root's postings, and then each record of the log in order.
+/// Computes the contents of the index: the postings of the newest root, with the records of the WAL applied in order.
 ///
-/// An add replaces what has its key, the last of equal keys in a record too; a removal takes all postings of its documents.
-/// Under cosine all vectors are normalised, those of the log by [`normalised`]: compare them with its tolerance.
+/// An add replaces the posting with the same key. Of equal keys in one record, the last one stays. A removal removes
+/// all postings of its documents. Under cosine all vectors are normalised, those of the WAL by [`normalised`]: compare
+/// them with its tolerance.
 ///
 /// # Errors
-/// If no root is valid, the log has a hole, or a part of the tree can't be read: then this is not what the index holds.
+/// Returns a [`Finding`] if no root is valid, if the WAL is missing, or if a record is malformed. Returns the first
+/// finding that concerns the newest root or no root in particular, such as a hole in the WAL. Findings in cells or in
+/// the allocation of pages count only if they are [`FindingKind::TruncatedFile`].
 pub fn contents(report: &Report, files: &Files<'_>) -> Result<Contents, Finding> {
     let missing = |what: &str| Finding {
-        kind: Kind::NoRoot,
+        kind: FindingKind::NoRoot,
         part: Part::Root,
         slot: None,
         file: "root",
@@ -105,7 +108,7 @@ pub fn contents(report: &Report, files: &Files<'_>) -> Result<Contents, Finding>
     };
     let Some((root, newest)) = report.root().zip(report.newest) else { return Err(missing("no root is valid")) };
     let concerns = |finding: &&Finding| match finding.part {
-        Part::Cells | Part::Space => finding.kind == Kind::TruncatedFile,
+        Part::Cells | Part::Space => finding.kind == FindingKind::TruncatedFile,
         _ => finding.slot.is_none_or(|slot| slot == newest),
     };
     if let Some(finding) = report.findings.iter().find(concerns) {
@@ -119,7 +122,7 @@ pub fn contents(report: &Report, files: &Files<'_>) -> Result<Contents, Finding>
     }
     for record in &report.log.records {
         let bad = |what: String| Finding {
-            kind: Kind::BadRecord,
+            kind: FindingKind::BadRecord,
             part: Part::Log,
             offset: record.offset,
             file: "wal",
@@ -142,4 +145,25 @@ pub fn contents(report: &Report, files: &Files<'_>) -> Result<Contents, Finding>
         }
     }
     Ok(contents)
+}
+
+impl Report {
+    /// Returns the readable live postings of the shards that the root in `slot` reaches.
+    #[must_use]
+    pub fn postings(&self, files: &Files<'_>, slot: usize) -> Vec<Posting> {
+        let root = self.roots.get(slot).and_then(RootSlot::root);
+        let tree = self.trees.get(slot).and_then(Option::as_ref);
+        match (root, tree, files.data) {
+            (Some(root), Some(tree), Some(data)) => postings(root, tree, data),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Computes the contents of the index with the WAL replayed, like the function [`contents`].
+    ///
+    /// # Errors
+    /// Returns a [`Finding`] if the durable contents can't be determined.
+    pub fn contents(&self, files: &Files<'_>) -> Result<Contents, Finding> {
+        contents(self, files)
+    }
 }

@@ -1,17 +1,17 @@
-//! Faults planted in the cells.
+//! Planted faults in the cells.
 
 use super::build::*;
 use super::faults::{at_page, found, named, names, set, with};
 use super::*;
 
-/// Where the table of one group has its shards.
+/// Offset of the covered shards in a table of one group.
 const SHARDS: usize = TABLE_FIXED + 36;
 
 #[test]
 fn a_group_of_cells_that_rots() {
     let mut image = image();
     image.data[GROUP * PAGE + 70] ^= 1;
-    named(&image, Kind::ChecksumMismatch, Some(0), "data", at_page(GROUP as u64));
+    named(&image, FindingKind::ChecksumMismatch, Some(0), "data", at_page(GROUP as u64));
     assert_eq!(image.check().findings[0].part, Part::Cells);
 }
 
@@ -22,36 +22,37 @@ fn cells_that_contradict_themselves() {
     let of_group =
         |change: fn(&mut Vec<u8>)| Tweaks { group: with(move |_, group| change(group)), ..Tweaks::default() };
     let of_head = |change: fn(&mut Vec<u8>)| Tweaks { head: with(move |_, head| change(head)), ..Tweaks::default() };
-    let faults: [(Kind, u64, Tweaks); 18] = [
-        (Kind::BadMagic, 33, of_head(|head| head[3] = 0)),
-        (Kind::WrongLength, 33, of_head(|head| head[4] = 2)),
-        (Kind::NotAscending, 33, of_table(|table| table[SHARDS] = 1)),
-        (Kind::OutOfBounds, 33, of_table(|table| table[SHARDS + 4] = 3)),
-        (Kind::WrongLength, 33, of_table(|table| table[12] = 2)),
-        (Kind::CountMismatch, 33, of_table(|table| table[4] = 2)),
-        // No group for two shards; groups ahead that no round has made; rounds that made no group.
-        (Kind::CountMismatch, 33, of_table(|table| table[8] = 0)),
-        (Kind::CountMismatch, 33, of_table(|table| table[16] = 1)),
-        (Kind::CountMismatch, 33, of_table(|table| table[20] = 1)),
-        (Kind::CountMismatch, 33, of_table(|table| table[24] = 6)),
-        (Kind::BadMagic, 33, of_table(|table| table[0] = 0)),
-        (Kind::WrongLength, GROUP as u64, of_table(|table| table[SHARDS - 4] = 9)),
-        (Kind::BadMagic, GROUP as u64, of_group(|group| group[0] = 0)),
-        (Kind::WrongParent, GROUP as u64, of_group(|group| group[8] = 7)),
+    let faults: [(FindingKind, u64, Tweaks); 18] = [
+        (FindingKind::BadMagic, 33, of_head(|head| head[3] = 0)),
+        (FindingKind::WrongLength, 33, of_head(|head| head[4] = 2)),
+        (FindingKind::NotAscending, 33, of_table(|table| table[SHARDS] = 1)),
+        (FindingKind::OutOfBounds, 33, of_table(|table| table[SHARDS + 4] = 3)),
+        (FindingKind::WrongLength, 33, of_table(|table| table[12] = 2)),
+        (FindingKind::CountMismatch, 33, of_table(|table| table[4] = 2)),
+        // No group although shards are covered; a group ahead with no rounds; rounds with no group ahead.
+        (FindingKind::CountMismatch, 33, of_table(|table| table[8] = 0)),
+        (FindingKind::CountMismatch, 33, of_table(|table| table[16] = 1)),
+        (FindingKind::CountMismatch, 33, of_table(|table| table[20] = 1)),
+        (FindingKind::CountMismatch, 33, of_table(|table| table[24] = 6)),
+        (FindingKind::BadMagic, 33, of_table(|table| table[0] = 0)),
+        (FindingKind::WrongLength, GROUP as u64, of_table(|table| table[SHARDS - 4] = 9)),
+        (FindingKind::BadMagic, GROUP as u64, of_group(|group| group[0] = 0)),
+        (FindingKind::WrongParent, GROUP as u64, of_group(|group| group[8] = 7)),
         // The first code of the second cell, and the number of its codes.
-        (Kind::CountMismatch, GROUP as u64, of_group(|group| group[48] = 3)),
-        (Kind::CountMismatch, GROUP as u64, of_group(|group| group[52] = 5)),
-        (Kind::NonZeroReserved, GROUP as u64, of_group(|group| group[63] = 1)),
-        (Kind::ChecksumMismatch, 34, Tweaks { head: with(|_, head| head[20] ^= 1), ..Tweaks::default() }),
+        (FindingKind::CountMismatch, GROUP as u64, of_group(|group| group[48] = 3)),
+        (FindingKind::CountMismatch, GROUP as u64, of_group(|group| group[52] = 5)),
+        (FindingKind::NonZeroReserved, GROUP as u64, of_group(|group| group[63] = 1)),
+        (FindingKind::ChecksumMismatch, 34, Tweaks { head: with(|_, head| head[20] ^= 1), ..Tweaks::default() }),
     ];
     for (kind, page, tweaks) in faults {
         let found = found(&planted(&tweaks));
-        let here = |f: &&(Kind, Option<usize>, &str, u64)| f.0 == kind && f.1 == Some(0) && f.3 / PAGE as u64 == page;
+        let here =
+            |f: &&(FindingKind, Option<usize>, &str, u64)| f.0 == kind && f.1 == Some(0) && f.3 / PAGE as u64 == page;
         assert!(found.iter().any(|f| here(&f)), "{kind:?}: {found:?}");
     }
 }
 
-/// The group without a shard, an effort or a pivot, as one ahead: its codes are too many there.
+/// Turns the group into a group ahead, in a table without shards and pivots. A group ahead must have no codes.
 #[test]
 fn a_group_ahead_that_holds_codes() {
     let ahead = |codes: bool| {
@@ -66,18 +67,18 @@ fn a_group_ahead_that_holds_codes() {
         });
         found(&planted(&Tweaks { table, ..Tweaks::default() }))
     };
-    let here = |f: &(Kind, Option<usize>, &str, u64)| f.3 / PAGE as u64 == GROUP as u64;
-    assert!(ahead(true).iter().any(|f| f.0 == Kind::CountMismatch && here(f)), "{:?}", ahead(true));
-    // Cut before its codes, it is whole but for its checksum and the number in its header.
-    assert!(ahead(false).iter().all(|f| f.0 == Kind::ChecksumMismatch && here(f)), "{:?}", ahead(false));
+    let here = |f: &(FindingKind, Option<usize>, &str, u64)| f.3 / PAGE as u64 == GROUP as u64;
+    assert!(ahead(true).iter().any(|f| f.0 == FindingKind::CountMismatch && here(f)), "{:?}", ahead(true));
+    // With its entry cut before the codes, only the checksum of the group is wrong.
+    assert!(ahead(false).iter().all(|f| f.0 == FindingKind::ChecksumMismatch && here(f)), "{:?}", ahead(false));
 }
 
 #[test]
 fn a_code_of_a_slot_that_is_not_covered() {
-    // The reference of code 1, in the first block behind header and centroids.
+    // The reference of code 1, in the first block after the header and the centroids.
     let reference = 64 + 128 + 96 + 4;
     let group = with(move |_, group| set(group, reference, 2u32.to_le_bytes()));
-    names(Tweaks { group, ..Tweaks::default() }, Kind::OutOfBounds, at_page(GROUP as u64) + reference as u64);
+    names(Tweaks { group, ..Tweaks::default() }, FindingKind::OutOfBounds, at_page(GROUP as u64) + reference as u64);
 }
 
 #[test]
@@ -94,5 +95,5 @@ fn damaged_cells_cost_no_contents() {
     assert_eq!(image.check().contents(&image.files()), held);
     image.data[5 * PAGE] ^= 1;
     let kind = image.check().contents(&image.files()).map_err(|finding| finding.kind);
-    assert_eq!(kind, Err(Kind::ChecksumMismatch));
+    assert_eq!(kind, Err(FindingKind::ChecksumMismatch));
 }

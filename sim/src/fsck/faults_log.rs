@@ -1,4 +1,4 @@
-//! Faults planted in the log.
+//! Planted faults in the WAL.
 
 use super::build::*;
 use super::faults::{found, named};
@@ -9,7 +9,7 @@ const FIRST: usize = LOG_START + 256;
 #[test]
 fn a_torn_end_is_no_fault() {
     let mut image = image();
-    // The second half of the last record.
+    // A byte in the last frame of the last record.
     image.wal[PAGE + 2 * SEGMENT + SECTOR + 40] ^= 1;
     let report = image.check();
     assert_eq!(report.findings, []);
@@ -24,25 +24,26 @@ fn a_torn_end_is_no_fault() {
 fn a_hole_before_a_record_that_says_it_was_durable() {
     let mut image = image();
     image.wal[FIRST + 40] ^= 1;
-    named(&image, Kind::LogHole, None, "wal", FIRST as u64);
+    named(&image, FindingKind::LogHole, None, "wal", FIRST as u64);
     assert!(matches!(image.check().log.end, End::Hole { missing: 6, .. }));
     assert!(image.check().contents(&image.files()).is_err());
-    // The header of the segment in which the chain goes on, too.
+    // A damaged segment header breaks the chain in the same way, but without a later frame nothing proves LSN 8
+    // durable.
     let mut image = self::image();
     image.wal[PAGE + 2 * SEGMENT] ^= 1;
-    assert_eq!(found(&image), [], "nothing says that 8 was durable");
+    assert_eq!(found(&image), [], "nothing says that 9 was durable");
     let next = frame(2, (1, 3), 10, 9, &add_payload(&[60]));
     let at = LOG_END;
     image.wal[at..at + next.len()].copy_from_slice(&next);
-    named(&image, Kind::LogHole, None, "wal", image.wal.len() as u64);
+    named(&image, FindingKind::LogHole, None, "wal", image.wal.len() as u64);
 }
 
-/// Between the checkpoints of the older root and the newest.
+/// The hole lies between the checkpoints of the older and the newer root.
 #[test]
 fn a_hole_that_only_the_older_root_would_meet() {
     let mut image = image();
     image.wal[LOG_START + 40] ^= 1;
-    named(&image, Kind::LogHole, Some(1), "wal", LOG_START as u64);
+    named(&image, FindingKind::LogHole, Some(1), "wal", LOG_START as u64);
     assert!(image.check().contents(&image.files()).is_ok());
 }
 
@@ -51,7 +52,7 @@ fn a_segment_of_another_index() {
     let mut image = image();
     let at = PAGE + 3 * SEGMENT;
     image.wal[at..at + 64].copy_from_slice(&segment_header(ID + 1, 2, 3, 10));
-    named(&image, Kind::ForeignIndexId, None, "wal", at as u64);
+    named(&image, FindingKind::ForeignIndexId, None, "wal", at as u64);
 }
 
 #[test]
@@ -72,7 +73,7 @@ fn two_segments_of_one_number() {
     let mut image = image();
     let at = PAGE + 3 * SEGMENT;
     image.wal[at..at + 64].copy_from_slice(&segment_header(ID, 2, 2, 9));
-    named(&image, Kind::BadSegment, None, "wal", at as u64);
+    named(&image, FindingKind::BadSegment, None, "wal", at as u64);
 }
 
 #[test]
@@ -80,7 +81,7 @@ fn a_segment_that_starts_with_another_lsn() {
     let mut image = image();
     let at = PAGE + 2 * SEGMENT;
     image.wal[at..at + 64].copy_from_slice(&segment_header(ID, 2, 2, 8));
-    named(&image, Kind::BadSegment, None, "wal", at as u64);
+    named(&image, FindingKind::BadSegment, None, "wal", at as u64);
 }
 
 #[test]
@@ -90,7 +91,7 @@ fn a_record_that_counts_wrong() {
     payload[0] = 3;
     let bytes = frame(2, (1, 3), 6, 5, &payload);
     image.wal[FIRST..FIRST + bytes.len()].copy_from_slice(&bytes);
-    named(&image, Kind::BadRecord, None, "wal", FIRST as u64);
+    named(&image, FindingKind::BadRecord, None, "wal", FIRST as u64);
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn a_record_that_begins_in_another_one() {
     let bytes = frame(2, (1, 1), 6, 5, &add_payload(&[40, 41]));
     image.wal[FIRST..FIRST + bytes.len()].copy_from_slice(&bytes);
     let at = (FIRST + bytes.len()).next_multiple_of(SECTOR);
-    assert!(found(&image).contains(&(Kind::BadRecord, None, "wal", at as u64)), "{:?}", found(&image));
+    assert!(found(&image).contains(&(FindingKind::BadRecord, None, "wal", at as u64)), "{:?}", found(&image));
 }
 
 #[test]
@@ -116,7 +117,7 @@ fn a_closing_mark_ends_it() {
 #[test]
 fn headers_of_segments_that_are_whole_and_wrong() {
     let at = PAGE + 3 * SEGMENT;
-    for (field, kind) in [(8, Kind::BadVersion), (56, Kind::NonZeroReserved)] {
+    for (field, kind) in [(8, FindingKind::BadVersion), (56, FindingKind::NonZeroReserved)] {
         let mut image = image();
         let mut bytes = segment_header(ID, 2, 3, 10);
         bytes[field] = 2;
@@ -131,10 +132,10 @@ fn a_closing_mark_that_says_something() {
     let mut image = image();
     let bytes = frame(2, (4, 3), 10, 9, &[0; 8]);
     image.wal[LOG_END..LOG_END + bytes.len()].copy_from_slice(&bytes);
-    named(&image, Kind::BadRecord, None, "wal", LOG_END as u64);
+    named(&image, FindingKind::BadRecord, None, "wal", LOG_END as u64);
 }
 
-/// The image with bytes where the log has ended.
+/// Builds the image with `bytes` stored at the end of the WAL.
 fn with_more(bytes: &[u8]) -> Image {
     let mut image = image();
     image.wal[LOG_END..LOG_END + bytes.len()].copy_from_slice(bytes);
@@ -145,7 +146,8 @@ fn with_more(bytes: &[u8]) -> Image {
 fn what_is_no_frame_ends_the_log() {
     let end = End::Torn { at: LOG_END as u64, missing: 10 };
     assert_ne!(with_more(&frame(2, (1, 3), 10, 9, &add_payload(&[70]))).check().log.end, end);
-    // Of another epoch, of another LSN, of no kind, over the end of the segment, of a length that no frame has.
+    // In order: another epoch, another LSN, an unknown kind, unknown bits, a frame past the end of the segment, a
+    // length that isn't a multiple of 8.
     let long = SEGMENT - 2 * SECTOR - 24;
     let mut odd = frame(2, (1, 3), 10, 9, &[0; 12]);
     odd.truncate(44);
@@ -177,8 +179,8 @@ fn a_header_whose_sum_does_not_hold_is_none() {
 #[test]
 fn a_record_of_two_kinds_or_of_another_dimension() {
     let halves = [frame(2, (1, 1), 10, 9, &[0; 8]), frame(2, (2, 2), 11, 9, &[0; 8])].concat();
-    assert!(found(&with_more(&halves)).contains(&(Kind::BadRecord, None, "wal", LOG_END as u64 + 40)));
+    assert!(found(&with_more(&halves)).contains(&(FindingKind::BadRecord, None, "wal", LOG_END as u64 + 40)));
     let mut payload = add_payload(&[70]);
     payload[4] = 6;
-    named(&with_more(&frame(2, (1, 3), 10, 9, &payload)), Kind::BadRecord, None, "wal", LOG_END as u64);
+    named(&with_more(&frame(2, (1, 3), 10, 9, &payload)), FindingKind::BadRecord, None, "wal", LOG_END as u64);
 }

@@ -1,4 +1,4 @@
-//! Faults planted in the engine's map of used pages.
+//! Planted faults in the engine's map of used pages.
 
 use super::build::image;
 use super::faults::at_page;
@@ -24,8 +24,8 @@ fn a_page_that_nobody_needs_leaks() {
     let mut used = live(&report);
     used.extend(spans(&[(7, 2), (27, 1)]));
     let found: Vec<_> = used_map(&report, &used, &[], &[]).iter().map(|f| (f.kind, f.offset)).collect();
-    assert_eq!(found, [(Kind::Leak, at_page(7)), (Kind::Leak, at_page(27))]);
-    // A reader has one of them, the working state the other.
+    assert_eq!(found, [(FindingKind::Leak, at_page(7)), (FindingKind::Leak, at_page(27))]);
+    // A reader pins one of the page ranges, and the working state needs the other.
     assert_eq!(used_map(&report, &used, &spans(&[(7, 2)]), &spans(&[(27, 1)])), []);
     let found: Vec<_> =
         used_map(&report, &used, &spans(&[(7, 1)]), &spans(&[(27, 1)])).iter().map(|f| f.offset).collect();
@@ -37,6 +37,6 @@ fn a_live_page_that_is_free_is_worse() {
     let report = image().check();
     let used: Vec<Span> = live(&report).into_iter().filter(|span| span.page != 18).collect();
     let found: Vec<_> = used_map(&report, &used, &[], &[]).iter().map(|f| (f.kind, f.offset)).collect();
-    // The older root alone reaches it.
-    assert_eq!(found, [(Kind::FreeButLive, at_page(18))]);
+    // Only the older root reaches the page.
+    assert_eq!(found, [(FindingKind::FreeButLive, at_page(18))]);
 }

@@ -1,9 +1,9 @@
-//! Whatever the bytes are, the check ends, without a panic, and says the same twice.
+//! Fuzz tests: for any bytes the check ends without a panic and gives the same report twice.
 
 use super::build::*;
 use super::*;
 
-/// SplitMix64.
+/// SplitMix64 generator.
 struct Rng(u64);
 
 impl Rng {
@@ -19,7 +19,7 @@ impl Rng {
         (self.next() % end.max(1) as u64) as usize
     }
 
-    /// Numbers that are at some end of something, more often than others.
+    /// Returns a number, often one at a boundary of its range.
     fn number(&mut self) -> u64 {
         match self.below(6) {
             0 => u64::MAX - self.next() % 3,
@@ -54,7 +54,7 @@ impl Rng {
     }
 }
 
-/// Asks everything of an image.
+/// Calls every function of the checker on an image and asserts what holds for any bytes.
 fn ask(image: &Image) {
     let files = image.files();
     for level in [Level::Metadata, Level::Full] {
@@ -87,7 +87,7 @@ fn random_bytes_in_the_files() {
     }
 }
 
-/// The same change with the length left alone.
+/// Wraps a change so that the length of the bytes stays `len`.
 fn fixed(tweak: Tweak, len: usize) -> Tweak {
     let change = tweak?;
     Some(Box::new(move |number, bytes| {
@@ -104,7 +104,7 @@ fn random_bytes_under_right_sums() {
                 Box::new(move |number, bytes| {
                     let (mut rng, len) = (Rng(seed * 8 + salt + number), bytes.len());
                     rng.spoil(bytes);
-                    // The builder has no room for more.
+                    // The builder has no room for longer parts.
                     bytes.truncate(len);
                 })
             })
@@ -156,7 +156,10 @@ fn every_flipped_byte_of_the_newest_tree_is_found() {
             image.data[at] ^= 0x10;
             let found = image.check().findings;
             let page = run.page * PAGE as u64;
-            assert!(found.iter().any(|f| f.kind == Kind::ChecksumMismatch && f.offset == page), "{at}: {found:?}");
+            assert!(
+                found.iter().any(|f| f.kind == FindingKind::ChecksumMismatch && f.offset == page),
+                "{at}: {found:?}"
+            );
         }
     }
 }
@@ -183,7 +186,7 @@ fn every_flipped_byte_of_an_acknowledged_frame_is_a_hole_and_of_the_last_one_a_t
             image.wal[at as usize] ^= 0x10;
             let end = image.check().log.end;
             let hole = matches!(end, End::Hole { at, .. } if at == frame.offset);
-            // Padding has no LSN of its own: the frame behind it is what is missing.
+            // Padding has no LSN of its own, so the missing LSN is that of the next frame.
             let torn = matches!(end, End::Torn { at, .. } if at == frame.offset);
             assert!(hole || torn && frame.lsn >= 7, "byte {at} of {frame:?}: {end:?}");
         }

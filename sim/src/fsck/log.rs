@@ -1,61 +1,61 @@
-//! Reads the log: the chain of frames after a checkpoint, and the records that they make.
+//! Reads the WAL: the chain of frames after a checkpoint, and the records that the frames form.
 
 use std::collections::BTreeMap;
 
 use super::bytes::{crc, crc_on, crc_without, f32_at, part, u16_at, u32_at, u64_at, u128_at};
 use super::root::RootInfo;
-use super::{Finding, Kind, Part};
+use super::{Finding, FindingKind, Part};
 
-/// Bytes of a frame before its payload.
+/// Size of a frame's header in bytes.
 pub const FRAME_BYTES: u64 = 32;
-/// Bytes of a segment's header that mean something; it takes a sector.
+/// Size of a segment header in bytes. The header occupies a whole sector.
 pub const SEGMENT_HEADER_BYTES: u64 = 64;
 const STARTS: u8 = 1;
 const ENDS: u8 = 2;
 
-/// What a frame is of.
+/// Kind of a frame and of the record it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordKind {
-    /// Postings are added; each replaces the one of its key.
+    /// Add: each posting replaces the one with its key.
     Add,
-    /// All postings of documents are removed.
+    /// Remove: all postings of the documents are removed.
     Remove,
-    /// Nothing: it fills a sector.
+    /// Padding up to the end of a sector.
     Padding,
-    /// The index was closed.
+    /// Closing mark: the index was closed.
     Close,
 }
 
-/// A frame.
+/// Frame of the WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// What it is of.
+    /// Kind of the frame.
     pub kind: RecordKind,
-    /// Its LSN.
+    /// LSN of the frame.
     pub lsn: u64,
-    /// The last LSN that was known to be durable when it was made.
+    /// Last LSN that was known to be durable when the frame was written.
     pub durable: u64,
-    /// Where it starts in `wal`.
+    /// Offset in `wal`.
     pub offset: u64,
-    /// Bytes of it all.
+    /// Total size in bytes: header, payload and the bytes after it.
     pub bytes: u64,
-    /// Bytes of its payload.
+    /// Size of the payload in bytes.
     pub payload: u64,
-    /// Its checksum, which covers all other bytes of it.
+    /// Checksum of all other bytes of the frame, seeded with index id and epoch.
     pub crc: u32,
-    /// Whether a record starts here, and whether one ends here.
+    /// Whether a record starts in this frame, and whether one ends in it.
     pub edges: (bool, bool),
 }
 
 impl Frame {
-    /// Where the next one starts.
+    /// Returns the offset at which the next frame starts.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.offset + self.bytes
     }
 }
 
-/// The header of a segment.
+/// Header of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are those of FORMAT.md")]
 pub struct Header {
@@ -65,7 +65,7 @@ pub struct Header {
     pub first_lsn: u64,
 }
 
-/// A `wal`, and what is needed to read it.
+/// Bytes of a `wal` file with the sizes and ids needed to read it.
 #[derive(Clone, Copy, Debug)]
 pub struct Wal<'a> {
     bytes: &'a [u8],
@@ -78,13 +78,13 @@ pub struct Wal<'a> {
 }
 
 impl<'a> Wal<'a> {
-    /// The log of `root`'s epoch in `bytes`.
+    /// Prepares to read the WAL of `root`'s epoch from `bytes`.
     #[must_use]
     pub fn new(root: &RootInfo, bytes: &'a [u8]) -> Self {
         Self::of(root, root.epoch, bytes)
     }
 
-    /// The log of another epoch of `root`'s index.
+    /// Prepares to read the WAL of the given epoch of `root`'s index from `bytes`.
     #[must_use]
     pub fn of(root: &RootInfo, epoch: u64, bytes: &'a [u8]) -> Self {
         let RootInfo { page, sector, segment_bytes: segment, index_id, .. } = *root;
@@ -92,47 +92,48 @@ impl<'a> Wal<'a> {
         Self { bytes, page, sector, segment, epoch, index_id, seed }
     }
 
-    /// Whole segments that the file holds.
+    /// Returns the number of whole segments in the file.
     #[must_use]
     pub fn segments(&self) -> u64 {
         (self.bytes.len() as u64).saturating_sub(self.page) / self.segment
     }
 
-    /// Where the `place`-th segment of the file starts.
+    /// Returns the offset at which the segment at position `place` of the file starts.
     #[must_use]
     pub fn start(&self, place: u64) -> u64 {
         self.page + place * self.segment
     }
 
-    /// The header at the `place`-th segment, if it is one; `Err` says what an intact one should not be.
+    /// Reads the header of the segment at position `place`; `None` if its magic or checksum is wrong. `Err` describes
+    /// an intact header with a wrong version, a foreign index id, or reserved bytes that aren't zeros.
     #[expect(clippy::missing_errors_doc, reason = "the line above")]
-    pub fn header(&self, place: u64) -> Result<Option<Header>, (Kind, String)> {
+    pub fn header(&self, place: u64) -> Result<Option<Header>, (FindingKind, String)> {
         let Some(bytes) = part(self.bytes, self.start(place), SEGMENT_HEADER_BYTES) else { return Ok(None) };
         if !bytes.starts_with(b"SHXSEGM\0") || u32_at(bytes, 12) != Some(crc_without(0, bytes, 12)) {
             return Ok(None);
         }
         if u32_at(bytes, 8) != Some(1) {
-            return Err((Kind::BadVersion, format!("a segment of version {:?}", u32_at(bytes, 8))));
+            return Err((FindingKind::BadVersion, format!("a segment of version {:?}", u32_at(bytes, 8))));
         }
         let number = |at| u64_at(bytes, at).unwrap_or_default();
         let index_id = u128_at(bytes, 16).unwrap_or_default();
         if index_id != self.index_id {
-            return Err((Kind::ForeignIndexId, format!("a segment of index {index_id:032x}")));
+            return Err((FindingKind::ForeignIndexId, format!("a segment of index {index_id:032x}")));
         }
         let header = Header { index_id, epoch: number(32), number: number(40), first_lsn: number(48) };
         if number(56) != 0 && header.epoch == self.epoch {
-            return Err((Kind::NonZeroReserved, "a segment header's zeros".into()));
+            return Err((FindingKind::NonZeroReserved, "a segment header's zeros".into()));
         }
         Ok(Some(header))
     }
 
-    /// The whole frame at `offset` that ends at `end` at the latest, if it is one of this epoch.
+    /// Reads the frame at `offset` if it is whole, belongs to this epoch and ends at `end` at the latest.
     #[must_use]
     pub fn frame(&self, offset: u64, end: u64) -> Option<Frame> {
         self.frame_if(offset, end, |_| true)
     }
 
-    /// The same, of those that `wanted` wants, which is asked before any sum is made.
+    /// Reads a frame like [`frame`](Self::frame), if `wanted` accepts it. Calls `wanted` before computing a checksum.
     fn frame_if(&self, offset: u64, end: u64, wanted: impl Fn(&Frame) -> bool) -> Option<Frame> {
         let head = part(self.bytes, offset, FRAME_BYTES)?;
         let kind = match head.get(24)? {
@@ -156,7 +157,8 @@ impl<'a> Wal<'a> {
         (wanted(&frame) && part(self.bytes, offset, bytes).is_some_and(intact)).then_some(frame)
     }
 
-    /// A frame anywhere that says that `missing` was durable.
+    /// Finds a frame that proves that the LSN `missing` was durable. Searches every multiple of 8 in every segment and
+    /// returns the offset.
     fn proof(&self, missing: u64) -> Option<u64> {
         (0..self.segments()).find_map(|place| {
             let (start, end) = (self.start(place), self.start(place + 1));
@@ -166,77 +168,77 @@ impl<'a> Wal<'a> {
     }
 }
 
-/// How the log ends.
+/// How the chain of frames ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum End {
-    /// There is no log to read.
+    /// No WAL was read.
     #[default]
     Unread,
-    /// The index was closed: the closing mark is at `at`.
+    /// The index was closed: the chain ends with a closing mark.
     Closed {
-        /// Offset in `wal`.
+        /// Offset of the closing mark in `wal`.
         at: u64,
     },
-    /// Nothing valid follows at `at`.
+    /// No valid next frame follows: a torn tail.
     Torn {
-        /// Offset in `wal`; the file's end if the next segment is not there.
+        /// Offset in `wal`; the end of the file if the next segment is missing.
         at: u64,
-        /// The LSN that should be there.
+        /// LSN of the frame expected there.
         missing: u64,
     },
-    /// As torn, but a frame elsewhere says that what is missing was durable.
+    /// A hole: no valid next frame follows, but a frame elsewhere states that the missing LSN was durable.
     Hole {
-        /// Offset in `wal`.
+        /// Offset in `wal`; the end of the file if the next segment is missing.
         at: u64,
-        /// The LSN that should be there.
+        /// LSN of the frame expected there.
         missing: u64,
-        /// Where the frame is that says so.
+        /// Offset of the frame that proves the missing LSN durable.
         proof: u64,
     },
 }
 
-/// A whole record.
+/// Whole record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Add or remove.
     pub kind: RecordKind,
-    /// That of its last frame.
+    /// LSN of its last frame.
     pub lsn: u64,
-    /// Where its first frame is.
+    /// Offset of its first frame in `wal`.
     pub offset: u64,
-    /// Its payload: offset and bytes, in `wal`, in order.
+    /// Parts of the payload in order: offset in `wal` and length in bytes.
     pub parts: Vec<(u64, u64)>,
 }
 
-/// What a record says.
+/// Decoded payload of a record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordBody {
-    /// Document, start, length and vector, in order.
+    /// Added postings in order: document id, start, length and vector.
     Add(Vec<(u128, u32, u32, Vec<f32>)>),
-    /// Documents.
+    /// Ids of the removed documents.
     Remove(Vec<u128>),
 }
 
-/// The chain of frames after a root's checkpoint.
+/// Chain of frames after the checkpoint of a root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Log {
-    /// Its epoch.
+    /// Epoch of the frames.
     pub epoch: u64,
-    /// Segments of the epoch: number, and which of the file's it is.
+    /// Segments of the epoch: number to position in the file.
     pub segments: BTreeMap<u64, u64>,
-    /// The frames, padding too.
+    /// Frames in order, including padding.
     pub frames: Vec<Frame>,
-    /// The whole records.
+    /// Whole records in order.
     pub records: Vec<Record>,
-    /// The LSN of the last whole record or closing mark; the checkpoint if there is none.
+    /// LSN of the last whole record or closing mark; the checkpoint without one.
     pub last_lsn: u64,
-    /// First LSN of a record whose end is missing.
+    /// LSN of the last frame of a record whose end is missing.
     pub unfinished: Option<u64>,
-    /// How it ends.
+    /// How the chain ends.
     pub end: End,
 }
 
-/// Reads the log of `root`, and adds to the findings what is wrong with it.
+/// Reads the WAL after the checkpoint of `root` and appends its faults to `findings`.
 pub(super) fn read(root: &RootInfo, bytes: &[u8], findings: &mut Vec<Finding>) -> Log {
     let wal = Wal::new(root, bytes);
     let mut find = |kind, offset, what: String| {
@@ -244,14 +246,18 @@ pub(super) fn read(root: &RootInfo, bytes: &[u8], findings: &mut Vec<Finding>) -
     };
     if u64::from(root.wal_segments) > wal.segments() {
         let what = format!("the root says {} segments, the file holds {}", root.wal_segments, wal.segments());
-        find(Kind::TruncatedFile, bytes.len() as u64, what);
+        find(FindingKind::TruncatedFile, bytes.len() as u64, what);
     }
     let mut headers = BTreeMap::new();
     for place in 0..wal.segments() {
         match wal.header(place) {
             Ok(Some(header)) if header.epoch == root.epoch => {
                 if headers.insert(header.number, (place, header.first_lsn)).is_some() {
-                    find(Kind::BadSegment, wal.start(place), format!("another segment {} of its epoch", header.number));
+                    find(
+                        FindingKind::BadSegment,
+                        wal.start(place),
+                        format!("another segment {} of its epoch", header.number),
+                    );
                 }
             }
             Ok(_) => {}
@@ -262,24 +268,28 @@ pub(super) fn read(root: &RootInfo, bytes: &[u8], findings: &mut Vec<Finding>) -
     records(&mut log, root, &mut find);
     for record in &log.records {
         if let Err(what) = record.body(bytes, root.dimension) {
-            find(Kind::BadRecord, record.offset, what);
+            find(FindingKind::BadRecord, record.offset, what);
         }
     }
     if let End::Torn { at, missing } = log.end
         && let Some(proof) = wal.proof(missing)
     {
         log.end = End::Hole { at, missing, proof };
-        find(Kind::LogHole, at, format!("LSN {missing} is missing, and the frame at {proof} says that it was durable"));
+        find(
+            FindingKind::LogHole,
+            at,
+            format!("LSN {missing} is missing, and the frame at {proof} says that it was durable"),
+        );
     }
     log
 }
 
-/// Follows the frames.
+/// Follows the chain of frames from the position that `root` names.
 fn chain(
     root: &RootInfo,
     wal: &Wal<'_>,
     headers: &BTreeMap<u64, (u64, u64)>,
-    find: &mut impl FnMut(Kind, u64, String),
+    find: &mut impl FnMut(FindingKind, u64, String),
 ) -> Log {
     let segments = headers.iter().map(|(number, (place, _))| (*number, *place)).collect();
     let mut log = Log { epoch: root.epoch, segments, last_lsn: root.checkpoint, ..Log::default() };
@@ -296,9 +306,14 @@ fn chain(
             (number, within) = (next, wal.sector);
             continue;
         }
-        // The first LSN of a segment that the chain enters at its start is the next one; elsewhere it is passed.
+        // A segment that the chain enters at its first frame must start with the missing LSN. One that it enters later
+        // must not start with a later LSN.
         if *first_lsn > missing || (within == wal.sector && *first_lsn != missing) {
-            find(Kind::BadSegment, start, format!("segment {number} starts with LSN {first_lsn}, not {missing}"));
+            find(
+                FindingKind::BadSegment,
+                start,
+                format!("segment {number} starts with LSN {first_lsn}, not {missing}"),
+            );
         }
         let frame = wal.frame(start + within, end);
         let fits = |frame: &Frame| frame.lsn == if frame.kind == RecordKind::Padding { lsn } else { missing };
@@ -313,8 +328,8 @@ fn chain(
     log
 }
 
-/// Puts the frames together.
-fn records(log: &mut Log, root: &RootInfo, find: &mut impl FnMut(Kind, u64, String)) {
+/// Assembles the frames into records.
+fn records(log: &mut Log, root: &RootInfo, find: &mut impl FnMut(FindingKind, u64, String)) {
     let mut open: Option<Record> = None;
     let mut last = root.checkpoint;
     for frame in &log.frames {
@@ -323,7 +338,7 @@ fn records(log: &mut Log, root: &RootInfo, find: &mut impl FnMut(Kind, u64, Stri
             continue;
         }
         if starts == open.is_some() || open.as_ref().is_some_and(|record| record.kind != kind) {
-            find(Kind::BadRecord, offset, format!("frame {lsn} does not go on what is before it"));
+            find(FindingKind::BadRecord, offset, format!("frame {lsn} does not go on what is before it"));
         }
         let mut record = open.take().filter(|_| !starts).unwrap_or(Record { kind, lsn, offset, parts: Vec::new() });
         record.lsn = lsn;
@@ -336,7 +351,7 @@ fn records(log: &mut Log, root: &RootInfo, find: &mut impl FnMut(Kind, u64, Stri
         if kind != RecordKind::Close {
             log.records.push(record);
         } else if payload > 0 {
-            find(Kind::BadRecord, offset, format!("a closing mark of {payload} bytes"));
+            find(FindingKind::BadRecord, offset, format!("a closing mark of {payload} bytes"));
         }
     }
     log.last_lsn = last;
@@ -344,16 +359,16 @@ fn records(log: &mut Log, root: &RootInfo, find: &mut impl FnMut(Kind, u64, Stri
 }
 
 impl Record {
-    /// The payload.
+    /// Returns the payload, assembled from all its parts.
     #[must_use]
     pub fn payload(&self, wal: &[u8]) -> Vec<u8> {
         self.parts.iter().filter_map(|(at, len)| part(wal, *at, *len)).flatten().copied().collect()
     }
 
-    /// What it says.
+    /// Decodes the payload.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns a description if the payload doesn't have the format of its kind.
     pub fn body(&self, wal: &[u8], dimension: u32) -> Result<RecordBody, String> {
         let bytes = self.payload(wal);
         let body = match self.kind {
@@ -368,7 +383,7 @@ impl Record {
 fn add(bytes: &[u8], dimension: u32) -> Option<RecordBody> {
     let count = u64::from(u32_at(bytes, 0)?);
     let v = 4 * u64::from(dimension);
-    // 2^32 × 2^34 at most.
+    // At most about 2^32 × 2^34, which exceeds 64 bits.
     let wanted = u128::from(count) * u128::from(24 + v) + 8;
     if u32_at(bytes, 4)? != dimension || wanted != bytes.len() as u128 {
         return None;

@@ -1,19 +1,22 @@
-//! A file-system check for indexes, written from FORMAT.md alone.
+//! Independent checker for the files of an index, written from FORMAT.md alone.
 //!
-//! It owns parsers of its own for every structure of the format and imports nothing from the engine, so that a mistake
-//! of the engine's parsers is none of its. Bytes go in, a [`Report`] comes out; the same bytes give the same report.
+//! It has its own parsers for every structure of the format and imports nothing from the engine. A mistake in the
+//! engine's parsers therefore can't hide here. The input is bytes, the output is a [`Report`]. The same bytes always
+//! give the same report.
 //!
 //! # Invariants
-//! 1. No input makes it panic or loop: every number read is checked before it is used, and no page is visited twice as
-//!    the same level of a tree.
-//! 2. A finding names a file, an offset and, where a root's tree is concerned, that root's slot.
-//! 3. One unreadable slot alone is no finding: a crash may tear it. Neither is a torn end of the log.
-//! 4. [`Level::Metadata`] reads no vector and no group of cells.
+//! 1. No input causes a panic or an endless loop. Every number is checked before it is used, and each first page is
+//!    followed at most once per tree.
+//! 2. A finding names a file and an offset. If it concerns the tree of a root, it also names that root's slot.
+//! 3. One unreadable root slot is not a finding, because a crash may tear it. A torn tail of the WAL is not a finding
+//!    either.
+//! 4. [`Level::Metadata`] reads no vectors and no cell groups.
 
 #[cfg(test)]
 pub(crate) mod build;
 mod bytes;
 mod cells;
+mod check;
 mod contents;
 #[cfg(test)]
 mod faults;
@@ -38,93 +41,94 @@ use bytes::{u32_at, u64_at};
 pub use bytes::{crc, crc_on};
 pub use contents::{Contents, Key, Posting, contents, normalised};
 pub use log::{End, Log, Record, RecordBody, RecordKind};
-pub use report::{Report, ShardInfo, Slot, Tree};
-pub use root::{Geometry, Invalid, Metric, RootInfo};
+pub use report::{Report, RootSlot, ShardInfo, Tree};
+pub use root::{Invalid, Metric, Parameters, RootInfo};
 pub use space::{Span, used_map};
 pub use tree::walk;
 
-/// The files of an index as bytes; `None` for one that is not there.
+/// Bytes of the files of an index; `None` for a missing file.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Files<'a> {
-    /// The file `root`.
+    /// Bytes of the file `root`.
     pub root: Option<&'a [u8]>,
-    /// The file `data`.
+    /// Bytes of the file `data`.
     pub data: Option<&'a [u8]>,
-    /// The file `wal`.
+    /// Bytes of the file `wal`.
     pub wal: Option<&'a [u8]>,
 }
 
-/// How much is read.
+/// Depth of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Roots, nodes, states, the cells' head and table, the log.
+    /// Checks the roots, nodes, shard states, head and table of the cells, and the WAL.
     Metadata,
-    /// Also extents and groups of cells.
+    /// Checks extents and cell groups as well.
     Full,
 }
 
-/// What is wrong.
+/// Kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// Neither slot holds a root.
+pub enum FindingKind {
+    /// Neither slot holds a valid root.
     NoRoot,
-    /// A file is not there.
+    /// A file is missing.
     MissingFile,
-    /// A file is shorter than a root, or its own structure, says.
+    /// A file is shorter than a root, or its own structure, requires.
     TruncatedFile,
-    /// Bytes do not begin as what they are named as.
+    /// A structure doesn't start with its magic bytes.
     BadMagic,
-    /// Another version of the format.
+    /// A structure has another format version.
     BadVersion,
-    /// A root's configuration is none.
+    /// A root has a valid checksum, but its configuration, epoch, segment, generation or WAL offset is invalid.
     BadConfiguration,
-    /// Two roots can't be of one history.
+    /// The two roots can't belong to one history.
     RootsContradict,
-    /// Bytes are of another index.
+    /// A root, header or segment has another index id.
     ForeignIndexId,
-    /// Bytes are not those that their parent names, or that their own sum covers.
+    /// The checksum of a structure differs from the one in its parent, or from its own if it has no parent.
     ChecksumMismatch,
-    /// A place is named twice.
+    /// Two references in one tree name the same first page.
     DoubleReference,
-    /// Two places share pages.
+    /// Two page ranges share pages.
     Overlap,
-    /// A place, a number or a reference lies beyond what there is.
+    /// A page range, number or reference exceeds its limit.
     OutOfBounds,
-    /// A place is not where places of its kind begin, or reaches over the end of its chunk.
+    /// An extent isn't at a multiple of the extent size in its chunk, or a page range crosses the end of its chunk.
     Misaligned,
     /// A chunk holds both extents and metadata.
     ChunkMixed,
-    /// A structure is not as long as its contents say.
+    /// The length of a structure contradicts its contents.
     WrongLength,
-    /// A child says that it is another one.
+    /// The shard number of a state, or the counts of a cell group, differ from those in the parent.
     WrongParent,
-    /// A count is not that of what is counted.
+    /// A stored count differs from the number of things counted.
     CountMismatch,
-    /// Two shards have one id.
+    /// Two shards have the same id.
     DuplicateId,
     /// A key has two live postings.
     DuplicateKey,
-    /// A sum of vectors is not that of the live ones.
+    /// A stored sum of vectors differs from the sum of the live vectors.
     SumMismatch,
-    /// A stored vector is not normalised, or its norm is none.
+    /// A stored vector isn't normalised, or its stored norm is invalid.
     BadNorm,
-    /// Bytes that are zeros hold something.
+    /// Bytes that must be zeros hold something else.
     NonZeroReserved,
-    /// Entries do not ascend.
+    /// The covered shards of the cell table aren't in ascending order.
     NotAscending,
-    /// The log ends before a record that was durable.
+    /// The WAL has a hole: it ends before an LSN that a frame elsewhere states to be durable.
     LogHole,
-    /// Two segments of an epoch have one number, or a segment contradicts its chain.
+    /// Two segments of an epoch have the same number, or the first LSN of a segment contradicts the chain of frames.
     BadSegment,
-    /// A record's frames do not make one, or its payload is none.
+    /// The frames of a record don't form one, or its payload is malformed.
     BadRecord,
-    /// A page is used that nobody needs.
+    /// A page is in use, but neither a root, nor a reader, nor the working state needs it.
     Leak,
-    /// A page is free that a root needs.
+    /// A page is free, but a root, a reader or the working state needs it.
     FreeButLive,
 }
 
-/// What part of an index is concerned: damaged cells cost speed alone, damaged extents are found when they are read.
+/// Part of an index that a finding concerns. Damaged cells cost only speed; damaged extents are found when they are
+/// read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// A root, or a file as a whole.
@@ -133,32 +137,32 @@ pub enum Part {
     Header,
     /// A node of the directory.
     Node,
-    /// A shard's state.
+    /// The state of a shard.
     State,
     /// An extent.
     Extent,
-    /// Cells: head, table or group.
+    /// The head, the table or a group of the cells.
     Cells,
-    /// The log.
+    /// The WAL.
     Log,
-    /// The division of `data` among the above.
+    /// The allocation of the pages of `data`.
     Space,
 }
 
-/// One thing that is wrong.
+/// One fault in the files of an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What.
-    pub kind: Kind,
-    /// With what.
+    /// Kind of the fault.
+    pub kind: FindingKind,
+    /// Part of the index that the fault concerns.
     pub part: Part,
-    /// In which slot's root's tree, if in one.
+    /// Slot of the root whose tree has the fault, if it is in a tree.
     pub slot: Option<usize>,
-    /// The file.
+    /// Name of the file.
     pub file: &'static str,
-    /// Where in it.
+    /// Offset in the file, in bytes.
     pub offset: u64,
-    /// For people.
+    /// Description for people.
     pub what: String,
 }
 
@@ -173,19 +177,19 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// A place in `data` with the sum of its bytes: a directory entry.
+/// Directory entry: a block pointer into `data` with the checksum of the bytes there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Entry {
     /// First page.
     pub page: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u32,
-    /// CRC32C of those.
+    /// CRC32C of those bytes.
     pub crc: u32,
 }
 
 impl Entry {
-    /// The entry at `at` of `bytes`.
+    /// Reads the entry at byte `at` of `bytes`; `None` if it reaches past their end.
     #[must_use]
     pub fn read(bytes: &[u8], at: u64) -> Option<Self> {
         Some(Self {
@@ -195,47 +199,47 @@ impl Entry {
         })
     }
 
-    /// Whether it points to nothing.
+    /// Reports whether the entry is all zeros, so that it points to nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// What a run of pages holds.
+/// Contents of an allocation in `data`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum What {
-    /// A node of the directory; the lowest ones are of level 0.
+    /// Node of the directory; the lowest nodes have level 0.
     Node {
-        /// Its level.
+        /// Level of the node.
         level: u32,
     },
-    /// A shard's state.
+    /// State of a shard.
     State {
-        /// The shard's number.
+        /// Number of the shard.
         shard: u32,
     },
-    /// An extent.
+    /// Extent of a shard.
     Extent {
-        /// The shard's number.
+        /// Number of the shard.
         shard: u32,
-        /// Which of its extents.
+        /// Index of the extent within its shard.
         index: u32,
-        /// Slots of it that are used.
+        /// Number of its slots in use.
         used_slots: u32,
-        /// CRC32C of those.
+        /// CRC32C of the slots in use, as in the shard state.
         crc: u32,
     },
-    /// The cells' head.
+    /// Head of the cells.
     CellsHead,
-    /// A part of the cells' table.
+    /// Part of the cell table.
     CellsPart,
-    /// A group of cells.
+    /// Cell group.
     CellsGroup,
 }
 
 impl What {
-    /// Whether it is an extent; everything else is metadata.
+    /// Reports whether the allocation is an extent; everything else is metadata.
     #[must_use]
     pub fn is_extent(&self) -> bool {
         matches!(self, Self::Extent { .. })
@@ -251,21 +255,21 @@ impl What {
     }
 }
 
-/// A run of pages of `data` that a root reaches.
+/// Allocation of `data` that a root reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Run {
+pub struct PageSpan {
     /// First page.
     pub page: u64,
-    /// Pages, at least 1.
+    /// Number of pages, at least 1.
     pub pages: u64,
-    /// Bytes that mean something, from the first page's start on.
+    /// Length of the contents in bytes, from the start of the first page.
     pub bytes: u64,
-    /// What it holds.
+    /// Contents of the pages.
     pub what: What,
 }
 
-impl Run {
-    /// The first page behind it.
+impl PageSpan {
+    /// Returns the first page after the allocation.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.page + self.pages
@@ -275,5 +279,5 @@ impl Run {
 /// Checks the files of an index.
 #[must_use]
 pub fn fsck(files: &Files<'_>, level: Level) -> Report {
-    report::check(files, level)
+    check::check(files, level)
 }

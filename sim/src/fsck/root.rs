@@ -1,30 +1,30 @@
-//! Parses root slots and file headers, and derives the sizes that follow from them.
+//! Parses root slots and file headers, and derives sizes from them.
 
 use super::bytes::{crc_without, part, u32_at, u64_at, u128_at};
-use super::{Entry, Kind};
+use super::{Entry, FindingKind};
 
-/// Bytes of a root.
+/// Size of a root in bytes.
 pub const ROOT_BYTES: u64 = 192;
-/// Bytes of the header of `data` and `wal`.
+/// Size of the header of `data` and of `wal` in bytes.
 pub const HEADER_BYTES: u64 = 32;
 const VERSION: u32 = 1;
-/// Larger pages are no index's.
+/// Largest valid page size in bytes.
 const MAX_PAGE: u64 = 1 << 30;
-/// Nor are longer vectors. With this bound no size overflows 64 bits.
+/// Largest valid dimension. With this bound no derived size overflows 64 bits.
 const MAX_DIMENSION: u32 = 1 << 24;
 
-/// How vectors are compared.
+/// Distance function of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
-    /// By angle; vectors are stored normalised.
+    /// Angle between vectors, which are stored normalised.
     Cosine,
-    /// By Euclidean distance.
+    /// Euclidean distance.
     L2,
-    /// By inner product.
+    /// Inner product.
     Dot,
 }
 
-/// A root, as its slot holds it.
+/// Fields of a root, as stored in its slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are those of FORMAT.md, by their names there")]
 pub struct RootInfo {
@@ -54,46 +54,46 @@ pub struct RootInfo {
     pub merges: u32,
 }
 
-/// Why a slot holds no root.
+/// Reason why a slot holds no valid root, or a file no valid header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
-    /// The kind of the first check that failed.
-    pub kind: Kind,
-    /// What it found.
+    /// Kind of the first check that failed.
+    pub kind: FindingKind,
+    /// Description of the failure.
     pub what: String,
 }
 
-fn invalid<T>(kind: Kind, what: impl Into<String>) -> Result<T, Invalid> {
+fn invalid<T>(kind: FindingKind, what: impl Into<String>) -> Result<T, Invalid> {
     Err(Invalid { kind, what: what.into() })
 }
 
-/// Sizes that follow from a root's configuration.
+/// Sizes derived from the configuration of a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
-    /// Bytes of a posting's slot.
+pub struct Parameters {
+    /// Size of the slot of a posting in bytes.
     pub slot_bytes: u64,
-    /// Slots of an extent.
+    /// Number of slots of an extent.
     pub extent_slots: u64,
-    /// Pages of an extent.
+    /// Number of pages of an extent.
     pub extent_pages: u64,
-    /// Pages of the largest state.
+    /// Number of pages of the largest shard state.
     pub state_pages: u64,
-    /// Pages of a chunk.
+    /// Number of pages of a chunk.
     pub chunk_pages: u64,
-    /// Entries of a node.
+    /// Number of entries of a node.
     pub fanout: u64,
-    /// Levels of the directory; 0 without shards.
+    /// Number of levels of the directory; 0 without shards.
     pub levels: u32,
 }
 
 impl RootInfo {
-    /// By which of two roots the newer one is told.
+    /// Returns epoch and generation. Of two roots the one with the higher pair is the newer.
     #[must_use]
     pub fn order(&self) -> (u64, u64) {
         (self.epoch, self.generation)
     }
 
-    /// Bytes of the state of a shard with `slots` used.
+    /// Computes the size in bytes of the state of a shard with `slots` used slots.
     #[must_use]
     pub fn state_bytes(&self, slots: u64) -> u64 {
         let extents = slots.div_ceil(self.extent_slots());
@@ -104,15 +104,15 @@ impl RootInfo {
         u64::from(self.shard_size).next_power_of_two().min(64)
     }
 
-    /// Pages that `bytes` take.
+    /// Computes the number of pages that `bytes` bytes occupy.
     #[must_use]
     pub fn pages_of(&self, bytes: u64) -> u64 {
         bytes.div_ceil(self.page)
     }
 
-    /// Sizes that follow from the configuration.
+    /// Computes the sizes that follow from the configuration.
     #[must_use]
-    pub fn geometry(&self) -> Geometry {
+    pub fn geometry(&self) -> Parameters {
         let slot_bytes = (4 * u64::from(self.dimension) + 32).next_multiple_of(64);
         let extent_slots = self.extent_slots();
         let extent_pages = self.pages_of(slot_bytes * extent_slots);
@@ -125,10 +125,10 @@ impl RootInfo {
             levels += 1;
         }
         let chunk_pages = (8 * extent_pages).max(4 * state_pages);
-        Geometry { slot_bytes, extent_slots, extent_pages, state_pages, chunk_pages, fanout, levels }
+        Parameters { slot_bytes, extent_slots, extent_pages, state_pages, chunk_pages, fanout, levels }
     }
 
-    /// Whether both roots are of the same configuration.
+    /// Reports whether both roots have the same configuration.
     #[must_use]
     pub fn same_configuration(&self, other: &Self) -> bool {
         let of = |root: &Self| {
@@ -142,25 +142,25 @@ impl RootInfo {
 /// Parses the root at the start of `slot`, which lies at byte `at` of the file.
 ///
 /// # Errors
-/// If it is none.
+/// Returns [`Invalid`] if the bytes are too few, or if the magic, checksum, version or configuration is wrong.
 pub fn parse_root(slot: &[u8], at: u64) -> Result<RootInfo, Invalid> {
     let Some(bytes) = part(slot, 0, ROOT_BYTES) else {
-        return invalid(Kind::TruncatedFile, format!("{} bytes are no root", slot.len()));
+        return invalid(FindingKind::TruncatedFile, format!("{} bytes are no root", slot.len()));
     };
     if bytes.get(..8) != Some(b"SHXROOT\0") {
-        return invalid(Kind::BadMagic, "no root's magic");
+        return invalid(FindingKind::BadMagic, "no root's magic");
     }
     if u32_at(bytes, 12) != Some(crc_without(0, bytes, 12)) {
-        return invalid(Kind::ChecksumMismatch, "the root's checksum does not hold");
+        return invalid(FindingKind::ChecksumMismatch, "the root's checksum does not hold");
     }
     if u32_at(bytes, 8) != Some(VERSION) {
-        return invalid(Kind::BadVersion, format!("format version {:?}", u32_at(bytes, 8)));
+        return invalid(FindingKind::BadVersion, format!("format version {:?}", u32_at(bytes, 8)));
     }
     let Some(root) = fields(bytes) else {
-        return invalid(Kind::BadConfiguration, "no such metric");
+        return invalid(FindingKind::BadConfiguration, "no such metric");
     };
     match nonsense(&root, at) {
-        Some(what) => invalid(Kind::BadConfiguration, what),
+        Some(what) => invalid(FindingKind::BadConfiguration, what),
         None => Ok(root),
     }
 }
@@ -200,7 +200,7 @@ fn fields(bytes: &[u8]) -> Option<RootInfo> {
     })
 }
 
-/// What of a root can't be, whatever the other files hold.
+/// Describes the first field of a root that is invalid regardless of the other files; `None` if there is none.
 fn nonsense(root: &RootInfo, at: u64) -> Option<String> {
     let RootInfo { page, sector, segment_bytes, offset, .. } = *root;
     let sizes = page.is_power_of_two() && sector.is_power_of_two() && (ROOT_BYTES..=MAX_PAGE).contains(&page);
@@ -225,22 +225,22 @@ fn nonsense(root: &RootInfo, at: u64) -> Option<String> {
     None
 }
 
-/// Parses the header of `data` or `wal`: the index id.
+/// Parses the header of `data` or `wal` and returns the index id.
 ///
 /// # Errors
-/// If it is none.
+/// Returns [`Invalid`] if the bytes are too few, or if the magic, checksum or version is wrong.
 pub fn parse_header(file: &[u8], magic: &[u8; 8]) -> Result<u128, Invalid> {
     let Some(bytes) = part(file, 0, HEADER_BYTES) else {
-        return invalid(Kind::TruncatedFile, format!("{} bytes hold no header", file.len()));
+        return invalid(FindingKind::TruncatedFile, format!("{} bytes hold no header", file.len()));
     };
     if bytes.get(..8) != Some(magic) {
-        return invalid(Kind::BadMagic, "not the file's magic");
+        return invalid(FindingKind::BadMagic, "not the file's magic");
     }
     if u32_at(bytes, 12) != Some(crc_without(0, bytes, 12)) {
-        return invalid(Kind::ChecksumMismatch, "the header's checksum does not hold");
+        return invalid(FindingKind::ChecksumMismatch, "the header's checksum does not hold");
     }
     if u32_at(bytes, 8) != Some(VERSION) {
-        return invalid(Kind::BadVersion, format!("format version {:?}", u32_at(bytes, 8)));
+        return invalid(FindingKind::BadVersion, format!("format version {:?}", u32_at(bytes, 8)));
     }
     Ok(u128_at(bytes, 16).unwrap_or_default())
 }

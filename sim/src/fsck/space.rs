@@ -1,39 +1,39 @@
-//! Judges how `data` is divided: overlaps, places, chunks, leaks.
+//! Checks the allocation of pages in `data`: overlaps, alignment, chunks and leaks.
 
 use std::collections::BTreeMap;
 
-use super::root::{Geometry, RootInfo};
-use super::{Finding, Kind, Part, Report, Run, What};
+use super::root::{Parameters, RootInfo};
+use super::{Finding, FindingKind, PageSpan, Part, Report, What};
 
-/// A run of pages, whatever it holds.
+/// Page range without regard to its contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
     /// First page.
     pub page: u64,
-    /// Pages.
+    /// Number of pages.
     pub pages: u64,
 }
 
-fn chunk_of(page: u64, geometry: &Geometry) -> u64 {
+fn chunk_of(page: u64, geometry: &Parameters) -> u64 {
     page.saturating_sub(1) / geometry.chunk_pages
 }
 
-/// Runs of one tree, ascending, share no pages and lie where their kind may lie.
+/// Checks that the allocations of one tree, in ascending order, share no pages and are aligned as their kind requires.
 pub(super) fn check_tree(
-    runs: &[Run],
+    runs: &[PageSpan],
     root: &RootInfo,
-    geometry: &Geometry,
+    geometry: &Parameters,
     slot: Option<usize>,
     findings: &mut Vec<Finding>,
 ) {
-    let mut find = |kind, run: &Run, what| {
+    let mut find = |kind, run: &PageSpan, what| {
         let offset = run.page.saturating_mul(root.page);
         findings.push(Finding { kind, part: run.what.part(), slot, file: "data", offset, what });
     };
-    let mut last: Option<&Run> = None;
+    let mut last: Option<&PageSpan> = None;
     for run in runs {
         if let Some(last) = last.filter(|last| last.end() > run.page) {
-            find(Kind::Overlap, run, format!("{:?} and {:?} share page {}", last.what, run.what, run.page));
+            find(FindingKind::Overlap, run, format!("{:?} and {:?} share page {}", last.what, run.what, run.page));
         }
         if last.is_none_or(|last| run.end() > last.end()) {
             last = Some(run);
@@ -41,24 +41,24 @@ pub(super) fn check_tree(
         let (first, end) = (chunk_of(run.page, geometry), chunk_of(run.end() - 1, geometry));
         if first != end {
             let what = format!("{:?} reaches from chunk {first} into chunk {end}", run.what);
-            find(Kind::Misaligned, run, what);
+            find(FindingKind::Misaligned, run, what);
         } else if run.what.is_extent() && !within(run.page, geometry).is_multiple_of(geometry.extent_pages) {
             let what = format!("{:?} is at page {} of its chunk", run.what, within(run.page, geometry));
-            find(Kind::Misaligned, run, what);
+            find(FindingKind::Misaligned, run, what);
         }
     }
     check_chunks([runs, &[]], root, geometry, slot, findings);
 }
 
-fn within(page: u64, geometry: &Geometry) -> u64 {
+fn within(page: u64, geometry: &Parameters) -> u64 {
     page.saturating_sub(1) % geometry.chunk_pages
 }
 
-/// No chunk holds both extents and metadata.
+/// Checks that no chunk holds both extents and metadata.
 fn check_chunks(
-    trees: [&[Run]; 2],
+    trees: [&[PageSpan]; 2],
     root: &RootInfo,
-    geometry: &Geometry,
+    geometry: &Parameters,
     slot: Option<usize>,
     findings: &mut Vec<Finding>,
 ) {
@@ -68,18 +68,26 @@ fn check_chunks(
         if *chunks.entry(chunk).or_insert(run.what.is_extent()) != run.what.is_extent() {
             let what = format!("chunk {chunk} holds extents and metadata: {:?}", run.what);
             let offset = run.page.saturating_mul(root.page);
-            findings.push(Finding { kind: Kind::ChunkMixed, part: Part::Space, slot, file: "data", offset, what });
+            findings.push(Finding {
+                kind: FindingKind::ChunkMixed,
+                part: Part::Space,
+                slot,
+                file: "data",
+                offset,
+                what,
+            });
         }
     }
 }
 
-/// What two roots reach is the same at the same place, or apart. Of an extent, the newer root may use more slots.
-pub(super) fn check_both(trees: [&[Run]; 2], root: &RootInfo, findings: &mut Vec<Finding>) {
+/// Checks that allocations of two roots are either equal or disjoint. The two roots may use different numbers of slots
+/// of one extent.
+pub(super) fn check_both(trees: [&[PageSpan]; 2], root: &RootInfo, findings: &mut Vec<Finding>) {
     let geometry = root.geometry();
     let mut mixed = Vec::new();
     check_chunks(trees, root, &geometry, None, &mut mixed);
-    // What a tree alone has shown is known.
-    mixed.retain(|new| !findings.iter().any(|old| old.kind == Kind::ChunkMixed && old.offset == new.offset));
+    // Drops findings that the check of a single tree has already reported.
+    mixed.retain(|new| !findings.iter().any(|old| old.kind == FindingKind::ChunkMixed && old.offset == new.offset));
     findings.append(&mut mixed);
     let [first, second] = trees;
     let mut others = second.iter().peekable();
@@ -91,28 +99,29 @@ pub(super) fn check_both(trees: [&[Run]; 2], root: &RootInfo, findings: &mut Vec
         for other in overlapping.filter(|other| !may_share(run, other)) {
             let what = format!("the roots disagree: {run:?} and {other:?}");
             let offset = run.page.max(other.page).saturating_mul(root.page);
-            let (kind, part) = (Kind::Overlap, Part::Space);
+            let (kind, part) = (FindingKind::Overlap, Part::Space);
             findings.push(Finding { kind, part, slot: None, file: "data", offset, what });
         }
     }
 }
 
-/// Whether two roots may reach these runs, which share pages.
-fn may_share(one: &Run, other: &Run) -> bool {
+/// Reports whether two roots may both reach these two allocations, which share pages.
+fn may_share(one: &PageSpan, other: &PageSpan) -> bool {
     match (one.what, other.what) {
         (What::Extent { used_slots, crc, .. }, What::Extent { used_slots: others, crc: sum, .. }) => {
             one.page == other.page && (used_slots != others || crc == sum)
         }
-        // The same bytes; the number of a node's or a state's follows from where it is named.
+        // Both roots must reach the same bytes with the same meaning. The number of a node or state follows from the
+        // referring entry.
         _ => one == other,
     }
 }
 
-/// P6: judges the engine's own map of used pages by what the roots reach.
+/// Compares the engine's map of used pages with the pages that the roots reach (P6).
 ///
-/// `used` is what the engine holds for used, `readers` what readers hold, `working` what its working state holds that no
-/// root names yet. A page that is used for nobody is a [`Kind::Leak`], a page that somebody needs and that is free
-/// a [`Kind::FreeButLive`]: one finding per run of such pages.
+/// `used` holds the pages that the engine counts as used. `readers` holds the pages that readers pin, and `working`
+/// those of the working state that no root names yet. A used page that nothing needs is a [`FindingKind::Leak`]. A
+/// needed page that is free is a [`FindingKind::FreeButLive`]. Each contiguous range of such pages gives one finding.
 #[must_use]
 pub fn used_map(report: &Report, used: &[Span], readers: &[Span], working: &[Span]) -> Vec<Finding> {
     let Some(root) = report.root() else { return Vec::new() };
@@ -130,13 +139,13 @@ pub fn used_map(report: &Report, used: &[Span], readers: &[Span], working: &[Spa
     };
     let leaked = minus(&used, &needed);
     let freed = minus(&needed, &used);
-    let leaked = leaked.iter().map(|span| find(Kind::Leak, span, "used by nobody"));
+    let leaked = leaked.iter().map(|span| find(FindingKind::Leak, span, "used by nobody"));
     leaked
-        .chain(freed.iter().map(|span| find(Kind::FreeButLive, span, "needed, but free in the engine's map")))
+        .chain(freed.iter().map(|span| find(FindingKind::FreeButLive, span, "needed, but free in the engine's map")))
         .collect()
 }
 
-/// The same pages as ascending runs with room between them. The header's page is nobody's.
+/// Merges page ranges into ascending ranges that neither overlap nor touch.
 fn merged(spans: impl Iterator<Item = Span>) -> Vec<Span> {
     let mut spans: Vec<Span> = spans.filter(|span| span.pages > 0).collect();
     spans.sort_unstable();
@@ -153,7 +162,7 @@ fn merged(spans: impl Iterator<Item = Span>) -> Vec<Span> {
     merged
 }
 
-/// The pages of `from` that `what` has not; both merged.
+/// Returns the pages of `from` that are not in `what`. Both must be merged.
 fn minus(from: &[Span], what: &[Span]) -> Vec<Span> {
     let mut left = Vec::new();
     for span in from {

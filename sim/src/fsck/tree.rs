@@ -1,18 +1,19 @@
-//! Walks what a root reaches in `data`: directory, states, extents, cells.
+//! Walks the tree that a root reaches in `data`: directory, shard states, extents and cells.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::bytes::{crc, f32_at, f64_at, part, u32_at, u64_at, u128_at, zeros};
 use super::report::{ShardInfo, Tree};
-use super::root::{Geometry, Metric, RootInfo};
-use super::{Entry, Finding, Kind, Level, Part, Run, What, space};
+use super::root::{Metric, Parameters, RootInfo};
+use super::{Entry, Finding, FindingKind, Level, PageSpan, Part, What, space};
 
-/// Sums of vectors may differ by this share of what was summed: the engine adds and subtracts in an order of its own.
+/// Relative tolerance of a stored sum of vectors: a share of the summed absolute values of the component in all used
+/// slots. The engine adds and subtracts in another order than this check.
 const SUM_TOLERANCE: f64 = 1e-6;
-/// A normalised vector's norm may differ by this from 1.
+/// Tolerance of the norm of a normalised vector, as the difference from 1.
 const NORM_TOLERANCE: f64 = 1e-3;
 
-/// Walks what `root`, of slot `slot`, reaches in `data`.
+/// Walks everything that `root` reaches in `data`. Returns the tree and the findings, which name `slot`.
 #[must_use]
 pub fn walk(root: &RootInfo, data: &[u8], level: Level, slot: Option<usize>) -> (Tree, Vec<Finding>) {
     let mut walk = Walk {
@@ -35,21 +36,21 @@ pub fn walk(root: &RootInfo, data: &[u8], level: Level, slot: Option<usize>) -> 
     (tree, findings)
 }
 
-/// A walk under way.
+/// State of a walk in progress.
 pub(super) struct Walk<'a> {
     pub(super) root: &'a RootInfo,
     pub(super) data: &'a [u8],
     pub(super) level: Level,
     slot: Option<usize>,
-    pub(super) geometry: Geometry,
+    pub(super) geometry: Parameters,
     pub(super) tree: Tree,
     findings: Vec<Finding>,
-    /// First pages of all runs.
+    /// First pages of all allocations taken.
     seen: BTreeSet<u64>,
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn find(&mut self, kind: Kind, part: Part, offset: u64, what: impl Into<String>) {
+    pub(super) fn find(&mut self, kind: FindingKind, part: Part, offset: u64, what: impl Into<String>) {
         let (slot, what) = (self.slot, what.into());
         let (file, offset) = match (part, slot) {
             (Part::Root, Some(slot)) => ("root", offset.saturating_add(slot as u64 * self.root.page)),
@@ -58,8 +59,8 @@ impl<'a> Walk<'a> {
         self.findings.push(Finding { kind, part, slot, file, offset, what });
     }
 
-    /// A finding at byte `at` of a run.
-    pub(super) fn find_in(&mut self, kind: Kind, part: Part, page: u64, at: u64, what: impl Into<String>) {
+    /// Adds a finding at byte `at` of the allocation that starts at `page`.
+    pub(super) fn find_in(&mut self, kind: FindingKind, part: Part, page: u64, at: u64, what: impl Into<String>) {
         self.find(kind, part, page.saturating_mul(self.root.page).saturating_add(at), what);
     }
 
@@ -68,38 +69,46 @@ impl<'a> Walk<'a> {
         let chunks = pages.saturating_sub(1);
         if pages == 0 || !chunks.is_multiple_of(self.geometry.chunk_pages) {
             let what = format!("{pages} pages are no header and chunks of {}", self.geometry.chunk_pages);
-            self.find(Kind::CountMismatch, Part::Space, 0, what);
+            self.find(FindingKind::CountMismatch, Part::Space, 0, what);
         }
         if pages.checked_mul(page).is_none_or(|bytes| bytes > self.data.len() as u64) {
             let what = format!("the root says {pages} pages, the file has {} bytes", self.data.len());
-            self.find(Kind::TruncatedFile, Part::Space, self.data.len() as u64, what);
+            self.find(FindingKind::TruncatedFile, Part::Space, self.data.len() as u64, what);
         }
     }
 
-    /// Takes a run into the tree and returns its bytes: `len` of them, within `pages` pages. `None` if it lies outside the
-    /// file, or the place was named before.
+    /// Adds an allocation of `pages` pages to the tree and returns its first `len` bytes.
+    ///
+    /// Returns `None`, with a finding, if the allocation is empty, starts at page 0, exceeds the pages of the root or
+    /// the file, or if its first page was taken before.
     pub(super) fn take(&mut self, page: u64, pages: u64, len: u64, what: What) -> Option<&'a [u8]> {
         let end = page.checked_add(pages).filter(|end| page > 0 && *end <= self.root.pages && pages > 0);
         if end.is_none() {
             let text = format!("{what:?} on {pages} pages from {page} on, of {} that there are", self.root.pages);
-            self.find_in(Kind::OutOfBounds, what.part(), page, 0, text);
+            self.find_in(FindingKind::OutOfBounds, what.part(), page, 0, text);
             return None;
         }
         if !self.seen.insert(page) {
-            self.find_in(Kind::DoubleReference, what.part(), page, 0, format!("{what:?}: page {page} is named twice"));
+            self.find_in(
+                FindingKind::DoubleReference,
+                what.part(),
+                page,
+                0,
+                format!("{what:?}: page {page} is named twice"),
+            );
             return None;
         }
         let bytes = page.checked_mul(self.root.page).and_then(|at| part(self.data, at, len));
         if bytes.is_none() {
             let text = format!("{what:?}: {len} bytes on page {page} reach past the end of the file");
-            self.find_in(Kind::TruncatedFile, what.part(), page, 0, text);
+            self.find_in(FindingKind::TruncatedFile, what.part(), page, 0, text);
             return None;
         }
-        self.tree.runs.push(Run { page, pages, bytes: len, what });
+        self.tree.runs.push(PageSpan { page, pages, bytes: len, what });
         bytes
     }
 
-    /// The bytes of a run of metadata that `entry` points to, if their sum is the entry's.
+    /// Takes the metadata that `entry` points to and returns its bytes, if their checksum matches the entry.
     pub(super) fn follow(&mut self, entry: Entry, what: What) -> Option<&'a [u8]> {
         let len = u64::from(entry.len);
         let bytes = self.take(entry.page, self.root.pages_of(len), len, what)?;
@@ -112,7 +121,7 @@ impl<'a> Walk<'a> {
             _ => "",
         };
         let text = format!("{what:?} has the sum {sum:08x}, its parent says {:08x}{whole}", entry.crc);
-        self.find_in(Kind::ChecksumMismatch, what.part(), entry.page, 0, text);
+        self.find_in(FindingKind::ChecksumMismatch, what.part(), entry.page, 0, text);
         None
     }
 
@@ -121,18 +130,18 @@ impl<'a> Walk<'a> {
         if directory.is_empty() || shard_numbers == 0 {
             if !directory.is_empty() || shard_numbers > 0 {
                 let what = format!("{shard_numbers} shard numbers, and the top node is {directory:?}");
-                self.find(Kind::CountMismatch, Part::Root, 0, what);
+                self.find(FindingKind::CountMismatch, Part::Root, 0, what);
             }
             return;
         }
         self.node(directory, self.geometry.levels.saturating_sub(1), 0);
     }
 
-    /// Node `index` of a level.
+    /// Visits the node with index `index` of a level, and everything below it.
     fn node(&mut self, entry: Entry, level: u32, index: u64) {
         if u64::from(entry.len) != self.root.page {
             let what = format!("a node of {} bytes", entry.len);
-            self.find_in(Kind::WrongLength, Part::Node, entry.page, 0, what);
+            self.find_in(FindingKind::WrongLength, Part::Node, entry.page, 0, what);
             return;
         }
         let Some(bytes) = self.follow(entry, What::Node { level }) else { return };
@@ -143,11 +152,12 @@ impl<'a> Walk<'a> {
             if to.is_empty() {
                 continue;
             }
-            // The child's index in its level, and the first shard number that it covers.
+            // `number` is the index of the child in its level. Its product with `below` is the first shard number that
+            // the child covers.
             let number = index.saturating_mul(fanout).saturating_add(child);
             if number.saturating_mul(below) >= u64::from(self.root.shard_numbers) {
                 let what = format!("entry {child} covers numbers beyond the {} there are", self.root.shard_numbers);
-                self.find_in(Kind::OutOfBounds, Part::Node, entry.page, 16 * child, what);
+                self.find_in(FindingKind::OutOfBounds, Part::Node, entry.page, 16 * child, what);
             } else if level > 0 {
                 self.node(to, level - 1, number);
             } else {
@@ -156,7 +166,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Whether the bytes are a state in themselves.
+    /// Reports whether the bytes form a consistent state of shard `number` by themselves: an older version is
+    /// recognised so.
     fn is_whole_state(&self, bytes: &[u8], number: u32) -> bool {
         let Some((slots, live)) = u32_at(bytes, 24).zip(u32_at(bytes, 28)) else { return false };
         let removed =
@@ -169,24 +180,29 @@ impl<'a> Walk<'a> {
         let Some(bytes) = self.follow(entry, What::State { shard: number }) else { return };
         let fail = |walk: &mut Self, kind, at, what: String| walk.find_in(kind, Part::State, entry.page, at, what);
         if !bytes.starts_with(b"SHST") {
-            return fail(self, Kind::BadMagic, 0, "no state's magic".into());
+            return fail(self, FindingKind::BadMagic, 0, "no state's magic".into());
         }
         if u32_at(bytes, 4) != Some(number) {
             let what = format!("shard {number}'s state says that it is {:?}'s", u32_at(bytes, 4));
-            fail(self, Kind::WrongParent, 4, what);
+            fail(self, FindingKind::WrongParent, 4, what);
         }
         let (Some(id), Some(slots), Some(live)) = (u128_at(bytes, 8), u32_at(bytes, 24), u32_at(bytes, 28)) else {
-            return fail(self, Kind::WrongLength, 0, format!("a state of {} bytes", bytes.len()));
+            return fail(self, FindingKind::WrongLength, 0, format!("a state of {} bytes", bytes.len()));
         };
         if slots > self.root.shard_size {
-            return fail(self, Kind::OutOfBounds, 24, format!("{slots} slots, of {} at most", self.root.shard_size));
+            return fail(
+                self,
+                FindingKind::OutOfBounds,
+                24,
+                format!("{slots} slots, of {} at most", self.root.shard_size),
+            );
         }
         let wanted = self.root.state_bytes(u64::from(slots));
         if wanted != bytes.len() as u64 {
-            return fail(self, Kind::WrongLength, 0, format!("{} bytes instead of {wanted}", bytes.len()));
+            return fail(self, FindingKind::WrongLength, 0, format!("{} bytes instead of {wanted}", bytes.len()));
         }
         if u64_at(bytes, 32) != Some(0) {
-            fail(self, Kind::NonZeroReserved, 32, "the state's zeros".into());
+            fail(self, FindingKind::NonZeroReserved, 32, "the state's zeros".into());
         }
         let tombstones = tombstones(self.root, bytes, slots).unwrap_or_default();
         self.check_tombstones(entry.page, &tombstones, slots, live);
@@ -202,25 +218,32 @@ impl<'a> Walk<'a> {
         let removed: u32 = tombstones.iter().map(|word| word.count_ones()).sum();
         if any_beyond(tombstones, slots) {
             let what = format!("tombstones of slots beyond the {slots} used");
-            self.find_in(Kind::OutOfBounds, Part::State, page, 40, what);
+            self.find_in(FindingKind::OutOfBounds, Part::State, page, 40, what);
         } else if slots.checked_sub(removed) != Some(live) {
             let what = format!("{live} live postings; {slots} slots with {removed} tombstones");
-            self.find_in(Kind::CountMismatch, Part::State, page, 28, what);
+            self.find_in(FindingKind::CountMismatch, Part::State, page, 28, what);
         }
     }
 
     fn extents(&mut self, page: u64, state: &[u8], shard: u32, slots: u32) -> Vec<Entry> {
-        let Geometry { slot_bytes, extent_slots, extent_pages, .. } = self.geometry;
+        let Parameters { slot_bytes, extent_slots, extent_pages, .. } = self.geometry;
         let mut extents = Vec::new();
         for index in 0..u64::from(slots).div_ceil(extent_slots) {
             let at = 40 + 16 * index;
             let Some((first, sum)) = u64_at(state, at).zip(u32_at(state, at + 8)) else { break };
             if u32_at(state, at + 12) != Some(0) {
-                self.find_in(Kind::NonZeroReserved, Part::State, page, at + 12, format!("zeros of extent {index}"));
+                self.find_in(
+                    FindingKind::NonZeroReserved,
+                    Part::State,
+                    page,
+                    at + 12,
+                    format!("zeros of extent {index}"),
+                );
             }
             let used = (u64::from(slots) - index * extent_slots).min(extent_slots);
             let what = What::Extent { shard, index: index as u32, used_slots: used as u32, crc: sum };
-            // A vector of this size is not read anywhere else: `dimension` has 32 bits, so the sum fits by far.
+            // `used * slot_bytes` fits into 64 bits, because `dimension` is at most 2^24 and `used` at most 64. The
+            // entry's length saturates.
             let bytes = self.take(first, extent_pages, used * slot_bytes, what);
             extents.push(Entry { page: first, len: u32::try_from(used * slot_bytes).unwrap_or(u32::MAX), crc: sum });
             if self.level == Level::Full
@@ -229,13 +252,13 @@ impl<'a> Walk<'a> {
             {
                 let text =
                     format!("extent {index} of shard {shard} has the sum {:08x}, its state {sum:08x}", crc(bytes));
-                self.find_in(Kind::ChecksumMismatch, Part::Extent, first, 0, text);
+                self.find_in(FindingKind::ChecksumMismatch, Part::Extent, first, 0, text);
             }
         }
         extents
     }
 
-    /// Reads the vectors: norms, zeros, and the sum of the live ones.
+    /// Checks the postings of a shard: norms, padding, and the sum of the live vectors.
     fn check_postings(&mut self, shard: &ShardInfo, state: &[u8]) {
         let dimension = u64::from(self.root.dimension);
         let mut sums: Vec<(f64, f64)> = Vec::new();
@@ -256,7 +279,7 @@ impl<'a> Walk<'a> {
             let stored = f64_at(state, at).unwrap_or(f64::NAN);
             if stored.is_nan() || (stored - sum).abs() > SUM_TOLERANCE * all {
                 let what = format!("component {index} of the live vectors' sum is {stored}, and they add up to {sum}");
-                return self.find_in(Kind::SumMismatch, Part::State, shard.state.page, at, what);
+                return self.find_in(FindingKind::SumMismatch, Part::State, shard.state.page, at, what);
             }
         }
     }
@@ -266,15 +289,15 @@ impl<'a> Walk<'a> {
         let norm = f32_at(bytes, v + 24).unwrap_or(f32::NAN);
         let cosine = self.root.metric == Metric::Cosine;
         if cosine && !(norm.is_finite() && norm >= 0.0) || !cosine && norm != 1.0 {
-            self.find(Kind::BadNorm, Part::Extent, at + v + 24, format!("a norm of {norm}"));
+            self.find(FindingKind::BadNorm, Part::Extent, at + v + 24, format!("a norm of {norm}"));
         }
         let square: f64 = (0..v).step_by(4).map(|i| f64::from(f32_at(bytes, i).unwrap_or(f32::NAN)).powi(2)).sum();
         let normal = square == 0.0 || (square.sqrt() - 1.0).abs() <= NORM_TOLERANCE;
         if cosine && !normal {
-            self.find(Kind::BadNorm, Part::Extent, at, format!("a stored vector of norm {}", square.sqrt()));
+            self.find(FindingKind::BadNorm, Part::Extent, at, format!("a stored vector of norm {}", square.sqrt()));
         }
         if !bytes.get(v as usize + 28..).is_some_and(zeros) {
-            self.find(Kind::NonZeroReserved, Part::Extent, at + v + 28, "a slot's zeros");
+            self.find(FindingKind::NonZeroReserved, Part::Extent, at + v + 28, "a slot's zeros");
         }
     }
 
@@ -287,10 +310,10 @@ impl<'a> Walk<'a> {
             self.tree.removed += u64::from(slots.saturating_sub(*live));
             if let Some(other) = ids.insert(id, number) {
                 let what = format!("shards {other} and {number} have one id");
-                self.find_in(Kind::DuplicateId, Part::State, page, 8, what);
+                self.find_in(FindingKind::DuplicateId, Part::State, page, 8, what);
             }
         }
-        // Of a tree that is not whole, no count can be right.
+        // Counts of an incomplete tree prove nothing, so the totals are compared only without findings.
         if !self.findings.is_empty() {
             return;
         }
@@ -303,7 +326,7 @@ impl<'a> Walk<'a> {
         for (name, said, counted) in counts {
             if said != counted {
                 self.find(
-                    Kind::CountMismatch,
+                    FindingKind::CountMismatch,
                     Part::Root,
                     0,
                     format!("{name}: the root says {said}, there are {counted}"),
@@ -313,7 +336,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whether a tombstone is of a slot that is not used.
+/// Reports whether a tombstone is set for a slot at or beyond `slots`.
 fn any_beyond(tombstones: &[u64], slots: u32) -> bool {
     match (tombstones.last(), slots % 64) {
         (Some(last), used) if used > 0 => last >> used != 0,
@@ -321,7 +344,7 @@ fn any_beyond(tombstones: &[u64], slots: u32) -> bool {
     }
 }
 
-/// The tombstones of a state.
+/// Reads the tombstone words of a shard state.
 fn tombstones(root: &RootInfo, state: &[u8], slots: u32) -> Option<Vec<u64>> {
     let extents = u64::from(slots).div_ceil(root.geometry().extent_slots);
     (0..u64::from(slots).div_ceil(64)).map(|word| u64_at(state, 40 + 16 * extents + 8 * word)).collect()

@@ -1,4 +1,4 @@
-//! Any bytes as a case: steps, faults and crashes, judged as every case is.
+//! Fuzz target: decodes the input into a case of steps, faults and crashes, and runs it.
 
 use shardex::{CheckLevel, Metric};
 
@@ -9,13 +9,13 @@ use crate::{
     workload::{Step, Workload},
 };
 
-/// Events that a case may hold: more would only be slow.
+/// Maximum number of events in a case. It bounds the time of a run.
 const MOST: usize = 40;
 
-/// Runs the case that some bytes mean.
+/// Runs the case that the input describes.
 ///
 /// # Panics
-/// If it breaks a promise.
+/// Panics if the case breaks a promise.
 pub fn crash(bytes: &[u8]) {
     let case = case_of(bytes);
     if let Some(broken) = case.run().broken {
@@ -23,7 +23,7 @@ pub fn crash(bytes: &[u8]) {
     }
 }
 
-/// The case that some bytes mean: each event takes a few of them, and every sequence of bytes means something.
+/// Decodes the input into a case. Each event takes a few bytes, and every input is a valid case.
 #[must_use]
 pub fn case_of(bytes: &[u8]) -> Case {
     let mut bytes = Bytes(bytes);

@@ -1,4 +1,4 @@
-//! What the fuzz targets check, callable from anywhere: a corpus file is replayed by plain `cargo test`.
+//! Checks of the fuzz targets as plain functions: `cargo test` can replay a corpus file.
 
 mod crash;
 mod open_image;
@@ -9,13 +9,13 @@ pub use crash::{case_of, crash};
 pub use open_image::{Hostile, VALUES, open_image, serve};
 pub use wal_record::wal_record;
 
-/// What a target does with some bytes.
+/// Fuzz target: checks one input and panics on a fault.
 pub type Target = fn(&[u8]);
 
-/// The targets by name.
+/// Fuzz targets by name.
 pub const TARGETS: [(&str, Target); 3] = [("wal_record", wal_record), ("crash", crash), ("open_image", open_image)];
 
-/// Takes numbers off the front of some bytes; behind their end all are 0.
+/// Reader that takes numbers off the front of an input. After its end all numbers are 0.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {
@@ -33,7 +33,7 @@ impl Bytes<'_> {
         u16::from_le_bytes([self.byte(), self.byte()])
     }
 
-    /// A number below `n`.
+    /// Takes a byte modulo `n`.
     fn below(&mut self, n: u64) -> u64 {
         u64::from(self.byte()) % n
     }

@@ -1,18 +1,18 @@
-//! A valid index with any bytes changed: opening it, searching it and writing to it must not panic, hang or serve what was
-//! never written.
+//! Fuzz target: a valid index with arbitrary changes to its bytes. Opening it, searching it and writing to it must not
+//! panic, hang, or serve postings that were never written.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
 use shardex::{
     CheckLevel, Engine,
     format::{codec, header::CRC_AT, root::ROOT_BYTES},
-    index::{self, Breadth},
+    index::{self, SearchScope},
     storage::Storage as _,
 };
 
 use super::{
     Bytes,
-    seal::{self, Kind, Place},
+    seal::{self, SealedBytes, SealedKind},
 };
 use crate::{
     model::{self, Model},
@@ -20,16 +20,17 @@ use crate::{
     workload::{self, Runner, Workload, env},
 };
 
-/// An index as a workload left it, and what it was told.
+/// Index as a workload left it, with the model of its contents.
 struct Base {
     workload: Workload,
     image: Image,
     model: Model,
-    places: Vec<Place>,
+    places: Vec<SealedBytes>,
 }
 
 thread_local! {
-    /// By what was asked for: making one takes longer than all that is done to it.
+    /// Bases by workload and number of steps. They are cached because building one takes longer than all that is done
+    /// to it.
     static BASES: RefCell<BTreeMap<(usize, usize), std::rc::Rc<Base>>> = const { RefCell::new(BTreeMap::new()) };
 }
 
@@ -50,7 +51,7 @@ fn make(which: usize, steps: usize) -> Base {
     Base { workload, image: sim.image(), model: runner.model, places }
 }
 
-/// Values that arithmetic stumbles over: the ends of numbers, what lies beside them, floats that are none.
+/// Values at which arithmetic may fail: bounds of number types, their neighbours, NaN and infinities.
 pub const VALUES: [u64; 24] = [
     0,
     1,
@@ -78,25 +79,25 @@ pub const VALUES: [u64; 24] = [
     0x7FEF_FFFF_FFFF_FFFF,
 ];
 
-/// A value in a field of a structure, every checksum right.
+/// Value to write into a field of a structure. All checksums are corrected afterwards.
 #[derive(Clone, Copy, Debug)]
 pub struct Hostile {
-    /// What structure.
-    pub kind: Kind,
-    /// Which of that kind, counted round.
+    /// Kind of the structure.
+    pub kind: SealedKind,
+    /// Index of the structure among those of its kind, modulo their number.
     pub which: usize,
-    /// Byte of the structure, counted round; its last bytes are the last numbers too.
+    /// Offset in the structure, modulo its length. Offsets near `usize::MAX` count back from its last byte.
     pub offset: usize,
-    /// Bytes of the field.
+    /// Width of the field in bytes.
     pub width: usize,
-    /// The value.
+    /// Value to write.
     pub value: u64,
 }
 
 impl Hostile {
-    /// The value that some bytes mean.
+    /// Decodes a value from an input.
     fn of(bytes: &mut Bytes<'_>) -> Self {
-        let kind = Kind::ALL[bytes.below(8) as usize];
+        let kind = SealedKind::ALL[bytes.below(8) as usize];
         let (which, offset) = (usize::from(bytes.byte()), usize::from(bytes.u16()));
         let width = [1, 2, 4, 8][bytes.below(4) as usize];
         let value = match usize::from(bytes.byte()) {
@@ -106,7 +107,8 @@ impl Hostile {
         Self { kind, which, offset, width, value }
     }
 
-    /// The byte of a structure of `len` bytes: counted round, and from `usize::MAX` on from the end.
+    /// Returns the byte position within a structure of `len` bytes: modulo `len`, or counted from the end for offsets
+    /// just below and at `usize::MAX`.
     fn at(&self, len: usize) -> usize {
         match usize::MAX - self.offset {
             back if back < len => len - 1 - back,
@@ -114,20 +116,20 @@ impl Hostile {
         }
     }
 
-    /// Puts it in.
-    fn poke(&self, storage: &SimStorage, places: &[Place]) {
-        let of_kind: Vec<&Place> = places.iter().filter(|place| place.kind == self.kind).collect();
+    /// Writes the value into the files, without correcting checksums. Does nothing if no structure has this kind.
+    fn poke(&self, storage: &SimStorage, places: &[SealedBytes]) {
+        let of_kind: Vec<&SealedBytes> = places.iter().filter(|place| place.kind == self.kind).collect();
         if let Some(place) = of_kind.get(self.which % of_kind.len().max(1)) {
             seal::poke(storage, place, self.at(place.len), &self.value.to_le_bytes()[..self.width]);
         }
     }
 }
 
-/// Puts values into the index that a reference workload leaves after some steps, makes every checksum right, and uses it.
-/// Returns why it does not open, if it does not.
+/// Writes values into the index that a reference workload leaves after some steps, corrects all checksums, and uses the
+/// index. Returns the error if it doesn't open.
 ///
 /// # Panics
-/// If anything in it panics.
+/// Panics if the engine panics.
 pub fn serve(which: usize, steps: usize, values: &[Hostile]) -> Option<shardex::ShardexError> {
     let base = base(which, steps);
     let storage = SimStorage::from_image(&base.image);
@@ -141,20 +143,21 @@ pub fn serve(which: usize, steps: usize, values: &[Hostile]) -> Option<shardex::
     None
 }
 
-/// Calls everything that reads what came from the disk. It may say anything, and must do no harm.
+/// Calls every function that reads stored bytes. Any result is allowed, but not a panic.
 fn use_all(engine: &mut Engine<SimStorage>, dimension: usize) {
     drop(engine.stats());
     drop(engine.check(CheckLevel::Full));
     drop(model::contents(engine));
     let query: Vec<f32> = (0..engine.geometry().dimension).map(|i| (i % 3) as f32 + 0.5).collect();
-    let breadths = [Breadth { slop: None, recall: Some(0.9), by_cells: true, ..Breadth::slop(2) }, Breadth::slop(2)];
-    for breadth in breadths {
-        drop(index::search(&engine.snapshot(), engine.data(), &query, 3, breadth));
+    let breadths =
+        [SearchScope { slop: None, recall: Some(0.9), by_cells: true, ..SearchScope::slop(2) }, SearchScope::slop(2)];
+    for scope in breadths {
+        drop(index::search(&engine.snapshot(), engine.data(), &query, 3, scope));
     }
-    if let Some(job) = engine.fresh_begin()
+    if let Some(job) = engine.encode_begin()
         && let Ok(coded) = job.run()
     {
-        engine.coded(&coded);
+        engine.install_codes(&coded);
     }
     if engine.geometry().dimension == dimension {
         drop(engine.add(&workload::postings(0..12, 0, 1, dimension)));
@@ -165,16 +168,18 @@ fn use_all(engine: &mut Engine<SimStorage>, dimension: usize) {
     drop(engine.close());
 }
 
-/// Changes an index as some bytes say, and uses it.
+/// Changes an index as the input describes, and uses it.
 ///
 /// # Panics
-/// If anything in it panics; if postings are served that no prefix of what was written holds, and a full check is clean.
+/// Panics if the engine panics. Panics if a full check is clean although the index serves postings that no prefix of
+/// the written batches leaves, unless the roots were sealed again.
 pub fn open_image(bytes: &[u8]) {
     let mut bytes = Bytes(bytes);
     let workloads = workload::reference();
     let which = bytes.below(workloads.len() as u64) as usize;
     let steps = 1 + bytes.below(workloads[which].steps.len() as u64) as usize;
-    // Bytes anywhere, the roots sealed again or not; or values in structures, all of which are sealed.
+    // Modes 0 and 1 change any bytes, and mode 1 seals the roots again. Modes 2 and 3 write values into structures and
+    // seal all of them.
     let mode = bytes.below(4);
     if mode >= 2 {
         let mut values = Vec::new();
@@ -191,7 +196,7 @@ pub fn open_image(bytes: &[u8]) {
         change(&storage, &mut bytes, seal);
     }
     let Ok(mut engine) = Engine::open(storage.clone(), base.workload.config.options.clone(), &env()) else { return };
-    // What was sealed again is a lie that no checksum can tell: it may say anything, and must do no harm.
+    // No checksum can detect changes in roots that were sealed again. Any contents are allowed then, but not a panic.
     let held = model::contents(&engine);
     let clean = engine.check(CheckLevel::Full).is_ok_and(|report| report.is_clean());
     if let Ok(held) = held
@@ -216,7 +221,7 @@ pub fn open_image(bytes: &[u8]) {
     }
 }
 
-/// One change: bytes set, or a file cut, or grown.
+/// Applies one change: adds a value to a few bytes, or truncates or extends a file.
 fn change(storage: &SimStorage, bytes: &mut Bytes<'_>, seal: bool) {
     let names: Vec<String> = storage.files().into_iter().filter(|(_, b)| !b.is_empty()).map(|(name, _)| name).collect();
     if names.is_empty() {

@@ -1,16 +1,16 @@
-//! The structures of an index, and their checksums made right again after they were changed: so that a hostile value is
-//! read and not found by its checksum.
+//! Locations of the structures of an index, and correction of their checksums after a change. A hostile value is then
+//! parsed instead of being rejected by its checksum.
 //!
-//! Where the structures lie is found once, in the index as it was. A checksum is computed again wherever an entry points
-//! to bytes that are there, whatever the change has made of the entry.
+//! The structures are located once, in the unchanged index. A checksum is recomputed wherever an entry points to
+//! existing bytes, even if the change has altered the entry.
 
 use shardex::{
     format::{
-        cells::decode_head,
+        cells::{CellTable, GROUP_ENTRY_BYTES, decode_head},
         codec, crc32c,
         frame::{self, Frame},
         header::{CRC_AT, SEGMENT_HEADER_BYTES, SegmentHeader},
-        node::{self, ENTRY_BYTES, Entry},
+        node::{self, BlockPointer, ENTRY_BYTES},
         root::{ROOT_BYTES, Root},
     },
     storage::Storage as _,
@@ -18,53 +18,49 @@ use shardex::{
 
 use crate::storage::SimStorage;
 
-/// What a structure is.
+/// Kind of a structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// A root.
+pub enum SealedKind {
+    /// Root.
     Root,
-    /// A directory node.
+    /// Directory node.
     Node,
-    /// A shard's state.
+    /// Shard state.
     State,
-    /// The head of the cells.
+    /// Head of the cells.
     Head,
-    /// A part of the cells' table.
+    /// Part of the cell table.
     Table,
-    /// A group of cells.
+    /// Cell group.
     Group,
-    /// The header of a segment of the log.
+    /// Segment header of the WAL.
     Segment,
-    /// A frame of the log.
+    /// Frame of the WAL.
     Frame,
 }
 
-impl Kind {
-    /// All of them.
+impl SealedKind {
+    /// All kinds.
     pub const ALL: [Self; 8] =
         [Self::Root, Self::Node, Self::State, Self::Head, Self::Table, Self::Group, Self::Segment, Self::Frame];
 }
 
-/// A structure and where it lies.
+/// Location of a structure and of its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// What it is.
-    pub kind: Kind,
-    /// First byte in its file.
+pub struct SealedBytes {
+    /// Kind of the structure.
+    pub kind: SealedKind,
+    /// Offset in its file, in bytes.
     pub at: usize,
-    /// Bytes.
+    /// Length in bytes.
     pub len: usize,
-    /// The entry that holds its checksum: whether in the data file or in that of the roots, and its first byte there.
+    /// Directory entry with its checksum: whether it is in `data` (otherwise in `root`), and its offset there.
     entry: Option<(bool, usize)>,
-    /// What its own checksum starts from.
+    /// Seed of the structure's own checksum.
     seed: u32,
 }
 
-/// Bytes of a cells' table before its groups, and of a group's entry.
-const TABLE_HEADER: usize = 176;
-const GROUP_ENTRY: usize = 32;
-
-/// The files of an index.
+/// Bytes of the files of an index.
 struct Files {
     root: Vec<u8>,
     data: Vec<u8>,
@@ -84,9 +80,9 @@ impl Files {
     }
 }
 
-/// The structures of an index that nobody has changed, each kind in the order of places.
+/// Locates the structures of an unchanged index, in ascending order of kind and offset.
 #[must_use]
-pub fn places(storage: &SimStorage) -> Vec<Place> {
+pub fn places(storage: &SimStorage) -> Vec<SealedBytes> {
     let files = Files::of(storage);
     let page = storage.page_size();
     let mut places = Vec::new();
@@ -95,10 +91,10 @@ pub fn places(storage: &SimStorage) -> Vec<Place> {
         let Some(root) = files.root.get(at..at + ROOT_BYTES).and_then(|bytes| Root::decode(bytes).ok()) else {
             continue;
         };
-        places.push(Place { kind: Kind::Root, at, len: ROOT_BYTES, entry: None, seed: 0 });
+        places.push(SealedBytes { kind: SealedKind::Root, at, len: ROOT_BYTES, entry: None, seed: 0 });
         let depth = root.geometry.node_levels(root.shard_numbers as usize);
         walk_directory(&files, page, (root.directory, (false, at + 104)), depth, &mut places);
-        walk_cells(&files, page, (root.cells, (false, at + 172)), &mut places);
+        walk_cells(&files, &root, (root.cells, (false, at + 172)), &mut places);
         walk_log(&files, page, &root, &mut places);
     }
     places.sort_unstable();
@@ -106,7 +102,7 @@ pub fn places(storage: &SimStorage) -> Vec<Place> {
     places
 }
 
-fn found<'a>(data: &'a [u8], page: usize, entry: &Entry) -> Option<(usize, &'a [u8])> {
+fn found<'a>(data: &'a [u8], page: usize, entry: &BlockPointer) -> Option<(usize, &'a [u8])> {
     let at = usize::try_from(entry.page).ok()?.checked_mul(page)?;
     let bytes = data.get(at..at.checked_add(entry.len as usize)?)?;
     (at > 0).then_some((at, bytes))
@@ -115,13 +111,13 @@ fn found<'a>(data: &'a [u8], page: usize, entry: &Entry) -> Option<(usize, &'a [
 fn walk_directory(
     files: &Files,
     page: usize,
-    (entry, from): (Entry, (bool, usize)),
+    (entry, from): (BlockPointer, (bool, usize)),
     level: u32,
-    places: &mut Vec<Place>,
+    places: &mut Vec<SealedBytes>,
 ) {
     let Some((at, bytes)) = found(&files.data, page, &entry) else { return };
-    let kind = if level == 0 { Kind::State } else { Kind::Node };
-    places.push(Place { kind, at, len: bytes.len(), entry: Some(from), seed: 0 });
+    let kind = if level == 0 { SealedKind::State } else { SealedKind::Node };
+    places.push(SealedBytes { kind, at, len: bytes.len(), entry: Some(from), seed: 0 });
     if level > 0 {
         for (i, below) in node::decode(bytes).unwrap_or_default().into_iter().enumerate() {
             walk_directory(files, page, (below, (true, at + i * ENTRY_BYTES)), level - 1, places);
@@ -129,44 +125,48 @@ fn walk_directory(
     }
 }
 
-fn walk_cells(files: &Files, page: usize, (head, from): (Entry, (bool, usize)), places: &mut Vec<Place>) {
+fn walk_cells(files: &Files, root: &Root, (head, from): (BlockPointer, (bool, usize)), places: &mut Vec<SealedBytes>) {
+    let page = root.geometry.page_size;
     let Some((at, bytes)) = found(&files.data, page, &head) else { return };
-    places.push(Place { kind: Kind::Head, at, len: bytes.len(), entry: Some(from), seed: 0 });
+    places.push(SealedBytes { kind: SealedKind::Head, at, len: bytes.len(), entry: Some(from), seed: 0 });
     let (mut first, mut groups) = (0, 0);
     for (i, part) in decode_head(bytes).unwrap_or_default().into_iter().enumerate() {
         let Some((part_at, table)) = found(&files.data, page, &part) else { return };
         let entry = Some((true, at + 8 + i * ENTRY_BYTES));
-        places.push(Place { kind: Kind::Table, at: part_at, len: table.len(), entry, seed: 0 });
+        places.push(SealedBytes { kind: SealedKind::Table, at: part_at, len: table.len(), entry, seed: 0 });
         if i == 0 {
-            groups = codec::Reader::new(&table[8..]).u32().unwrap_or(0) as usize;
+            let number =
+                |at: usize| codec::Reader::new(table.get(at..).unwrap_or_default()).u32().unwrap_or(0) as usize;
+            groups = number(8) + number(16);
         }
         for g in 0..groups {
-            let at = TABLE_HEADER + g * GROUP_ENTRY;
-            // An entry that lies in two parts is left out.
+            let at = CellTable::groups_offset(root.geometry.dimension) + g * GROUP_ENTRY_BYTES;
+            // An entry split between two parts of the table is left out.
             if at < first || at + ENTRY_BYTES > first + table.len() {
                 continue;
             }
             let mut r = codec::Reader::new(&table[at - first..]);
-            let Some((group_at, group)) = Entry::decode(&mut r).ok().and_then(|e| found(&files.data, page, &e)) else {
+            let Some((group_at, group)) = BlockPointer::decode(&mut r).ok().and_then(|e| found(&files.data, page, &e))
+            else {
                 continue;
             };
             let entry = Some((true, part_at + at - first));
-            places.push(Place { kind: Kind::Group, at: group_at, len: group.len(), entry, seed: 0 });
+            places.push(SealedBytes { kind: SealedKind::Group, at: group_at, len: group.len(), entry, seed: 0 });
         }
         first += table.len();
     }
 }
 
-fn walk_log(files: &Files, page: usize, root: &Root, places: &mut Vec<Place>) {
+fn walk_log(files: &Files, page: usize, root: &Root, places: &mut Vec<SealedBytes>) {
     let size = root.geometry.wal_segment_size as usize;
     for at in (page..files.wal.len()).step_by(size) {
         let Some(segment) = files.wal.get(at..at + size) else { continue };
         let Ok(header) = SegmentHeader::decode(segment) else { continue };
-        places.push(Place { kind: Kind::Segment, at, len: SEGMENT_HEADER_BYTES, entry: None, seed: 0 });
+        places.push(SealedBytes { kind: SealedKind::Segment, at, len: SEGMENT_HEADER_BYTES, entry: None, seed: 0 });
         let seed = frame::seed(root.index_id, header.epoch);
         let mut offset = root.geometry.sector_size;
         while let Ok((frame, _)) = Frame::decode(&segment[offset..], seed) {
-            places.push(Place { kind: Kind::Frame, at: at + offset, len: frame.size(), entry: None, seed });
+            places.push(SealedBytes { kind: SealedKind::Frame, at: at + offset, len: frame.size(), entry: None, seed });
             offset += frame.size();
             if offset >= segment.len() {
                 break;
@@ -175,11 +175,11 @@ fn walk_log(files: &Files, page: usize, root: &Root, places: &mut Vec<Place>) {
     }
 }
 
-/// Changes bytes of a structure.
-pub fn poke(storage: &SimStorage, place: &Place, offset: usize, bytes: &[u8]) {
+/// Overwrites bytes of a structure from `offset` on, up to its end.
+pub fn poke(storage: &SimStorage, place: &SealedBytes, offset: usize, bytes: &[u8]) {
     let name = match place.kind {
-        Kind::Root => "root",
-        Kind::Segment | Kind::Frame => "wal",
+        SealedKind::Root => "root",
+        SealedKind::Segment | SealedKind::Frame => "wal",
         _ => "data",
     };
     storage.tamper(name, |file| {
@@ -190,10 +190,18 @@ pub fn poke(storage: &SimStorage, place: &Place, offset: usize, bytes: &[u8]) {
     });
 }
 
-/// Makes all checksums right.
-pub fn seal(storage: &SimStorage, places: &[Place]) {
-    // What is pointed to comes before what points to it.
-    let order = [Kind::Group, Kind::Table, Kind::Head, Kind::State, Kind::Node, Kind::Node, Kind::Node];
+/// Recomputes all checksums.
+pub fn seal(storage: &SimStorage, places: &[SealedBytes]) {
+    // A structure comes before those that hold its checksum. Nodes repeat, once per level of the directory.
+    let order = [
+        SealedKind::Group,
+        SealedKind::Table,
+        SealedKind::Head,
+        SealedKind::State,
+        SealedKind::Node,
+        SealedKind::Node,
+        SealedKind::Node,
+    ];
     for kind in order {
         for place in places.iter().filter(|place| place.kind == kind) {
             let Some((in_data, at)) = place.entry else { continue };
@@ -202,9 +210,9 @@ pub fn seal(storage: &SimStorage, places: &[Place]) {
     }
     for place in places {
         let (name, field) = match place.kind {
-            Kind::Root => ("root", CRC_AT),
-            Kind::Segment => ("wal", CRC_AT),
-            Kind::Frame => ("wal", 0),
+            SealedKind::Root => ("root", CRC_AT),
+            SealedKind::Segment => ("wal", CRC_AT),
+            SealedKind::Frame => ("wal", 0),
             _ => continue,
         };
         storage.tamper(name, |file| {
@@ -215,15 +223,44 @@ pub fn seal(storage: &SimStorage, places: &[Place]) {
     }
 }
 
-/// Makes the checksum in an entry that of the bytes it points to, if they are there.
+/// Recomputes the checksum in an entry from the bytes that it points to, if they exist.
 fn mend_entry(storage: &SimStorage, in_data: bool, at: usize) {
     let files = Files::of(storage);
     let holder = if in_data { &files.data } else { &files.root };
     let Some(bytes) = holder.get(at..at + ENTRY_BYTES) else { return };
-    let Ok(entry) = Entry::decode(&mut codec::Reader::new(bytes)) else { return };
+    let Ok(entry) = BlockPointer::decode(&mut codec::Reader::new(bytes)) else { return };
     let Some((_, target)) = found(&files.data, storage.page_size(), &entry) else { return };
     let crc = crc32c(0, target);
     storage.tamper(if in_data { "data" } else { "root" }, |file| {
         file[at + 12..at + 16].copy_from_slice(&crc.to_le_bytes());
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use shardex::{Engine, Metric};
+
+    use super::*;
+    use crate::workload::{Workload, env, postings};
+
+    /// The entries of the cell table had grown, and these sizes had not: groups were looked for at wrong offsets, and no hostile value
+    /// ever reached one.
+    #[test]
+    fn every_kind_of_structure_is_located() {
+        let storage = SimStorage::new(256, 64, 1);
+        let config = Workload::blank("seal", (8, 8, Metric::L2), false).config;
+        let mut engine = Engine::create(storage.clone(), &config, &env()).expect("created");
+        engine.add(&postings(0..40, 0, 0, 8)).expect("added");
+        engine.optimize().expect("cells are built");
+        engine.flush().expect("flushed");
+        engine.add(&postings(40..44, 0, 0, 8)).expect("added");
+        engine.commit().expect("committed");
+        let found: BTreeSet<SealedKind> = places(&storage).iter().map(|place| place.kind).collect();
+        assert_eq!(found, BTreeSet::from(SealedKind::ALL));
+        let groups = places(&storage).into_iter().filter(|place| place.kind == SealedKind::Group).count();
+        let named = engine.snapshot().cells.as_ref().map(|cells| cells.len()).expect("there are cells");
+        assert_eq!(groups, named, "each group of the newest root");
+    }
 }

@@ -1,4 +1,4 @@
-//! The write-ahead log's structures, from any bytes.
+//! Fuzz target: parses any bytes as a structure of the WAL.
 
 use shardex::format::{
     frame::{self, Frame},
@@ -6,12 +6,12 @@ use shardex::format::{
     record,
 };
 
-/// Bytes as a WAL would hold them: a segment header, frames, records.
+/// Parses the input as a segment header, a frame, or an add or remove record.
 ///
 /// The first byte chooses the structure, so that a fuzzer reaches each.
 ///
 /// # Panics
-/// If parsing panics, or if what was parsed is not encoded as the same bytes.
+/// Panics if parsing panics, or if a parsed structure changes when it is encoded again.
 pub fn wal_record(bytes: &[u8]) {
     let Some((&kind, bytes)) = bytes.split_first() else { return };
     match kind % 4 {
@@ -22,7 +22,7 @@ pub fn wal_record(bytes: &[u8]) {
         }
         1 => {
             let seed = frame::seed(1, 1);
-            // The checksum is mended, or no random frame would get past it.
+            // The checksum is corrected, because no random frame would pass it.
             let mut mended = bytes.to_vec();
             let size = Frame::claimed_size(bytes);
             if let Some(frame) = mended.get_mut(..size) {

@@ -1,7 +1,7 @@
 //! Sequences of operations on names.
 
+use super::scene::Case;
 use super::scene::{Outcome, Scene, pages};
-use super::tests::Case;
 use super::{Event, Rule};
 use crate::fsck::build::LOG_END;
 
@@ -176,7 +176,7 @@ pub(super) const CREATE: &[Case] = &[
     ),
 ];
 
-/// LSN 1 of epoch 1, in a created index.
+/// Commits LSN 1 of epoch 1 in a created index.
 fn first_commit(s: &mut Scene) -> Outcome {
     s.segment(0, (1, 1, 1))?;
     s.append(Scene::old_log(), (1, 1, 0), 1)?;

@@ -1,11 +1,11 @@
-//! Sequences of operations that lead to a root.
+//! Sequences of operations that end with the store of a root.
 
+use super::scene::Case;
 use super::scene::{ALL, Scene, next_head, next_shards, pages};
-use super::tests::Case;
 use super::{Breach, Event, Rule};
 use crate::fsck::build::{Head, PAGE};
 
-/// Grows `data` by a chunk, and moves the directory of the next root there.
+/// Grows `data` by a chunk and places the directory of the next root there.
 fn grown(s: &mut Scene) -> Result<(Head, Vec<u8>), Breach> {
     s.allocate("data", 65 * PAGE)?;
     let head = Head { nodes: [49, 50, 51], ..next_head() };
@@ -117,7 +117,7 @@ pub(super) const FLUSH: &[Case] = &[
             s.see(&Event::Opened)?;
             for page in [1, 27, 28, 29] {
                 let bytes = s.image.data[page * PAGE..(page + 1) * PAGE].to_vec();
-                // Of the first extent's page, what is behind the slots that a root reaches.
+                // Only the bytes of the first extent's page after the slots that a root reaches.
                 let from = if page == 1 { 128 } else { 0 };
                 s.store("data", page * PAGE + from, &bytes[from..])?;
             }
@@ -251,7 +251,7 @@ pub(super) const FLUSH: &[Case] = &[
     ),
 ];
 
-/// The root of slot 0 with a bit changed.
+/// Returns the root of slot 0 with one bit flipped.
 fn changed_root(s: &Scene) -> Vec<u8> {
     let mut root = s.image.root[..192].to_vec();
     root[100] ^= 1;

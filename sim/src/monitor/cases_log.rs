@@ -1,11 +1,12 @@
-//! Sequences of operations on the log.
+//! Sequences of operations on the WAL.
 
+use super::scene::Case;
 use super::scene::{ALL, Scene, next_head, next_shards, pages};
-use super::tests::Case;
 use super::{Breach, Event, Rule};
 use crate::fsck::build::{Head, LOG_END, PAGE, SECTOR, SEGMENT, add_payload, frame};
 
-/// LSN 10 fills segment 2, and 11 ends the record in segment 3, whose header is stored last and not synced.
+/// Fills segment 2 with LSN 10 and ends the record with LSN 11 in segment 3. Stores the header of segment 3 last,
+/// without a sync.
 fn over_two_segments(s: &mut Scene) -> Result<(), Breach> {
     let long = add_payload(&(100..125).collect::<Vec<_>>());
     let room = PAGE + 3 * SEGMENT - LOG_END - 32;
@@ -15,7 +16,7 @@ fn over_two_segments(s: &mut Scene) -> Result<(), Breach> {
     s.segment(3, (2, 3, 11))
 }
 
-/// Store and sync of LSN 10 without padding; where it ends.
+/// Stores, syncs and acknowledges LSN 10 without padding. Returns the offset at which it ends.
 fn without_padding(s: &mut Scene) -> Result<usize, Breach> {
     let bytes = frame(2, (1, 3), 10, 9, &add_payload(&[70]));
     s.store("wal", LOG_END, &bytes)?;

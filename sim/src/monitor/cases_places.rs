@@ -1,7 +1,7 @@
-//! Sequences of operations on places that are taken.
+//! Sequences of operations on allocations in use.
 
+use super::scene::Case;
 use super::scene::{ALL, Outcome, Scene, next_head, next_shards, pages};
-use super::tests::Case;
 use super::{Event, Rule};
 use crate::fsck::build::{Head, PAGE};
 
@@ -153,7 +153,7 @@ fn lend(s: &mut Scene) -> Outcome {
     s.see(&Event::Lend { file: "data", offset: 10 * PAGE as u64, len: 100, id: 4 })
 }
 
-/// A root file is made anew with two roots of the next epoch, up to its rename.
+/// Creates a new root file with two roots of the next epoch and renames it to `root`.
 fn other_roots(s: &mut Scene) -> Outcome {
     let head = Head { epoch: 3, segment: 1, offset: 64, ..next_head() };
     let root = s.tree(head, &next_shards())?;

@@ -1,4 +1,4 @@
-//! The log as it grows: the chain of frames from each root's checkpoint on, and what of it is needed.
+//! WAL as it grows: the chain of frames from the checkpoint of each root, and the sectors that must be kept.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,41 +8,41 @@ use crate::fsck::{
     log::{Frame, Header, SEGMENT_HEADER_BYTES, Wal},
 };
 
-/// Epoch, checkpoint, segment and offset of a root: where a chain starts.
+/// Start of a chain: epoch, checkpoint, segment and offset of a root.
 pub(super) type Start = (u64, u64, u64, u64);
 
-/// Length and sum of each frame that was stored whole, by index, epoch and LSN.
+/// Length and checksum of each frame that was stored whole, by index id, epoch and LSN.
 type Given = BTreeMap<(u128, u64, u64), (u64, u32)>;
 
-/// Where a root's log starts.
+/// Returns the start of a root's chain.
 pub(super) fn start_of(root: &RootInfo) -> Start {
     (root.epoch, root.checkpoint, root.segment, root.offset)
 }
 
-/// A frame of a chain.
+/// Frame of a chain.
 #[derive(Clone, Copy, Debug)]
 struct Link {
     lsn: u64,
     padding: bool,
     start: u64,
     end: u64,
-    /// Its segment's number, and which of the file's it is.
+    /// Number of its segment, and the segment's position in the file.
     number: u64,
     place: u64,
 }
 
-/// The frames after a checkpoint, as far as anybody has asked.
+/// Chain of frames after a checkpoint, extended only on demand.
 #[derive(Clone, Debug, Default)]
 struct Chain {
     links: Vec<Link>,
-    /// Links that are known to be durable; until they are stored to they stay so.
+    /// Number of leading links known to be durable. They stay durable until a store overlaps them.
     durable: usize,
-    /// Links that an acknowledged LSN needs, and their bytes in whole sectors.
+    /// Number of leading links that an acknowledged LSN needs. `kept` holds their bytes in whole sectors.
     needed: usize,
     kept: Vec<(u64, u64)>,
 }
 
-/// What the monitor knows of the log.
+/// State of the WAL as the monitor tracks it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Log {
     headers: Vec<Option<Header>>,
@@ -51,7 +51,7 @@ pub(super) struct Log {
 }
 
 impl Chain {
-    /// Follows the frames until one has `lsn`, or there is none.
+    /// Follows the frames until one has `lsn` or the chain ends.
     fn extend(&mut self, root: &RootInfo, wal: &Wal<'_>, headers: &[Option<Header>], lsn: u64) {
         loop {
             let last = self.links.last().copied();
@@ -77,14 +77,14 @@ impl Chain {
         }
     }
 
-    /// Links up to the one that has `lsn`.
+    /// Returns the number of links up to the one with `lsn`; `None` if the chain doesn't reach it.
     fn up_to(&self, lsn: u64) -> Option<usize> {
         let first = self.links.partition_point(|link| link.lsn < lsn);
         let links = self.links.get(first..)?;
         links.iter().position(|link| !link.padding && link.lsn == lsn).map(|index| first + index + 1)
     }
 
-    /// Bytes from `from` to `to` are stored to: nothing from there on is known any more.
+    /// Drops the links from the first one that overlaps `from` to `to`, or all of them if a segment header was stored.
     fn forget(&mut self, from: u64, to: u64, headers: bool) {
         let met = if headers { Some(0) } else { self.links.iter().position(|link| link.start < to && from < link.end) };
         if let Some(met) = met {
@@ -95,13 +95,13 @@ impl Chain {
 }
 
 impl Log {
-    /// Nothing is known of the bytes any more; what was given to whom is.
+    /// Drops everything derived from the bytes. The frames stored so far stay recorded by epoch and LSN.
     pub(super) fn forget_bytes(&mut self) {
         self.headers.clear();
         self.chains.clear();
     }
 
-    /// Keeps the chains of these roots alone.
+    /// Drops all chains except those with the given starts.
     pub(super) fn retain(&mut self, starts: &[Start]) {
         self.chains.retain(|start, _| starts.contains(start));
     }
@@ -111,13 +111,14 @@ impl Log {
         self.headers.extend((known..wal.segments()).map(|place| wal.header(place).ok().flatten()));
     }
 
-    /// The sectors from `from` to `to` that an acknowledged LSN needs.
+    /// Yields the kept ranges that overlap `from` to `to`.
     pub(super) fn keeps(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
         let kept = self.chains.values().flat_map(|chain| &chain.kept);
         kept.filter(move |kept| kept.0 < to && from < kept.1).copied()
     }
 
-    /// Bytes were stored. The frames in them that were given other bytes before, and all of them.
+    /// Applies a store of the bytes `from` to `to` and parses the frames in them. With `ok` false, no frame is recorded
+    /// or compared with an earlier one.
     pub(super) fn stored(&mut self, root: &RootInfo, bytes: &[u8], (from, to): (u64, u64), ok: bool) -> Stored {
         let wal = Wal::new(root, bytes);
         self.read_headers(&wal);
@@ -163,7 +164,7 @@ impl Log {
         None
     }
 
-    /// Whether the log of `root` reaches `lsn`.
+    /// Reports whether the chain of `root` reaches `lsn`.
     pub(super) fn reaches(&mut self, root: &RootInfo, wal: &Shadow, lsn: u64) -> bool {
         let bytes = Wal::new(root, wal.bytes());
         self.read_headers(&bytes);
@@ -172,7 +173,8 @@ impl Log {
         root.checkpoint >= lsn || chain.up_to(lsn).is_some()
     }
 
-    /// Whether the log of `root` up to `lsn` survives every crash; what does not, if not.
+    /// Checks that the chain of `root` up to `lsn` survives every crash. The error describes the first part that
+    /// doesn't.
     pub(super) fn survives(
         &mut self,
         root: &RootInfo,
@@ -208,7 +210,7 @@ impl Log {
         Ok(())
     }
 
-    /// What `lsn` needs of the log of `root` is kept from now on.
+    /// Keeps the sectors that `lsn` needs in the chain of `root`.
     pub(super) fn keep(&mut self, root: &RootInfo, lsn: u64, mutant: Option<MonitorMutant>) {
         let Some(chain) = self.chains.get_mut(&start_of(root)) else { return };
         let Some(needed) = chain.up_to(lsn) else { return };
@@ -226,12 +228,12 @@ impl Log {
     }
 }
 
-/// What was found in bytes that were stored.
+/// Result of parsing stored bytes.
 pub(super) struct Stored {
     /// Epoch and LSN of a frame that had other bytes before.
     pub(super) changed: Option<(u64, u64)>,
-    /// The highest LSN that a frame says is durable.
+    /// Highest LSN that a frame states to be durable.
     pub(super) durable: Option<u64>,
-    /// Whether a closing mark is among the frames.
+    /// Whether the frames include a closing mark.
     pub(super) closes: bool,
 }

@@ -1,15 +1,15 @@
-//! A monitor of the storage protocol: it watches operations as they happen and fails on any that breaks a rule, whether or
-//! not a crash at that point would have shown it.
+//! Monitor of the storage protocol: checks each operation as it happens and fails on any that breaks a rule. A crash at
+//! that point need not show the fault.
 //!
-//! It owns a shadow of every file and of the directory: what a reader sees, and what survives every crash. It reads the
-//! bytes with the parsers of [`fsck`](crate::fsck), and knows of the engine nothing but what FORMAT.md says.
+//! It keeps a shadow of every file and of the directory: the visible bytes, and the bytes that survive every crash. It
+//! parses them with [`fsck`](crate::fsck) and relies only on FORMAT.md, not on the engine.
 //!
 //! # Invariants
-//! 1. Rules speak of bytes and durability, never of what an operation was meant for.
-//! 2. An operation is judged by what was before it, and done in the shadow whether it breaks a rule or not.
-//! 3. What is safe in a shadow survives every crash that the model allows, short of a fault of the medium.
+//! 1. Rules concern bytes and durability, never the purpose of an operation.
+//! 2. An operation is judged by the state before it. The shadow applies it whether it breaks a rule or not.
+//! 3. Bytes that a shadow counts as safe survive every crash that the model allows, except for a fault of the medium.
 //!
-//! A fault of the medium (R13) is told by [`Event::Contents`]; a sync that lies can't be seen.
+//! [`Event::Contents`] reports a fault of the medium (R13). The monitor can't detect a sync that lies.
 
 #[cfg(test)]
 mod cases_create;
@@ -38,172 +38,177 @@ use names::{FileId, Names};
 use roots::Roots;
 use shadow::Shadow;
 
-/// What happens to a storage.
+/// Operation on a storage, or a change of its state.
 ///
-/// An operation that was refused before it did anything is no event. A begin comes before the operation is asked for, an
-/// end after it has answered, and on real threads both under one lock with the operation's own effect.
+/// An operation that was refused before it had any effect is no event. A begin event precedes the call, and an end
+/// event follows its return. On real threads each is reported under one lock together with the effect of the operation.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// The directory is made.
+    /// Creates the directory.
     MakeDir,
-    /// A sync of the directory's parent begins.
+    /// Begins a sync of the directory's parent.
     SyncParentBegin,
-    /// It ends.
+    /// Ends a sync of the directory's parent.
     SyncParentEnd {
-        /// Whether it returned `Ok`.
+        /// Whether the sync returned `Ok`.
         ok: bool,
     },
-    /// A file is made.
+    /// Creates a file.
     Create {
-        /// Its name.
+        /// Name of the file.
         name: &'a str,
     },
-    /// A file gets another name.
+    /// Renames a file.
     Rename {
-        /// The old one.
+        /// Old name.
         from: &'a str,
-        /// The new one.
+        /// New name.
         to: &'a str,
     },
-    /// A name is removed.
+    /// Removes a name.
     Remove {
-        /// It.
+        /// Name to remove.
         name: &'a str,
     },
-    /// A sync of the directory begins.
+    /// Begins a sync of the directory.
     SyncDirBegin,
-    /// It ends.
+    /// Ends a sync of the directory.
     SyncDirEnd {
-        /// Whether it returned `Ok`.
+        /// Whether the sync returned `Ok`.
         ok: bool,
     },
-    /// A file is at least so long from now on. Of an allocation that failed, tell the length that it has left.
+    /// Extends a file to at least a length. After a failed allocation, report the length that the file then has.
     Allocate {
-        /// Its name.
+        /// Name of the file.
         file: &'a str,
-        /// Its length.
+        /// Length in bytes.
         len: u64,
     },
-    /// Bytes are stored.
+    /// Stores bytes into a file.
     Store {
-        /// Into which file.
+        /// Name of the file.
         file: &'a str,
-        /// Where.
+        /// Offset in bytes.
         offset: u64,
-        /// What the range holds afterwards: of a store that failed or was torn, this may be old in part.
+        /// Bytes that the range holds afterwards. After a failed or torn store, some may be old.
         bytes: &'a [u8],
-        /// Whether it was done whole, though the machine may have stopped before anybody heard.
+        /// Whether the store completed. The machine may have stopped before the call returned.
         ok: bool,
     },
-    /// A sync of a file begins.
+    /// Begins a sync of a file.
     SyncBegin {
-        /// Its name.
+        /// Name of the file.
         file: &'a str,
-        /// By which the end is told.
+        /// Identifies the sync in its end event.
         id: u64,
-        /// Offset and length; `None` for all, with the length.
+        /// Offset and length of the range; `None` for the whole file and its length.
         range: Option<(u64, u64)>,
     },
-    /// It ends.
+    /// Ends a sync of a file.
     SyncEnd {
-        /// As at the begin.
+        /// Id from the begin event.
         id: u64,
-        /// Whether it made durable what it covers, though the machine may have stopped before anybody heard.
+        /// Whether the sync made durable what it covers. The machine may have stopped before the call returned.
         ok: bool,
     },
-    /// Bytes are lent.
+    /// Starts a lease of bytes.
     Lend {
-        /// Of which file.
+        /// Name of the file.
         file: &'a str,
-        /// Where.
+        /// Offset in bytes.
         offset: u64,
-        /// How many.
+        /// Length in bytes.
         len: u64,
-        /// By which the return is told.
+        /// Identifies the lease when it ends.
         id: u64,
     },
-    /// They are returned.
+    /// Ends a lease.
     Return {
-        /// As when they were lent.
+        /// Id of the lease.
         id: u64,
     },
-    /// A commit or flush was answered with `Ok`: everything up to this LSN is promised.
+    /// Reports that a commit or flush returned `Ok`: everything up to this LSN is acknowledged.
     Acknowledge {
-        /// It.
+        /// Last acknowledged LSN.
         lsn: u64,
     },
-    /// The machine has crashed. After a power cut [`Contents`](Self::Contents) follows for each file that survived, and
-    /// nothing else did; after a crash of the process for each whose cache is not what it was.
+    /// Reports a crash of the machine.
+    ///
+    /// After a power cut, [`Contents`](Self::Contents) follows for each file that survived; all others are lost. After
+    /// a crash of the process, it follows for each file whose cached bytes changed.
     Crash {
-        /// Whether the power was cut; else the process died.
+        /// Whether it is a power cut; otherwise only the process died.
         power: bool,
     },
-    /// A reader of the file sees these bytes now, and no store has made it so: a crash, a failed sync, a fault.
+    /// Reports visible bytes of a file that no store has produced: after a crash, a failed sync or a fault.
     Contents {
-        /// Its name.
+        /// Name of the file.
         file: &'a str,
-        /// All of it.
+        /// Bytes of the whole file.
         bytes: &'a [u8],
     },
-    /// An open returned `Ok`: writes may be accepted.
+    /// Reports that an open returned `Ok`: writes may be accepted.
     Opened,
 }
 
-/// A rule of the protocol.
+/// Rule of the storage protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
-    /// M1. When a root is stored, every byte that it reaches is durable, and so are the lengths that it names. Else a power
-    /// cut may keep the root and lose what it names: an index that can't be opened.
+    /// M1. When a root is stored, every byte that it reaches and the file lengths that it names must be durable.
+    /// Otherwise a power cut may keep the root and lose those bytes, and the index can't be opened.
     RootBeforeItsBytes,
-    /// M2. When an LSN is acknowledged, each root that a crash may leave reaches it: by its checkpoint, or by a whole chain
-    /// of durable frames and segment headers. Else a power cut, or the rot of one root, loses what was promised.
+    /// M2. When an LSN is acknowledged, every root that a crash may leave must lead to it: by its checkpoint, or by an
+    /// unbroken chain of durable frames and segment headers. Otherwise a power cut or one rotten root loses
+    /// acknowledged data.
     AcknowledgedNotDurable,
-    /// M2, M10. When an LSN is acknowledged, the directory and its entries of `root`, `data` and `wal` are durable. Else a
-    /// power cut takes or exchanges the file, and all that was acknowledged with it.
+    /// M2, M10. When an LSN is acknowledged, the directory and its entries `root`, `data` and `wal` must be durable.
+    /// Otherwise a power cut removes or exchanges a file and loses all acknowledged data in it.
     AcknowledgedWithoutNames,
-    /// M3. No store meets a byte that a retained root reaches: one that a crash may leave in a slot. Else that root names
-    /// bytes that are not its own.
+    /// M3. No store may overlap a byte that a retained root reaches. A root is retained while a crash may leave it in a
+    /// slot. Otherwise that root names foreign bytes.
     StoreIntoRetained,
-    /// M3. No store meets a byte that is lent. Else a reader sees it change.
+    /// M3. No store may overlap leased bytes. Otherwise a reader sees them change.
     StoreIntoLent,
-    /// M4. A root is stored only while the other slot's is valid and durable. Else a torn store leaves no root.
+    /// M4. A root may be stored only while the root in the other slot is valid and durable. Otherwise a torn store
+    /// leaves no root.
     OnlyRootStoredOver,
-    /// M5. No store meets a sector of the log that an acknowledged LSN needs, from the checkpoint of any retained root on.
-    /// Else a torn sector, or the new bytes, end the chain before what was promised.
+    /// M5. No store may overlap a WAL sector that an acknowledged LSN needs, from the checkpoint of any retained root
+    /// on. Otherwise a torn sector or the new bytes end the chain too early.
     StoreIntoNeededLog,
-    /// M6. One sync of a file, or of the directory, at a time. Else an error is reported to one of the two, and the other
-    /// takes what is lost for durable.
+    /// M6. A file or the directory may have only one sync at a time. Otherwise an error is reported to one of two
+    /// syncs, and the other counts the lost bytes as durable.
     SyncsAtOnce,
-    /// M7. After a failed sync nothing is acknowledged before an open. Else what the sync lost is promised: a second one
-    /// returns `Ok` and makes nothing durable.
+    /// M7. After a failed sync nothing may be acknowledged before an open. Otherwise the bytes that the sync lost are
+    /// acknowledged, because a second sync returns `Ok` and makes nothing durable.
     AcknowledgedAfterFailedSync,
-    /// M8. An epoch and LSN never get other bytes. Else a power cut may bring back the record that was dropped.
+    /// M8. An epoch and LSN must always have the same bytes. Otherwise a power cut may bring back a dropped record.
     FrameChanged,
-    /// M9. Before an LSN of an epoch is acknowledged, each root that a crash may leave knows the epoch. Else, when the
-    /// newest rots, the older one drops the epoch's records without a word.
+    /// M9. Before an LSN of an epoch is acknowledged, every root that a crash may leave must have that epoch.
+    /// Otherwise, if the newest root rots, the older one silently drops the records of the epoch.
     EpochUnknown,
-    /// M10. A file gets the name `root` only when its roots, all that they reach and the entries of `data` and `wal` are
-    /// durable. Else a power cut leaves an index whose root or files are not there.
+    /// M10. A file may get the name `root` only when its roots, all that they reach, and the entries `data` and `wal`
+    /// are durable. Otherwise a power cut leaves an index without its roots or files.
     NamedTooEarly,
-    /// M11. No root is stored that does not lead to each acknowledged LSN, by its checkpoint or its log. Else the open after
-    /// it lacks what was promised.
+    /// M11. A stored root must lead to each acknowledged LSN, by its checkpoint or its WAL. Otherwise the next open
+    /// lacks acknowledged data.
     RootForgets,
-    /// M12. What a frame says of durability is true when it is stored. Else a power cut makes a torn end look like a hole,
-    /// and open refuses.
+    /// M12. The durable LSN in a frame must be true when the frame is stored. Otherwise a power cut makes a torn tail
+    /// look like a hole, and open refuses the index.
     FrameClaimsTooMuch,
-    /// M13. No name is taken from `root`, `data` or `wal` while a retained root is there. Else nothing is left to open.
+    /// M13. The names `root`, `data` and `wal` must stay while there is a retained root. Otherwise nothing is left to
+    /// open.
     NameRemoved,
-    /// M14. A closing mark is stored only when the newest root is durable. Else the open after it, which stores nothing, goes on
-    /// from a root that is in the cache alone.
+    /// M14. A closing mark may be stored only when the newest root is durable. Otherwise the next open, which stores
+    /// nothing, builds on a root that is only in the page cache.
     ClosedTooEarly,
 }
 
-/// An operation that breaks a rule.
+/// Operation that broke a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Breach {
-    /// The rule.
+    /// Rule that was broken.
     pub rule: Rule,
-    /// What was done.
+    /// Description of the operation.
     pub what: String,
 }
 
@@ -219,7 +224,7 @@ fn breach<T>(rule: Rule, what: impl Into<String>) -> Result<T, Breach> {
     Err(Breach { rule, what: what.into() })
 }
 
-/// Watches one storage. A clone goes on from the same state, and shares what neither changes.
+/// Monitor of one storage. A clone continues from the same state and shares unchanged parts.
 #[derive(Clone, Debug)]
 pub struct Monitor {
     page: u64,
@@ -231,18 +236,18 @@ pub struct Monitor {
     log: Log,
     loans: BTreeMap<u64, (FileId, u64, u64)>,
     syncs: BTreeMap<u64, FileId>,
-    /// The last LSN that was acknowledged.
+    /// Last acknowledged LSN.
     acknowledged: u64,
-    /// The last LSN that is known to survive every crash.
+    /// Last LSN known to survive every crash.
     durable: u64,
     failed: bool,
-    /// Nothing was stored since the last crash, or since a file got the name `root`.
+    /// Whether nothing was stored since the last crash, or since a file got the name `root`.
     quiet: bool,
     mutant: Option<MonitorMutant>,
 }
 
 impl Monitor {
-    /// A storage without a directory, of this page and sector size.
+    /// Creates a monitor of a storage without a directory, with the given page and sector size.
     #[must_use]
     pub fn new(page: usize, sector: usize) -> Self {
         Self {
@@ -263,7 +268,7 @@ impl Monitor {
         }
     }
 
-    /// The same with a mistake, which the tests of the monitor must find.
+    /// Adds a deliberate mistake to the monitor, which its tests must detect.
     #[must_use]
     pub fn with_mutant(mut self, mutant: MonitorMutant) -> Self {
         self.mutant = Some(mutant);
@@ -274,10 +279,10 @@ impl Monitor {
         self.mutant == Some(mutant)
     }
 
-    /// Takes an operation into account.
+    /// Applies an event and checks it against the rules.
     ///
     /// # Errors
-    /// If it breaks a rule.
+    /// Returns a [`Breach`] if the event breaks a rule.
     pub fn see(&mut self, event: &Event<'_>) -> Result<(), Breach> {
         match *event {
             Event::MakeDir => self.names.make_dir(),
@@ -385,7 +390,7 @@ impl Monitor {
         self.loans.clear();
         self.syncs.clear();
         if power {
-            // Ids go on, so that no file of before is taken for one of after.
+            // `next` isn't reset, so file ids from before the crash are never reused.
             self.log.forget_bytes();
             self.files.clear();
             self.names = Names::default();

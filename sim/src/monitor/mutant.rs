@@ -1,44 +1,44 @@
-//! Small mistakes of the monitor itself, each of which its tests find.
+//! Deliberate mistakes in the monitor, each of which its tests must detect.
 
-/// A mistake.
+/// Mistake in the monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MonitorMutant {
-    /// What was stored while a sync ran is durable when it ends.
+    /// Bytes stored during a sync count as durable when the sync ends.
     CapturesAtTheEnd,
-    /// A file is as long as it was last made.
+    /// The durable length of a file isn't compared.
     ForgetsLengths,
     /// A sync of a range makes the length durable.
     RangeSyncKeepsLength,
-    /// What a failed sync left is durable after the next good one.
+    /// Bytes of a failed sync stay dirty, so that the next successful sync makes them durable.
     FailedSyncStaysDirty,
-    /// Only the newest root's bytes are kept.
+    /// Only the newest root is retained.
     IgnoresSecondSlot,
-    /// A root that is stored counts as the only one of its slot.
+    /// A stored root replaces the older versions of its slot at once.
     ForgetsDurableVersion,
     /// Extents need not be durable.
     IgnoresExtents,
-    /// Names need not be durable.
+    /// Directory entries need not be durable.
     IgnoresNames,
-    /// Lent bytes are not kept.
+    /// Stores into leased bytes are allowed.
     IgnoresLoans,
-    /// A frame's bytes are kept, the rest of its sector is not.
+    /// The bytes of a needed frame are kept, but not the rest of its sectors.
     KeepsBytesNotSectors,
-    /// Segments' headers need not be durable.
+    /// Segment headers need not be durable.
     IgnoresHeaders,
-    /// An acknowledged LSN must be in the newest root's log alone.
+    /// Only roots of the newest epoch must lead to an acknowledged LSN.
     AsksNewestRootAlone,
-    /// A good sync after a failed one allows acknowledgements again.
+    /// A successful sync after a failed one allows acknowledgements again.
     GoodSyncForgives,
-    /// A crash of the process makes what the cache holds durable.
+    /// A crash of the process makes the cached bytes durable.
     ProcessCrashSyncs,
-    /// What a rename did is durable at once.
+    /// A rename makes the directory entries durable at once.
     RenameIsDurable,
-    /// Whatever a frame says of durability is believed.
+    /// The durable LSN in a frame isn't checked.
     BelievesFrames,
 }
 
 impl MonitorMutant {
-    /// All of them.
+    /// All mistakes.
     pub const ALL: [Self; 16] = [
         Self::CapturesAtTheEnd,
         Self::ForgetsLengths,

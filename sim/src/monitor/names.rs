@@ -1,37 +1,37 @@
-//! The directory: which file a name names, and whether that survives every crash.
+//! Directory entries: the file that each name refers to, and whether the entry survives every crash.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::mutant::MonitorMutant;
 
-/// A file, whatever its name.
+/// Identifies a file independently of its name.
 pub(super) type FileId = u64;
 
-/// What is known of a name's last change.
+/// State of the last change of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     Pending,
-    /// Part of the sync that is under way.
+    /// Covered by the sync in progress.
     Captured,
-    /// A sync failed: until the process dies no later one makes it durable (R8, R10).
+    /// A sync failed. No later sync makes the change durable until the process dies (R8, R10).
     Lost,
 }
 
-/// The entries.
+/// Entries of the directory in the cache and on the device.
 ///
 /// # Invariants
-/// 1. A name without a change names the same on the device and in the cache.
+/// 1. A name without a change refers to the same file on the device and in the cache.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     current: BTreeMap<String, FileId>,
     durable: BTreeMap<String, FileId>,
     changes: BTreeMap<String, Change>,
     captured: Option<BTreeMap<String, FileId>>,
-    /// Files that `root` has named since that was last certain.
+    /// Files that the name `root` may refer to since the entry was last certain.
     roots: BTreeSet<FileId>,
-    /// By which an open handle may still call its file.
+    /// Names under which an open handle may still refer to its file.
     handles: BTreeMap<String, FileId>,
-    /// Of the directory itself, in its parent.
+    /// Pending change of the directory's own entry in its parent.
     parent: Option<Change>,
 }
 
@@ -40,17 +40,17 @@ impl Names {
         self.current.get(name).or_else(|| self.handles.get(name)).copied()
     }
 
-    /// Whether a crash that leaves the directory leaves what the name names now.
+    /// Reports whether the name refers to the same file after any crash that leaves the directory.
     pub(super) fn is_certain(&self, name: &str) -> bool {
         self.current.contains_key(name) && !self.changes.contains_key(name)
     }
 
-    /// Whether every crash leaves the name, of whichever file.
+    /// Reports whether the name survives every crash, regardless of the file.
     pub(super) fn is_durable(&self, name: &str) -> bool {
         self.durable.contains_key(name) && self.current.contains_key(name)
     }
 
-    /// Whether a crash leaves the directory.
+    /// Reports whether the directory survives every crash.
     pub(super) fn is_directory_certain(&self) -> bool {
         self.parent.is_none()
     }
@@ -59,7 +59,7 @@ impl Names {
         self.captured.is_some()
     }
 
-    /// Every file that `root` may name after a crash.
+    /// Returns every file that `root` may refer to after a crash.
     pub(super) fn roots(&self) -> impl Iterator<Item = FileId> + '_ {
         let named = self.durable.get("root").into_iter().chain(self.current.get("root"));
         named.copied().chain(self.roots.iter().copied()).collect::<BTreeSet<_>>().into_iter()
@@ -117,7 +117,7 @@ impl Names {
         if !ok {
             return self.turn(Change::Captured, Change::Lost);
         }
-        // What was changed meanwhile is pending still.
+        // Changes made after the sync began stay pending.
         self.changes.retain(|name, change| {
             let done = *change == Change::Captured;
             if done {
@@ -138,7 +138,8 @@ impl Names {
         self.changes.values_mut().filter(|change| **change == from).for_each(|change| *change = to);
     }
 
-    /// The process died: what a failed sync forgot is pending again, for entries can't be stored anew.
+    /// Applies a crash of the process. Changes lost by a failed sync become pending again, because an entry can't be
+    /// stored a second time.
     pub(super) fn process_crash(&mut self) {
         self.captured = None;
         self.turn(Change::Lost, Change::Pending);
@@ -149,7 +150,7 @@ impl Names {
         self.handles.clear();
     }
 
-    /// A file survived a power cut.
+    /// Adds a file that survived a power cut.
     pub(super) fn survived(&mut self, name: &str, file: FileId) {
         self.current.insert(name.to_owned(), file);
         self.durable.insert(name.to_owned(), file);

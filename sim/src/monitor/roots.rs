@@ -1,9 +1,9 @@
-//! The roots that a crash may leave, and the rules about them.
+//! Roots that a crash may leave, and the rules about them.
 //!
 //! # Invariants
-//! 1. A slot's versions are all that a crash may leave in it, oldest first; the last is what a reader sees. One version
-//!    alone is certain.
-//! 2. A root is retained from its store on, until another one is certain in its slot.
+//! 1. The versions of a slot are all that a crash may leave in it, oldest first. The last one is the visible one. A
+//!    slot with only one version is certain.
+//! 2. A root is retained from its store until another root is certain in its slot.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,17 +14,17 @@ use crate::fsck::{
     walk,
 };
 
-/// A root, and the bytes of `data` that it reaches, ascending.
+/// Root with the ascending byte ranges of `data` that it reaches.
 #[derive(Debug)]
 pub(super) struct Root {
     info: RootInfo,
     reach: Vec<(u64, u64)>,
 }
 
-/// What a crash may leave in a slot; `None` is no root.
+/// Versions that a crash may leave in a slot; `None` is an invalid root.
 type Versions = Vec<Option<Arc<Root>>>;
 
-/// The slots of each file that had roots stored into it.
+/// Versions of both slots of each file that is or may become `root`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Roots {
     slots: BTreeMap<FileId, [Versions; 2]>,
@@ -32,12 +32,12 @@ pub(super) struct Roots {
 }
 
 impl Roots {
-    /// Bytes have changed by no store.
+    /// Records that bytes have changed without a store, so that the slots must be parsed again.
     pub(super) fn unread(&mut self) {
         self.unread = true;
     }
 
-    /// A sync of the file has ended: what is durable now is certain.
+    /// Makes the visible versions of a file certain where a sync has made them durable.
     pub(super) fn resolve(&mut self, file: FileId, shadow: &Shadow, page: u64, mutant: Option<MonitorMutant>) {
         let Some(slots) = self.slots.get_mut(&file) else { return };
         for (versions, at) in slots.iter_mut().zip([0, page]) {
@@ -49,7 +49,7 @@ impl Roots {
         }
     }
 
-    /// The root of a slot, if a crash leaves nothing else.
+    /// Returns the root of a slot, if a crash can leave nothing else there.
     fn certain(&self, file: FileId, slot: usize) -> Option<&Arc<Root>> {
         match self.slots.get(&file)?.get(slot)?.as_slice() {
             [Some(root)] => Some(root),
@@ -62,14 +62,14 @@ fn newest(roots: &[Arc<Root>]) -> Option<&Arc<Root>> {
     roots.iter().max_by_key(|root| root.info.order())
 }
 
-/// Those of `ranges`, ascending and apart, that a store from `from` to `to` meets.
+/// Yields the ranges that overlap `from` to `to`. `ranges` must be ascending and disjoint.
 fn met(ranges: &[(u64, u64)], from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
     let first = ranges.partition_point(|range| range.1 <= from);
     ranges.iter().skip(first).take_while(move |range| range.0 < to).copied()
 }
 
 impl Monitor {
-    /// The roots that a crash may leave in a file of the name `root`.
+    /// Returns the roots that a crash may leave in any file of the name `root`.
     pub(super) fn retained(&self) -> impl Iterator<Item = &Arc<Root>> {
         let all = !self.makes(MonitorMutant::IgnoresSecondSlot);
         let newest = if all { None } else { self.versions().map(|root| root.info.order()).max() };
@@ -88,13 +88,13 @@ impl Monitor {
         self.files.get(&self.names.find(name)?).cloned()
     }
 
-    /// Drops what no retained root needs.
+    /// Drops WAL chains that no retained root needs.
     pub(super) fn forget_roots(&mut self) {
         let starts: Vec<_> = self.retained().map(|root| start_of(&root.info)).collect();
         self.log.retain(&starts);
     }
 
-    /// Reads the slots anew if their bytes have changed by no store, and what is needed of the log.
+    /// Parses the slots again if bytes have changed without a store, and updates the needed WAL sectors.
     pub(super) fn read_roots(&mut self) {
         if !std::mem::take(&mut self.roots.unread) {
             return;
@@ -115,7 +115,7 @@ impl Monitor {
         self.keep_log();
     }
 
-    /// What the last acknowledged LSN needs of the log is kept, whichever root a crash leaves.
+    /// Marks the WAL sectors that the last acknowledged LSN needs as kept, for every retained root that leads to it.
     fn keep_log(&mut self) {
         let Some(wal) = self.shadow_of("wal") else { return };
         for root in self.retained_now() {
@@ -131,14 +131,15 @@ impl Monitor {
         parse_root(bytes, at).ok()
     }
 
-    /// The bytes of `data` that a root reaches, and what keeps them from being all there and durable.
+    /// Returns the bytes of `data` that a root reaches, and the first reason why they aren't all valid and durable.
     fn reach(&self, root: &RootInfo) -> (Vec<(u64, u64)>, Option<String>) {
         let Some((data, wal)) = self.shadow_of("data").zip(self.shadow_of("wal")) else {
             return (Vec::new(), Some("a file is not there".into()));
         };
         let mutant = self.mutant;
         let (tree, findings) = walk(root, data.bytes(), Level::Metadata, None);
-        // Damaged cells are a fault of the medium, which a search has not come upon yet: the next root names them again.
+        // Damaged cells are a fault of the medium that no search has found yet. The next root names them again, so they
+        // are no breach.
         let mut wrong = findings.iter().find(|finding| finding.part != Part::Cells).map(ToString::to_string);
         let mut reach = vec![(0, HEADER_BYTES)];
         for run in &tree.runs {
@@ -164,7 +165,7 @@ impl Monitor {
         (reach, wrong)
     }
 
-    /// Takes a store into account.
+    /// Applies a store and checks the rules about it.
     pub(super) fn store(&mut self, name: &str, offset: u64, bytes: &[u8], ok: bool) -> Result<(), Breach> {
         self.quiet = false;
         self.read_roots();
@@ -187,7 +188,7 @@ impl Monitor {
         before.and(after)
     }
 
-    /// The rules about what a store may not meet.
+    /// Checks the rules about bytes that a store must not overlap.
     fn may_store(&self, name: &str, file: FileId, from: u64, bytes: &[u8]) -> Result<(), Breach> {
         let to = from.saturating_add(bytes.len() as u64);
         let lent = self.loans.values().find(|loan| loan.0 == file && loan.1 < to && from < loan.2);
@@ -241,7 +242,7 @@ impl Monitor {
                 None => (None, None, None),
             };
             if let Some(root) = &root {
-                // LSNs that the root has dropped are given anew in its epoch.
+                // The new epoch assigns the LSNs after the checkpoint again, so they no longer count as durable.
                 let newer = self.retained().all(|other| other.info.epoch < root.info.epoch);
                 self.durable = if newer { self.durable.min(root.info.checkpoint) } else { self.durable };
             }
@@ -262,7 +263,7 @@ impl Monitor {
         broken
     }
 
-    /// What a root that leads not to the last acknowledged LSN lacks.
+    /// Describes why a root doesn't lead to the last acknowledged LSN; `None` if it does.
     fn forgets(&mut self, root: &RootInfo) -> Option<String> {
         let lsn = self.acknowledged;
         let reaches =
@@ -293,13 +294,13 @@ impl Monitor {
         Ok(())
     }
 
-    /// Roots that every crash leaves.
+    /// Returns the roots that every crash leaves.
     fn certain_roots(&self) -> Vec<Arc<Root>> {
         let files = self.names.roots().flat_map(|file| [(file, 0), (file, 1)]);
         files.filter_map(|(file, slot)| self.roots.certain(file, slot)).cloned().collect()
     }
 
-    /// A file gets another name.
+    /// Applies a rename and checks the rules about it.
     pub(super) fn rename(&mut self, from: &str, to: &str) -> Result<(), Breach> {
         self.read_roots();
         let judged = self.may_rename(from, to);
@@ -335,13 +336,13 @@ impl Monitor {
         Ok(())
     }
 
-    /// Whether each file of the name `root` that a crash may leave has a durable root, and it leaves one.
+    /// Reports whether the name `root` survives every crash, and each file it may then refer to has a certain root.
     fn is_root_in_every_file(&self) -> bool {
         let has_root = |file| (0..2).any(|slot| self.roots.certain(file, slot).is_some());
         self.names.is_durable("root") && self.names.roots().all(has_root)
     }
 
-    /// Everything up to an LSN is promised.
+    /// Applies the acknowledgement of everything up to an LSN and checks the rules about it.
     pub(super) fn acknowledge(&mut self, lsn: u64) -> Result<(), Breach> {
         self.read_roots();
         let judged = self.may_acknowledge(lsn);
@@ -356,16 +357,17 @@ impl Monitor {
             return breach(Rule::AcknowledgedAfterFailedSync, format!("LSN {lsn}, and no open since a sync failed"));
         }
         if lsn <= self.acknowledged && self.quiet {
-            // Said before, and judged then. A new root file under a name that is not durable takes nothing of it away: it gets
-            // the name only when its roots are durable (M10), and the file before it leads there too, as long as nothing is stored.
+            // This LSN was acknowledged and judged before, and nothing was stored since the last crash or rename to
+            // `root`. A new root file whose entry isn't durable loses nothing: it gets the name only when its roots are
+            // durable (M10), and the previous root file also leads to this LSN.
             return Ok(());
         }
         if !self.names.is_directory_certain() && !self.makes(MonitorMutant::IgnoresNames) {
             return breach(Rule::AcknowledgedWithoutNames, format!("LSN {lsn}, and the directory is not durable"));
         }
         for name in ["root", "data", "wal"] {
-            // Nothing was stored since another file got the name: then it is the same whichever of them a crash leaves, if
-            // each has a durable root. Where these lead is judged below.
+            // Nothing was stored since another file got the name. Either file may be `root` after a crash, if each has
+            // a durable root. The chains of these roots are checked below.
             let either = name == "root" && self.quiet && self.is_root_in_every_file();
             if !self.names.is_certain(name) && !either && !self.makes(MonitorMutant::IgnoresNames) {
                 return breach(

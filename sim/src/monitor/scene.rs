@@ -1,6 +1,6 @@
-//! Plays operations to a monitor, and keeps the files as they are afterwards.
+//! Test driver: reports operations to a monitor and keeps the files as they are afterwards.
 
-use super::{Breach, Event, Monitor, MonitorMutant};
+use super::{Breach, Event, Monitor, MonitorMutant, Rule};
 use crate::fsck::build::{
     Head, ID, Image, LOG_END, LOG_START, PAGE, SECTOR, SEGMENT, Shard, Tweaks, add_payload, created, frame, image,
     padding, put_tree, segment_header, shards,
@@ -8,7 +8,10 @@ use crate::fsck::build::{
 
 pub type Outcome = Result<(), Breach>;
 
-/// A storage and its monitor.
+/// Test sequence: its name, whether it starts with an index, its operations, and the rule that it breaks.
+pub type Case = (&'static str, bool, fn(&mut Scene) -> Outcome, Option<Rule>);
+
+/// Storage with its monitor.
 #[derive(Clone)]
 pub struct Scene {
     pub monitor: Monitor,
@@ -16,15 +19,15 @@ pub struct Scene {
     syncs: u64,
 }
 
-/// All of a file.
+/// Range of a sync of the whole file.
 pub const ALL: Option<(u64, u64)> = None;
 
-/// A page's bytes.
+/// Returns the offset and the length of a range of pages.
 pub fn pages(first: usize, pages: usize) -> Option<(u64, u64)> {
     Some(((first * PAGE) as u64, (pages * PAGE) as u64))
 }
 
-/// A root of the next generation in slot 1: checkpoint 9, behind the log of [`image`]; shard 0 has grown.
+/// Returns a root of generation 7 in slot 1, with checkpoint 9 at the end of the WAL of [`image`].
 pub fn next_head() -> Head {
     Head {
         slot: 1,
@@ -38,7 +41,7 @@ pub fn next_head() -> Head {
     }
 }
 
-/// The shards of that root.
+/// Returns the shards of the root of [`next_head`]: shard 0 has one more posting.
 pub fn next_shards() -> Vec<Shard> {
     let [_, mut next] = shards();
     next[0].state = 27;
@@ -47,7 +50,7 @@ pub fn next_shards() -> Vec<Shard> {
 }
 
 impl Scene {
-    /// An empty storage.
+    /// Creates an empty storage.
     pub fn empty(mutant: Option<MonitorMutant>) -> Self {
         let monitor = Monitor::new(PAGE, SECTOR);
         let monitor = mutant.map_or(monitor.clone(), |mutant| monitor.with_mutant(mutant));
@@ -55,7 +58,7 @@ impl Scene {
         Self { monitor, image: nothing, syncs: 0 }
     }
 
-    /// The index of [`image`] after a power cut: all of it is durable. LSN 9 was acknowledged.
+    /// Creates the index of [`image`] after a power cut, so that all of it is durable. LSN 9 is acknowledged.
     pub fn open(mutant: Option<MonitorMutant>) -> Self {
         let mut scene = Self::empty(mutant);
         scene.image = image();
@@ -76,7 +79,7 @@ impl Scene {
         }
     }
 
-    /// The power is cut, all that was in the cache has survived, and an open has succeeded.
+    /// Cuts the power, lets all cached bytes survive, and opens the index.
     pub fn power_cut(&mut self) -> Outcome {
         self.see(&Event::Crash { power: true })?;
         let Image { root, data, wal } = self.image.clone();
@@ -86,7 +89,7 @@ impl Scene {
         self.see(&Event::Opened)
     }
 
-    /// The process dies, and an open has succeeded.
+    /// Crashes the process and opens the index.
     pub fn process_crash(&mut self) -> Outcome {
         self.see(&Event::Crash { power: false })?;
         self.see(&Event::Opened)
@@ -127,7 +130,8 @@ impl Scene {
         self.see(&Event::Acknowledge { lsn })
     }
 
-    /// Stores what a root reaches and is not there yet; the root's bytes.
+    /// Stores the bytes of `data` that a root reaches and that differ from those present. Returns the bytes of the
+    /// root.
     pub fn tree(&mut self, head: Head, shards: &[Shard]) -> Result<Vec<u8>, Breach> {
         let mut next = self.image.clone();
         put_tree(&mut next, head, shards, &Tweaks::default());
@@ -150,7 +154,7 @@ impl Scene {
         self.sync("root", pages(slot, 1))
     }
 
-    /// Everything of a flush to a root of this head, but the log.
+    /// Performs a flush to a root with this head, without the sync of the WAL.
     pub fn flush(&mut self, head: Head, shards: &[Shard]) -> Outcome {
         let root = self.tree(head, shards)?;
         self.sync("data", ALL)?;
@@ -158,7 +162,7 @@ impl Scene {
         self.sync_root(head.slot)
     }
 
-    /// Appends an add at `at` of `wal`, padded, in one store; where the next one goes.
+    /// Appends an add at offset `at` of `wal` in one store, padded to its sector. Returns the offset of the next frame.
     pub fn append(
         &mut self,
         at: usize,
@@ -171,19 +175,19 @@ impl Scene {
         Ok(at + bytes.len())
     }
 
-    /// Appends, syncs and acknowledges LSN 10.
+    /// Appends LSN 10, syncs and acknowledges it.
     pub fn commit_ten(&mut self) -> Outcome {
         self.append(LOG_END, (2, 10, 9), 70)?;
         self.sync("wal", Some((LOG_END as u64, 128)))?;
         self.ack(10)
     }
 
-    /// The header of a segment, at `place` of the file.
+    /// Stores a segment header at position `place` of the file.
     pub fn segment(&mut self, place: usize, (epoch, number, first): (u64, u64, u64)) -> Outcome {
         self.store("wal", PAGE + place * SEGMENT, &segment_header(ID, epoch, number, first))
     }
 
-    /// A create, without the steps that are named.
+    /// Creates an index without the named steps.
     pub fn create(&mut self, without: &[&str]) -> Outcome {
         let new = created();
         let does = |step| !without.contains(&step);
@@ -204,7 +208,7 @@ impl Scene {
         if does("C4") { self.sync_dir(true) } else { Ok(()) }
     }
 
-    /// Makes the root file anew, up to its rename.
+    /// Creates a new root file and renames it to `root`.
     pub fn root_file(&mut self, roots: &[u8], sync: bool, sync_dir: bool) -> Outcome {
         let name = "root.new";
         self.see(&Event::Create { name })?;
@@ -221,7 +225,7 @@ impl Scene {
         self.see(&Event::Rename { from: name, to: "root" })
     }
 
-    /// A recovery to epoch 3 with checkpoint `checkpoint`; the twin too, if it is wanted.
+    /// Recovers to epoch 3 with this checkpoint. Stores the twin root too if `twin` is set.
     pub fn recover(&mut self, checkpoint: u64, twin: bool) -> Outcome {
         let head = Head { epoch: 3, checkpoint, segment: 1, offset: SECTOR as u64, ..next_head() };
         self.flush(head, &next_shards())?;
@@ -231,7 +235,7 @@ impl Scene {
         Ok(())
     }
 
-    /// The first commit of epoch 3, of LSN 10, in the file's last segment, up to its acknowledgement.
+    /// Commits LSN 10 as the first of epoch 3, in the last segment of the file, and acknowledges it.
     pub fn commit_in_epoch_three(&mut self) -> Outcome {
         self.segment(3, (3, 1, 10))?;
         self.append(PAGE + 3 * SEGMENT + SECTOR, (3, 10, 9), 70)?;
@@ -239,7 +243,7 @@ impl Scene {
         self.ack(10)
     }
 
-    /// Where the log of the older root alone lies.
+    /// Returns the offset of the part of the WAL that only the older root needs.
     pub fn old_log() -> usize {
         LOG_START
     }

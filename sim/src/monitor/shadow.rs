@@ -1,43 +1,42 @@
-//! One file as a reader sees it, and which of its bytes survive every crash.
+//! Shadow of one file: its visible bytes, and which of them survive every crash.
 //!
 //! # Invariants
-//! 1. A safe byte is the same on the device and in the cache, whatever a crash picks, as long as the durable length
-//!    covers it.
-//! 2. Each dirty byte lies in a range of `dirty`, each captured one in a range of the sync that is under way.
+//! 1. A safe byte within the durable length is the same on the device and in the cache, for every outcome of a crash.
+//! 2. Each dirty byte lies in a range of `dirty`. Each captured byte lies in a range of the sync in progress.
 
 use super::mutant::MonitorMutant;
 
-/// On the device, and nothing else.
+/// The device and the cache hold the same byte.
 const SAFE: u8 = 0;
-/// Stored since the last good sync.
+/// Stored since the last successful sync.
 const DIRTY: u8 = 1;
-/// Dirty, and part of the sync that is under way.
+/// Dirty and covered by the sync in progress.
 const CAPTURED: u8 = 2;
-/// In the cache after a sync that failed: no later sync makes it durable, until it is stored anew (R8, R10).
+/// Only in the cache after a failed sync. No later sync makes the byte durable until it is stored again (R8, R10).
 const LOST: u8 = 3;
 
-/// A range of bytes.
+/// Range of bytes: start and end.
 type Bytes = (u64, u64);
 
-/// A sync under way.
+/// Sync in progress.
 #[derive(Clone, Debug)]
 struct Sync {
     covers: Bytes,
     captured: Vec<Bytes>,
-    /// The length, if it is a sync of the whole file.
+    /// Length of the file at the start, if the sync covers the whole file.
     len: Option<u64>,
 }
 
-/// What the monitor knows of a file.
+/// State of a file as the monitor tracks it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shadow {
     bytes: Vec<u8>,
     state: Vec<u8>,
-    /// Stored since the last sync began that covered it.
+    /// Ranges stored since the start of the last sync that covered them, and ranges of failed syncs.
     dirty: Vec<Bytes>,
     any_lost: bool,
     durable_len: u64,
-    /// Whether a failed sync has forgotten the length.
+    /// Whether a failed sync has lost the length.
     len_lost: bool,
     sync: Option<Sync>,
 }
@@ -47,7 +46,7 @@ fn index(at: u64) -> usize {
 }
 
 impl Shadow {
-    /// A file that survived a power cut: all that is there is durable.
+    /// Creates the shadow of a file that survived a power cut: all its bytes are durable.
     pub(super) fn durable(bytes: &[u8]) -> Self {
         let (len, state) = (bytes.len() as u64, vec![SAFE; bytes.len()]);
         Self { bytes: bytes.to_vec(), state, durable_len: len, ..Self::default() }
@@ -61,7 +60,7 @@ impl Shadow {
         self.sync.is_some()
     }
 
-    /// What a reader sees is this, by no store.
+    /// Replaces the visible bytes after a change that no store has made.
     pub(super) fn show(&mut self, bytes: &[u8]) {
         if bytes.len() != self.bytes.len() {
             self.durable_len = bytes.len() as u64;
@@ -76,17 +75,17 @@ impl Shadow {
             self.bytes.resize(index(len), 0);
             self.state.resize(index(len), SAFE);
         }
-        // Allocating anew mends what a failed sync has forgotten.
+        // A new allocation makes the length pending again after a failed sync.
         self.len_lost = false;
     }
 
-    /// Whether a store of `bytes` at `offset` makes another version of a byte from `start` to `end`. Equal bytes on safe ones
-    /// do not.
+    /// Reports whether a store of `bytes` at `offset` creates a new version of a byte from `start` to `end`. Storing an
+    /// equal byte over a safe one doesn't.
     pub(super) fn changes(&self, offset: u64, bytes: &[u8], start: u64, end: u64) -> bool {
         let held = self.bytes.iter().zip(&self.state).skip(index(offset));
         let skip = index(start.saturating_sub(offset));
         let take = index(end.saturating_sub(start.max(offset)));
-        // What is behind the end of the file is no byte of it yet.
+        // A byte past the end of the file has no version before the store.
         let grows = offset.saturating_add(bytes.len() as u64).min(end) > self.bytes.len() as u64;
         grows || held.zip(bytes).skip(skip).take(take).any(|((held, state), byte)| *state != SAFE || held != byte)
     }
@@ -96,7 +95,7 @@ impl Shadow {
         self.allocate_for(end);
         let (mut from, mut to) = (offset, end);
         if self.any_lost {
-            // The whole sector is written again, and so is what was lost in it.
+            // A store writes whole sectors again, including their lost bytes.
             (from, to) = (offset / sector * sector, end.next_multiple_of(sector).min(self.bytes.len() as u64));
             for state in self.state.iter_mut().take(index(to)).skip(index(from)).filter(|state| **state == LOST) {
                 *state = DIRTY;
@@ -104,7 +103,7 @@ impl Shadow {
         }
         let held = self.bytes.iter_mut().zip(self.state.iter_mut()).skip(index(offset));
         for ((held, state), byte) in held.zip(bytes) {
-            // Equal bytes on a safe one are no other version.
+            // Storing an equal byte over a safe one creates no version.
             if *state != SAFE || *held != *byte {
                 (*held, *state) = (*byte, DIRTY);
             }
@@ -122,7 +121,8 @@ impl Shadow {
         }
     }
 
-    /// A sync begins, of a range or of all: what its pages hold now is what it may make durable.
+    /// Begins a sync of a range, in whole pages, or of the whole file. It captures the dirty bytes: only these can
+    /// become durable.
     pub(super) fn begin(&mut self, range: Option<Bytes>, page: u64) {
         let (from, to) = match range {
             Some((_, 0)) => (0, 0),
@@ -148,7 +148,7 @@ impl Shadow {
         self.sync = Some(Sync { covers: (from, to), captured, len });
     }
 
-    /// The sync that is under way ends.
+    /// Ends the sync in progress.
     pub(super) fn end(&mut self, ok: bool, mutant: Option<MonitorMutant>) {
         let Some(Sync { covers, captured, len }) = self.sync.take() else { return };
         let failed = if mutant == Some(MonitorMutant::FailedSyncStaysDirty) { DIRTY } else { LOST };
@@ -170,7 +170,7 @@ impl Shadow {
         }
     }
 
-    /// The process died: the cache lives on, with what was dirty, and what a sync was about.
+    /// Applies a crash of the process. The cache survives, and captured bytes become dirty again.
     pub(super) fn process_crash(&mut self, mutant: Option<MonitorMutant>) {
         if let Some(Sync { captured, .. }) = self.sync.take() {
             for range in captured {
@@ -189,7 +189,8 @@ impl Shadow {
         }
     }
 
-    /// Whether bytes survive every crash. Without a range the length alone is asked for.
+    /// Reports whether the bytes survive every crash. For an empty range, only the durable length is compared with
+    /// `end`.
     pub(super) fn is_durable(&self, start: u64, end: u64, mutant: Option<MonitorMutant>) -> bool {
         let long = end <= self.durable_len || mutant == Some(MonitorMutant::ForgetsLengths);
         let state = self.state.get(index(start)..index(end));

@@ -1,21 +1,18 @@
-//! Sequences of operations, each with the rule that it breaks or none; and which mistakes of the monitor they find.
+//! Tests of the monitor: each sequence must break its rule or none, and each mistake of the monitor must be detected.
 
 use super::cases_create::CREATE;
 use super::cases_flush::FLUSH;
 use super::cases_log::LOG;
 use super::cases_places::PLACES;
-use super::scene::{ALL, Outcome, Scene, next_head, next_shards};
+use super::scene::{ALL, Case, Outcome, Scene, next_head, next_shards};
 use super::*;
 use crate::fsck::build::{LOG_END, PAGE};
-
-/// A sequence: its name, whether it begins with an index, what it does, the rule that it breaks.
-pub(super) type Case = (&'static str, bool, fn(&mut Scene) -> Outcome, Option<Rule>);
 
 fn cases() -> impl Iterator<Item = &'static Case> {
     [CREATE, FLUSH, PLACES, LOG].into_iter().flatten()
 }
 
-/// The rule that a case breaks, with a mistake of the monitor or none.
+/// Returns the rule that a case breaks, with an optional mistake in the monitor.
 fn broken(case: &Case, mutant: Option<MonitorMutant>) -> Option<Rule> {
     let mut scene = if case.1 { Scene::open(mutant) } else { Scene::empty(mutant) };
     rule(case.2(&mut scene))

@@ -1,9 +1,9 @@
-//! The directory's entries as the running system has them and as the device has them (R7).
+//! Directory entries, in the running system and on the device (R7).
 //!
 //! # Invariants
 //! 1. Without pending changes both are equal, unless a sync of the directory failed or lied.
-//! 2. A file has at most one entry in what the running system sees.
-//! 3. A directory that does not exist has no entries and nothing pending.
+//! 2. A file has at most one entry in the running system.
+//! 3. A directory that does not exist has no entries and no pending changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +11,10 @@ use rand::{RngExt, rngs::ChaCha8Rng};
 
 use super::mutant::{SimMutant, wrong};
 
-/// A file, whatever its name.
+/// Number of a file, independent of its name.
 pub(super) type FileId = u64;
 
-/// A change of entries. It names the file, so that any subset of changes can be applied.
+/// Change of directory entries. It contains the file number, so any subset of changes can be applied.
 #[derive(Clone, Debug, Hash)]
 pub(super) enum Change {
     Create { name: String, file: FileId },
@@ -29,7 +29,8 @@ impl Change {
                 entries.insert(name.clone(), *file);
             }
             Self::Rename { from, to, file } => {
-                // Atomic: both names change, or neither. The old one may be another file's by now, or was never durable.
+                // Atomic: both names change, or neither. The old name may belong to another file by now, or may never
+                // have become durable.
                 if entries.get(from) == Some(file) {
                     entries.remove(from);
                 }
@@ -41,7 +42,7 @@ impl Change {
         }
     }
 
-    /// What it does, for people.
+    /// Returns a readable description of the change.
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Create { name, .. } => format!("create {name}"),
@@ -51,14 +52,14 @@ impl Change {
     }
 }
 
-/// What the parent's device knows of the directory.
+/// Durability of the directory itself, on the device of its parent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum InParent {
-    /// A power cut decides.
+    /// A power cut decides whether the directory survives.
     #[default]
     Pending,
     Durable,
-    /// A sync failed or lied, so that later ones do nothing.
+    /// A sync of the parent failed or lied, so later syncs have no effect.
     Lost,
 }
 
@@ -68,7 +69,7 @@ pub(super) struct Directory {
     in_parent: InParent,
     entries: BTreeMap<String, FileId>,
     durable: BTreeMap<String, FileId>,
-    /// In the order in which they were made.
+    /// Pending changes, in the order in which they were made.
     pending: Vec<Change>,
     /// Whether a sync failed or lied, so that changes may be neither durable nor pending.
     forgot: bool,
@@ -79,7 +80,7 @@ impl Directory {
         self.exists
     }
 
-    /// Whether a power cut decides if the directory survives.
+    /// Reports whether a power cut decides if the directory survives.
     pub(super) fn is_at_risk(&self) -> bool {
         self.exists && self.in_parent == InParent::Pending
     }
@@ -113,14 +114,14 @@ impl Directory {
         }
     }
 
-    /// R8 for the parent: the directory is durable now, or no later sync makes it so.
+    /// Fails a sync of the parent (R8): the directory is durable at once, or later syncs can't make it durable.
     pub(super) fn fail_sync_parent(&mut self, rng: &mut ChaCha8Rng) {
         if self.is_at_risk() {
             self.in_parent = if rng.random() { InParent::Durable } else { InParent::Lost };
         }
     }
 
-    /// R13.
+    /// Lies about a sync of the parent (R13): later syncs can't make the directory durable.
     pub(super) fn lie_about_sync_parent(&mut self) {
         if self.is_at_risk() {
             self.in_parent = InParent::Lost;
@@ -133,7 +134,8 @@ impl Directory {
         }
     }
 
-    /// R8: any subset has reached the device; of the rest, no later sync knows.
+    /// Fails a sync of the directory (R8): a random subset of the changes reaches the device. Later syncs do not store
+    /// the rest.
     pub(super) fn fail_sync(&mut self, rng: &mut ChaCha8Rng) {
         if wrong(SimMutant::FailedDirSyncKeepsPending) {
             return;
@@ -146,14 +148,14 @@ impl Directory {
         self.forgot = true;
     }
 
-    /// R13: nothing has reached the device, and no later sync mends that.
+    /// Lies about a sync of the directory (R13): nothing reaches the device, and later syncs do not store the changes.
     pub(super) fn lie_about_sync(&mut self) {
         self.pending.clear();
         self.forgot = true;
     }
 
-    /// The process died (R10). What a failed sync forgot is pending again: entries cannot be stored anew as bytes can,
-    /// so a recovery that syncs the directory before it relies on it shall be safe.
+    /// Applies a process crash (R10). Changes that a failed sync has lost become pending again. Entries can't be stored
+    /// again like bytes, so this makes a recovery safe that syncs the directory before it relies on it.
     pub(super) fn process_crash(&mut self) {
         if self.in_parent == InParent::Lost {
             self.in_parent = InParent::Pending;
@@ -163,7 +165,7 @@ impl Directory {
         }
     }
 
-    /// A power cut: the directory survives, or it does not, and of the pending changes those that `survives` says, in
+    /// Applies a power cut: the directory survives or not, and the pending changes chosen by `survives` are applied in
     /// their order.
     pub(super) fn power_cut(&mut self, dir_survives: bool, mut survives: impl FnMut(usize) -> bool) {
         let mut first = None;
@@ -189,7 +191,7 @@ impl Directory {
         self.entries.clone_from(&self.durable);
     }
 
-    /// All files that may have a name after a power cut.
+    /// Returns all files that may have a name after a power cut.
     pub(super) fn reachable(&self) -> BTreeSet<FileId> {
         let changed = self.pending.iter().filter_map(|change| match change {
             Change::Create { file, .. } | Change::Rename { file, .. } => Some(*file),
@@ -199,7 +201,7 @@ impl Directory {
     }
 }
 
-/// The changes that lead from one set of entries to another; a rename stays one change, for it is atomic.
+/// Returns the changes that lead from one set of entries to another. A rename stays one change, because it is atomic.
 fn difference(from: &BTreeMap<String, FileId>, to: &BTreeMap<String, FileId>) -> Vec<Change> {
     let old_name = |file: &FileId| from.iter().find(|(name, id)| *id == file && to.get(*name) != Some(file));
     let mut changes = Vec::new();

@@ -1,9 +1,9 @@
-//! The whole disk, cache and device, and what a crash makes of it.
+//! Simulated disk: page cache, device, and the effect of crashes on them.
 //!
 //! # Invariants
-//! 1. [`Disk::choices`] and [`Disk::crash`] go through the same places in the same order, so that a list of picks says
+//! 1. [`Disk::choices`] and [`Disk::crash`] visit the same places in the same order, so a list of picks determines
 //!    exactly one outcome.
-//! 2. Every entry, pending ones too, names an inode that is there.
+//! 2. Every directory entry, including pending ones, refers to an existing inode.
 
 use std::collections::BTreeMap;
 
@@ -11,42 +11,42 @@ use rand::rngs::ChaCha8Rng;
 
 use super::{
     directory::{Change, Directory, FileId},
-    inode::{Geometry, Inode},
+    inode::{Inode, PageSizes},
     mutant::{SimMutant, wrong},
 };
 
-/// What stops the machine.
+/// Kind of a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CrashKind {
-    /// The process dies: the page cache lives on, dirty pages too (R10).
+    /// The process dies. The page cache survives with its dirty pages (R10).
     Process,
-    /// The power goes: what was not synced survives or not, piece by piece (R3, R6, R7).
+    /// The power fails. State that was not synced survives or not, piece by piece (R3, R6, R7).
     Power,
 }
 
-/// What a crash decides about.
+/// Subject of one decision of a crash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// Whether the directory itself survives (R7).
     Directory,
-    /// Whether a change of entries survives (R7).
+    /// Whether a change of directory entries survives (R7).
     Entry(String),
-    /// How long a file is, and how much space it has (R6).
+    /// Length and allocation of a file (R6).
     Extent(String),
-    /// Which version a sector of a file holds (R3).
+    /// Version of a sector of a file (R3).
     Sector(String, u64),
-    /// Whether the cache keeps a sector that a failed sync left there (R8, R10).
+    /// Whether the cache keeps a sector that a failed or lying sync left only there (R8, R10).
     Cached(String, u64),
 }
 
-/// One independent decision of a crash.
+/// Independent decision of a crash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Choice {
-    /// What it is about.
+    /// Subject of the decision.
     pub place: Place,
-    /// How many outcomes there are. Outcome 0 is what was durable before.
+    /// Number of outcomes. Outcome 0 is the state that was durable before.
     pub options: usize,
-    /// The outcome in which the latest change survived whole.
+    /// Outcome in which the latest change survived completely.
     pub newest: usize,
 }
 
@@ -58,16 +58,16 @@ impl Choice {
 
 #[derive(Clone, Debug, Hash)]
 pub(super) struct Disk {
-    pub(super) geometry: Geometry,
+    pub(super) geometry: PageSizes,
     pub(super) directory: Directory,
     pub(super) inodes: BTreeMap<FileId, Inode>,
     next_file: FileId,
-    /// Whether files keep what sectors held before.
+    /// Whether files keep the bytes that sectors held before their last change.
     history: bool,
 }
 
 impl Disk {
-    pub(super) fn new(geometry: Geometry) -> Self {
+    pub(super) fn new(geometry: PageSizes) -> Self {
         Self { geometry, directory: Directory::default(), inodes: BTreeMap::new(), next_file: 0, history: false }
     }
 
@@ -94,12 +94,13 @@ impl Disk {
         true
     }
 
-    /// Space that files with a name take.
+    /// Returns the allocated bytes of all files that have a name.
     pub(super) fn used(&self) -> u64 {
         self.directory.entries().values().map(|file| self.inodes[file].allocated()).sum()
     }
 
-    /// Everything that a crash decides, each independently of all others. `garbage` adds an outcome to each sector.
+    /// Returns all decisions of a crash, which are independent of each other. `garbage` adds one outcome to each
+    /// sector.
     pub(super) fn choices(&self, kind: CrashKind, garbage: bool) -> Vec<Choice> {
         let mut choices = Vec::new();
         if kind == CrashKind::Power {
@@ -131,7 +132,7 @@ impl Disk {
         choices
     }
 
-    /// Crashes: one pick for each choice.
+    /// Applies a crash, with one pick for each choice.
     pub(super) fn crash(&mut self, kind: CrashKind, picks: &[usize], rng: &mut ChaCha8Rng) {
         let mut picks = picks.iter().copied();
         let mut next = || picks.next().unwrap_or_else(|| panic!("a crash needs one pick for each choice"));
@@ -162,12 +163,12 @@ impl Disk {
                 }
             }
         }
-        // Files that only open handles held are gone.
+        // Files without a name were kept only by open handles, which the crash has ended.
         let named = self.directory.reachable();
         self.inodes.retain(|file, _| named.contains(file));
     }
 
-    /// An inode that exists by invariant 2.
+    /// Returns an inode, which exists by invariant 2.
     pub(super) fn inode(&mut self, file: FileId) -> &mut Inode {
         self.inodes.get_mut(&file).unwrap_or_else(|| panic!("file {file} is on the disk"))
     }

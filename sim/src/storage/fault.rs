@@ -1,31 +1,31 @@
-//! What is planned to go wrong: a queue of faults, each armed when the one before it has fired.
+//! Planned faults: a queue in which each fault is armed when the one before it has fired.
 
 use std::{collections::VecDeque, fmt, io, str::FromStr};
 
-use super::{machine::Stop, trace::Op};
+use super::trace::Op;
 
-/// What goes wrong at one operation.
+/// Fault at one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// The machine stops there (R11).
+    /// The machine stops at the operation (R11).
     Stop(Stop),
-    /// A sync fails, and the pages are clean all the same (R8); with `full` the error says that the disk is full.
+    /// A sync fails, and the pages become clean nevertheless (R8). With `full`, the error reports a full disk.
     FailSync {
         /// `ENOSPC` instead of `EIO`.
         full: bool,
     },
     /// A sync returns `Ok` and does nothing (R13).
     LieAtSync,
-    /// At a sync of a file one dirty sector is written elsewhere in the file (R13).
+    /// A sync of a file writes one dirty sector to another place in the file (R13).
     Misdirect,
-    /// A store fails, and any of its sectors is stored (R9).
+    /// A store fails after storing any of its sectors (R9).
     FailStore {
         /// `ENOSPC` instead of `EIO`.
         full: bool,
     },
-    /// An allocation, a creation or a renaming finds no space (R9); of an allocation a part may be done.
+    /// An allocation, a creation or a rename finds no space (R9). An allocation may be done in part.
     NoSpace,
-    /// A creation, renaming or removal fails, and nothing is done.
+    /// A creation, rename or removal fails, and nothing is done.
     FailEntry,
     /// A read by copying fails (R13).
     FailRead,
@@ -33,12 +33,12 @@ pub enum Fault {
     StaleRead,
     /// A bit of some file flips, on the device and in the cache (R13).
     Rot,
-    /// The clock jumps by so many milliseconds (R14).
+    /// The clock jumps by this number of milliseconds (R14).
     ClockJump(i64),
 }
 
 impl Fault {
-    /// Whether it can fire at an operation that changes or syncs something.
+    /// Reports whether the fault can fire at this operation, which changes or syncs something.
     pub(super) fn fits(self, op: Op) -> bool {
         match self {
             Self::Stop(_) | Self::Rot | Self::ClockJump(_) => true,
@@ -52,7 +52,7 @@ impl Fault {
     }
 }
 
-/// The kind of error that a fault shows as.
+/// Returns the kind of the error that a fault returns.
 pub(super) fn error_kind(full: bool) -> io::ErrorKind {
     if full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other }
 }
@@ -106,11 +106,11 @@ impl FromStr for Fault {
     }
 }
 
-/// Faults to come, in order.
+/// Queue of planned faults.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Plan {
     queue: VecDeque<(u64, Fault)>,
-    /// Operations done when the first of the queue was armed.
+    /// Number of operations done when the first fault of the queue was armed.
     armed_at: u64,
 }
 
@@ -122,7 +122,7 @@ impl Plan {
         self.queue.push_back((after, fault));
     }
 
-    /// The first of the queue, if it is due by operation number `now` and `fits`.
+    /// Removes and returns the first fault of the queue if it is due at operation `now` and `fits` accepts it.
     pub(super) fn take(&mut self, now: u64, fits: impl Fn(Fault) -> bool) -> Option<Fault> {
         let &(after, fault) = self.queue.front()?;
         if now < self.armed_at + after || !fits(fault) {
@@ -133,8 +133,21 @@ impl Plan {
         Some(fault)
     }
 
-    /// Forgets all that is to come.
+    /// Removes all planned faults.
     pub(super) fn clear(&mut self) {
         self.queue.clear();
     }
+}
+
+/// State of the operation at which [`crash_after`](super::SimStorage::crash_after) or [`Fault::Stop`] stops the
+/// machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stop {
+    /// The operation is not done.
+    Before,
+    /// A store is done for a random number of its first sectors. Any other operation is done as with
+    /// [`After`](Self::After).
+    Torn,
+    /// The operation is done, but returns an error.
+    After,
 }

@@ -1,4 +1,4 @@
-//! Handles of simulated files, and the bytes they lend.
+//! Handles of simulated files, and the bytes leased from them.
 
 use std::{
     io,
@@ -17,24 +17,23 @@ use super::{
     directory::FileId,
     disk::Disk,
     fault::Fault,
-    inode::{Extent, Inode},
+    inode::{FileExtent, Inode},
     locked,
-    machine::{Flight, Machine, OnceFault, SyncFault},
+    machine::{Flight, Machine, OnceFault, SyncFault, path_of},
     mutant::{SimMutant, wrong},
-    path_of,
     trace::{Op, OpInfo},
 };
 
-/// Loans are aligned as their offset is, up to this.
+/// Maximum alignment of a lease in bytes. Below it, a lease is aligned as its offset.
 const LOAN_ALIGN: usize = 64;
 
-/// An open file of a [`SimStorage`](super::SimStorage).
+/// Open file of a [`SimStorage`](super::SimStorage).
 #[derive(Debug)]
 pub struct SimFile {
     machine: Arc<Mutex<Machine>>,
     boot: u64,
     file: FileId,
-    /// By which it was opened or created.
+    /// Name by which the file was opened or created.
     name: String,
 }
 
@@ -51,7 +50,7 @@ impl SimFile {
         OpInfo::file(op, &self.name, offset, len, purpose)
     }
 
-    /// A sync, in the three ways it may go.
+    /// Runs a sync: as it should be, or with the planned fault, which is a lie, a failure or a misdirected sector.
     fn sync(
         &self,
         info: OpInfo,
@@ -97,20 +96,20 @@ impl StorageFile for SimFile {
             let has = machine.disk.inodes[&self.file].allocated();
             let wanted = len.saturating_sub(has);
             let free = match machine.once.take() {
-                // By order: some of what is wanted is there.
+                // Planned fault: a random part of the requested space is there, but not all.
                 Some(_) => wanted.saturating_sub(1).min(machine.chance.next().random_range(0..=wanted)),
                 None => machine.capacity.map_or(u64::MAX, |all| all.saturating_sub(machine.disk.used())),
             };
             if wanted <= free || wrong(SimMutant::SpaceWithoutEnd) {
                 machine.counters.allocations += 1;
-                machine.disk.inode(self.file).grow(Extent { len, allocated: len });
+                machine.disk.inode(self.file).grow(FileExtent { len, allocated: len });
                 return Ok(());
             }
             machine.counters.refused_allocations += 1;
             if machine.chance.next().random() {
-                // What there was is taken all the same.
+                // The remaining space is allocated although the call fails (R9).
                 let got = has + free;
-                machine.disk.inode(self.file).grow(Extent { len: got, allocated: got });
+                machine.disk.inode(self.file).grow(FileExtent { len: got, allocated: got });
             }
             Err(io::ErrorKind::StorageFull.into())
         })
@@ -208,7 +207,7 @@ impl StorageFile for SimFile {
                 None => inode.sync_all(),
             },
             None => inode.land(captured),
-            // One sector more or less: this covers what came meanwhile, too.
+            // The misdirection also syncs state stored since the sync began. That is at most more than promised.
             Some(SyncFault::Misdirect) => {
                 let (offset, len) = range.unwrap_or((0, u64::MAX));
                 inode.misdirect(offset, len, &mut machine.chance.next());
@@ -230,14 +229,14 @@ impl StorageFile for SimFile {
 }
 
 impl SimFile {
-    /// [`StorageFile::write_at`]; safe here, for what is lent is a copy. A store to lent bytes is the end all the same: on a
-    /// real disk it would be undefined behaviour.
+    /// Stores bytes, as [`StorageFile::write_at`]. It is safe here, because leased bytes are copies. A store to leased
+    /// bytes panics nevertheless, because on a real disk it is undefined behaviour.
     ///
     /// # Errors
-    /// As there.
+    /// Returns the errors of [`StorageFile::write_at`].
     ///
     /// # Panics
-    /// If bytes of the range are lent, or in a hole.
+    /// If bytes of the range are leased, or lie in a hole.
     pub fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
         let info = self.info(Op::Store, offset, bytes.len() as u64, purpose);
         locked(&self.machine).run(self.boot, info, |machine, info, torn| {
@@ -264,17 +263,18 @@ impl SimFile {
         })
     }
 
-    /// [`StorageFile::lend`]; safe here, for what is lent is a copy.
+    /// Leases bytes, as [`StorageFile::lend`]. It is safe here, because leased bytes are copies.
     ///
     /// # Errors
-    /// As there.
+    /// Returns the errors of [`StorageFile::lend`].
     pub fn lend(&self, offset: u64, len: usize) -> Result<SimLent> {
         let mut machine = locked(&self.machine);
         machine.counters.loans += 1;
         let range = machine.look(self.boot).and_then(|()| machine.end_of(self.file, offset, len as u64));
         let end = range.map_err(self.error("lend"))?;
         machine.note_read(self.file, offset..end, true);
-        // Room to move within, until the address is to 64 what the offset is, and no better.
+        // Leaves room to choose a start whose address equals the offset modulo 64, so the alignment is never better
+        // than promised.
         let mut bytes = vec![0; len + LOAN_ALIGN];
         let above = bytes.as_ptr() as usize % LOAN_ALIGN;
         let start = (LOAN_ALIGN + offset as usize % LOAN_ALIGN - above) % LOAN_ALIGN;
@@ -289,7 +289,7 @@ impl SimFile {
     }
 }
 
-/// Bytes of a file as they were when lent. Until the last clone is dropped, a store to them panics.
+/// Bytes of a file as they were when leased. Until the last clone is dropped, a store to them panics.
 #[derive(Clone, Debug)]
 pub struct SimLent {
     loan: Arc<Loan>,
@@ -315,7 +315,7 @@ impl Deref for SimLent {
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        // A crash has forgotten all loans; tokens are never used twice.
+        // A crash has removed all leases. Tokens are never reused, so this removes no lease of a later boot.
         if let Some(loans) = locked(&self.machine).loans.get_mut(&self.file) {
             loans.remove(&self.token);
         }

@@ -1,9 +1,9 @@
-//! The machine that a simulated disk is in: what runs on it, what is planned to go wrong, and what was seen.
+//! Machine of a simulated disk: handles and locks in use, planned faults, and records of operations.
 //!
 //! # Invariants
-//! 1. Only handles of the running boot do anything; a crash starts the next one.
+//! 1. Only handles of the running boot have any effect. A crash starts the next boot.
 //! 2. Once the machine has stopped, nothing changes until it crashes.
-//! 3. No store touches bytes that are lent (the engine's duty; a breach panics).
+//! 3. No store touches leased bytes. The engine must ensure this, and a breach panics.
 
 use std::{collections::BTreeMap, io, ops::Range};
 
@@ -11,56 +11,50 @@ use rand::{RngExt as _, SeedableRng, rngs::ChaCha8Rng};
 use shardex::error::{LockHolder, Result, ShardexError};
 
 use super::{
+    crash::Captured,
     directory::FileId,
     disk::Disk,
-    fault::{Fault, Plan, error_kind},
-    inode::Captured,
+    fault::{Fault, Plan, Stop, error_kind},
     trace::{Counters, Op, OpInfo},
 };
+use std::{
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
-/// How the operation ends at which [`crash_after`](super::SimStorage::crash_after) stops the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stop {
-    /// Nothing of it is done.
-    Before,
-    /// Of a store, its first sectors, any number of them, are done; anything else as [`After`](Self::After).
-    Torn,
-    /// It is done, but nobody hears of it.
-    After,
-}
-
-/// What a sync does instead of syncing, once.
+/// Fault of the next sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SyncFault {
-    /// R8.
+    /// The sync fails (R8).
     Fail(io::ErrorKind),
-    /// R13.
+    /// The sync returns `Ok` and does nothing (R13).
     Lie,
-    /// R13: a sector goes elsewhere.
+    /// One sector is written to another place (R13).
     Misdirect,
 }
 
-/// A sync that has begun and not ended.
+/// Sync under way.
 #[derive(Clone, Debug)]
 pub(super) struct Flight {
     pub(super) file: FileId,
     pub(super) captured: Captured,
-    /// What it does instead, at its end.
+    /// Fault that takes effect at the end of the sync.
     pub(super) fault: Option<SyncFault>,
 }
 
-/// What a store or an allocation does instead, once.
+/// Fault of the current operation, which is a store, an allocation or a change of directory entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnceFault {
-    /// R9.
+    /// The store fails (R9).
     FailStore(io::ErrorKind),
-    /// R9.
+    /// The operation finds no space (R9).
     NoSpace,
-    /// A change of entries fails.
+    /// The change of directory entries fails.
     FailEntry,
 }
 
-/// What decides where chance does: a generator for each question, so that an image can be asked the same ones.
+/// Source of random decisions. Each decision gets its own generator, derived from the seed and its number, so an image
+/// repeats the same decisions.
 #[derive(Clone, Debug)]
 pub(super) struct Chance {
     seed: u64,
@@ -74,7 +68,7 @@ impl Chance {
 
     pub(super) fn next(&mut self) -> ChaCha8Rng {
         self.asked += 1;
-        // An odd factor, so that neighbouring seeds do not ask for each other's generators.
+        // An odd factor, so that neighbouring seeds do not share generators.
         ChaCha8Rng::seed_from_u64(self.seed.wrapping_add(self.asked.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
     }
 }
@@ -84,36 +78,36 @@ pub(super) struct Machine {
     pub(super) disk: Disk,
     pub(super) chance: Chance,
     pub(super) boot: u64,
-    /// The files that are locked: the token of each lock, and who holds it.
+    /// Locked files, each with the token of the lock and its holder.
     pub(super) locks: BTreeMap<FileId, (u64, LockHolder)>,
-    /// Lent ranges by file.
+    /// Leased ranges of each file, by token.
     pub(super) loans: BTreeMap<FileId, BTreeMap<u64, Range<u64>>>,
-    /// The last number given to a lock or a loan.
+    /// Last token given to a lock, a lease or a sync.
     pub(super) last_token: u64,
-    /// Bytes that files may take in all.
+    /// Maximum number of bytes of all files together.
     pub(super) capacity: Option<u64>,
     pub(super) sync_fault: Option<SyncFault>,
-    /// Syncs that have begun.
+    /// Syncs under way, by token.
     pub(super) flights: BTreeMap<u64, Flight>,
     pub(super) store_fault: Option<io::ErrorKind>,
-    /// For the operation that is being done.
+    /// Fault of the current operation.
     pub(super) once: Option<OnceFault>,
-    /// What goes wrong later.
+    /// Planned faults.
     pub(super) plan: Plan,
     /// Milliseconds by which the clock has jumped.
     pub(super) clock_jumped: i64,
-    /// Reads of these ranges of these files fail.
+    /// Ranges of each file whose reads fail.
     pub(super) unreadable: BTreeMap<FileId, Vec<Range<u64>>>,
     pub(super) garbage: bool,
     pub(super) trace: Option<Vec<OpInfo>>,
-    /// What was read, while somebody wants to know.
+    /// Reads since the list was started; `None` if no list is kept. The flag marks a lease.
     pub(super) read_log: Option<Vec<(FileId, Range<u64>, bool)>>,
-    /// Operations, as errors name them, and the files, that failed since somebody asked.
+    /// Failed operations since the last query: the verb used in errors, and the file.
     pub(super) failures: Vec<(&'static str, String)>,
     pub(super) counters: Counters,
-    /// Operations begun that change or sync something.
+    /// Number of operations begun that change or sync something.
     pub(super) operations: u64,
-    /// The operation, counted as above, at which the machine stops, and how.
+    /// Number of the operation at which the machine stops, and the state that it leaves.
     pub(super) stop_at: Option<(u64, Stop)>,
     pub(super) stopped: bool,
 }
@@ -151,12 +145,12 @@ impl Machine {
         self.last_token
     }
 
-    /// Whether a handle of `boot` may look at the disk.
+    /// Checks that a handle belongs to the running boot.
     pub(super) fn look(&self, boot: u64) -> io::Result<()> {
         if boot == self.boot { Ok(()) } else { Err(io::Error::other("power lost: this handle is of before the crash")) }
     }
 
-    /// The same for an operation in the directory, which must exist.
+    /// Checks that a handle belongs to the running boot and that the directory exists.
     pub(super) fn enter(&self, boot: u64) -> io::Result<()> {
         self.look(boot)?;
         if self.disk.directory.exists() { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
@@ -166,29 +160,11 @@ impl Machine {
         self.disk.directory.entries().get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Does an operation that changes or syncs something, unless the power is gone or goes at it.
-    ///
-    /// `act` is told whether it is to be torn.
-    pub(super) fn run<T>(
-        &mut self,
-        boot: u64,
-        info: OpInfo,
-        act: impl FnOnce(&mut Self, &OpInfo, bool) -> io::Result<T>,
-    ) -> Result<T> {
-        let fail = |info: &OpInfo, e| ShardexError::io(info.op.verb(), super::path_of(&info.file), e);
-        let gone = || io::Error::other("power lost");
-        self.look(boot).map_err(|e| fail(&info, e))?;
-        if self.stopped {
-            self.counters.refused_without_power += 1;
-            return Err(fail(&info, gone()));
-        }
-        self.operations += 1;
-        if let Some(trace) = &mut self.trace {
-            trace.push(info.clone());
-        }
+    /// Arms the faults planned for the operation that begins.
+    fn arm(&mut self, op: Op) {
         let now = self.operations;
-        // Two faults may meet at one operation: a jump of the clock, and what the disk does.
-        while let Some(fault) = self.plan.take(now, |fault| fault.fits(info.op)) {
+        // One operation may get several faults: rot and clock jumps do not exclude a fault of the disk.
+        while let Some(fault) = self.plan.take(now, |fault| fault.fits(op)) {
             match fault {
                 Fault::Stop(stop) => {
                     self.stop_at = Some((now, stop));
@@ -211,17 +187,40 @@ impl Machine {
                 break;
             }
         }
+    }
+
+    /// Runs an operation that changes or syncs something, unless the power has failed or fails at it.
+    ///
+    /// The last argument of `act` is true if the operation must be torn.
+    pub(super) fn run<T>(
+        &mut self,
+        boot: u64,
+        info: OpInfo,
+        act: impl FnOnce(&mut Self, &OpInfo, bool) -> io::Result<T>,
+    ) -> Result<T> {
+        let fail = |info: &OpInfo, e| ShardexError::io(info.op.verb(), path_of(&info.file), e);
+        let gone = || io::Error::other("power lost");
+        self.look(boot).map_err(|e| fail(&info, e))?;
+        if self.stopped {
+            self.counters.refused_without_power += 1;
+            return Err(fail(&info, gone()));
+        }
+        self.operations += 1;
+        if let Some(trace) = &mut self.trace {
+            trace.push(info.clone());
+        }
+        self.arm(info.op);
         match self.stop_at {
             Some((at, stop)) if at == self.operations => {
                 self.stopped = true;
                 if stop != Stop::Before {
-                    // Nobody hears whether it succeeded.
+                    // The machine has stopped, so the caller gets an error in any case.
                     let _ = act(self, &info, stop == Stop::Torn);
                 }
                 Err(fail(&info, gone()))
             }
             _ => act(self, &info, false).map_err(|e| {
-                // A name that is there, or is not, is nothing that goes wrong.
+                // Errors of the caller, such as an existing or missing name, are not failures of the disk.
                 if !matches!(
                     e.kind(),
                     io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
@@ -233,26 +232,26 @@ impl Machine {
         }
     }
 
-    /// Notes what is read.
+    /// Records a read in the list, if one is kept.
     pub(super) fn note_read(&mut self, file: FileId, range: Range<u64>, lent: bool) {
         if let Some(log) = &mut self.read_log {
             log.push((file, range, lent));
         }
     }
 
-    /// Notes an operation that failed by order or for want of space.
+    /// Records an operation that failed by a fault or for lack of space.
     pub(super) fn note_failure(&mut self, verb: &'static str, file: &str) {
         self.failures.push((verb, file.to_owned()));
     }
 
-    /// The fault planned for the sync that is being done, counted as fired.
+    /// Takes the fault planned for the current sync and counts the sync.
     pub(super) fn take_sync_fault(&mut self, op: Op) -> Option<SyncFault> {
         let fault = self.sync_fault.take();
         self.count_sync(fault, op);
         fault
     }
 
-    /// Counts a sync that has ended, one way or another.
+    /// Counts a sync that has ended, as a success or by its fault.
     pub(super) fn count_sync(&mut self, fault: Option<SyncFault>, op: Op) {
         match fault {
             Some(SyncFault::Fail(_)) => self.counters.failed_syncs += 1,
@@ -263,8 +262,8 @@ impl Machine {
         }
     }
 
-    /// A bit flips in some file that has bytes: half of the time in bytes that are lent, which will be read again. They are
-    /// seen changed as soon as they are lent anew.
+    /// Flips a bit in a random file that is not empty. If bytes are leased, it chooses leased bytes half of the time,
+    /// because they are read again. A lease is a copy, so only later leases return the changed byte.
     fn rot(&mut self) {
         let files: Vec<FileId> = self.disk.directory.entries().values().copied().collect();
         let files: Vec<FileId> = files.into_iter().filter(|file| !self.disk.inodes[file].cache().is_empty()).collect();
@@ -289,13 +288,14 @@ impl Machine {
         }
     }
 
-    /// What is planned for a read by copying.
+    /// Takes the fault planned for a read by copying.
     pub(super) fn take_read_fault(&mut self) -> Option<Fault> {
         let now = self.operations;
         self.plan.take(now, |fault| matches!(fault, Fault::FailRead | Fault::StaleRead))
     }
 
-    /// R9: a store into space that is not there is a fault in a mapping; one into lent bytes breaks the contract.
+    /// Panics at a store into a hole or to leased bytes. The first is a fault in a mapping (R9), the second breaks the
+    /// contract.
     pub(super) fn assert_may_store(&self, file: FileId, info: &OpInfo) {
         let (from, to) = (info.offset, info.offset + info.len);
         let allocated = self.disk.inodes[&file].allocated();
@@ -306,7 +306,7 @@ impl Machine {
         }
     }
 
-    /// The end of a range within a file.
+    /// Returns the end of a range. Fails with `UnexpectedEof` if it is past the end of the file.
     pub(super) fn end_of(&self, file: FileId, offset: u64, len: u64) -> io::Result<u64> {
         let file_len = self.disk.inodes[&file].cache().len() as u64;
         offset.checked_add(len).filter(|end| *end <= file_len).ok_or_else(|| {
@@ -314,4 +314,16 @@ impl Machine {
             io::Error::new(io::ErrorKind::UnexpectedEof, what)
         })
     }
+}
+
+/// Path of the simulated directory.
+pub(super) const PATH: &str = "/sim/index";
+
+pub(super) fn path_of(name: &str) -> PathBuf {
+    if name.is_empty() { PathBuf::from(PATH) } else { PathBuf::from(PATH).join(name) }
+}
+
+pub(super) fn locked(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
+    // A panic under this lock reports a broken contract before anything has changed, so the state is consistent.
+    machine.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,145 +1,70 @@
-//! A directory in memory that loses what a power cut may take.
+//! Simulated storage: a directory in memory that loses state at a power cut.
 //!
-//! It owns the simulated disk and the machine around it: page cache, device, handles, locks, loans, planned faults and
-//! the trace of what was asked. There is no thread and no clock; chance comes from seeds alone, so a run repeats.
+//! It contains the simulated disk and its machine: page cache, device, handles, locks, leases, planned faults and the
+//! trace of operations. It uses no thread and no clock. All random decisions follow from seeds, so runs are
+//! reproducible.
 //!
 //! # Invariants
-//! 1. After a power cut the disk holds a state that R3, R6 and R7 allow, and over all picks every such state.
-//! 2. After a crash the machine is another: handles, locks and loans of before do nothing any more (R12).
-//! 3. An [`Image`] shares nothing that changes with the storage it came from.
+//! 1. After a power cut the disk holds a state that R3, R6 and R7 allow. Every allowed state is reachable by some
+//!    picks.
+//! 2. After a crash, handles, locks and leases of earlier boots have no effect (R12).
+//! 3. An [`Image`] shares no mutable state with its storage.
 
+mod contract;
+mod crash;
 mod directory;
 mod disk;
 mod fault;
 mod file;
+mod image;
 mod inode;
+mod lock;
 mod machine;
 mod mutant;
 mod trace;
 
 use std::{
-    hash::{Hash as _, Hasher as _},
     io,
     ops::Range,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use rand::{RngExt, rngs::ChaCha8Rng};
-use shardex::{
-    env::Clock,
-    error::{LockHolder, Result, ShardexError},
-    storage::{Purpose, Storage, StorageLock},
-};
+use shardex::{env::Clock, error::Result};
 
 pub use disk::{Choice, CrashKind, Place};
-pub use fault::Fault;
+pub use fault::{Fault, Stop};
 pub use file::{SimFile, SimLent};
-pub use machine::Stop;
+pub use image::Image;
+pub use lock::SimLock;
 pub use mutant::{SimMutant, set_sim_mutant};
 pub use trace::{Counters, Op, OpInfo, TraceEntry};
 
-use directory::{Change, FileId};
+use directory::FileId;
 use disk::Disk;
-use inode::Geometry;
-use machine::{Chance, Machine, OnceFault, SyncFault};
+use inode::PageSizes;
+use machine::{Chance, Machine, SyncFault, locked};
 use mutant::wrong;
 
-/// Where the simulated directory is.
-const PATH: &str = "/sim/index";
-
-fn path_of(name: &str) -> PathBuf {
-    if name.is_empty() { PathBuf::from(PATH) } else { PathBuf::from(PATH).join(name) }
-}
-
-/// A simulated directory. Clones are handles of one machine and die together when it crashes, all but the one that
-/// [`crash`](Self::crash) was called on.
+/// Simulated directory. Clones are handles of the same machine. A crash invalidates all of them except the one on which
+/// [`crash`](Self::crash) was called.
 #[derive(Clone, Debug)]
 pub struct SimStorage {
     machine: Arc<Mutex<Machine>>,
-    geometry: Geometry,
+    geometry: PageSizes,
     boot: u64,
-}
-
-/// Everything a machine has on its disk, in its page cache too.
-#[derive(Clone, Debug)]
-pub struct Image {
-    disk: Disk,
-    chance: Chance,
-    capacity: Option<u64>,
-    garbage: bool,
-}
-
-impl Image {
-    /// A hash of all of it, of what is dirty too: what crashes may make of it.
-    #[must_use]
-    pub fn fingerprint(&self) -> u64 {
-        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-        self.disk.hash(&mut hasher);
-        hasher.finish()
-    }
-}
-
-/// Holds the lock of a file of a [`SimStorage`] until it is dropped. It follows the inode, not the name.
-#[derive(Debug)]
-pub struct SimLock {
-    machine: Arc<Mutex<Machine>>,
-    boot: u64,
-    file: FileId,
-    name: String,
-    token: u64,
-    /// Taking it made the file.
-    made: bool,
-}
-
-impl SimLock {
-    /// Whether it is held still: a crash has released it (R12).
-    fn is_held(&self, machine: &Machine) -> bool {
-        machine.locks.get(&self.file).is_some_and(|&(token, _)| token == self.token)
-    }
-}
-
-impl StorageLock for SimLock {
-    fn owner_left(&self) {
-        let mut machine = locked(&self.machine);
-        if self.is_held(&machine) {
-            machine.locks.insert(self.file, (self.token, LockHolder::Reader));
-        }
-    }
-
-    fn withdraw(&self) {
-        let mut machine = locked(&self.machine);
-        let found = machine.enter(self.boot).and_then(|()| machine.find(&self.name));
-        if self.made && !machine.stopped && found.is_ok_and(|file| file == self.file) {
-            machine.disk.directory.change(Change::Remove { name: self.name.clone() });
-        }
-    }
-}
-
-impl Drop for SimLock {
-    fn drop(&mut self) {
-        let mut machine = locked(&self.machine);
-        if self.is_held(&machine) {
-            machine.locks.remove(&self.file);
-        }
-    }
-}
-
-fn locked(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
-    // Every panic under this lock is the report of a broken contract, before anything was changed.
-    machine.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SimStorage {
-    /// An empty machine, in which the directory does not exist yet.
+    /// Creates a machine on which the directory does not exist yet.
     ///
     /// # Panics
-    /// If the sizes are no powers of two, or a sector is larger than a page.
+    /// If the sizes are not powers of two, or a sector is larger than a page.
     #[must_use]
     pub fn new(page_size: usize, sector_size: usize, seed: u64) -> Self {
         assert!(page_size.is_power_of_two() && sector_size.is_power_of_two() && sector_size <= page_size);
-        let geometry = Geometry { page: page_size, sector: sector_size };
+        let geometry = PageSizes { page: page_size, sector: sector_size };
         Self::with(Machine::new(Disk::new(geometry), Chance::new(seed)))
     }
 
@@ -151,7 +76,7 @@ impl SimStorage {
         locked(&self.machine)
     }
 
-    /// A copy of the disk and the page cache.
+    /// Returns a copy of the disk and the page cache.
     #[must_use]
     pub fn image(&self) -> Image {
         let machine = self.machine();
@@ -163,8 +88,8 @@ impl SimStorage {
         }
     }
 
-    /// Another machine in the state of the image. Handles, locks, loans, planned faults, trace and counters begin anew;
-    /// what is dirty is still dirty, so this alone is no crash.
+    /// Creates another machine in the state of an image, without handles, locks, leases, planned faults, trace and
+    /// counters. Dirty state stays dirty, so this is not a crash.
     #[must_use]
     pub fn from_image(image: &Image) -> Self {
         let mut machine = Machine::new(image.disk.clone(), image.chance.clone());
@@ -173,15 +98,16 @@ impl SimStorage {
         Self::with(machine)
     }
 
-    /// The decisions of a crash that happened now, in the order in which [`crash_with`](Self::crash_with) takes them.
+    /// Returns the decisions of a crash at this moment, in the order in which [`crash_with`](Self::crash_with) takes
+    /// picks.
     #[must_use]
     pub fn choices(&self, kind: CrashKind) -> Vec<Choice> {
         let machine = self.machine();
         machine.disk.choices(kind, machine.garbage)
     }
 
-    /// Crashes with chance deciding: mostly each decision by itself, now and then nothing or everything survives.
-    /// Afterwards this handle is of the new boot.
+    /// Crashes with random picks. With probability 1/8 each, no change or every change survives. Otherwise the
+    /// decisions are independent. Afterwards this handle belongs to the new boot.
     pub fn crash(&mut self, kind: CrashKind, rng: &mut ChaCha8Rng) {
         let choices = self.choices(kind);
         let style = rng.random_range(0..8);
@@ -193,7 +119,8 @@ impl SimStorage {
         self.crash_with(kind, &picks.collect::<Vec<_>>());
     }
 
-    /// Crashes with one pick for each of the [`choices`](Self::choices). Afterwards this handle is of the new boot.
+    /// Crashes with one pick for each of the [`choices`](Self::choices). Afterwards this handle belongs to the new
+    /// boot.
     ///
     /// # Panics
     /// If the picks do not fit the choices.
@@ -225,8 +152,8 @@ impl SimStorage {
         self.boot = boot;
     }
 
-    /// Stops the machine at the `n`-th operation from now that changes or syncs something: it, and all later ones, fail
-    /// with `power lost`. Then [`crash`](Self::crash).
+    /// Stops the machine at the `n`-th operation from now that changes or syncs something. It and all later operations
+    /// fail with `power lost` until [`crash`](Self::crash) is called.
     ///
     /// # Panics
     /// If `n` is 0: counting starts at 1.
@@ -236,19 +163,20 @@ impl SimStorage {
         machine.stop_at = Some((machine.operations + n, stop));
     }
 
-    /// Whether the machine has stopped at the operation set by [`crash_after`](Self::crash_after).
+    /// Reports whether the machine has stopped at the operation set by [`crash_after`](Self::crash_after) or a planned
+    /// stop.
     #[must_use]
     pub fn stopped(&self) -> bool {
         self.machine().stopped
     }
 
-    /// Operations begun so far that change or sync something.
+    /// Returns the number of operations begun that change or sync something.
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.machine().operations
     }
 
-    /// What happened so far.
+    /// Returns the counters of operations and faults.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.machine().counters
@@ -259,19 +187,19 @@ impl SimStorage {
         self.machine().trace = on.then(Vec::new);
     }
 
-    /// The trace since it was started or last taken.
+    /// Takes the trace since it was started or last taken.
     #[must_use]
     pub fn take_trace(&self) -> Vec<TraceEntry> {
         self.machine().trace.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Starts a new list of what is read, or stops it.
+    /// Starts a new list of reads, or stops it.
     pub fn set_read_log(&self, on: bool) {
         self.machine().read_log = on.then(Vec::new);
     }
 
-    /// What was read, by file and range, and whether it was lent, since the list was started or last taken; of files that
-    /// are there.
+    /// Takes the list of reads since it was started or last taken: file, range, and whether the bytes were leased.
+    /// Contains only files that still have a name.
     #[must_use]
     pub fn take_read_log(&self) -> Vec<(String, Range<u64>, bool)> {
         let mut machine = self.machine();
@@ -281,44 +209,45 @@ impl SimStorage {
         log.into_iter().filter_map(|(file, range, lent)| Some((names.get(&file)?.to_string(), range, lent))).collect()
     }
 
-    /// The operations, as errors name them, and their files, that failed since this was asked last.
+    /// Takes the failed operations since the last call: the verb used in errors, and the file.
     #[must_use]
     pub fn take_failures(&self) -> Vec<(&'static str, String)> {
         std::mem::take(&mut self.machine().failures)
     }
 
-    /// Sets the seed of what chance decides between crashes: failed syncs and stores, garbage.
+    /// Sets the seed of random decisions between crashes: failed syncs and stores, and garbage.
     pub fn reseed(&self, seed: u64) {
         self.machine().chance = Chance::new(seed);
     }
 
-    /// Lets the next sync, of whatever, fail as R8 says. To fail a certain one, call this from a
+    /// Makes the next sync of any file or directory fail as R8 describes. To fail a specific sync, call this from a
     /// [hook](crate::hook::HookStorage).
     pub fn fail_next_sync(&self, kind: io::ErrorKind) {
         self.machine().sync_fault = Some(SyncFault::Fail(kind));
     }
 
-    /// Plans a fault for the `after`-th operation, counted from now or, if others are planned, from the firing of the one
-    /// before it; or for the first operation behind that one at which it can fire.
+    /// Plans a fault for the `after`-th operation, or for the first later operation at which it can fire. Operations
+    /// are counted from now. If other faults are planned, they are counted from the firing of the last of them.
     pub fn plan(&self, after: u64, fault: Fault) {
         let mut machine = self.machine();
         let now = machine.operations;
         machine.plan.push(after, fault, now);
     }
 
-    /// Forgets all that is planned.
+    /// Removes all planned faults.
     pub fn clear_plan(&self) {
         self.machine().plan.clear();
     }
 
-    /// Keeps from now on what sectors held before: stale reads and [`go_back`](Self::go_back) need it.
+    /// Starts to keep the bytes that sectors held before their last change. Stale reads and [`go_back`](Self::go_back)
+    /// require it.
     pub fn keep_history(&self) {
         let mut machine = self.machine();
         machine.disk.keep_history();
     }
 
-    /// A sector in a range of a file is again what it was before its last change, on the device and in the cache; false if
-    /// none there has changed.
+    /// Restores a sector in a range of a file to its bytes before its last change, on the device and in the cache.
+    /// Returns false if there is no such file, no sector of the range has changed, or the chosen one is dirty.
     pub fn go_back(&self, name: &str, range: Range<u64>) -> bool {
         let mut machine = self.machine();
         let Ok(file) = machine.find(name) else { return false };
@@ -326,28 +255,28 @@ impl SimStorage {
         machine.disk.inode(file).go_back(range, &mut rng)
     }
 
-    /// A clock that jumps when the plan says so, and stands still otherwise.
+    /// Returns a clock that stands still except for planned jumps.
     #[must_use]
     pub fn clock(&self) -> Arc<dyn Clock> {
         Arc::new(SimClock { machine: Arc::clone(&self.machine) })
     }
 
-    /// From now on every store fails, and stores any of its sectors (R9); with `None`, no more.
+    /// Makes every store fail after storing any of its sectors (R9). `None` ends this.
     pub fn fail_stores(&self, kind: Option<io::ErrorKind>) {
         self.machine().store_fault = kind;
     }
 
-    /// Bytes that files may take in all; an allocation beyond is `OutOfSpace`.
+    /// Limits the bytes of all files together. An allocation beyond the limit fails with `OutOfSpace`.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.machine().capacity = bytes;
     }
 
-    /// Garbage mode of R3: a sector being written at a power cut may hold anything.
+    /// Turns the garbage mode of R3 on or off: a sector being written at a power cut may hold anything.
     pub fn set_garbage(&self, on: bool) {
         self.machine().garbage = on;
     }
 
-    /// Every file with the bytes a reader sees, by name.
+    /// Returns every file with the bytes that a reader sees, sorted by name.
     #[must_use]
     pub fn files(&self) -> Vec<(String, Vec<u8>)> {
         let machine = self.machine();
@@ -355,7 +284,7 @@ impl SimStorage {
         entries.map(|(name, file)| (name.clone(), machine.disk.inodes[file].cache().to_vec())).collect()
     }
 
-    /// Shows every file as [`files`](Self::files) does, without a copy.
+    /// Calls `show` for every file as in [`files`](Self::files), without a copy.
     pub fn read_files(&self, mut show: impl FnMut(&str, &[u8])) {
         let machine = self.machine();
         for (name, file) in machine.disk.directory.entries() {
@@ -363,22 +292,22 @@ impl SimStorage {
         }
     }
 
-    /// The bytes of every file, in the order of [`files`](Self::files), that a store finds space for.
+    /// Returns the allocated bytes of every file, in the order of [`files`](Self::files).
     #[must_use]
     pub fn space(&self) -> Vec<u64> {
         let machine = self.machine();
         machine.disk.directory.entries().values().map(|file| machine.disk.inodes[file].allocated()).collect()
     }
 
-    /// What the device holds of a file, without the zeros behind the last byte it ever got; nothing if there is no such
-    /// file.
+    /// Returns the bytes of a file on the device, which may be shorter than the file: missing bytes are zeros. Empty if
+    /// there is no such file.
     #[must_use]
     pub fn on_device(&self, name: &str) -> Vec<u8> {
         let machine = self.machine();
         machine.find(name).map(|file| machine.disk.inodes[&file].device().to_vec()).unwrap_or_default()
     }
 
-    /// Changes a file behind everybody's back, on the device and in the cache: rot, a misplaced write, a swapped file.
+    /// Changes a file on the device and in the cache, without a store: rot, a misplaced write, or a swapped file.
     ///
     /// # Panics
     /// If there is no such file.
@@ -390,13 +319,14 @@ impl SimStorage {
         machine.disk.inode(file).replace(bytes);
     }
 
-    /// A file is gone, entry and all; false if there is none.
+    /// Removes a file with its entry, durably. All other pending changes of entries become durable too. Returns false
+    /// if there is no such file.
     pub fn lose(&self, name: &str) -> bool {
         let mut machine = self.machine();
         machine.find(name).is_ok() && machine.disk.lose(name)
     }
 
-    /// Lets reads by copying fail that touch a range of a file (R13), until the file is removed.
+    /// Makes reads by copying fail that touch a range of a file (R13), until the file is removed.
     ///
     /// # Panics
     /// If there is no such file.
@@ -406,7 +336,7 @@ impl SimStorage {
         machine.unreadable.entry(file).or_default().push(range);
     }
 
-    /// Takes away all space of a file, as a copy does that skips zeros: a store before the next allocation is a fault.
+    /// Removes the allocation of a file, as a copy does that skips zeros. A store before the next allocation panics.
     ///
     /// # Panics
     /// If there is no such file.
@@ -420,13 +350,13 @@ impl SimStorage {
         Arc::new(SimFile::new(Arc::clone(&self.machine), self.boot, file, name))
     }
 
-    /// An operation on the directory or one of its entries.
+    /// Runs an operation on the directory or one of its entries.
     fn run<T>(&self, info: OpInfo, act: impl FnOnce(&mut Machine) -> io::Result<T>) -> Result<T> {
         self.machine().run(self.boot, info, |machine, _, _| act(machine))
     }
 }
 
-/// See [`SimStorage::clock`].
+/// Clock of a [`SimStorage`].
 struct SimClock {
     machine: Arc<Mutex<Machine>>,
 }
@@ -437,169 +367,7 @@ impl Clock for SimClock {
     }
 
     fn elapsed(&self) -> Duration {
-        // As wrong as a clock can be: it jumps back, too.
+        // The worst case of a clock: even the elapsed time jumps back.
         Duration::from_millis(1_000_000u64.saturating_add_signed(locked(&self.machine).clock_jumped))
-    }
-}
-
-impl Machine {
-    /// Refuses a change of entries, if that was planned.
-    fn may_change_entries(&mut self) -> io::Result<()> {
-        match self.once.take() {
-            None => Ok(()),
-            Some(OnceFault::FailEntry) => {
-                self.counters.failed_entries += 1;
-                Err(io::Error::other("the medium cannot be written here"))
-            }
-            Some(_) => {
-                self.counters.refused_creations += 1;
-                Err(io::ErrorKind::StorageFull.into())
-            }
-        }
-    }
-
-    /// A file for a test that knows it is there.
-    fn named(&self, name: &str) -> FileId {
-        self.find(name).unwrap_or_else(|_| panic!("there is no file {name}"))
-    }
-}
-
-impl Storage for SimStorage {
-    type File = SimFile;
-    type Lock = SimLock;
-
-    fn page_size(&self) -> usize {
-        self.geometry.page
-    }
-
-    fn sector_size(&self) -> usize {
-        self.geometry.sector
-    }
-
-    fn path(&self) -> PathBuf {
-        path_of("")
-    }
-
-    fn exists(&self) -> Result<bool> {
-        let machine = self.machine();
-        machine.look(self.boot).map_err(|e| ShardexError::io("open", path_of(""), e))?;
-        Ok(machine.disk.directory.exists())
-    }
-
-    fn make_dir(&self, purpose: Purpose) -> Result<()> {
-        self.run(OpInfo::dir(Op::MakeDir, purpose), |machine| {
-            if machine.disk.directory.exists() {
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
-            machine.may_change_entries()?;
-            machine.disk.directory.make();
-            Ok(())
-        })
-    }
-
-    fn sync_parent(&self, purpose: Purpose) -> Result<()> {
-        self.run(OpInfo::dir(Op::SyncParent, purpose), |machine| {
-            let fault = machine.take_sync_fault(Op::SyncParent);
-            let Machine { disk: Disk { directory, .. }, chance, counters, .. } = machine;
-            match fault {
-                None => directory.sync_parent(),
-                // Entries have no sectors that could go elsewhere.
-                Some(SyncFault::Lie | SyncFault::Misdirect) => directory.lie_about_sync_parent(),
-                Some(SyncFault::Fail(kind)) => {
-                    directory.fail_sync_parent(&mut chance.next());
-                    counters.failed_parent_syncs += 1;
-                    return Err(kind.into());
-                }
-            }
-            Ok(())
-        })
-    }
-
-    fn lock(&self, name: &str) -> Result<SimLock> {
-        let fail = |e| ShardexError::io("lock", path_of(name), e);
-        let mut machine = self.machine();
-        machine.enter(self.boot).map_err(fail)?;
-        if machine.stopped {
-            return Err(fail(io::Error::other("power lost")));
-        }
-        // The real backend locks a file, which others then see. It is no crash point of its own.
-        let made = machine.find(name).is_err();
-        let file = if made { machine.disk.create(name) } else { machine.find(name).map_err(fail)? };
-        if let Some(&(_, holder)) = machine.locks.get(&file)
-            && !wrong(SimMutant::LockShared)
-        {
-            machine.counters.refused_locks += 1;
-            return Err(ShardexError::Locked { path: path_of(""), holder });
-        }
-        let token = machine.token();
-        machine.locks.insert(file, (token, LockHolder::Handle));
-        let (machine, name) = (Arc::clone(&self.machine), name.to_owned());
-        Ok(SimLock { machine, boot: self.boot, file, name, token, made })
-    }
-
-    fn list(&self) -> Result<Vec<String>> {
-        let machine = self.machine();
-        machine.enter(self.boot).map_err(|e| ShardexError::io("list", path_of(""), e))?;
-        Ok(machine.disk.directory.entries().keys().cloned().collect())
-    }
-
-    fn create(&self, name: &str, purpose: Purpose) -> Result<Arc<SimFile>> {
-        self.run(OpInfo::file(Op::Create, name, 0, 0, purpose), |machine| {
-            machine.enter(self.boot)?;
-            if machine.find(name).is_ok() {
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
-            machine.may_change_entries()?;
-            machine.counters.entry_changes += 1;
-            Ok(machine.disk.create(name))
-        })
-        .map(|file| self.handle(name, file))
-    }
-
-    fn open(&self, name: &str) -> Result<Arc<SimFile>> {
-        let machine = self.machine();
-        let found = machine.enter(self.boot).and_then(|()| machine.find(name));
-        found.map(|file| self.handle(name, file)).map_err(|e| ShardexError::io("open", path_of(name), e))
-    }
-
-    fn rename(&self, from: &str, to: &str, purpose: Purpose) -> Result<()> {
-        self.run(OpInfo::rename(from, to, purpose), |machine| {
-            let file = machine.enter(self.boot).and_then(|()| machine.find(from))?;
-            machine.may_change_entries()?;
-            if from != to {
-                machine.counters.entry_changes += 1;
-                machine.disk.directory.change(Change::Rename { from: from.to_owned(), to: to.to_owned(), file });
-            }
-            Ok(())
-        })
-    }
-
-    fn remove(&self, name: &str, purpose: Purpose) -> Result<()> {
-        self.run(OpInfo::file(Op::Remove, name, 0, 0, purpose), |machine| {
-            machine.enter(self.boot).and_then(|()| machine.find(name))?;
-            machine.may_change_entries()?;
-            machine.counters.entry_changes += 1;
-            machine.disk.directory.change(Change::Remove { name: name.to_owned() });
-            Ok(())
-        })
-    }
-
-    fn sync_dir(&self, purpose: Purpose) -> Result<()> {
-        self.run(OpInfo::dir(Op::SyncDir, purpose), |machine| {
-            machine.enter(self.boot)?;
-            let fault = machine.take_sync_fault(Op::SyncDir);
-            let Machine { disk: Disk { directory, .. }, chance, .. } = machine;
-            match fault {
-                None if wrong(SimMutant::DirSyncNothing) => {}
-                None => directory.sync(),
-                // Entries have no sectors that could go elsewhere.
-                Some(SyncFault::Lie | SyncFault::Misdirect) => directory.lie_about_sync(),
-                Some(SyncFault::Fail(kind)) => {
-                    directory.fail_sync(&mut chance.next());
-                    return Err(kind.into());
-                }
-            }
-            Ok(())
-        })
     }
 }

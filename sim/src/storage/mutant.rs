@@ -1,70 +1,70 @@
-//! Mistakes that the simulator could make, to test those who would have to notice: the conformance suite.
+//! Mistakes of the simulator, which test the conformance suite.
 
 use std::cell::Cell;
 
-/// A rule of the crash model, broken.
+/// Mistake of the simulator: a broken rule of the crash model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SimMutant {
-    /// R1: a store is visible only once it was synced.
+    /// R1: a store is visible only after a sync.
     StoreInvisible,
     /// R1: a store is durable at once.
     StoreDurable,
-    /// R3: a power cut leaves a page's sectors all old or all new.
+    /// R3: a power cut leaves the sectors of a page all old or all new.
     PagesWhole,
-    /// R3: of a sector's versions only the newest may survive.
+    /// R3: only the newest version of a sector may survive.
     NewestVersionOnly,
-    /// R2: sectors reach the device in the order of their places.
+    /// R2: sectors reach the device in the order of their offsets.
     SectorsInOrder,
-    /// R4: a sync of a range does nothing.
+    /// R4: a range sync does nothing.
     RangeSyncNothing,
-    /// R4: a sync of a range makes the whole file's bytes durable.
+    /// R4: a range sync makes all bytes of the file durable.
     RangeSyncAll,
-    /// R4: a sync of a range makes the length durable.
+    /// R4: a range sync makes the length durable.
     RangeSyncLength,
-    /// R4: a sync of a range covers the sectors it touches, not their pages.
+    /// R4: a range sync covers only the sectors that it touches, not their pages.
     RangeSyncSectors,
-    /// R4: a sync covers what is stored while it runs.
+    /// R4: a sync covers stores made while it runs.
     SyncCoversWhatComesMeanwhile,
-    /// R5: a sync of all does not make the length durable.
+    /// R5: `sync_all` does not make the length durable.
     SyncAllWithoutLength,
-    /// R5: a sync of all makes no byte durable.
+    /// R5: `sync_all` makes no bytes durable.
     SyncAllWithoutBytes,
     /// R6: a length is durable at once.
     LengthDurable,
-    /// R6: bytes that a power cut took come back when the file grows again.
+    /// R6: bytes cut off by a power cut reappear when the file grows again.
     CutBytesComeBack,
     /// R7: changes of entries are durable at once.
     EntriesDurable,
     /// R7: a sync of the directory does nothing.
     DirSyncNothing,
-    /// R7: all pending changes survive, or none.
+    /// R7: either all pending changes survive, or none.
     EntriesTogether,
-    /// R7: a rename may survive by halves.
+    /// R7: half of a rename may survive.
     RenameHalves,
     /// R7: the directory is durable without a sync of its parent.
     ParentNotNeeded,
-    /// R8: after a failed sync the pages are still dirty, so that the next one makes them durable.
+    /// R8: after a failed sync the pages stay dirty, so the next sync makes them durable.
     FailedSyncKeepsDirty,
-    /// R8: a failed sync stores nothing at all.
+    /// R8: a failed sync stores nothing.
     FailedSyncStoresNothing,
-    /// R8: a failed sync of the directory forgets nothing.
+    /// R8: after a failed sync of the directory all changes stay pending.
     FailedDirSyncKeepsPending,
-    /// R9: a store that fails stores nothing.
+    /// R9: a failed store stores nothing.
     FailedStoreStoresNothing,
     /// R9: an allocation beyond the capacity succeeds.
     SpaceWithoutEnd,
-    /// R10: a crash of the process takes what was dirty.
+    /// R10: a process crash loses dirty pages.
     ProcessCrashTakesDirty,
-    /// R10: after a crash of the process the cache is always what the device holds.
+    /// R10: after a process crash the cache always equals the device.
     ProcessCrashReadsBack,
-    /// R12: the lock outlives a crash.
+    /// R12: the lock survives a crash.
     LockOutlivesCrash,
     /// R12: a second lock is granted.
     LockShared,
 }
 
 impl SimMutant {
-    /// All of them.
+    /// All mistakes.
     pub const ALL: [Self; 28] = [
         Self::StoreInvisible,
         Self::StoreDurable,
@@ -101,12 +101,12 @@ thread_local! {
     static ACTIVE: Cell<Option<SimMutant>> = const { Cell::new(None) };
 }
 
-/// Lets the simulator make a mistake on this thread, or none.
+/// Sets the mistake that the simulator makes on this thread.
 pub fn set_sim_mutant(mutant: Option<SimMutant>) {
     ACTIVE.set(mutant);
 }
 
-/// Whether it is to make this one.
+/// Reports whether the simulator must make this mistake.
 pub(super) fn wrong(mutant: SimMutant) -> bool {
     ACTIVE.get() == Some(mutant)
 }

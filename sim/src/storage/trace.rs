@@ -1,10 +1,10 @@
-//! What was asked of a storage: one entry for each operation that changes or syncs something, and the sums.
+//! Trace of a storage: one entry for each operation that changes or syncs something, and counters.
 
 use std::fmt;
 
 use shardex::storage::Purpose;
 
-/// A kind of operation that changes or syncs something. Each is a crash point.
+/// Kind of an operation that changes or syncs something. Each operation is a crash point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Op {
     /// `make_dir`.
@@ -30,13 +30,13 @@ pub enum Op {
 }
 
 impl Op {
-    /// Whether a success makes something durable.
+    /// Reports whether a successful operation makes something durable.
     #[must_use]
     pub fn is_sync(self) -> bool {
         matches!(self, Self::SyncParent | Self::SyncDir | Self::SyncRange | Self::SyncAll)
     }
 
-    /// The operation as errors name it.
+    /// Returns the verb used in errors.
     pub(crate) fn verb(self) -> &'static str {
         match self {
             Self::MakeDir | Self::Create => "create",
@@ -49,38 +49,38 @@ impl Op {
     }
 }
 
-/// One operation, before it is done.
+/// Operation, as described before it is done.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct OpInfo {
-    /// Its kind.
+    /// Kind of the operation.
     pub op: Op,
-    /// The name that the file was opened or created by; empty for the directory itself.
+    /// Name by which the file was opened or created; empty for the directory itself.
     pub file: String,
-    /// The new name, of a rename.
+    /// New name, for a rename.
     pub to: Option<String>,
-    /// First byte concerned.
+    /// Offset of the first byte concerned.
     pub offset: u64,
-    /// Bytes concerned; of an allocation, the length wanted. 0 where a range makes no sense.
+    /// Length in bytes; for an allocation, the requested length of the file. 0 for operations without a range.
     pub len: u64,
-    /// Its step in the protocol.
+    /// Purpose: the step of the protocol.
     pub purpose: Purpose,
 }
 
-/// An operation in a trace.
+/// Entry of a trace.
 pub type TraceEntry = OpInfo;
 
 impl OpInfo {
-    /// An operation on the directory.
+    /// Describes an operation on the directory.
     pub(crate) fn dir(op: Op, purpose: Purpose) -> Self {
         Self::file(op, "", 0, 0, purpose)
     }
 
-    /// An operation on a file.
+    /// Describes an operation on a file.
     pub(crate) fn file(op: Op, file: &str, offset: u64, len: u64, purpose: Purpose) -> Self {
         Self { op, file: file.to_owned(), to: None, offset, len, purpose }
     }
 
-    /// A rename.
+    /// Describes a rename.
     pub(crate) fn rename(from: &str, to: &str, purpose: Purpose) -> Self {
         Self { to: Some(to.to_owned()), ..Self::file(Op::Rename, from, 0, 0, purpose) }
     }
@@ -103,58 +103,58 @@ impl fmt::Display for OpInfo {
     }
 }
 
-/// How often what happened. A fault that never fired tested nothing.
+/// Counters of operations and faults. A fault that never fired tested nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Stores that were done.
+    /// Successful stores, including torn ones.
     pub stores: u64,
-    /// Bytes of those.
+    /// Bytes of these stores.
     pub bytes_stored: u64,
-    /// Allocations that were done.
+    /// Successful allocations.
     pub allocations: u64,
-    /// Syncs of a file or a part of it that returned `Ok`.
+    /// Successful syncs of a file or a range of it.
     pub file_syncs: u64,
-    /// Syncs of the directory or its parent that returned `Ok`.
+    /// Successful syncs of the directory or its parent.
     pub dir_syncs: u64,
-    /// Files made, renamed and removed.
+    /// Files created, renamed and removed.
     pub entry_changes: u64,
     /// Reads by copying.
     pub reads: u64,
-    /// Loans.
+    /// Leases.
     pub loans: u64,
-    /// Syncs that failed by order (R8).
+    /// Syncs that failed by a fault (R8).
     pub failed_syncs: u64,
-    /// Of those, syncs of the parent.
+    /// Syncs of the parent among the failed ones.
     pub failed_parent_syncs: u64,
-    /// Syncs that lied by order (R13).
+    /// Syncs that lied by a fault (R13).
     pub lying_syncs: u64,
-    /// Stores that failed by order (R9).
+    /// Stores that failed by a fault (R9).
     pub failed_stores: u64,
-    /// Allocations refused for want of space (R9).
+    /// Allocations refused for lack of space (R9).
     pub refused_allocations: u64,
-    /// Reads that failed by order (R13).
+    /// Reads that failed by a fault (R13).
     pub failed_reads: u64,
-    /// Reads that returned a stale sector by order (R13).
+    /// Reads that returned a stale sector by a fault (R13).
     pub stale_reads: u64,
-    /// Syncs of which one sector went elsewhere by order (R13).
+    /// Syncs with a sector misdirected by a fault (R13).
     pub misdirected_syncs: u64,
-    /// Bits that flipped by order (R13).
+    /// Bits flipped by a fault (R13).
     pub rotten_bits: u64,
-    /// Creations refused for want of space (R9).
+    /// Creations and renames refused for lack of space (R9).
     pub refused_creations: u64,
-    /// Changes of entries that failed by order.
+    /// Changes of entries that failed by a fault.
     pub failed_entries: u64,
     /// Jumps of the clock (R14).
     pub clock_jumps: u64,
     /// Power cuts.
     pub power_cuts: u64,
-    /// Crashes of the process.
+    /// Process crashes.
     pub process_crashes: u64,
-    /// Sectors that a power cut filled with garbage (R3).
+    /// Sectors filled with garbage by a power cut (R3).
     pub garbage_sectors: u64,
-    /// Opens refused while another had the lock (R12).
+    /// Locks refused because the file was locked (R12).
     pub refused_locks: u64,
-    /// Operations refused since the power was gone.
+    /// Operations refused after the machine had stopped.
     pub refused_without_power: u64,
 }

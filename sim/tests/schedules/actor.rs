@@ -1,4 +1,4 @@
-//! The callers: writers and readers of one life.
+//! Callers of one life: writers and readers.
 
 use std::{
     future::{Future, pending, poll_fn},
@@ -19,17 +19,17 @@ use crate::{
     tally::Seen,
 };
 
-/// Refusals after which a writer leaves.
+/// Number of refusals after which a writer stops.
 const ENOUGH: usize = 3;
 
-/// A search over everything.
+/// Query of a search over everything.
 pub(crate) const QUERY: [f32; DIMENSION] = [0.0; DIMENSION];
 
 pub(crate) fn everything() -> SearchOptions {
     SearchOptions::new(10_000).exact()
 }
 
-/// Calls, one by one or several at once, until it has done enough or was refused enough.
+/// Makes calls, one at a time or several at once, until at least `plan.calls` were made or [`ENOUGH`] were refused.
 pub(crate) async fn writer(desk: Desk, index: Index, plan: LifePlan, who: usize) {
     let mut rng = ChaCha8Rng::seed_from_u64(plan.seed.wrapping_add(who as u64));
     let (mut calls, mut refused) = (0, 0);
@@ -49,7 +49,7 @@ pub(crate) async fn writer(desk: Desk, index: Index, plan: LifePlan, who: usize)
     desk.end_work();
 }
 
-/// Searches, and now and then reads again what it found earlier.
+/// Searches up to `plan.searches` times. About one search in five keeps its hits and reads them again later.
 pub(crate) async fn reader(desk: Desk, index: Index, plan: LifePlan, who: usize) {
     let mut rng = ChaCha8Rng::seed_from_u64(plan.seed.wrapping_add(1_000 + who as u64));
     for _ in 0..plan.searches {
@@ -64,7 +64,8 @@ pub(crate) async fn reader(desk: Desk, index: Index, plan: LifePlan, who: usize)
     }
 }
 
-/// Keeps what it found for a while: its places are not used again.
+/// Keeps the hits of a search for a while, and checks that they don't change, because their allocations are not reused.
+/// Reports whether the reader may continue.
 async fn hold(desk: &Desk, index: &Index, rng: &mut ChaCha8Rng, nap_ms: u64) -> bool {
     let hits = match index.search_in_place(&QUERY, &everything()).await {
         Ok(hits) => hits,
@@ -91,7 +92,8 @@ fn wish(rng: &mut ChaCha8Rng, commits: bool) -> Wish {
     }
 }
 
-/// One call, dropped after so many turns if it is not done by then. Returns whether it was refused.
+/// Makes one call. With `patience`, drops it after that many turns if it is not done by then. Reports whether it was
+/// refused.
 async fn call(desk: &Desk, index: &Index, who: usize, wish: Wish, patience: Option<u32>) -> bool {
     let Some((call, number, action)) = desk.begin(who, wish) else { return pending().await };
     let work = carry_out(index, who, number, &action);
@@ -119,7 +121,7 @@ async fn carry_out(index: &Index, who: usize, number: u64, action: &Action) -> R
     }
 }
 
-/// Lets others run, or time pass.
+/// Lets other tasks run, or virtual time pass.
 async fn rest(rng: &mut ChaCha8Rng, nap_ms: u64) {
     match rng.random_range(0..4) {
         0 => {}
@@ -134,7 +136,7 @@ pub(crate) async fn wait(turns: u32) {
     }
 }
 
-/// Polls all, each time in their order: that is the order in which they reach the queue.
+/// Polls all futures until they are done, always in their order. That is the order in which they reach the queue.
 async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut waiting: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
     let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();

@@ -1,35 +1,35 @@
-//! What writers send, and how a state tells which of their calls it holds.
+//! Contents of the writers' calls, and the rule that identifies the calls in a state.
 //!
-//! Each writer owns a range of documents. Call number `n` of a writer, if it adds, replaces the writer's counter by `n`
-//! and leaves a receipt, a document that no other call adds. If it removes, it takes away the receipt of one earlier call
-//! that is known to be applied. So counter and receipts name the calls a state holds, and the rest of the state, whose
-//! vectors hold the number of the call that put them there, must be what those calls leave, in their order.
+//! Each writer owns a range of documents. If call number `n` of a writer adds, it sets the writer's counter to `n` and
+//! leaves a receipt, which is a document that no other call adds. If it removes, it removes the receipt of one earlier
+//! call that is known to be applied. So the counter and the receipts identify the calls in a state. The vectors hold
+//! the number of the call that stored them. So the rest of the state must be the result of those calls in their order.
 
 use std::collections::BTreeMap;
 
 use shardex::{DocumentId, Posting, SearchResponse};
 
-/// Documents that a writer adds, replaces and removes.
+/// Number of documents that a writer adds, replaces and removes.
 pub(crate) const DOCUMENTS: u32 = 12;
-/// Postings that each of those may have.
+/// Largest number of postings of each of those documents.
 pub(crate) const PARTS: u32 = 2;
 
 const RANGE: u128 = 1_000_000;
 const RECEIPTS: u128 = 1_000;
 
-/// A document and the start of a part of it.
+/// Document id and start of a posting.
 pub(crate) type Key = (u128, u32);
-/// Everything an index holds: the number of the call that put each posting there.
+/// Content of an index: for each posting the number of the call that stored it.
 pub(crate) type State = BTreeMap<Key, u64>;
 
-/// What a call asks for.
+/// Action of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Adds or replaces parts of documents, counter and receipt.
+    /// Adds or replaces postings of documents, the counter and the receipt.
     Add(Vec<(u32, u32)>),
     /// Removes documents, and the receipt of another call.
     Remove {
-        /// The number of the call that left the receipt.
+        /// Number of the call that left the receipt.
         receipt: u64,
         documents: Vec<u32>,
     },
@@ -38,12 +38,12 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// Whether it changes the state.
+    /// Reports whether the action changes the state.
     pub(crate) fn is_write(&self) -> bool {
         matches!(self, Self::Add(_) | Self::Remove { .. })
     }
 
-    /// Postings and documents in its batch.
+    /// Returns the number of postings and documents in the batch.
     pub(crate) fn operations(&self) -> u64 {
         match self {
             Self::Add(parts) => parts.len() as u64 + 2,
@@ -65,7 +65,7 @@ fn document(writer: usize, document: u32) -> u128 {
     counter(writer).0 + 1 + u128::from(document)
 }
 
-/// The keys that an addition stores: the counter last, so that half a batch would lack it.
+/// Returns the keys that an addition stores. The counter is the last one, so that half a batch would lack it.
 fn keys(writer: usize, number: u64, parts: &[(u32, u32)]) -> impl Iterator<Item = Key> {
     let parts = parts.iter().map(move |&(id, part)| (document(writer, id), part));
     [receipt(writer, number)].into_iter().chain(parts).chain([counter(writer)])
@@ -75,7 +75,7 @@ fn removed(writer: usize, taken: u64, documents: &[u32]) -> impl Iterator<Item =
     documents.iter().map(move |&id| document(writer, id)).chain([receipt(writer, taken).0])
 }
 
-/// The batch of an addition.
+/// Builds the batch of an addition.
 pub(crate) fn postings(writer: usize, number: u64, parts: &[(u32, u32)]) -> Vec<Posting> {
     keys(writer, number, parts)
         .map(|(id, start)| Posting {
@@ -87,12 +87,12 @@ pub(crate) fn postings(writer: usize, number: u64, parts: &[(u32, u32)]) -> Vec<
         .collect()
 }
 
-/// The batch of a removal.
+/// Builds the batch of a removal.
 pub(crate) fn documents(writer: usize, taken: u64, documents: &[u32]) -> Vec<DocumentId> {
     removed(writer, taken, documents).map(DocumentId).collect()
 }
 
-/// Does to a state what a call does, and returns how many postings it removed.
+/// Applies an action to a state. Returns the number of postings removed.
 pub(crate) fn apply(state: &mut State, writer: usize, number: u64, action: &Action) -> u64 {
     match action {
         Action::Add(parts) => {
@@ -110,10 +110,10 @@ pub(crate) fn apply(state: &mut State, writer: usize, number: u64, action: &Acti
     }
 }
 
-/// The state that a search over everything shows.
+/// Returns the state that the response to a search over everything shows.
 ///
 /// # Errors
-/// What it shows twice, or could not have been told.
+/// Returns a description of a posting that occurs twice, or that no call can have added.
 pub(crate) fn state(response: &SearchResponse) -> Result<State, String> {
     let mut state = State::new();
     for found in &response.results {
@@ -128,7 +128,7 @@ pub(crate) fn state(response: &SearchResponse) -> Result<State, String> {
     Ok(state)
 }
 
-/// The score under a query of zeros: the sums of these small integers are exact in any order.
+/// Computes the score for a query of zeros. The sums of these small integers are exact in any order.
 fn score(vector: &[f32]) -> f32 {
     -vector.iter().map(|x| x * x).sum::<f32>()
 }

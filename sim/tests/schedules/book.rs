@@ -1,4 +1,4 @@
-//! The book of a run: the life that is led, and what has been counted.
+//! Book of a run: the record of the present life, and the counts of the whole run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,10 +17,10 @@ use crate::{
     verdict::Findings,
 };
 
-/// The virtual time within which the writer hears of a sync that failed: all that is ready runs before a timer does.
+/// Virtual time within which the writer receives the error of a failed sync. All ready tasks run before a timer fires.
 const HEARD: Duration = Duration::from_millis(1);
 
-/// What a writer would like to do.
+/// Request of a writer.
 #[derive(Clone, Debug)]
 pub(crate) enum Wish {
     Add(Vec<(u32, u32)>),
@@ -29,45 +29,45 @@ pub(crate) enum Wish {
     Flush,
 }
 
-/// What a desk has written down.
+/// Contents of a desk's record.
 pub(crate) struct Book {
     pub(crate) life: Life,
     pub(crate) plan: Option<LifePlan>,
-    /// Whether the index is open: `life` is that of now, not of before.
+    /// Whether the index is open. Until then `life` is the record of the previous life.
     pub(crate) open: bool,
     pub(crate) made: bool,
     pub(crate) closing: bool,
-    /// Whether the crash has come that ends the life.
+    /// Whether the crash that ends the life has occurred.
     pub(crate) crashed: bool,
     pub(crate) start: Instant,
     pub(crate) events: u64,
     pub(crate) strike_at: u64,
-    /// Syncs before the one that fails.
+    /// Number of syncs before the one that fails.
     pub(crate) syncs_left: Option<u64>,
-    /// Syncs that have failed, as far as that was noted.
+    /// Number of failed syncs that were noted.
     pub(crate) failed_syncs: u64,
-    /// What of the trouble is still to come.
+    /// Remaining part of the trouble.
     pub(crate) trouble: Option<Trouble>,
-    /// Starts of threads before the one that fails.
+    /// Number of thread starts before the one that fails.
     pub(crate) starts_left: Option<u64>,
-    /// Whether it has failed and nobody was told yet.
+    /// Whether that start has failed and no caller has received the error yet.
     pub(crate) start_failed: bool,
-    /// When the sync failed.
+    /// Time at which the sync failed.
     pub(crate) failed_at: Duration,
-    /// Callers that were given the failing sync's own error after it had failed.
+    /// Number of calls begun after the sync had failed that returned the sync's own error. At most one may.
     pub(crate) told: u64,
     pub(crate) writers_left: usize,
-    /// Operations that the open itself counts.
+    /// Number of operations that the open itself counts.
     pub(crate) operations: u64,
     pub(crate) next_number: u64,
-    /// By writer, the receipts that a removal may take.
+    /// Receipts that a removal may remove, by writer.
     pub(crate) receipts: BTreeMap<usize, BTreeSet<u64>>,
     pub(crate) hash: Fnv,
     pub(crate) tally: Tally,
 }
 
 impl Book {
-    /// Nothing yet. Needs a runtime, for its clock.
+    /// Creates an empty book. It needs a runtime, for its clock.
     pub(crate) fn new() -> Self {
         let life = Life::new(Durability::Manual, Duration::ZERO, State::new(), 0);
         Self {
@@ -104,7 +104,7 @@ impl Book {
         self.life.calls.iter().filter(|call| call.outcome == Outcome::Open).count()
     }
 
-    /// Calls that may be waiting for this kind of work; those given up may still be in the queue.
+    /// Returns the number of calls of a kind that may be waiting. Dropped calls may still be in the queue.
     pub(crate) fn asked(&self, kind: impl Fn(&Action) -> bool) -> usize {
         let waits = |call: &&Call| kind(&call.action) && matches!(call.outcome, Outcome::Open | Outcome::Dropped);
         self.life.calls.iter().filter(waits).count()
@@ -129,7 +129,7 @@ impl Book {
         }
     }
 
-    /// Whether nobody has asked for what the index is doing to its files.
+    /// Reports whether no call has requested the work that the index is doing on its files.
     pub(crate) fn by_itself(&self) -> bool {
         let durable = |action: &Action| !action.is_write();
         self.open && !self.closing && self.life.durability != Durability::Immediate && self.asked(durable) == 0
@@ -143,14 +143,14 @@ impl Book {
         {
             self.tally.note(Seen::SharedCommits);
         }
-        // The first write after a close flushes too.
+        // The first write after a close causes a flush too.
         let sized = options.flush_wal_bytes > 0 && options.flush_interval_ms == 0 && self.life.done().next().is_some();
         if info.purpose == engine::B3 && sized && self.by_itself() {
             self.tally.note(Seen::SizedFlushes);
         }
     }
 
-    /// The fault that befalls the operation about to be done, if one does.
+    /// Returns the fault to inject into the operation that is about to be done, if there is one.
     pub(crate) fn fault(&mut self, info: &OpInfo) -> Option<Fault> {
         let trouble = self.trouble.as_mut().filter(|trouble| self.open && trouble.operations > 0)?;
         if trouble.after > 0 {
@@ -170,7 +170,7 @@ impl Book {
         Some(fault)
     }
 
-    /// Whether a thread may be started.
+    /// Reports whether a thread may be started.
     pub(crate) fn may_start(&mut self) -> bool {
         match self.starts_left {
             Some(0) => {
@@ -184,7 +184,7 @@ impl Book {
         }
     }
 
-    /// After a while without writes nothing is left that is to be made durable by itself.
+    /// Checks that a while without writes leaves no background work to do.
     pub(crate) fn note_timers(&mut self, before: &IndexStats, after: &IndexStats) {
         let options = &self.plan.as_ref().expect("a life has a plan").options;
         if before.background_error.as_ref().is_some_and(|error| error.lasts) {
@@ -201,7 +201,7 @@ impl Book {
             assert!(after.pending_operations == 0, "the timer did not flush: {after:?}");
             self.tally.add(Seen::TimedFlushes, u64::from(before.pending_operations > 0));
         }
-        // A commit pads, and may come to the end of a segment.
+        // A commit adds padding and may reach the end of a segment.
         let most = options.flush_wal_bytes + PAGE as u64;
         assert!(
             options.flush_wal_bytes == 0 || after.wal_bytes <= most,
@@ -220,7 +220,7 @@ impl Book {
         }
     }
 
-    /// Settles a call, and refuses an outcome that it cannot have had.
+    /// Records the outcome of a call. Panics if the call can't have had this outcome.
     pub(crate) fn end(&mut self, index: usize, outcome: Outcome) {
         let (failed, closing) = (self.life.failed, self.closing);
         let call = &mut self.life.calls[index];
@@ -260,7 +260,7 @@ impl Book {
         }
         if self.life.failed {
             self.tally.note(Seen::SearchedPoisoned);
-            // Until the writer has heard of it, a search shows the state of before or that of after.
+            // Until the writer has received the error, a search shows the state before the failure or the one after it.
             if self.start.elapsed() < self.failed_at + HEARD {
                 return;
             }
@@ -268,7 +268,7 @@ impl Book {
         self.life.sights.push(Sight { at, after_failure: self.life.failed, lsn, state });
     }
 
-    /// The next life: what may be taken is what is there.
+    /// Begins the record of the next life. Its removals may remove the receipts in `base`.
     pub(crate) fn begin(&mut self, base: State, lsn: u64) {
         let options = &self.plan.as_ref().expect("a life has a plan").options;
         self.receipts.clear();

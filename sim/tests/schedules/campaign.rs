@@ -1,4 +1,4 @@
-//! Many seeds, each run twice, and what became of them.
+//! Campaign of many seeds. It runs each seed twice, and reports failures and counts.
 
 use std::{
     any::Any,
@@ -15,18 +15,18 @@ use std::{
 
 use crate::{history::Fnv, life, tally::Tally};
 
-/// Seeds run when nobody says how many.
+/// Default number of seeds.
 const SEEDS: u64 = 8_000;
 
-/// Failing seeds after which no more are run.
+/// Number of failed seeds after which no more are started.
 const ENOUGH: usize = 5;
 
 thread_local! {
-    /// The first panic of this thread, caught or not.
+    /// First panic of this thread, even if it was caught.
     static PANICKED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs the seeds that the environment names.
+/// Runs the seeds that the environment variables select.
 pub(crate) fn run() {
     let first = number("SHARDEX_SIM_SEED");
     let count = number("SHARDEX_SIM_SEEDS").unwrap_or(if first.is_some() { 1 } else { SEEDS });
@@ -42,7 +42,7 @@ pub(crate) fn run() {
     let (tally, failures) = result.into_inner().unwrap_or_else(PoisonError::into_inner);
     say(&format!("{count} seeds from {first}\n{tally}"));
     assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
-    // A few seeds do not make everything happen.
+    // A few seeds don't make every event occur.
     let missing = if count < SEEDS { Vec::new() } else { tally.missing() };
     assert!(missing.is_empty(), "never happened: {missing:?}");
 }
@@ -52,7 +52,7 @@ fn number(variable: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is no number")))
 }
 
-/// Past the capture of the test harness, so that the counts of a success are seen too.
+/// Writes to standard error, bypassing the capture of the test harness, so that the counts of a success are visible.
 fn say(text: &str) {
     writeln!(std::io::stderr(), "{text}").expect("standard error takes text");
 }
@@ -76,7 +76,7 @@ fn work(next: &AtomicU64, end: u64, result: &Mutex<(Tally, Vec<String>)>) {
     }
 }
 
-/// The second run repeats the first to the last byte, or a failure could not be repeated either.
+/// Runs a seed twice. The second run repeats the first to the last byte, otherwise a failure could not be repeated.
 fn twice(seed: u64) -> Result<Tally, String> {
     let (first, tally) = once(seed)?;
     let (second, _) = once(seed)?;
@@ -86,17 +86,18 @@ fn twice(seed: u64) -> Result<Tally, String> {
     }
 }
 
-/// On a thread of its own: what the last seed left in thread-locals does not reach it.
+/// Runs a seed on a thread of its own, so that thread-locals of an earlier seed don't affect it.
 fn once(seed: u64) -> Result<(Fnv, Tally), String> {
     let run = thread::Builder::new().name(format!("seed {seed}")).spawn(move || {
         let seen = life::run(seed);
-        // A panic of the writer is caught, and told to its callers: it may look like an error that the promises allow.
+        // A panic of the writer is caught and returned to its callers as an error, which the promises may allow.
+        // So every recorded panic fails the seed.
         PANICKED.take().map_or(Ok(seen), |panic| Err(format!("a task panicked: {panic}")))
     });
     run.expect("a thread").join().unwrap_or_else(|panic| Err(message(&*panic)))
 }
 
-/// Keeps the first panic of each thread in [`PANICKED`].
+/// Installs a hook that keeps the first panic of each thread in [`PANICKED`].
 fn watch_panics() {
     let shown = panic::take_hook();
     panic::set_hook(Box::new(move |info| {

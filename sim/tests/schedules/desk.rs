@@ -1,4 +1,4 @@
-//! Where everything that happens is written down, in order, and where the moment comes that ends a life.
+//! Desk: records all events in order, and signals the moment at which a life ends.
 
 use std::{
     fmt::Write as _,
@@ -9,7 +9,7 @@ use std::{
 use shardex::{
     CheckLevel, IndexStats, LockHolder, SearchResponse, Shardex, ShardexError, env::Env, storage::Storage as _,
 };
-use shardex_sim::{CrashKind, HookStorage, MadsimRuntime, OpInfo, SimStorage, Verdict, runtime::Gate, workload};
+use shardex_sim::{CrashKind, HookAction, HookStorage, MadsimRuntime, OpInfo, SimStorage, runtime::Gate, workload};
 use tokio::sync::Notify;
 
 use crate::{
@@ -23,14 +23,14 @@ use crate::{
 
 pub(crate) type Index = Shardex<HookStorage<SimStorage>>;
 
-/// Written by every task of a run, none of which runs while another does.
+/// Recorder of a run. All tasks write to it, but never two at the same time.
 #[derive(Clone)]
 pub(crate) struct Desk {
     book: Arc<Mutex<Book>>,
     storage: SimStorage,
-    /// Told when the life is to end.
+    /// Notified when the life must end.
     pub(crate) strike: Arc<Notify>,
-    /// Told when the process is to crash and the life to begin anew.
+    /// Notified when the process must crash and the life must begin again.
     pub(crate) restart: Arc<Notify>,
 }
 
@@ -42,7 +42,7 @@ impl Desk {
 
     fn book(&self) -> MutexGuard<'_, Book> {
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        // A sync that runs beside the writer fails when its time is over.
+        // A sync beside the writer fails only when its time has passed, so the storage's counter is read here.
         let failed = self.storage.counters().failed_syncs;
         if failed > book.failed_syncs {
             book.failed_syncs = failed;
@@ -51,7 +51,7 @@ impl Desk {
         book
     }
 
-    /// Another life is about to begin.
+    /// Prepares the next life.
     pub(crate) fn begin_life(&mut self, plan: &LifePlan) {
         let mut book = self.book();
         book.plan = Some(plan.clone());
@@ -60,45 +60,45 @@ impl Desk {
         book.syncs_left = plan.failing_sync.map(|nth| nth - 1);
         book.starts_left = plan.failing_start.map(|nth| nth - 1);
         (book.trouble, book.start_failed) = (plan.trouble, false);
-        // What a stopped machine was spared.
+        // Removes planned faults that a stopped machine did not reach.
         self.storage.clear_plan();
         book.tally.note(Seen::Lives);
         drop(book);
         (self.strike, self.restart) = Default::default();
     }
 
-    /// The desk of the machine that a crash left.
+    /// Returns the desk for the machine after a crash.
     pub(crate) fn after_crash(&self, storage: &SimStorage) -> Self {
         Self { storage: storage.clone(), ..self.clone() }
     }
 
-    /// Whether the crash that ends the life has come.
+    /// Reports whether the crash that ends the life has occurred.
     pub(crate) fn has_ended(&self) -> bool {
         self.book().crashed
     }
 
-    /// The storage for this life: it tells the desk of each operation.
+    /// Returns the storage for this life. It reports each operation to the desk.
     pub(crate) fn storage(&self) -> HookStorage<SimStorage> {
         let desk = self.clone();
         HookStorage::new(self.storage.clone(), move |info| {
             desk.operation(info);
-            Verdict::Proceed
+            HookAction::Proceed
         })
     }
 
-    /// The environment of the index: threads start when the desk says so.
+    /// Returns the environment of the index. The desk decides whether a thread starts.
     pub(crate) fn env(&self) -> Env {
         let desk = self.clone();
         let runtime = Gate::new(MadsimRuntime::new(), move |_| desk.book().may_start());
         Env { runtime: Arc::new(runtime), ..workload::env() }
     }
 
-    /// Whether a sync of the parent has failed on this machine.
+    /// Reports whether a sync of the parent has failed on this machine.
     pub(crate) fn parent_failed(&self) -> bool {
         self.storage.counters().failed_parent_syncs > 0
     }
 
-    /// Whether the machine has stopped. What happens on it from then on, nobody hears of.
+    /// Reports whether the machine has stopped. Later events on it are not recorded.
     pub(crate) fn stopped(&self) -> bool {
         let stopped = self.storage.stopped();
         if stopped {
@@ -107,7 +107,7 @@ impl Desk {
         stopped
     }
 
-    /// Notes an event, unless the machine has stopped.
+    /// Records an event, unless the machine has stopped.
     fn event<T>(&self, note: impl FnOnce(&mut Book, u64) -> T) -> Option<T> {
         if self.stopped() {
             return None;
@@ -128,7 +128,7 @@ impl Desk {
         book.events
     }
 
-    /// An operation on the storage is about to be done.
+    /// Records an operation that the storage is about to do, and injects its fault.
     fn operation(&self, info: &OpInfo) {
         let mut book = self.book();
         let at = self.count(&mut book);
@@ -154,7 +154,7 @@ impl Desk {
         self.book().tally.note(seen);
     }
 
-    /// The index is open, and a search shows this: judges the life before and begins the next.
+    /// Records an open, and the state that a search shows. Judges the previous life and begins the next one.
     pub(crate) fn opened(&self, found: &SearchResponse) {
         self.event(|book, at| {
             let state = batch::state(found).unwrap_or_else(|what| panic!("the open: {what}"));
@@ -176,21 +176,21 @@ impl Desk {
         }
     }
 
-    /// Stores succeed from now on. Returns whether some have failed.
+    /// Lets all further stores succeed. Reports whether some have failed.
     pub(crate) fn end_trouble(&self) -> bool {
         let mut book = self.book();
         book.trouble = None;
         book.life.disturbed
     }
 
-    /// A check was refused: only a thread that could not be started may do that.
+    /// Records a refused check. Only a thread that could not be started may cause it.
     pub(crate) fn check_refused(&self) {
         let mut book = self.book();
         assert!(std::mem::take(&mut book.start_failed), "every thread was started");
         book.tally.note(Seen::ChecksWithoutThread);
     }
 
-    /// An open was refused: only a failed sync or a thread that could not be started may do that.
+    /// Records a refused open. Only a failed sync or a thread that could not be started may cause it.
     pub(crate) fn open_refused(&self, error: &ShardexError) {
         let mut book = self.book();
         if matches!(error, ShardexError::Io { op: "start", .. }) {
@@ -199,12 +199,13 @@ impl Desk {
         }
         let failed = book.plan.as_ref().is_some_and(|plan| plan.failing_sync.is_some()) && book.syncs_left.is_none();
         assert!(failed && Refusal::of(error) == Some(Refusal::Sync), "the open was refused: {error:?}");
-        // Once: the next open has nothing to fear.
+        // A failed sync may refuse an open only once.
         book.plan.as_mut().expect("a life has a plan").failing_sync = None;
         book.tally.note(Seen::OpensFailed);
     }
 
-    /// A writer is about to call; none if there is no machine any more. A removal without a receipt to take adds instead.
+    /// Records the start of a call. Returns its index, its number and its action, or `None` if the machine has stopped.
+    /// A removal without a receipt to remove adds instead.
     pub(crate) fn begin(&self, writer: usize, wish: Wish) -> Option<(usize, u64, Action)> {
         self.event(|book, at| {
             let number = book.next_number;
@@ -226,7 +227,7 @@ impl Desk {
         })
     }
 
-    /// A call has returned. Returns whether it was refused.
+    /// Records the return of a call. Reports whether it was refused.
     pub(crate) fn end(&self, call: usize, result: Result<Option<u64>, ShardexError>) -> bool {
         self.event(|book, at| {
             book.hash(|text| write!(text, "{at} {call} {result:?};"));
@@ -243,7 +244,7 @@ impl Desk {
         .unwrap_or(true)
     }
 
-    /// A call was given up.
+    /// Records that a call was dropped.
     pub(crate) fn give_up(&self, call: usize) {
         self.event(|book, at| {
             book.hash(|text| write!(text, "{at} {call} given up;"));
@@ -251,7 +252,7 @@ impl Desk {
         });
     }
 
-    /// A search has returned. Returns whether there may be more.
+    /// Records the return of a search. Reports whether the reader may continue.
     pub(crate) fn saw(&self, result: Result<SearchResponse, ShardexError>) -> bool {
         self.event(|book, at| match result {
             Ok(response) => {
@@ -270,7 +271,7 @@ impl Desk {
         .unwrap_or(false)
     }
 
-    /// So many writers begin.
+    /// Records that the given number of writers begin.
     pub(crate) fn begin_work(&self, writers: usize) {
         self.book().writers_left = writers;
         if writers == 0 {
@@ -278,7 +279,7 @@ impl Desk {
         }
     }
 
-    /// A writer has done all it wanted.
+    /// Records that a writer has finished.
     pub(crate) fn end_work(&self) {
         let mut book = self.book();
         book.writers_left -= 1;
@@ -287,14 +288,14 @@ impl Desk {
         }
     }
 
-    /// Whether the writers have done all they wanted, and nothing went wrong.
+    /// Reports whether all writers have finished and no sync has failed.
     pub(crate) fn is_settled(&self) -> bool {
         let book = self.book();
         book.writers_left == 0 && !book.life.failed
     }
 
-    /// Nobody writes, and the timers have had their time: what was carried out is what a search shows, so nothing was
-    /// done twice over, and what is to be committed and flushed by itself has been.
+    /// Checks an index that has had no writes for as long as its timers need. The operations carried out are those that
+    /// a search shows, so none was done twice. All background commits and flushes are done.
     pub(crate) fn settled(&self, before: &IndexStats, after: &IndexStats, found: &SearchResponse) {
         let mut book = self.book();
         let state = batch::state(found).unwrap_or_else(|what| panic!("{what}"));
@@ -305,7 +306,7 @@ impl Desk {
         book.note_timers(before, after);
     }
 
-    /// `close` is called.
+    /// Records the call of `close`.
     pub(crate) fn begin_close(&self) {
         self.event(|book, _| {
             book.closing = true;
@@ -315,7 +316,7 @@ impl Desk {
         });
     }
 
-    /// `close` has returned.
+    /// Records the return of `close`.
     pub(crate) fn end_close(&self, result: &Result<(), ShardexError>, failed_before: bool) {
         self.event(|book, at| {
             book.hash(|text| write!(text, "{at} close {result:?};"));
@@ -337,7 +338,7 @@ impl Desk {
         });
     }
 
-    /// As soon as `close` has returned the lock is free, or held by whoever still reads.
+    /// Checks that the lock is free, or held only by a reader, as soon as `close` has returned.
     pub(crate) fn assert_let_go(&self) {
         match self.storage.lock("LOCK").map(drop) {
             Ok(()) | Err(ShardexError::Locked { holder: LockHolder::Reader, .. }) => {}
@@ -345,28 +346,29 @@ impl Desk {
         }
     }
 
-    /// Nobody reads any more: the lock is free.
+    /// Checks that the lock is free after the last reader has finished.
     pub(crate) fn assert_released(&self) {
         drop(self.storage.lock("LOCK").expect("the lock goes with the last reader"));
     }
 
-    /// The turns after which an open is given up; once in a life, and not where a sync of the parent has failed before.
+    /// Returns the number of turns after which an open is abandoned. Returns a number only once per life, and none
+    /// after a failed sync of the parent.
     pub(crate) fn patience(&self) -> Option<u32> {
         let failed = self.parent_failed();
         self.book().plan.as_mut().and_then(|plan| plan.abandons.take()).filter(|_| !failed)
     }
 
-    /// Whether there is an index to open.
+    /// Reports whether there is an index to open.
     pub(crate) fn made(&self) -> bool {
         self.book().made
     }
 
-    /// Whether a sync has failed in this life.
+    /// Reports whether a sync has failed in this life.
     pub(crate) fn failed(&self) -> bool {
         self.book().life.failed
     }
 
-    /// All handles are dropped.
+    /// Records that all handles are dropped.
     pub(crate) fn dropped(&self) {
         self.event(|book, _| {
             book.closing = true;
@@ -378,7 +380,7 @@ impl Desk {
         });
     }
 
-    /// The life was ended by a crash.
+    /// Records the crash that ended the life.
     pub(crate) fn crashed(&self, end: End, crash: CrashKind) {
         let mut book = self.book();
         book.crashed = true;
@@ -398,7 +400,7 @@ impl Desk {
         }
     }
 
-    /// Hash and counts of the whole run.
+    /// Returns the hash and the counts of the whole run.
     pub(crate) fn result(&self) -> (Fnv, Tally) {
         let mut book = self.book();
         for entry in self.storage.take_trace() {
@@ -412,10 +414,10 @@ impl Desk {
     }
 }
 
-/// Operations accepted since the open.
+/// Returns the number of operations accepted since the open.
 fn operations(stats: &IndexStats) -> u64 {
     stats.flush_totals.operations_applied as u64 + stats.pending_operations
 }
 
-/// The level of every check.
+/// Level of every check.
 pub(crate) const CHECK: CheckLevel = CheckLevel::Full;

@@ -1,4 +1,4 @@
-//! What was asked, answered and seen in one life of an index.
+//! Record of one life of an index: calls, outcomes and observations.
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
@@ -6,61 +6,61 @@ use shardex::{Durability, ShardexError};
 
 use crate::batch::{Action, State};
 
-/// Calls, by their places in [`Life::calls`].
+/// Set of calls, as indices into [`Life::calls`].
 pub(crate) type Calls = BTreeSet<usize>;
 
-/// One call of a writer.
+/// Call of a writer.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) writer: usize,
-    /// Counts the writer's calls over all lives.
+    /// Number of the call. All calls of all writers and lives are counted together.
     pub(crate) number: u64,
     pub(crate) action: Action,
-    /// The event at which it began.
+    /// Event at which the call began.
     pub(crate) began: u64,
-    /// Whether a sync had failed by then.
+    /// Whether a sync had failed before the call began.
     pub(crate) after_failure: bool,
-    /// Whether the index had been closed by then.
+    /// Whether `close` had returned, or all handles had been dropped, before the call began.
     pub(crate) after_end: bool,
     pub(crate) outcome: Outcome,
 }
 
-/// What became of a call.
+/// Outcome of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Nothing yet.
+    /// The call has not returned.
     Open,
-    /// Its future was dropped.
+    /// The call's future was dropped.
     Dropped,
-    /// It succeeded.
+    /// The call returned `Ok`.
     Done {
-        /// The event at which it did.
+        /// Event at which the call returned.
         at: u64,
         time: Duration,
-        /// Postings that it says it removed.
+        /// Number of postings that the call reported as removed.
         removed: Option<u64>,
     },
-    /// It got an error.
+    /// The call returned an error.
     Refused(Refusal),
 }
 
-/// The errors that a call may get.
+/// Error that a call may return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// The error of the failed sync.
+    /// Error of the failed sync itself.
     Sync,
     Poisoned,
     Closed,
     /// A store failed.
     Store,
-    /// There was no room.
+    /// There was not enough space.
     Full,
-    /// Too much was undurable already.
+    /// Too many accepted writes were not durable.
     Undurable,
 }
 
 impl Refusal {
-    /// The refusal that an error is; none if no call should ever get it here.
+    /// Returns the refusal that corresponds to an error, or `None` for an error that no call may return here.
     pub(crate) fn of(error: &ShardexError) -> Option<Self> {
         match error {
             ShardexError::Io { op: "sync", .. } => Some(Self::Sync),
@@ -74,59 +74,59 @@ impl Refusal {
     }
 }
 
-/// Whether a state may hold a call.
+/// Expectation whether states contain a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// Every state does that holds a later one.
+    /// Every state that contains a later call contains this one.
     Accepted,
     Maybe,
     Never,
 }
 
-/// One search over everything.
+/// Result of one search over everything.
 #[derive(Clone, Debug)]
 pub(crate) struct Sight {
-    /// The event that it was.
+    /// Event at which the search returned.
     pub(crate) at: u64,
-    /// Whether a sync had failed by then.
+    /// Whether a sync had failed before that event.
     pub(crate) after_failure: bool,
     pub(crate) lsn: u64,
     pub(crate) state: State,
 }
 
-/// How a life ended.
+/// End of a life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// By a crash, or not yet.
+    /// A crash, or no end yet.
     Crash,
-    /// `close` succeeded.
+    /// `close` returned `Ok`.
     Closed,
-    /// `close` got an error.
+    /// `close` returned an error.
     CloseRefused,
     Dropped,
 }
 
-/// From one open to the next.
+/// Record of a life: the time from one open to the next.
 #[derive(Clone, Debug)]
 pub(crate) struct Life {
     pub(crate) durability: Durability,
     pub(crate) commit_interval: Duration,
-    /// What the open found.
+    /// State that the open found.
     pub(crate) base: State,
     pub(crate) base_lsn: u64,
     pub(crate) calls: Vec<Call>,
     pub(crate) sights: Vec<Sight>,
     /// Whether a sync has failed since the open.
     pub(crate) failed: bool,
-    /// Whether stores have failed since.
+    /// Whether a store or an allocation has failed since the open.
     pub(crate) disturbed: bool,
     pub(crate) ending: Ending,
-    /// When the last event was.
+    /// Time of the last event.
     pub(crate) last_event: Duration,
 }
 
 impl Life {
-    /// What an open that found `base` begins.
+    /// Creates the record of a life that begins with an open that found `base`.
     pub(crate) fn new(durability: Durability, commit_interval: Duration, base: State, base_lsn: u64) -> Self {
         Self {
             durability,
@@ -156,12 +156,12 @@ impl Life {
         }
     }
 
-    /// Writes that had succeeded before an event.
+    /// Returns the writes that had succeeded before an event.
     pub(crate) fn done_before(&self, event: u64) -> Calls {
         self.done().filter(|&(_, at, _)| at < event).map(|(call, _, _)| call).collect()
     }
 
-    /// Writes that succeeded, with the event and the time.
+    /// Returns the writes that succeeded, each with its event and its time.
     pub(crate) fn done(&self) -> impl Iterator<Item = (usize, u64, Duration)> {
         self.calls.iter().enumerate().filter(|(_, call)| call.action.is_write()).filter_map(|(n, call)| {
             match call.outcome {
@@ -172,7 +172,7 @@ impl Life {
     }
 }
 
-/// FNV-1a over everything written to it. The hash of the standard library differs from run to run.
+/// FNV-1a hash of everything written to it. The hash of the standard library differs from run to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fnv(pub(crate) u64);
 

@@ -1,4 +1,4 @@
-//! The lives of one index: opened, worked on, and ended in one way or another.
+//! Lives of one index: the open, the work, and one of several ends.
 
 use std::{future::pending, time::Duration};
 
@@ -24,16 +24,17 @@ use crate::{
     verdict::TIMER_SLACK,
 };
 
-/// Virtual time that two flushes take, the one under way and the next: a millisecond for each sync but that of the log.
+/// Upper bound of the virtual time of two flushes, the one under way and the next. Each sync takes a millisecond,
+/// except the sync of the WAL.
 const FLUSH_TIME: Duration = Duration::from_millis(5);
 
-/// The longest that work which failed waits to be tried again.
+/// Longest delay before failed background work is retried.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Virtual time that no seed needs: a call that is never answered is found out.
+/// Virtual time that no seed needs. A call that is never answered exceeds it.
 const TIME_LIMIT: Duration = Duration::from_secs(600);
 
-/// Runs one seed. Panics on anything that the promises do not allow.
+/// Runs one seed. Returns the hash and the counts of the run. Panics on anything that the promises don't allow.
 pub(crate) fn run(seed: u64) -> (Fnv, Tally) {
     let mut runtime = Runtime::with_seed_and_config(seed, Config::default());
     runtime.set_time_limit(TIME_LIMIT);
@@ -52,7 +53,7 @@ async fn lives(seed: u64, plan: Plan) -> (Fnv, Tally) {
             storage.crash_after(operation, stop);
         }
         while let Some(crash) = process(&desk, &plan, life).await {
-            // Before another task runs: what was under way ends here.
+            // The crash comes before another task runs, so that calls under way end here.
             storage.crash(crash, &mut rng);
             desk = desk.after_crash(&storage);
             if desk.has_ended() {
@@ -66,7 +67,7 @@ async fn lives(seed: u64, plan: Plan) -> (Fnv, Tally) {
     desk.result()
 }
 
-/// A process that holds the index, to its end; tells how it crashed, if it did.
+/// Runs a process that holds the index, until its end. Returns the kind of its crash, or `None` if it did not crash.
 async fn process(desk: &Desk, plan: &Plan, life: &LifePlan) -> Option<CrashKind> {
     let node = Handle::current().create_node().build();
     let session = node.spawn(session(desk.clone(), plan.clone(), life.clone()));
@@ -87,7 +88,7 @@ async fn process(desk: &Desk, plan: &Plan, life: &LifePlan) -> Option<CrashKind>
     Some(crash)
 }
 
-/// Waits until the writer has let the index go: it serves what is queued, which may have to wait for flushes.
+/// Waits until the writer has released the index. It first serves the queued calls, which may have to wait for flushes.
 async fn released(desk: &Desk, storage: &SimStorage) {
     for _ in 0..100 {
         if desk.stopped() || !matches!(storage.lock("LOCK"), Err(ShardexError::Locked { .. })) {
@@ -98,7 +99,7 @@ async fn released(desk: &Desk, storage: &SimStorage) {
     panic!("the lock is released when the last handle is dropped");
 }
 
-/// One life, seen from the process that holds the index.
+/// Runs one life inside the process that holds the index.
 async fn session(desk: Desk, plan: Plan, life: LifePlan) {
     let index = open(&desk, &plan, &life).await;
     let (stats, mut report) = (index.stats().await, index.check(CHECK).await);
@@ -119,7 +120,7 @@ async fn session(desk: Desk, plan: Plan, life: LifePlan) {
     let mut tasks: Vec<JoinHandle<()>> = writers.collect();
     tasks.extend((0..life.readers).map(|who| spawn(actor::reader(desk.clone(), index.clone(), life.clone(), who))));
     if life.end.crash().is_some() {
-        // The index lives in its tasks, which are killed from outside.
+        // The index consists of tasks of this process, which are killed from outside.
         return pending().await;
     }
     desk.strike.notified().await;
@@ -129,8 +130,9 @@ async fn session(desk: Desk, plan: Plan, life: LifePlan) {
     }
 }
 
-/// Opens or makes the index. A sync that fails refuses it once; one of the parent ends the process, for the directory's own
-/// entry cannot be made anew, and no second sync in the same life of the machine makes up for the first (R8).
+/// Opens or creates the index. If a sync fails, the open returns an error once, and is repeated. If a sync of the
+/// parent fails, the process ends. The entry of the directory can't be created again, and no second sync before the
+/// next boot makes up for the first (R8).
 async fn open(desk: &Desk, plan: &Plan, life: &LifePlan) -> Index {
     let (storage, mut patience) = (desk.storage(), desk.patience());
     loop {
@@ -149,7 +151,7 @@ async fn open(desk: &Desk, plan: &Plan, life: &LifePlan) -> Index {
                 patience = None;
                 released(desk, storage.inner()).await;
                 if desk.parent_failed() {
-                    // Nobody was told, and the next open would not know.
+                    // No caller received the error of the failed sync, and the next open could not detect it.
                     desk.restart.notify_one();
                     return pending().await;
                 }
@@ -174,7 +176,7 @@ async fn open(desk: &Desk, plan: &Plan, life: &LifePlan) -> Index {
     }
 }
 
-/// Closes, under the hands of whoever still calls.
+/// Closes the index while other tasks may still call it.
 async fn close(desk: &Desk, index: &Index, life: &LifePlan, tasks: Vec<JoinHandle<()>>) {
     settle(desk, index, life).await;
     let failed_before = desk.failed();
@@ -189,7 +191,7 @@ async fn close(desk: &Desk, index: &Index, life: &LifePlan, tasks: Vec<JoinHandl
     assert_closed(index).await;
 }
 
-/// If the writers are done, gives the timers the time they take, and looks at what was done.
+/// Waits for the timers if the writers are done, and checks the work done so far.
 async fn settle(desk: &Desk, index: &Index, life: &LifePlan) {
     if !desk.is_settled() {
         return;
@@ -200,24 +202,24 @@ async fn settle(desk: &Desk, index: &Index, life: &LifePlan) {
     sleep(Duration::from_millis(interval) + retry + TIMER_SLACK + FLUSH_TIME).await;
     let after = index.stats().await.expect("an open index has figures");
     let found = index.search_with(&actor::QUERY, &actor::everything()).await.expect("an open index can be searched");
-    // The sync that the timer asked for may have failed.
+    // The sync that a timer started may have failed.
     if desk.is_settled() {
         desk.settled(&before, &after, &found);
     }
 }
 
-/// Drops every handle, those of calls under way too.
+/// Drops every handle, including those of calls under way.
 async fn give_up(desk: &Desk, index: Index, tasks: Vec<JoinHandle<()>>) {
     tasks.iter().for_each(JoinHandle::abort);
     desk.dropped();
     for task in tasks {
-        // It is done or was aborted: either way its handle on the index is gone.
+        // The task has ended or was aborted. In both cases it has dropped its handle of the index.
         drop(task.await);
     }
     drop(index);
 }
 
-/// Every call says that the index is closed.
+/// Checks that every call returns `Closed`.
 async fn assert_closed(index: &Index) {
     let results = [
         index.add_postings(Vec::new()).await,

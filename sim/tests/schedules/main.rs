@@ -1,8 +1,10 @@
-//! The async layer under a simulated scheduler: seeds choose who runs when, who gives up, what fails and what dies.
+//! Tests of the async layer under a simulated scheduler. A seed decides the order of tasks, the dropped calls, the
+//! faults and the crashes.
 //!
-//! Compiled to nothing without `--cfg madsim`; `cargo sim` sets it. For every seed an index lives several lives on one
-//! simulated disk. What each caller saw is written down and compared with what the promises allow, and every seed is run
-//! twice, to the same trace. `SHARDEX_SIM_SEEDS` sets how many seeds, `SHARDEX_SIM_SEED` the first one.
+//! Without `--cfg madsim`, which `cargo sim` sets, this compiles to nothing. For every seed an index lives several
+//! lives on one simulated disk. A life is the time from one open to the next. The observations of each caller are
+//! recorded and compared with the promises. Every seed runs twice and must leave the same trace. `SHARDEX_SIM_SEEDS`
+//! sets the number of seeds, `SHARDEX_SIM_SEED` the first one.
 
 #[cfg(madsim)]
 mod actor;
@@ -25,7 +27,7 @@ mod tally;
 #[cfg(madsim)]
 mod verdict;
 
-/// Every history that the seeds make is one that the promises allow, and everything that should happen did.
+/// Every history that the seeds make is allowed by the promises, and every expected event occurs in some seed.
 #[cfg(madsim)]
 #[test]
 fn histories_are_what_the_promises_allow() {

@@ -1,4 +1,4 @@
-//! What a seed chooses, swarm style: each seed turns features on or off and draws its sizes anew.
+//! Choices of a seed. Each seed turns features on or off and draws its own sizes (swarm testing).
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};
@@ -8,7 +8,7 @@ pub(crate) const PAGE: usize = 256;
 pub(crate) const SECTOR: usize = 64;
 pub(crate) const DIMENSION: usize = 3;
 
-/// One seed's choices.
+/// Choices of one seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) config: ShardexConfig,
@@ -16,17 +16,17 @@ pub(crate) struct Plan {
     pub(crate) lives: Vec<LifePlan>,
 }
 
-/// The choices for one life of the index, from an open to an end.
+/// Choices for one life of the index, from an open to an end.
 #[derive(Clone, Debug)]
 pub(crate) struct LifePlan {
     pub(crate) options: OpenOptions,
-    /// What the actors draw from.
+    /// Seed of the writers and readers.
     pub(crate) seed: u64,
     pub(crate) writers: usize,
     pub(crate) readers: usize,
-    /// Calls of each writer, at most.
+    /// Number of calls after which a writer stops. Its last burst may exceed it.
     pub(crate) calls: usize,
-    /// Searches of each reader, at most.
+    /// Largest number of searches of each reader.
     pub(crate) searches: usize,
     pub(crate) bursts: bool,
     pub(crate) cancels: bool,
@@ -34,27 +34,27 @@ pub(crate) struct LifePlan {
     pub(crate) commits: bool,
     /// Longest sleep between calls, in milliseconds.
     pub(crate) nap_ms: u64,
-    /// The sync that fails, counted from the open.
+    /// Number of the sync that fails, counted from 1 at the start of the life, so that syncs of the open count too.
     pub(crate) failing_sync: Option<u64>,
-    /// What keeps stores from succeeding for a while.
+    /// Temporary failure of stores.
     pub(crate) trouble: Option<Trouble>,
-    /// The start of a thread that fails, counted from the first one of the life.
+    /// Number of the thread start that fails, counted from 1 at the start of the life.
     pub(crate) failing_start: Option<u64>,
-    /// Turns after which the first open is given up, if it is not done by then.
+    /// Number of turns after which the first open is abandoned if it is not done by then.
     pub(crate) abandons: Option<u32>,
     pub(crate) end: End,
 }
 
-/// Stores that fail, one after another.
+/// Period in which all stores fail.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Trouble {
-    /// Operations on the open index before it begins.
+    /// Number of operations on the open index before it begins.
     pub(crate) after: u64,
-    /// Operations that it takes in.
+    /// Length in operations, including those that don't fail.
     pub(crate) operations: u64,
-    /// Whether it is the room that is missing, not the medium that fails.
+    /// Whether operations fail for lack of space, not because of the medium. Only then allocations fail too.
     pub(crate) full: bool,
-    /// The file that it befalls; all, if none is named.
+    /// File whose operations fail; `None` for all files.
     pub(crate) file: Option<&'static str>,
 }
 
@@ -69,21 +69,21 @@ impl Trouble {
     }
 }
 
-/// How a life ends, when the writers have done all they wanted or, if that is sooner, after so many events.
+/// End of a life. It comes when the writers have finished, or earlier, after a number of events.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum End {
-    /// The process or the machine dies, between two polls of any task.
+    /// The process or the machine dies between two polls of any task.
     Kill { after: u64, crash: CrashKind },
-    /// It dies at an operation on the storage.
+    /// The process or the machine dies at an operation on the storage.
     Cut { operation: u64, stop: Stop, crash: CrashKind },
-    /// `close`, with calls under way if events run out before the writers are done.
+    /// `close`. Calls are under way if the number of events is reached before the writers have finished.
     Close { after: u64 },
-    /// All handles are dropped, those of calls under way too.
+    /// All handles are dropped, including those of calls under way.
     Drop { after: u64 },
 }
 
 impl End {
-    /// The crash that it is, if it is one.
+    /// Returns the kind of crash, or `None` if the end is no crash.
     pub(crate) fn crash(self) -> Option<CrashKind> {
         match self {
             Self::Kill { crash, .. } | Self::Cut { crash, .. } => Some(crash),
@@ -91,7 +91,7 @@ impl End {
         }
     }
 
-    /// The events after which it comes.
+    /// Returns the number of events after which the end comes.
     pub(crate) fn after(self) -> u64 {
         match self {
             Self::Kill { after, .. } | Self::Close { after } | Self::Drop { after } => after,
@@ -112,7 +112,7 @@ impl Plan {
         let garbage = rng.random_bool(0.3);
         let count = rng.random_range(3..=6);
         let mut lives: Vec<LifePlan> = (0..count).map(|_| LifePlan::drawn(&mut rng, writers, readers)).collect();
-        // The last life with work in it closes, and one more opens what it left.
+        // The last life with work ends with a close, and one more life opens the index after it.
         let mut last = lives[count - 1].clone();
         (last.failing_sync, last.end) = (None, End::Close { after: u64::MAX });
         let epilogue = LifePlan { writers: 0, readers: 0, trouble: None, ..last.clone() };
@@ -138,7 +138,7 @@ impl LifePlan {
             .max_undurable_ms(if rng.random_bool(0.4) { rng.random_range(1..=20) } else { 60_000 })
             .flush_check(if rng.random_bool(0.2) { CheckLevel::Full } else { CheckLevel::Quick });
         let (calls, searches) = (rng.random_range(4..=14), rng.random_range(4..=16));
-        // A call is two events, and every operation on the storage one.
+        // A call makes two events, and every operation on the storage makes one.
         let events = (writers * calls * 4 + readers * searches) as u64;
         let after = rng.random_range(1..=events);
         Self {

@@ -1,10 +1,10 @@
-//! What happened, counted: a fault that never struck tested nothing.
+//! Counters of events. A fault that never fires tests nothing, so every event must occur.
 
 use std::fmt;
 
 macro_rules! sights {
     ($($name:ident: $text:literal),* $(,)?) => {
-        /// Something that has to happen in some seed.
+        /// Event that must occur in some seed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Seen { $($name),* }
 
@@ -68,7 +68,7 @@ sights! {
     HitsHeld: "hits read again after writes went on",
 }
 
-/// How often.
+/// Number of occurrences of each event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tally(Vec<u64>);
 
@@ -91,7 +91,7 @@ impl Tally {
         self.0.iter_mut().zip(&other.0).for_each(|(all, more)| *all += more);
     }
 
-    /// What never happened.
+    /// Returns the events that never occurred.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         self.0.iter().zip(TEXTS).filter(|(times, _)| **times == 0).map(|(_, text)| *text).collect()
     }

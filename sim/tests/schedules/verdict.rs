@@ -1,7 +1,7 @@
-//! Compares what was seen in a life with what the promises allow.
+//! Comparison of the observations of a life with the promises.
 //!
-//! Every state must be what some prefix of one order of the calls leaves: each call whole, once, after those that had
-//! returned before it began and after those of its writer that were sent before it.
+//! Every state must be the result of a prefix of one order of the calls. Each call takes effect whole and once. It
+//! comes after the calls that had returned before it began, and after those of its writer that were sent before it.
 
 use shardex::Durability;
 use std::{collections::BTreeMap, time::Duration};
@@ -11,30 +11,30 @@ use crate::{
     history::{Call, Calls, Ending, Fate, Life, Outcome},
 };
 
-/// How much later than its interval a timer may be: a sleep takes a millisecond at least.
+/// Largest delay of a timer beyond its interval. A sleep takes at least a millisecond.
 pub(crate) const TIMER_SLACK: Duration = Duration::from_millis(3);
 
-/// What the end of a life, and the open after it, showed.
+/// Findings of the comparison, from the observations of a life and from the open after it.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
-    /// The writes that the open found.
+    /// Writes that the open found.
     pub(crate) kept: Calls,
-    /// The writes that had to be durable since somebody was told so.
+    /// Writes that had to be durable because a call acknowledged them.
     pub(crate) acknowledged: Calls,
-    /// Those that had to be since the timer had had its time.
+    /// Writes that had to be durable because the timer had had enough time.
     pub(crate) timed: Calls,
-    /// Removals whose count was right.
+    /// Number of removals whose count was right.
     pub(crate) removals: u64,
-    /// Searches that showed less than the one before.
+    /// Number of searches that showed less than the search before.
     pub(crate) went_back: u64,
-    /// Searches that showed other writes than the one before.
+    /// Number of searches that showed other writes than the search before.
     pub(crate) moved: u64,
 }
 
-/// Judges a life by the state that the next open found.
+/// Compares the record of a life, and the state that the next open found, with the promises.
 ///
 /// # Errors
-/// What no promise allows.
+/// Returns a description of the first observation that no promise allows.
 pub(crate) fn judge(life: &Life, found: &State) -> Result<Findings, String> {
     let mut findings = Findings::default();
     let mut sets = Vec::new();
@@ -61,7 +61,7 @@ pub(crate) fn judge(life: &Life, found: &State) -> Result<Findings, String> {
         before = Some((calls.clone(), sight.after_failure));
         sets.push(calls);
     }
-    // Larger numbers, later writes.
+    // States with larger LSNs contain more writes.
     if let Some(pair) = lsns.values().collect::<Vec<_>>().windows(2).find(|pair| pair[0].len() >= pair[1].len()) {
         return Err(format!("LSNs rise, and not the writes: {pair:?} in {lsns:?}"));
     }
@@ -78,7 +78,8 @@ pub(crate) fn judge(life: &Life, found: &State) -> Result<Findings, String> {
     Ok(findings)
 }
 
-/// After a failed sync all searches show one state, that of the newest durable root: nothing that the open lacks.
+/// Checks that all searches after a failed sync show the same state, that of the newest durable root. The next open
+/// must find everything in it.
 fn poisoned(life: &Life, sets: &[Calls], kept: &Calls) -> Result<(), String> {
     let after = life.sights.iter().zip(sets).filter(|(sight, _)| sight.after_failure);
     let shown: Vec<&Calls> = after.map(|(_, calls)| calls).collect();
@@ -90,10 +91,11 @@ fn poisoned(life: &Life, sets: &[Calls], kept: &Calls) -> Result<(), String> {
     }
 }
 
-/// The writes that a state holds, if it is what they leave.
+/// Returns the writes in a state.
 ///
 /// # Errors
-/// How it differs from what they leave, or from every prefix of the calls.
+/// Returns a description if the state contains a refused write, lacks a write that came before one it contains, or is
+/// not the result of its writes.
 pub(crate) fn decode(life: &Life, state: &State) -> Result<Calls, String> {
     let calls = named(life, state);
     let mut last: BTreeMap<usize, usize> = BTreeMap::new();
@@ -123,7 +125,7 @@ pub(crate) fn decode(life: &Life, state: &State) -> Result<Calls, String> {
     }
 }
 
-/// The writes that counters and receipts name.
+/// Returns the writes that the counters and receipts of a state identify.
 fn named(life: &Life, state: &State) -> Calls {
     let counted = |call: &Call| state.get(&batch::counter(call.writer)).copied().unwrap_or(0);
     let has = |call: &Call, number| state.contains_key(&batch::receipt(call.writer, number));
@@ -136,7 +138,8 @@ fn named(life: &Life, state: &State) -> Calls {
     };
     let holds = |call: &Call| match call.action {
         Action::Add(_) => has(call, call.number) || (counted(call) >= call.number && taken(call)),
-        // Only receipts of calls known to be applied are taken: if the state holds that call, the receipt is missing.
+        // A removal removes only receipts of calls known to be applied. If the state contains such a call, its missing
+        // receipt proves the removal.
         Action::Remove { receipt, .. } => !has(call, receipt) && (known(call, receipt) || counted(call) >= receipt),
         Action::Commit | Action::Flush => false,
     };
@@ -150,7 +153,7 @@ fn covers(life: &Life, calls: &Calls, due: &Calls) -> Result<(), String> {
     }
 }
 
-/// All states of a life are prefixes of one order; returns the longest.
+/// Checks that all states of a life are prefixes of one order. Returns the longest.
 fn chain(life: &Life, mut sets: Vec<Calls>) -> Result<Calls, String> {
     sets.sort_by_key(Calls::len);
     sets.dedup();
@@ -169,7 +172,7 @@ fn chain(life: &Life, mut sets: Vec<Calls>) -> Result<Calls, String> {
     Ok(sets.pop().unwrap_or_default())
 }
 
-/// What a removal said of how much it removed, along the longest order seen.
+/// Checks the counts that removals returned, along the longest order seen. Returns the number of counts checked.
 fn removals(life: &Life, calls: &Calls) -> Result<u64, String> {
     let mut state = life.base.clone();
     let mut right = 0;
@@ -185,22 +188,22 @@ fn removals(life: &Life, calls: &Calls) -> Result<u64, String> {
     Ok(right)
 }
 
-/// Writes that a flush which succeeded had to flush.
+/// Returns the writes that a successful flush had to flush.
 fn flushed(life: &Life) -> Calls {
     last_call(life, |action| *action == Action::Flush).map_or_else(Calls::new, |began| life.done_before(began))
 }
 
-/// When the last call of a kind began that succeeded.
+/// Returns the event at which the last successful call of a kind began.
 fn last_call(life: &Life, kind: impl Fn(&Action) -> bool) -> Option<u64> {
     let done = |call: &&Call| kind(&call.action) && matches!(call.outcome, Outcome::Done { .. });
     life.calls.iter().filter(done).map(|call| call.began).max()
 }
 
-/// Writes that somebody was told are durable.
+/// Returns the writes that were acknowledged as durable.
 fn acknowledged(life: &Life) -> Calls {
     let all = match life.ending {
         Ending::Closed => true,
-        // The last commit is tried, and nobody is told if it fails.
+        // The last commit is tried, but no caller receives its error.
         Ending::Dropped => life.durability != Durability::Manual && !life.failed && !life.disturbed,
         Ending::Crash | Ending::CloseRefused => false,
     };
@@ -210,8 +213,8 @@ fn acknowledged(life: &Life) -> Calls {
     last_call(life, |action| !action.is_write()).map_or_else(Calls::new, |began| life.done_before(began))
 }
 
-/// Writes that the timer had time to make durable before the crash. Where stores failed it tries again later; that it does is
-/// looked at in lives that are closed.
+/// Returns the writes that the timer had time to make durable before the crash. After failed stores the timer retries
+/// later. Lives that end with a close check that it does.
 fn timed(life: &Life) -> Calls {
     if life.durability != Durability::Interval || life.failed || life.disturbed {
         return Calls::new();

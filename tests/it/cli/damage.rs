@@ -1,4 +1,4 @@
-//! What the tool says of an index that is damaged, or that has no room.
+//! Tests of the command-line tool on damaged indexes, and of a flush with nothing to do.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use shardex::format::cells::HEAD_MAGIC;
 use super::{DIMENSION, Desk, WITH_CELLS};
 use crate::support::vector;
 
-/// An index of a hundred rows that was closed.
+/// Creates an index of 100 rows in a temporary directory and closes it. Returns the directory and the index's path.
 fn desk() -> (Desk, std::path::PathBuf) {
     let desk = Desk::new();
     let (dir, rows) = (desk.path("index"), desk.vectors("rows.npy", 0..100));
@@ -15,7 +15,7 @@ fn desk() -> (Desk, std::path::PathBuf) {
     (desk, dir)
 }
 
-/// Restores the index from a copy in memory, and changes it.
+/// Restores the index files from copies in memory, then applies a change.
 fn changed(dir: &std::path::Path, files: &[(&str, Vec<u8>)], change: impl FnOnce()) {
     for (name, bytes) in files {
         fs::write(dir.join(name), bytes).expect("written");
@@ -36,7 +36,7 @@ fn a_check_says_consistent_of_nothing_that_is_not() {
     };
     let (code, text) = check(true);
     assert!(code == Some(0) && text.ends_with("bytes read: consistent\n"), "{text}");
-    // Without the vectors nobody can say that they are.
+    // A check without `--full` reads no vectors, and its output states that.
     let (code, text) = check(false);
     assert!(code == Some(0) && text.contains("no vector read") && text.contains("--full"), "{text}");
     let whole = files(&dir);
@@ -50,7 +50,7 @@ fn a_check_says_consistent_of_nothing_that_is_not() {
     changed(&dir, &whole, || flip("data", at));
     let (code, text) = check(true);
     assert!(code == Some(1) && !text.contains("consistent") && text.contains(": 1 finding\n  Shard 0"), "{text}");
-    // Found by the open, mended by it or not.
+    // The open finds this damage. It repairs one damaged root, but not two.
     changed(&dir, &whole, || flip("root", 50));
     let (code, text) = check(true);
     assert!(code == Some(1) && !text.contains("consistent") && text.contains("1 finding\n  a root"), "{text}");
@@ -74,7 +74,7 @@ fn a_file_that_is_cut_or_gone_is_a_finding() {
         let (code, object) = desk.json(&[&"check", &dir]);
         let finding = object["findings"][0].as_str().unwrap_or_default();
         assert!(code == 1 && object["clean"] == false && finding.contains("root"), "{len}: {object}");
-        // Where one slot is left, nothing is lost and the other one is there again.
+        // If one root slot is left, nothing is lost, and the first check has restored the other slot.
         if len >= 192 {
             let (code, object) = desk.json(&[&"check", &dir, &"--full"]);
             assert_eq!((code, &object["postings_checked"]), (0, &100.into()), "{len}");
@@ -93,7 +93,7 @@ fn a_file_that_is_cut_or_gone_is_a_finding() {
         let (code, object) = desk.json(&[&"check", &dir]);
         let findings = object["findings"].to_string();
         assert!(code == 1 && findings.contains(name) && findings.contains("missing"), "{name}: {object}");
-        // All who meet it give the same advice, and nobody makes another index of what is left.
+        // Every command gives the same advice, and none creates a new index from the remaining files.
         let rows = desk.path("rows.npy");
         desk.fails(&[&"stats", &dir], "put it back");
         desk.fails(&[&"ingest", &dir, &rows], "put it back");

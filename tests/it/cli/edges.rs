@@ -1,4 +1,4 @@
-//! Where the tool could cut whoever holds it.
+//! Tests of edge cases in which the command-line tool could destroy data, hang or mislead its caller.
 
 use std::{ffi::OsStr, fs, io::Write as _, os::unix::fs::symlink, process::Stdio};
 
@@ -10,7 +10,7 @@ use crate::support::vector;
 
 type Args<'a> = Vec<&'a dyn AsRef<OsStr>>;
 
-/// Every byte below a directory.
+/// Reads all files of a directory. Returns their names and bytes, sorted by name.
 fn bytes(dir: &std::path::Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
     let entries = fs::read_dir(dir).expect("readable").map(|entry| entry.expect("an entry"));
     let mut files: Vec<_> = entries.map(|entry| (entry.file_name(), fs::read(entry.path()).expect("a file"))).collect();
@@ -46,7 +46,7 @@ fn no_command_writes_into_an_index_or_over_a_file_unasked() {
             desk.fails(&args, "index");
         }
     }
-    // From within, too, and another index is one as well.
+    // Paths relative to the current directory are recognised too. The directory of another index is also protected.
     let other = desk.path("other");
     desk.json(&[&"ingest", &other, &rows]);
     let output = shardex().current_dir(&other).args(["search", "../index", "../rows.npy", "--out", "x"]).output();
@@ -66,7 +66,7 @@ fn no_command_writes_into_an_index_or_over_a_file_unasked() {
     assert_eq!(fs::read(&text).expect("readable"), b"dear");
     let (code, _) = desk.json(&[&"search", &dir, &rows, &"-k", &"1", &"--out", &text, &"--force"]);
     assert_eq!((code, ids(&text)), (0, (0..50).collect::<Vec<i64>>()));
-    // A search that fails leaves nothing of the file.
+    // A search that fails leaves neither its output file nor a temporary one.
     let wide = desk.npy("wide.npy", "<f4", (1, 3), &[0; 12]);
     desk.fails(&[&"search", &dir, &wide, &"--out", &desk.path("none.npy")], "vectors of 8");
     let left = fs::read_dir(desk.path("")).expect("readable").map(|entry| entry.expect("an entry").file_name());
@@ -108,27 +108,27 @@ fn one_row_more_makes_no_cells_and_many_rows_do() {
     let (dimension, rows) = WITH_CELLS;
     let (dir, rows) = (desk.path("index"), desk.vectors_of(dimension, "rows.npy", rows));
     let (_, object) = desk.json(&[&"ingest", &dir, &rows]);
-    assert_eq!((&object["optimized"], &object["fresh_postings"]), (&true.into(), &0.into()));
+    assert_eq!((&object["optimized"], &object["unindexed_postings"]), (&true.into(), &0.into()));
     let one = desk.vectors_of(dimension, "one.npy", 7_000..7_001);
     let (_, object) = desk.json(&[&"ingest", &dir, &one, &"--first-id", &"7000"]);
     assert_eq!((&object["optimized"], &object["total_postings"]), (&false.into(), &5_001.into()));
-    assert!((1..1_000).contains(&object["fresh_postings"].as_u64().expect("a number")), "{object}");
+    assert!((1..1_000).contains(&object["unindexed_postings"].as_u64().expect("a number")), "{object}");
     let (_, object) = desk.json(&[&"stats", &dir]);
-    assert!(object["fresh_postings"].as_u64() > Some(0) && object["cells"].as_u64() > Some(0), "{object}");
-    // It is found all the same.
+    assert!(object["unindexed_postings"].as_u64() > Some(0) && object["cells"].as_u64() > Some(0), "{object}");
+    // A search finds the unindexed row.
     let output = desk.run(&[&"search", &dir, &one, &"-k", &"1", &"--json"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"document_id\":7000,"), "{output:?}");
     let (_, object) = desk.json(&[&"ingest", &dir, &one, &"--first-id", &"7001", &"--optimize"]);
-    assert_eq!((&object["optimized"], &object["fresh_postings"]), (&true.into(), &0.into()));
+    assert_eq!((&object["optimized"], &object["unindexed_postings"]), (&true.into(), &0.into()));
     desk.json(&[&"ingest", &dir, &one, &"--first-id", &"7002"]);
     let (code, object) = desk.json(&[&"optimize", &dir]);
     assert_eq!((code, &object["total_postings"]), (0, &5_003.into()));
-    assert_eq!(desk.json(&[&"stats", &dir]).1["fresh_postings"], 0);
+    assert_eq!(desk.json(&[&"stats", &dir]).1["unindexed_postings"], 0);
 
-    // Of few rows none are made: to look at all of them costs less.
+    // With few rows no cells are built, because an exhaustive search costs less.
     let (dir, rows) = (desk.path("other"), desk.vectors_of(dimension, "rows.npy", 0..400));
     let (_, object) = desk.json(&[&"ingest", &dir, &rows, &"--no-optimize"]);
-    assert_eq!((&object["optimized"], &object["fresh_postings"]), (&false.into(), &400.into()));
+    assert_eq!((&object["optimized"], &object["unindexed_postings"]), (&false.into(), &400.into()));
     let (_, object) = desk.json(&[&"ingest", &dir, &one, &"--first-id", &"7000"]);
     assert_eq!((&object["optimized"], &object["total_postings"]), (&true.into(), &401.into()), "most were in no cell");
     assert_eq!(desk.json(&[&"stats", &dir]).1["cells"], 0);
@@ -170,7 +170,7 @@ fn a_first_ingest_that_is_refused_leaves_no_index() {
             assert!(!made || fs::read_dir(&dir).expect("readable").next().is_none(), "{says}");
         }
     }
-    // So another dimension and another metric are free to be chosen.
+    // The refused attempts fixed neither dimension nor metric, so the next ingest may choose them.
     assert_eq!(desk.json(&[&"ingest", &dir, &rows, &"--metric", &"l2"]).0, 0);
     desk.fails(&[&"ingest", &dir, &nan], "row 1");
     assert_eq!(desk.json(&[&"stats", &dir]).1["total_postings"], 5);
@@ -231,7 +231,7 @@ fn every_plain_type_of_number_is_taken() {
     let desk = Desk::new();
     macro_rules! rows {
         ($descr:literal, $number:ty, $bytes:ident) => {{
-            // Each row points elsewhere.
+            // Every row points in a different direction.
             let data: Vec<u8> =
                 (0..16).flat_map(|i| (if i % 5 == 0 { 9 as $number } else { i as $number }).$bytes()).collect();
             (desk.npy(&$descr.replace(['<', '>', '|'], "_"), $descr, (4, 4), &data), $descr)
@@ -279,7 +279,8 @@ fn a_pipe_is_read_and_a_named_one_is_refused_and_nothing_hangs() {
     let piped = |args: &Args<'_>, bytes: Vec<u8>| {
         let mut child = piped_child(shardex().args(args));
         let mut stdin = child.stdin.take().expect("its stdin");
-        // One that reads no more is gone: its exit code says whether that is fine.
+        // The child may exit before it has read everything, so an error of the write is ignored. The caller checks the
+        // exit code.
         let writer = std::thread::spawn(move || drop(stdin.write_all(&bytes)));
         let output = ended(child);
         writer.join().expect("no panic");
@@ -307,7 +308,7 @@ fn a_pipe_is_read_and_a_named_one_is_refused_and_nothing_hangs() {
     let output = piped(&vec![&"search", &dir, &"-", &"--truth", &"-", &"-k", &"1"], whole.clone());
     assert!(String::from_utf8_lossy(&output.stderr).contains("only once"), "{output:?}");
 
-    // Nobody writes to it, so whoever opens it waits.
+    // No process writes to the named pipe, so opening it would block.
     let fifo = desk.path("fifo");
     mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a named pipe");
     let refused: [Args; 5] = [
@@ -322,7 +323,7 @@ fn a_pipe_is_read_and_a_named_one_is_refused_and_nothing_hangs() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(2) && error.contains("no regular file"), "{error}");
     }
-    // As stdin it is a pipe like any other.
+    // As standard input, a named pipe is read like any other pipe.
     let writer = {
         let fifo = fifo.clone();
         std::thread::spawn(move || drop(fs::write(fifo, whole)))

@@ -1,4 +1,5 @@
-//! An ingest that is stopped says what is durable and how to go on.
+//! Tests of stopped commands. A stopped ingest reports which rows are durable and how to continue. A stopped benchmark
+//! or search leaves no files behind.
 
 use std::{
     fs,
@@ -16,14 +17,14 @@ fn rows(range: std::ops::Range<u64>) -> Vec<u8> {
     range.flat_map(|n| vector(n, DIMENSION)).flat_map(f32::to_le_bytes).collect()
 }
 
-/// Runs a line that the tool printed, as a shell would.
+/// Runs a command line that the tool printed, in a shell.
 fn run(line: &str) -> Output {
     let script = format!("shardex() {{ \"$TOOL\" \"$@\"; }}\n{line}");
     let tool = env!("CARGO_BIN_EXE_shardex");
     Command::new("sh").args(["-c", &script]).env("TOOL", tool).stdin(Stdio::null()).output().expect("it runs")
 }
 
-/// What stands in backticks.
+/// Returns the text between the first two backticks.
 fn quoted(text: &str) -> &str {
     text.split('`').nth(1).unwrap_or_else(|| panic!("no command: {text}"))
 }
@@ -62,16 +63,17 @@ fn an_ingest_that_meets_a_bad_row_says_how_to_go_on_and_that_works() {
         assert_eq!(object["total_postings"], (n + 1) * 500);
         fs::write(&file, bad).expect("written");
     }
-    // Every row has the id that it would have had.
+    // Every row has the id that an uninterrupted ingest would have given it.
     let (queries, out) = (desk.vectors("queries.npy", 0..500), desk.path("out.npy"));
     desk.json(&[&"search", &dir, &queries, &"-k", &"2", &"--exact", &"--out", &out]);
     let expected: Vec<i64> = (0..500).flat_map(|n| [n, n + 1000]).collect();
     assert_eq!(ids(&out), expected);
 }
 
-/// Runs an ingest whose files may have no more than so many blocks of 512 bytes, as if the disk were full there.
+/// Runs an ingest in which each file may have at most `blocks` blocks of 512 bytes, as if the disk were full. Returns
+/// the exit code and the text on standard error.
 fn limited(blocks: usize, dir: &Path, file: &Path, options: &[&str]) -> (Option<i32>, String) {
-    // Without the trap the first store beyond the limit kills.
+    // Without the trap, a signal kills the process at the first store beyond the limit.
     let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
     let output = Command::new("sh")
         .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_shardex"), "ingest"])
@@ -89,7 +91,8 @@ fn an_ingest_without_room_leaves_no_index_or_says_what_is_durable() {
     let (dir, dimension) = (desk.path("index"), 64);
     let data: Vec<u8> = (0..20_000).flat_map(|n| vector(n, dimension)).flat_map(f32::to_le_bytes).collect();
     let file = desk.npy("rows.npy", "<f4", (20_000, dimension), &data);
-    // Too little for an empty index; enough for that, and too little for the first batch.
+    // The first limit is too small for an empty index. The second is large enough for an empty index, but too small for
+    // the first batch.
     for (blocks, batch) in [(64, "100"), (10_240, "20000")] {
         let (code, error) = limited(blocks, &dir, &file, &["--batch", batch]);
         assert_eq!(code, Some(2), "{error}");
@@ -104,7 +107,8 @@ fn an_ingest_without_room_leaves_no_index_or_says_what_is_durable() {
     assert_eq!(desk.json(&[&"stats", &dir]).1["total_postings"], 20_000);
 }
 
-/// Feeds an ingest through a pipe without end, and sends it a signal when it has committed something.
+/// Feeds an endless pipe to an ingest, and sends it a signal once it has committed 300 rows. Returns its output and the
+/// text on its standard output.
 fn interrupted(dir: &Path, signal: &str, options: &[&str]) -> (Output, String) {
     let mut command = shardex();
     command
@@ -117,7 +121,7 @@ fn interrupted(dir: &Path, signal: &str, options: &[&str]) -> (Output, String) {
     let feeder = std::thread::spawn(move || {
         stdin.write_all(&header("<f4", &format!("(100000000, {DIMENSION})"))).expect("read");
         let batch = rows(0..100);
-        // Until nobody reads any more.
+        // The write fails once the child has exited.
         while stdin.write_all(&batch).is_ok() {}
     });
     let mut text = String::new();
@@ -141,7 +145,7 @@ fn an_ingest_that_is_interrupted_says_what_is_durable_and_how_to_go_on() {
         assert_eq!(output.status.code(), Some(code), "{text}");
         let last = text.lines().last().expect("a line");
         let there = desk.json(&[&"stats", &dir]).1["total_postings"].as_u64().expect("a number");
-        // The same hundred rows under other ids each time.
+        // The feeder repeats the same 100 rows, and every copy gets other ids.
         assert!(there >= 300 && there.is_multiple_of(100), "{there}");
         let says = format!("interrupted: rows 0 to {} are durable", there - 1);
         assert!(last.starts_with(&says), "{there}: {last}");
@@ -178,7 +182,8 @@ fn a_benchmark_that_is_interrupted_leaves_nothing_behind() {
     assert!(!made(), "its directory is removed");
 }
 
-/// Starts a command that reads rows from a pipe in which no more comes, and sends it a signal when `is_ready`.
+/// Starts a command that reads rows from a pipe, and sends it only `rows`, which are fewer than the header declares.
+/// Sends SIGTERM once `is_ready` returns true.
 fn waiting(args: &[&std::ffi::OsStr], rows: &[u8], is_ready: impl Fn() -> bool) -> Output {
     let mut child = piped_child(shardex().args(args));
     let mut stdin = child.stdin.take().expect("its stdin");
@@ -194,25 +199,25 @@ fn waiting(args: &[&std::ffi::OsStr], rows: &[u8], is_ready: impl Fn() -> bool) 
     output
 }
 
-/// The first signal waited for rows that did not come.
+/// Regression test: the first signal took effect only after the next rows, which never came.
 #[test]
 fn an_ingest_that_waits_for_rows_is_interrupted_at_once() {
     let desk = Desk::new();
     let dir = desk.path("index");
     let args = ["ingest".as_ref(), dir.as_ref(), "-".as_ref(), "--batch".as_ref(), "100".as_ref()];
-    // Of the three batches that have come all, some or none may be in when the signal comes.
+    // Three complete batches were sent. All, some or none of them may be accepted when the signal comes.
     let output = waiting(&args, &rows(0..350), || dir.join("root").exists());
     let text = String::from_utf8(output.stdout).expect("text");
     assert_eq!((output.status.code(), output.stderr), (Some(143), Vec::new()), "{text}");
     let says = |what| text.starts_with(&format!("interrupted: {what}"));
-    assert!(says("no row was added: to go on") || says("rows 0 to "), "{text}");
+    assert!(says("no row was added: to continue") || says("rows 0 to "), "{text}");
     assert_eq!(dir.join("root").exists(), says("rows 0 to "), "{text}");
     if dir.join("root").exists() {
         assert_eq!(desk.json(&[&"check", &dir, &"--full"]).0, 0);
     }
 }
 
-/// A search that was interrupted left the file in which it had begun to write its answers.
+/// Regression test: an interrupted search left behind the temporary file of its answers.
 #[test]
 fn a_search_that_is_interrupted_leaves_no_file_behind() {
     let desk = Desk::new();

@@ -1,4 +1,4 @@
-//! An open that finds no room to recover.
+//! Tests of an open without room for its recovery.
 
 use super::*;
 
@@ -23,7 +23,11 @@ fn without_room_to_recover_reads_are_served_and_writes_refused_and_nothing_is_lo
     let is_full = Arc::clone(&full);
     let storage = HookStorage::new(crashed.clone(), move |info| {
         let data = info.file == "data" && !info.op.is_sync();
-        if is_full.load(Ordering::Relaxed) && data { Verdict::Fail(ErrorKind::StorageFull) } else { Verdict::Proceed }
+        if is_full.load(Ordering::Relaxed) && data {
+            HookAction::Fail(ErrorKind::StorageFull)
+        } else {
+            HookAction::Proceed
+        }
     });
     let mut engine = Engine::open(storage.clone(), OpenOptions::default(), &env()).expect("it serves reads");
     let some = engine.snapshot().live;
@@ -38,10 +42,12 @@ fn without_room_to_recover_reads_are_served_and_writes_refused_and_nothing_is_lo
     apply(&mut engine, &batch(1)).expect("accepted");
 }
 
-/// The close of such an index was refused like a write, so whoever opened it to read or to check it got an error.
+/// Regression: closing such an index was refused like a write. A caller that opened it to read or to check it got an
+/// error.
 #[test]
 fn an_index_without_room_to_recover_can_be_searched_checked_and_closed() {
-    // The disk is full for whatever an open stores first: the root file made anew, the root stored again, the replay.
+    // The disk is full for the first store of the open: the replacement root file, the roots stored again, or the
+    // replay.
     for (batches, full_file) in [(0, "root.new"), (3, "root"), (9, "data")] {
         let plain = SimStorage::new(256, 64, 1);
         let mut engine = Engine::create(plain.clone(), &config("sim", 1024), &env()).expect("made");
@@ -57,7 +63,7 @@ fn an_index_without_room_to_recover_can_be_searched_checked_and_closed() {
         let storage = HookStorage::new(crashed.clone(), move |info| {
             let hit = info.file == full_file && !info.op.is_sync() && is_full.load(Ordering::Relaxed);
             is_met.fetch_or(hit, Ordering::Relaxed);
-            if hit { Verdict::Fail(ErrorKind::StorageFull) } else { Verdict::Proceed }
+            if hit { HookAction::Fail(ErrorKind::StorageFull) } else { HookAction::Proceed }
         });
         let read = async |storage: HookStorage<SimStorage>| {
             let index = Shardex::open_on(storage, OpenOptions::default(), env()).await?;

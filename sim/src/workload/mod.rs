@@ -1,0 +1,256 @@
+//! Workloads: named ones, and ones generated from a seed.
+
+mod reference;
+mod runner;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
+use shardex::{
+    CheckLevel, DocumentId, Metric, OpenOptions, Posting, ShardexConfig,
+    env::{Cancel, CellPolicy, Clock, Env, Inline, Threads},
+};
+
+pub use reference::reference;
+pub use runner::Runner;
+
+/// Step of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Adds a posting at `start` to each of the documents `first..first + count`.
+    Add {
+        /// First document.
+        first: u64,
+        /// Number of documents.
+        count: u64,
+        /// Start of each posting. A posting of the same document and start is replaced.
+        start: u32,
+        /// Changes the vectors.
+        salt: u64,
+    },
+    /// Removes documents `first..first + count`.
+    Remove {
+        /// First document.
+        first: u64,
+        /// Number of documents.
+        count: u64,
+    },
+    /// Commits.
+    Commit,
+    /// Flushes.
+    Flush,
+    /// Flushes, and adds documents after each sync before the flush continues.
+    SlowFlush {
+        /// First document added.
+        first: u64,
+        /// Number of documents added each time.
+        count: u64,
+        /// Changes the vectors.
+        salt: u64,
+    },
+    /// Flushes, and adds documents while each sync runs.
+    OverlappedFlush {
+        /// First document added.
+        first: u64,
+        /// Number of documents added each time.
+        count: u64,
+        /// Changes the vectors.
+        salt: u64,
+    },
+    /// Rebuilds the cells.
+    Optimize,
+    /// Continues the cell build, and cancels it after a number of cancellation checks.
+    OptimizeUntil {
+        /// Number of checks before the build is cancelled.
+        questions: u64,
+    },
+    /// Closes the index. The next step opens it again.
+    Close,
+    /// Closes the index and opens it again.
+    Reopen,
+    /// Opens the index a second time, which must be refused (R12).
+    SecondOpen,
+    /// Takes a snapshot and the hits of a search. They are kept until their engine is dropped.
+    Read,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Add { first, count, start, salt } => {
+                write!(f, "add first={first} count={count} start={start} salt={salt}")
+            }
+            Self::Remove { first, count } => write!(f, "remove first={first} count={count}"),
+            Self::Commit => f.write_str("commit"),
+            Self::Flush => f.write_str("flush"),
+            Self::SlowFlush { first, count, salt } => write!(f, "slow-flush first={first} count={count} salt={salt}"),
+            Self::OverlappedFlush { first, count, salt } => {
+                write!(f, "overlapped-flush first={first} count={count} salt={salt}")
+            }
+            Self::Optimize => f.write_str("optimize"),
+            Self::OptimizeUntil { questions } => write!(f, "optimize-until questions={questions}"),
+            Self::Close => f.write_str("close"),
+            Self::Reopen => f.write_str("reopen"),
+            Self::SecondOpen => f.write_str("second-open"),
+            Self::Read => f.write_str("read"),
+        }
+    }
+}
+
+/// Configuration of an index, and the steps to run on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    /// Name of the workload; `seed N` for a generated one.
+    pub name: String,
+    /// Configuration of the index.
+    pub config: ShardexConfig,
+    /// Bytes per page of the storage.
+    pub page_size: usize,
+    /// Bytes per sector of the storage.
+    pub sector_size: usize,
+    /// Steps, in order.
+    pub steps: Vec<Step>,
+    /// Whether the workload is small enough to crash every recovery at each of its operations in every state.
+    pub small: bool,
+}
+
+/// Cancellation after a fixed number of checks.
+#[derive(Debug)]
+pub struct Budget(AtomicU64);
+
+impl Budget {
+    /// Creates a budget of `questions` checks that return false.
+    #[must_use]
+    pub fn of(questions: u64) -> Self {
+        Self(AtomicU64::new(questions))
+    }
+
+    /// Returns the number of checks left.
+    pub fn left(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Cancel for Budget {
+    fn is_cancelled(&self) -> bool {
+        let asked = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        asked.is_err()
+    }
+}
+
+/// Clock that stands still. The state of an index does not depend on the clock (R14), but its bytes do.
+#[derive(Debug)]
+pub struct StoppedClock;
+
+impl Clock for StoppedClock {
+    fn unix_ms(&self) -> u64 {
+        1_700_000_000_000
+    }
+
+    fn elapsed(&self) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+}
+
+/// Returns the environment of every simulated engine.
+#[must_use]
+pub fn env() -> Env {
+    let (clock, executor, runtime) = (Arc::new(StoppedClock), Arc::new(Inline), Arc::new(Threads::default()));
+    Env { clock, new_index_id: 7, executor, runtime, cells: CellPolicy::Always }
+}
+
+/// Returns the vector of a document under a salt. Its components are spread over -1 to 1.
+#[must_use]
+pub fn vector(document: u64, salt: u64, dimension: usize) -> Vec<f32> {
+    let mut x = (document.wrapping_mul(1_000_003) ^ salt).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..dimension)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            (x >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+pub(crate) fn postings(documents: std::ops::Range<u64>, start: u32, salt: u64, dimension: usize) -> Vec<Posting> {
+    documents
+        .map(|id| Posting { document_id: DocumentId(id.into()), start, length: 1, vector: vector(id, salt, dimension) })
+        .collect()
+}
+
+impl Workload {
+    fn new(name: &str, (dimension, shard_size, metric): (usize, usize, Metric), steps: Vec<Step>) -> Self {
+        let (page_size, sector_size) = (256, 64);
+        let config = ShardexConfig::new("sim")
+            .vector_size(dimension)
+            .shard_size(shard_size)
+            .metric(metric)
+            .wal_segment_size(4 * page_size)
+            .options(OpenOptions::default().wal_max_bytes(64 << 10));
+        Self { name: name.to_owned(), config, page_size, sector_size, steps, small: false }
+    }
+
+    /// Creates a workload without steps. Pages and sectors are 256 and 64 bytes, or 4096 and 512 bytes with
+    /// `real_pages`.
+    #[must_use]
+    pub fn blank(name: &str, made_of: (usize, usize, Metric), real_pages: bool) -> Self {
+        let mut workload = Self::new(name, made_of, Vec::new());
+        if real_pages {
+            (workload.page_size, workload.sector_size) = (4096, 512);
+            workload.config = workload.config.wal_segment_size(16 << 10).wal_max_bytes(256 << 10);
+        }
+        workload
+    }
+
+    /// Generates a workload from a seed. Each seed turns features on or off and chooses sizes (swarm testing; Groce and
+    /// others, ISSTA 2012).
+    #[must_use]
+    pub fn generated(seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let dimension = [3, 5, 17, 20][rng.random_range(0..4)];
+        let shard_size = [2, 4, 5, 8][rng.random_range(0..4)];
+        let metric = [Metric::L2, Metric::Dot, Metric::Cosine][rng.random_range(0..3)];
+        let features: [bool; 7] = std::array::from_fn(|_| rng.random_bool(0.7));
+        let [removals, replacements, slow, reopens, large, flushes, cells] = features;
+        let steps = (0..rng.random_range(6..16))
+            .map(|n| match rng.random_range(0..12) {
+                0 | 1 if removals => Step::Remove { first: rng.random_range(0..24), count: rng.random_range(1..16) },
+                2 | 3 if flushes => Step::Flush,
+                2 | 3 => Step::Commit,
+                4 if slow => {
+                    let (first, count, salt) = (rng.random_range(0..24), rng.random_range(1..5), n);
+                    if rng.random() {
+                        Step::SlowFlush { first, count, salt }
+                    } else {
+                        Step::OverlappedFlush { first, count, salt }
+                    }
+                }
+                5 | 6 => Step::Commit,
+                8 if cells => Step::Optimize,
+                9 if cells => Step::OptimizeUntil { questions: rng.random_range(0..400) },
+                7 if reopens => [Step::Close, Step::Reopen][rng.random_range(0..2)].clone(),
+                _ => Step::Add {
+                    first: if replacements { rng.random_range(0..20) } else { n * 40 },
+                    count: rng.random_range(1..if large { 30 } else { 8 }),
+                    start: 0,
+                    salt: n,
+                },
+            })
+            .chain([Step::Flush])
+            .collect();
+        let real_pages = rng.random_bool(0.1);
+        let mut workload = Self::blank(&format!("seed {seed}"), (dimension, shard_size, metric), real_pages);
+        workload.steps = steps;
+        if rng.random_bool(0.3) {
+            workload.config = workload.config.flush_on_close(false);
+        }
+        if rng.random_bool(0.1) {
+            workload.config = workload.config.flush_check(CheckLevel::Full);
+        }
+        workload
+    }
+}

@@ -1,0 +1,196 @@
+//! Runner of workloads: carries out their steps on an engine.
+
+use super::{Budget, Step, Workload, postings};
+use crate::{
+    model::{Batch, Model},
+    monitor::Event,
+    mutant::next_turn,
+    readers::Readers,
+    watch::Watch,
+};
+use shardex::{
+    DocumentId, Engine, Result, ShardexConfig, ShardexError, env::Env, lease::SyncUnderWay, storage::Storage,
+};
+
+/// Engine with the model of its accepted batches.
+pub struct Runner<S: Storage> {
+    config: ShardexConfig,
+    env: Env,
+    /// Engine; `None` before the first open and while the index is closed.
+    pub engine: Option<Engine<S>>,
+    /// Model of the batches that the engine accepted and acknowledged.
+    pub model: Model,
+    /// Number of batches that the last completed flush covers. After a failed sync, searches see at least these.
+    pub flushed: usize,
+    /// Readers kept while the workload runs.
+    pub readers: Readers<S>,
+    /// Monitor that receives opens and acknowledgements.
+    pub watch: Option<Watch>,
+}
+
+impl<S: Storage + Clone> Runner<S> {
+    /// Creates a runner without an engine.
+    #[must_use]
+    pub fn new(workload: &Workload, env: Env) -> Self {
+        let readers = Readers::default();
+        Self {
+            config: workload.config.clone(),
+            env,
+            engine: None,
+            model: Model::default(),
+            flushed: 0,
+            readers,
+            watch: None,
+        }
+    }
+
+    /// Creates or opens the index, unless it is open.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Engine::create`].
+    pub fn open(&mut self, storage: &S) -> Result<&mut Engine<S>> {
+        let engine = match self.engine.take() {
+            Some(engine) => engine,
+            None => {
+                let engine = Engine::create(storage.clone(), &self.config, &self.env)?;
+                self.tell(&Event::Opened);
+                engine
+            }
+        };
+        Ok(self.engine.insert(engine))
+    }
+
+    /// Drops the engine and checks the readers that outlive it.
+    ///
+    /// # Errors
+    /// Returns `Inconsistent` if an open beside the readers is not refused, or a reader reads different results.
+    pub fn drop_engine(&mut self, storage: &S) -> Result<()> {
+        self.engine = None;
+        self.readers.outlive_engine(storage, &self.config.options, &self.env)
+    }
+
+    fn tell(&self, event: &Event<'_>) {
+        if let Some(watch) = &self.watch {
+            watch.see(event);
+        }
+    }
+
+    /// Carries out one step.
+    ///
+    /// # Errors
+    /// Returns the errors of the engine. Returns `Inconsistent` if a reader reads different results.
+    pub fn step(&mut self, storage: &S, step: &Step) -> Result<()> {
+        self.step_alone(storage, step)?;
+        self.readers.check()
+    }
+
+    /// Flushes and adds documents after each sync, or while each sync runs if `overlaps` is set.
+    fn flush_with_writes(&mut self, (first, count, salt): (u64, u64, u64), overlaps: bool) -> Result<()> {
+        let dimension = self.config.vector_size;
+        let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        let mut between = 0;
+        let mut refused = None;
+        let mut flush = engine.flush_begin(false)?;
+        let stats = loop {
+            let job = match flush.into_sync() {
+                Ok(job) => job,
+                Err(stats) => break stats,
+            };
+            let begun = overlaps.then(|| job.begin());
+            let synced = if overlaps { Ok(()) } else { job.run() };
+            let from = first + between * count;
+            let batch = postings(from..from + count, 0, salt + between, dimension);
+            match engine.add(&batch) {
+                Ok(lsn) => self.model.accept_at(Batch::Add(batch), lsn),
+                // The WAL is full, and only the end of this flush frees space.
+                Err(ShardexError::FlushInProgress) => {}
+                // The flush still waits for the result of its sync, so the error is returned after it.
+                Err(error) => refused = Some(error),
+            }
+            between += 1;
+            let synced = begun.map_or(synced, |begun| begun.and_then(SyncUnderWay::end));
+            flush = engine.flush_synced(synced)?;
+        };
+        // The flush may have begun earlier, so it may not cover every accepted batch.
+        self.flushed = self.flushed.max(self.model.acknowledge_up_to(stats.checkpoint_lsn));
+        self.tell(&Event::Acknowledge { lsn: stats.checkpoint_lsn.0 });
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Closes the index.
+    fn close(&mut self, storage: &S) -> Result<()> {
+        let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        engine.close()?;
+        self.acknowledge();
+        if self.config.options.flush_on_close {
+            self.flushed = self.model.accepted();
+        }
+        self.drop_engine(storage)
+    }
+
+    /// Notes that everything accepted is acknowledged.
+    fn acknowledge(&mut self) {
+        self.model.acknowledge();
+        self.tell(&Event::Acknowledge { lsn: self.model.last_lsn() });
+    }
+
+    fn step_alone(&mut self, storage: &S, step: &Step) -> Result<()> {
+        let dimension = self.config.vector_size;
+        next_turn();
+        self.open(storage)?;
+        next_turn();
+        let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        match step {
+            Step::Add { first, count, start, salt } => {
+                let batch = postings(*first..first + count, *start, *salt, dimension);
+                let lsn = engine.add(&batch)?;
+                self.model.accept_at(Batch::Add(batch), lsn);
+            }
+            Step::Remove { first, count } => {
+                let batch: Vec<DocumentId> = (*first..first + count).map(|id| DocumentId(id.into())).collect();
+                let before = engine.last_lsn();
+                let (lsn, _) = engine.remove(&batch)?;
+                // A removal that found nothing writes no record, so it is not a batch.
+                if lsn > before {
+                    self.model.accept_at(Batch::Remove(batch), lsn);
+                }
+            }
+            Step::Commit => {
+                engine.commit()?;
+                self.acknowledge();
+            }
+            Step::Flush => {
+                engine.flush()?;
+                self.flushed = self.model.accepted();
+                self.acknowledge();
+            }
+            Step::SlowFlush { first, count, salt } | Step::OverlappedFlush { first, count, salt } => {
+                let overlaps = matches!(step, Step::OverlappedFlush { .. });
+                return self.flush_with_writes((*first, *count, *salt), overlaps);
+            }
+            Step::Optimize => engine.optimize()?,
+            Step::OptimizeUntil { questions } => {
+                match engine.cell_build_resume()?.run_until(&Budget::of(*questions)) {
+                    Ok(built) => engine.install_cells(built)?,
+                    // The build was cancelled and leaves nothing to install.
+                    Err(ShardexError::Closed) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Step::Close => self.close(storage)?,
+            Step::Reopen => {
+                self.close(storage)?;
+                self.open(storage)?;
+            }
+            Step::Read => self.readers.take(engine)?,
+            Step::SecondOpen => {
+                let second = Engine::open(storage.clone(), self.config.options.clone(), &self.env);
+                let locked = matches!(second.map(drop), Err(ShardexError::Locked { .. }));
+                if !locked {
+                    return Err(ShardexError::Inconsistent { finding: "R12: a second open was not refused".into() });
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,36 @@
+//! Failure: errors, full disks, damage, and how to recover.
+//!
+//! Every error is a [`ShardexError`](crate::ShardexError). It names the file and offset, the argument, or the index of the posting.
+//!
+//! | error | state of the index | what to do |
+//! |---|---|---|
+//! | `InvalidDimension`, `InvalidVector`, `InvalidPosting`, `InvalidArgument`, `Config` | unchanged | correct the argument that it names |
+//! | `OutOfSpace` | a rejected write has changed nothing; an accepted one stays accepted | free space, repeat the call |
+//! | `Undurable` | writes are rejected because background commits fail | see `stats().background_error` |
+//! | `Poisoned` | a sync failed; nothing is acknowledged; searches see the last durable state | open the index again |
+//! | `Corruption` | damaged bytes, with file and offset; they are not served | restore a backup; other shards still answer |
+//! | `Locked` | another handle, process or reader holds the index | close it |
+//! | `Closed` | the handle was closed | open the index again |
+//!
+//! ```
+//! use shardex::{DocumentId, Posting, ShardexConfig, ShardexError, blocking::Shardex};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("index");
+//! let index = Shardex::create(ShardexConfig::new(&path).vector_size(2))?;
+//! let posting = |vector| Posting { document_id: DocumentId(1), start: 0, length: 1, vector };
+//! let batch = vec![posting(vec![1.0, 2.0]), posting(vec![1.0, f32::NAN])];
+//! match index.add_postings(batch) {
+//!     Err(error @ ShardexError::InvalidVector { .. }) => println!("{error}"), // names posting 1
+//!     other => panic!("{other:?}"),
+//! }
+//! assert_eq!(index.stats()?.total_postings, 0); // the batch changed nothing
+//! # Ok::<(), shardex::ShardexError>(())
+//! ```
+//!
+//! # A full disk
+//! A write that finds no space is rejected as a whole. A background commit that fails is retried, and `stats` shows the error. An open that
+//! finds no space for its recovery serves reads only.
+//!
+//! # A crash
+//! Nothing needs to be done. The next open recovers, and [`RecoveryStats`](crate::RecoveryStats) says what it did.

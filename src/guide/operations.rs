@@ -1,0 +1,31 @@
+//! Operations: statistics, checks, backups, upgrades.
+//!
+//! # Statistics
+//! [`Shardex::stats`](crate::Shardex::stats) reads no vector. Watch
+//! [`uncommitted_for`](crate::IndexStats::uncommitted_for) (age of the oldest write that is not durable),
+//! [`background_error`](crate::IndexStats::background_error), [`poisoned`](crate::IndexStats::poisoned) and
+//! [`read_only`](crate::IndexStats::read_only).
+//!
+//! # Checks
+//! [`Shardex::check`](crate::Shardex::check) compares the parts of an index with each other. `Quick` reads no vector and runs in every
+//! flush. `Full` reads every byte, beside running writes.
+//!
+//! ```
+//! use shardex::{CheckLevel, ShardexConfig, blocking::Shardex};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("index");
+//! let index = Shardex::create(ShardexConfig::new(&path).vector_size(3))?;
+//! let report = index.check(CheckLevel::Full)?;
+//! assert!(report.is_clean(), "{report}");
+//! let stats = index.stats()?;
+//! assert!(stats.background_error.is_none() && stats.poisoned.is_none() && stats.read_only.is_none());
+//! # Ok::<(), shardex::ShardexError>(())
+//! ```
+//!
+//! # Backups
+//! Close the index and copy its directory. A copy opens anywhere on a file system with the same or smaller sector size.
+//!
+//! # Versions
+//! An index of another format version is rejected with
+//! [`UnsupportedVersion`](crate::ShardexError::UnsupportedVersion). Nothing is converted in place.

@@ -1,0 +1,41 @@
+//! Tuning: recall against speed, memory, write throughput.
+//!
+//! # Search speed
+//! The target recall decides the speed: a search at 0.8 scans a fraction of what a search at 0.99 scans. Set
+//! [`OpenOptions::default_recall`](crate::OpenOptions::default_recall) or [`SearchOptions::recall`](crate::SearchOptions::recall).
+//!
+//! Searches need *cells*. The index builds them in the background once it holds some thousand postings, and again when much has changed.
+//! After a large load [`optimize`](crate::Shardex::optimize) builds them at once. Until then searches compare more vectors.
+//!
+//! For many queries at once use [`search_many`](crate::Shardex::search_many), which runs on all cores, and
+//! [`search_in_place`](crate::Shardex::search_in_place), which copies no vector. The first search that reads a part of the file verifies its
+//! checksum. [`IndexSnapshot::warm`](crate::IndexSnapshot::warm) does that ahead of time.
+//!
+//! # Write throughput
+//! Larger batches are cheaper: one record, one publication, fewer syncs. Concurrent writes share a sync, so with
+//! [`Durability::Immediate`](crate::Durability) several tasks that write at once are faster than one.
+//!
+//! ```
+//! use shardex::{DocumentId, OpenOptions, Posting, SearchOptions, ShardexConfig, blocking::Shardex};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("index");
+//! let options = OpenOptions::default().default_recall(0.9).flush_interval_ms(5_000);
+//! let index = Shardex::create(ShardexConfig::new(&path).vector_size(16).options(options))?;
+//! let vector = |n: u32| (0..16).map(|i| ((n * 31 + i * 17) % 101) as f32 + 1.0).collect::<Vec<_>>();
+//! for first in (0..1_000).step_by(250) {
+//!     let batch = (first..first + 250).map(|n| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(n) });
+//!     index.add_postings(batch.collect())?;
+//! }
+//! let answer = index.search_with(&vector(77), &SearchOptions::new(10))?;
+//! assert_eq!(answer.results[0].document_id, DocumentId(77));
+//! println!("{} postings scanned, {} distances computed", answer.scanned, answer.computed);
+//! # Ok::<(), shardex::ShardexError>(())
+//! ```
+//!
+//! # Memory
+//! [`IndexStats::memory_usage`](crate::IndexStats::memory_usage) counts what lookups and searches need in memory. Vectors are mapped, and
+//! the page cache holds those that are used.
+//!
+//! # Recovery time
+//! An open replays the WAL written since the last flush. A smaller [`flush_wal_bytes`](crate::OpenOptions::flush_wal_bytes) shortens it.

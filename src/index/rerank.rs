@@ -1,0 +1,215 @@
+//! State of one search by cells, and re-ranking: computing the distances of the candidates that a scan of codes leaves.
+
+use super::{
+    out_of_distribution,
+    scan::distance_by,
+    snapshot::{Snapshot, shard_of},
+    topk::{Candidate, TopK},
+    visited::VisitedSet,
+};
+use crate::{
+    cells::CellIndex,
+    distance::{CodeCandidate, Prefetch},
+    error::Result,
+    failpoint::holds,
+    shard::{self, DataFile, Extent, Shard},
+    storage::StorageFile,
+};
+use std::ops::Deref;
+
+/// Posting that waits for re-ranking.
+pub(super) struct PendingRerank<'a, L> {
+    /// Lower bound of the distance.
+    least: f32,
+    /// Number of the posting among the indexed ones, which may have two codes. `None` for an unindexed posting.
+    reference: Option<u32>,
+    number: u32,
+    slot: usize,
+    extent: &'a Extent<L>,
+}
+
+impl<L> Clone for PendingRerank<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for PendingRerank<'_, L> {}
+
+/// Minimum number of vectors that are prefetched before the first is read, if there are as many candidates.
+pub(super) const TOGETHER: usize = 8;
+
+/// Compares candidates by lower bound, then by reference.
+pub(super) fn nearest_first(a: &CodeCandidate, b: &CodeCandidate) -> std::cmp::Ordering {
+    a.lower_bound.total_cmp(&b.lower_bound).then(a.reference.cmp(&b.reference))
+}
+
+impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
+    /// Resolves a code's candidate to its slot and queues it for re-ranking, unless the posting is in the visited set.
+    pub(super) fn look_up(&mut self, one: &CodeCandidate) {
+        self.looked_up += 1;
+        if self.visited.contains(one.reference) {
+            return;
+        }
+        // Bytes that are damaged under the mapping after their check may hold any reference.
+        let Some((covered, slot)) = self.cells.posting(one.reference) else { return };
+        // The shard may no longer exist, or its number may belong to another shard. Its postings are then in other
+        // shards.
+        let Some(shard) = shard_of(self.snapshot, covered.number).filter(|shard| shard.id == covered.id) else {
+            return;
+        };
+        self.ask_for((one.lower_bound, Some(one.reference)), (covered.number, slot as usize, shard));
+    }
+
+    /// Queues a posting for re-ranking and prefetches its slot, if it is live and its lower bound is within the top-k
+    /// bound.
+    pub(super) fn ask_for(
+        &mut self,
+        (least, reference): (f32, Option<u32>),
+        (number, slot, shard): (u32, usize, &'a Shard<F::Lent>),
+    ) {
+        let geometry = self.data.geometry();
+        let slots = geometry.extent_slots();
+        if shard.is_live(slot) && least <= self.top.bound() && self.except != Some((number, slot)) {
+            let extent = &shard.extents()[slot / slots];
+            self.ahead.push(shard::slot_bytes(extent.lent(), slot % slots, geometry));
+            self.pending.push(PendingRerank { least, reference, number, slot, extent });
+        }
+    }
+
+    /// Consumes the candidates of a scan.
+    ///
+    /// Without a top-k bound, the candidates with the least lower bounds are re-ranked until there is one. With a
+    /// bound, candidates whose estimate is within it are queued, and prefetched while the next cell is scanned.
+    /// Candidates with only the lower bound within it are held back until [`finish`](Self::finish), when the bound is
+    /// lower.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if a vector is damaged.
+    pub(super) fn take(&mut self, found: &mut Vec<CodeCandidate>) -> Result<()> {
+        if self.top.bound() == f32::INFINITY {
+            let mut first = 0;
+            while first < found.len() && self.top.bound() == f32::INFINITY {
+                let rest = &mut found[first..];
+                let count = self.top.room().max(TOGETHER).min(rest.len());
+                // A partial sort is enough: the order within a batch and within the rest does not matter.
+                rest.select_nth_unstable_by(count - 1, nearest_first);
+                first += count;
+                rest[..count].iter().for_each(|one| self.look_up(one));
+                self.ahead.finish();
+                self.rerank_pending()?;
+            }
+            found.drain(..first);
+        }
+        for one in found.drain(..) {
+            let bound = self.top.bound();
+            if one.lower_bound + one.error <= bound {
+                self.look_up(&one);
+            } else if one.lower_bound <= bound {
+                self.held.push(one);
+            }
+        }
+        Ok(())
+    }
+
+    /// Re-ranks the pending candidates, then the held ones whose lower bound is within the top-k bound, until the cost
+    /// limit is reached.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if a vector is damaged.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        // Prefetches the centroid that the out-of-distribution check reads after the search.
+        if let Some(nearest) = self.top.nearest() {
+            self.ahead.push(bytemuck::cast_slice(out_of_distribution::place_of(self.snapshot, nearest)));
+        }
+        self.ahead.finish();
+        self.rerank_pending()?;
+        let mut held = std::mem::take(self.held);
+        let bound = self.top.bound();
+        held.retain(|one| one.lower_bound <= bound);
+        held.sort_unstable_by(nearest_first);
+        for some in held.chunks(2 * TOGETHER) {
+            if self.is_spent() {
+                break;
+            }
+            let bound = self.top.bound();
+            some.iter().filter(|one| one.lower_bound <= bound).for_each(|one| self.look_up(one));
+            self.ahead.finish();
+            self.rerank_pending()?;
+        }
+        *self.held = held;
+        Ok(())
+    }
+
+    /// Computes the distances of the pending candidates whose lower bound is still within the top-k bound, and clears
+    /// the queue.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if a vector is damaged.
+    pub(super) fn rerank_pending(&mut self) -> Result<()> {
+        let geometry = self.data.geometry();
+        let slots = geometry.extent_slots();
+        for &PendingRerank { least, reference, number, slot, extent } in &self.pending {
+            let near = least <= self.top.bound();
+            // A rejected candidate does not enter the visited set: the lower bound of its second code may be within the
+            // bound.
+            let meets = holds!(Recall, near);
+            if meets && reference.is_some_and(|reference| !self.visited.insert(reference)) || !near {
+                continue;
+            }
+            let bytes = extent.slots(self.data)?;
+            let row = shard::row(bytes, slot % slots, geometry);
+            self.computed += 1;
+            let distance = distance_by(geometry.metric, self.vector, row);
+            if distance <= self.top.bound() {
+                let posting = shard::record(bytes, slot % slots, geometry);
+                self.top.offer(Candidate::new(distance, posting, (number, slot)));
+                self.gained = true;
+            }
+        }
+        self.pending.clear();
+        Ok(())
+    }
+}
+
+/// State of one search by cells.
+pub(super) struct CellSearch<'a, F: StorageFile, B> {
+    pub(super) snapshot: &'a Snapshot<F::Lent>,
+    pub(super) data: &'a DataFile<F>,
+    pub(super) cells: &'a CellIndex<B>,
+    /// Query vector.
+    pub(super) vector: &'a [f32],
+    pub(super) top: TopK,
+    /// Indexed postings whose distance was computed.
+    pub(super) visited: &'a mut VisitedSet,
+    /// Number of distances computed.
+    pub(super) computed: usize,
+    /// Number of codes and vectors scanned.
+    pub(super) scanned: usize,
+    /// Number of cells scanned. A cell that both passes scan counts twice.
+    pub(super) walked: usize,
+    /// Number of cells scanned since the last one that gave a result.
+    pub(super) quiet: u32,
+    /// Number of scanned cells that gave a result when they were scanned.
+    pub(super) gains: u32,
+    /// Whether the search stopped at its limit of scanned codes.
+    pub(super) cut: bool,
+    /// Number of computed distances whose vectors were read in slot order, without codes.
+    pub(super) in_order: usize,
+    /// Whether the search was abandoned: it exceeded its cost limit, or an exhaustive search is wanted.
+    pub(super) given_up: bool,
+    /// Number of candidates resolved to slots, those of removed postings included.
+    pub(super) looked_up: usize,
+    /// Cost limit, in the unit of [`CellResults::cost`](super::search_limits::CellResults::cost).
+    pub(super) most: f64,
+    /// Shard number and slot of the posting that the search ignores.
+    pub(super) except: Option<(u32, usize)>,
+    /// Whether a re-ranked candidate was within the top-k bound since this flag was last reset.
+    pub(super) gained: bool,
+    /// Candidates whose lower bound is within the top-k bound and whose estimate is not.
+    pub(super) held: &'a mut Vec<CodeCandidate>,
+    /// Candidates queued for re-ranking.
+    pub(super) pending: Vec<PendingRerank<'a, F::Lent>>,
+    /// Queue of bytes to prefetch.
+    pub(super) ahead: Prefetch<'a>,
+}

@@ -1,0 +1,70 @@
+//! Limits and results of a search by cells.
+
+use super::topk::TopK;
+use crate::{
+    format::calibration::{RECALLS, SearchEffort},
+    limits,
+};
+
+/// Limits of a search by cells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SearchLimits {
+    pub(super) effort: SearchEffort,
+    /// Maximum number of codes scanned.
+    pub(super) codes: usize,
+    /// Whether unindexed postings are searched too.
+    pub(super) unindexed: bool,
+    /// Minimum number of standard deviations allowed for when unindexed postings are estimated.
+    pub(super) unindexed_deviations: f32,
+    /// Shard number and slot of a posting that the search ignores.
+    pub(super) except: Option<(u32, usize)>,
+    /// Cost limit, in the unit of [`cost`](CellResults::cost). A search that exceeds it is abandoned. With the cost of
+    /// an exhaustive search as the limit, the two searches together cost about twice an exhaustive one at most.
+    pub(super) most: f64,
+}
+
+impl SearchLimits {
+    /// Returns the limits for an effort and a target recall. Only the effort limits the search.
+    pub(super) fn of(effort: SearchEffort, recall: f32) -> Self {
+        let unindexed_deviations = unindexed_deviations(recall);
+        Self { effort, codes: usize::MAX, unindexed: true, unindexed_deviations, except: None, most: f64::INFINITY }
+    }
+}
+
+/// Returns the standard deviations allowed for at a target recall where no calibration has measured them. See
+/// [`limits::UNINDEXED_DEVIATIONS`].
+pub(super) fn unindexed_deviations(recall: f32) -> f32 {
+    let at = RECALLS.partition_point(|&known| known < recall);
+    limits::UNINDEXED_DEVIATIONS[at.min(RECALLS.len() - 1)]
+}
+
+/// Results and statistics of a search by cells.
+#[derive(Debug)]
+pub(super) struct CellResults {
+    pub(super) top: TopK,
+    /// Number of codes and vectors scanned.
+    pub(super) scanned: usize,
+    /// Number of distances computed.
+    pub(super) computed: usize,
+    /// Cost, in units of one vector read in slot order. A vector fetched on its own costs 4, a candidate resolved to
+    /// its slot 1, a code 1/8.
+    pub(super) cost: f64,
+    /// Number of cells scanned.
+    pub(super) cells: usize,
+    /// Whether the search stopped at its limit of scanned codes.
+    pub(super) cut: bool,
+    /// Whether the search was abandoned: it exceeded its cost limit, or an exhaustive search is wanted.
+    pub(super) given_up: bool,
+    /// Whether the search ran a second pass with wider limits.
+    pub(super) again: bool,
+}
+
+/// Decision after the first pass of a search by cells.
+pub(super) enum Extension {
+    /// Keeps the results of the first pass.
+    No,
+    /// Runs a second pass with these limits. The codes and the cost of the first pass count towards them.
+    To(SearchLimits),
+    /// Abandons the search in favour of an exhaustive one.
+    Everything,
+}

@@ -1,0 +1,66 @@
+//! Queue of calls to the writer.
+
+use std::{ops::RangeInclusive, sync::Arc};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::{
+    config::CheckLevel,
+    engine::{
+        ConsistencyReport,
+        stats::{FlushStats, IndexStats},
+    },
+    error::Result,
+    id::DocumentId,
+    posting::Posting,
+};
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
+
+pub(super) enum Command {
+    Add(Vec<Posting>, Reply<()>),
+    Remove(Vec<DocumentId>, Reply<u64>),
+    RemoveRange(RangeInclusive<DocumentId>, Reply<u64>),
+    Commit(Reply<()>),
+    Flush(Reply<FlushStats>),
+    Stats(Reply<IndexStats>),
+    Check(CheckLevel, Reply<ConsistencyReport>),
+    Optimize(Reply<()>),
+    Close(Reply<()>),
+}
+
+impl Command {
+    /// Reports whether the command is a write, which may wait for a flush.
+    pub(super) fn is_write(&self) -> bool {
+        matches!(self, Self::Add(..) | Self::Remove(..) | Self::RemoveRange(..))
+    }
+}
+
+/// Queued call with its permit, the place that it occupies in the queue.
+pub(super) struct Request {
+    pub(super) command: Command,
+    pub(super) slot: OwnedSemaphorePermit,
+}
+
+/// Sender side of the queue. Writes have permits of their own, because they may wait in the queue for a flush and must
+/// not block other calls.
+pub(super) struct Queue {
+    pub(super) requests: mpsc::UnboundedSender<Request>,
+    pub(super) writes: Arc<Semaphore>,
+    pub(super) others: Arc<Semaphore>,
+}
+
+impl Queue {
+    pub(super) fn new(size: usize) -> (Self, mpsc::UnboundedReceiver<Request>) {
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let slots = || Arc::new(Semaphore::new(size.min(Semaphore::MAX_PERMITS)));
+        (Self { requests, writes: slots(), others: slots() }, receiver)
+    }
+
+    /// Sends a command to the writer, after waiting for a free permit. Returns `None` if the writer has ended.
+    pub(super) async fn send(&self, command: Command) -> Option<()> {
+        let slots = if command.is_write() { &self.writes } else { &self.others };
+        let slot = Arc::clone(slots).acquire_owned().await.ok()?;
+        self.requests.send(Request { command, slot }).ok()
+    }
+}

@@ -1,0 +1,62 @@
+//! Work under way beside the writer (a flush's sync, a cell build, a full check), and the futures that the writer's
+//! loop waits for.
+
+use std::{future::pending, time::Duration};
+
+use tokio::sync::oneshot;
+
+use super::{queue::Reply, tasks::Background};
+use crate::{
+    cells::BuiltCells,
+    engine::ConsistencyReport,
+    error::{Result, ShardexError},
+    runtime::Runtime,
+};
+
+/// Flush under way.
+pub(super) struct RunningFlush {
+    /// Receives the result of the sync that the flush waits for.
+    pub(super) synced: oneshot::Receiver<Result<()>>,
+    /// Whether the writer started the flush automatically, without a caller's request.
+    pub(super) automatic: bool,
+}
+
+/// Waits for the sync of the flush under way. Never completes if there is no flush.
+pub(super) async fn synced(flushing: &mut Option<RunningFlush>) -> Result<()> {
+    let Some(flushing) = flushing else { return pending().await };
+    // The effect of the sync is unknown, so it counts as failed.
+    let died = || ShardexError::io("sync", "the index", std::io::Error::other("the syncing thread has died"));
+    (&mut flushing.synced).await.unwrap_or_else(|_| Err(died()))
+}
+
+/// Cell build under way.
+pub(super) struct RunningCellBuild {
+    pub(super) job: Background<Option<BuiltCells>>,
+    /// Callers that are answered when the cells are installed.
+    pub(super) waiters: Vec<Reply<()>>,
+}
+
+/// Full check under way.
+pub(super) struct RunningCheck {
+    pub(super) job: Background<ConsistencyReport>,
+    pub(super) reply: Reply<ConsistencyReport>,
+}
+
+/// Waits for the end of a job. Never completes if there is no job.
+pub(super) async fn ended<T: Send + 'static>(job: Option<&mut Background<T>>) -> Result<T> {
+    match job {
+        Some(job) => job.ended().await,
+        None => pending().await,
+    }
+}
+
+/// Completes at `due`, a time of the runtime's clock. Never completes if `due` is `None`.
+pub(super) fn timer(runtime: &dyn Runtime, due: Option<Duration>) -> impl Future<Output = ()> + use<> {
+    let sleep = due.map(|due| runtime.sleep_until(due));
+    async move {
+        match sleep {
+            Some(sleep) => sleep.await,
+            None => pending().await,
+        }
+    }
+}
