@@ -70,7 +70,9 @@ impl dyn Executor {
             // Each number is passed once, so each result is set once.
             let _ = results[i].set(work(i));
         });
-        results.into_iter().filter_map(OnceLock::into_inner).collect()
+        let results: Vec<T> = results.into_iter().filter_map(OnceLock::into_inner).collect();
+        assert_eq!(results.len(), tasks, "an executor calls its work once with each number");
+        results
     }
 }
 

@@ -182,11 +182,13 @@ pub enum ShardexError {
         holder: LockHolder,
     },
 
-    /// The handle is poisoned: a sync failed, so it acknowledges nothing any more (promise P5).
+    /// The handle is poisoned: a sync failed, so it acknowledges nothing any more (promise P5). Calls also return this
+    /// error if the writer has panicked or has ended unexpectedly.
     ///
-    /// Searches continue on the last durable root. To recover, close this handle and open the index again. All
-    /// acknowledged writes are present then.
-    #[error("writing has stopped since a sync failed ({cause}): close the index and open it again")]
+    /// After a failed sync, searches continue on the state of the last completed flush, without later commits. After an
+    /// unexpected end of the writer they continue on the last published state. To recover, close this handle and open
+    /// the index again. All acknowledged writes are present then.
+    #[error("writing has stopped ({cause}): close the index and open it again")]
     Poisoned {
         /// Error that poisoned the handle.
         cause: String,

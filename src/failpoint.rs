@@ -1,9 +1,11 @@
 //! Failpoints and coverage marks for the mutation test.
 //!
-//! A failpoint is a condition that a mutation test disables, one at a time, to show that some test depends on each. It
-//! is the position of a `holds!` or `protects!` in the source. Inside a `#[track_caller]` function it is the
-//! position of that function's call, so that each caller is a failpoint of its own. Without the feature `mutants` the
-//! macros expand to their condition.
+//! `holds!` and `protects!` evaluate a condition and return it. A mutation test disables one of them at a time, to show
+//! that some test depends on it: a disabled `holds!` is `true`, a disabled `protects!` is `false`. Without the feature
+//! `mutants` both always return their condition.
+//!
+//! A failpoint is such a condition. Its identity is the position of the macro in the source. Inside a `#[track_caller]`
+//! function it is the position of that function's call, so that each caller is a failpoint of its own.
 //!
 //! A coverage mark counts a branch that a test run must reach.
 

@@ -28,9 +28,10 @@ impl fmt::Display for DocumentId {
     }
 }
 
-/// Log sequence number: position of a WAL record in the order in which writes were accepted.
+/// Log sequence number: position of a WAL frame in the order in which writes were accepted.
 ///
-/// Records count from 1. The value 0 means "before every record".
+/// Frames count from 1, and 0 means "before every frame". A record in several segments takes one LSN per frame, and the
+/// LSN of the write is that of its last frame. A closing mark takes an LSN, padding takes none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
 
@@ -48,7 +49,10 @@ impl fmt::Display for Lsn {
     }
 }
 
-/// Generation: number of a root. Each stored root has a higher generation than all roots before it.
+/// Generation: number of a root, one higher than that of the newest durable root when it is stored.
+///
+/// If a crash loses a root, its generation is assigned again, in a later epoch. So the pair of epoch and generation
+/// orders the roots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 

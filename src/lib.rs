@@ -1,8 +1,8 @@
 //! Shardex is an embedded vector index on memory-mapped files that never loses what it acknowledged.
 //!
-//! A program adds postings (a document id, a range in the document, a vector) and searches for the nearest ones. Postings are
-//! stored in many small shards. One-bit codes in small cells let a search scan few of them. A write-ahead log records every
-//! write first.
+//! A program adds postings (a document id, a range in the document, a vector) and searches for the nearest ones.
+//! Postings are stored in many small shards. One-bit codes in small cells let a search scan few of them. A write-ahead
+//! log records every write first.
 //!
 //! ```
 //! use shardex::{DocumentId, Metric, Posting, Shardex, ShardexConfig};
@@ -17,7 +17,7 @@
 //! index.commit().await?; // durable from here on
 //! let nearest = index.search(&[0.1, 0.2, 0.25], 10, None).await?;
 //! assert_eq!(nearest[0].document_id, DocumentId(7));
-//! println!("{}", index.flush().await?); // durable in the shards; the WAL is freed
+//! println!("{}", index.flush().await?); // durable in the shards; frees the WAL before the previous flush
 //! index.close().await?;
 //! # Ok::<(), shardex::ShardexError>(())
 //! # }).unwrap();
@@ -27,14 +27,15 @@
 //! [`guide`] explains the index in six chapters: start, model, durability, tuning, operations, failure.
 //!
 //! # The promise
-//! What [`commit`](Shardex::commit) or [`flush`](Shardex::flush) acknowledged is there after any crash. Of what was accepted and not yet
-//! committed a prefix is there, each batch whole. After a failed sync nothing more is acknowledged.
+//! What [`commit`](Shardex::commit) or [`flush`](Shardex::flush) acknowledged is there after any crash. Of what was
+//! accepted and not yet committed a prefix is there, each batch whole. After a failed sync nothing more is
+//! acknowledged.
 //!
 //! # Layers
 //! Dependencies point down. A test reads the imports and fails on one that points up.
 //! ```text
 //! blocking            the API for programs without a runtime
-//! shardex             the async API: decides nothing
+//! shardex             the async API: when to commit, flush, retry, wait, refuse
 //! engine              batches, flush, recovery, check
 //! index               snapshots, routing, search
 //! cells
@@ -61,8 +62,8 @@ compile_error!("Shardex runs on Linux only: other systems give weaker guarantees
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("Shardex needs a 64-bit target: whole files are mapped, and offsets are 64 bits wide");
 
-/// Declares modules that are public with the feature `internals` only, for the simulator, the tests and the fuzzers. A program
-/// that uses them could change the files of an open index and break the engine's invariants.
+/// Declares modules that are public with the feature `internals` only, for the simulator, the tests and the fuzzers. A
+/// program that uses them could change the files of an open index and break the engine's invariants.
 macro_rules! internal {
     ($($module:ident)+) => {
         $(#[cfg(feature = "internals")]

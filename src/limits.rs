@@ -111,8 +111,8 @@ pub const CALIBRATION_QUERIES: (usize, usize) = (1_024, 6);
 /// gives much information.
 pub const CALIBRATION_FEW: (usize, usize) = (256, 30);
 
-/// Moved calibration queries: one in this many is moved, by this factor times the difference of two other queries. Real
-/// queries are seldom equal to stored vectors.
+/// Displaced calibration queries: one in this many is displaced, by this factor times the difference of the vectors of
+/// two queries, which may include the query itself. Real queries are seldom equal to stored vectors.
 pub const CALIBRATION_MOVED: (usize, f32) = (4, 0.3);
 
 /// Safety margin of the tuning half: standard errors by which its recall must exceed the target. The second number
@@ -127,26 +127,29 @@ pub const CALIBRATION_ERRORS: (f64, f64) = (2.0, 0.4);
 /// and never less than 0.89. With 2 standard errors and tries closer to the target the lowest recall was 0.88.
 pub const CALIBRATION_SURE: (f64, f64) = (3.5, 0.01);
 
-/// Safety margin of each of two parts of the queries, which are separated by location: standard errors by which its
-/// recall must exceed the target less the second number of [`CALIBRATION_SURE`]. The second number is the smallest
-/// number of queries in a part.
+/// Safety margin of the worse of two parts of the queries, which are separated by location: standard errors by which
+/// its recall must exceed the target less 0.01 (`CALIBRATION_SURE.1`), and the smallest number of queries in a part. A
+/// smaller part is not examined. The worse part is the one with the lower recall less one standard error.
 ///
 /// Measured with dot products, half of the data of another kind and queries of one kind only: without this rule 8 of 90
 /// recalls of ten indexes were low by more than 0.01. With half a standard error it was 3.
 pub const CALIBRATION_PART: (f64, usize) = (1.0, 24);
 
-/// Standard errors by which a part must fall short of the whole to count as harder. The recall of a harder part must
-/// exceed the target by as many.
+/// Standard errors by which the recall of the worse part must fall short of that of all queries, for the part to count
+/// as harder. The recall of a harder part must exceed the target less 0.01 by as many standard errors, in place of
+/// `CALIBRATION_PART.0`.
 ///
-/// Measured on 25 indexes with 300 recalls: with one standard error for such parts too, 6 recalls fell below the target
-/// less 0.01, by up to 0.008. With two it was 3, by up to 0.004. With two for either part, of which one is the harder
-/// by chance, searches of heavy-tailed data scanned 1.07 of the rows instead of at most 0.9.
+/// Measured on 25 indexes with 300 recalls: with one standard error for harder parts too, 6 recalls fell below the
+/// target less 0.01, by up to 0.008. With two it was 3, by up to 0.004. With two for every worse part, which may be
+/// worse by chance only, searches of heavy-tailed data scanned 1.07 of the rows instead of at most 0.9.
 pub const CALIBRATION_HARDER: f64 = 2.0;
 
-/// Impatience: decrease of a search's margin per doubling of the number of cells without a result, relative to the
-/// usual number. Its unit is the spread of the margins that results need.
+/// Impatience: decrease of a search's margin per doubling of `1 + q / g`. Here `q` is the number of cells since the
+/// last one with a result, and `g` the usual gap between two such cells (`cells::quietness`). Its unit is the spread of
+/// the margins that results need.
 ///
-/// With the plain number of such cells it saved a fifth of the codes on sentence embeddings at a recall of 0.95.
+/// Measured with `q` itself in place of `q / g`, on sentence embeddings at a recall of 0.95: it saved a fifth of the
+/// codes.
 pub const IMPATIENCE: f32 = 0.5;
 
 /// Smallest number of standard deviations of an estimate's error that every search allows for.
@@ -155,9 +158,9 @@ pub const LEAST_DEVIATIONS: f32 = 0.5;
 /// Smallest number of standard deviations allowed for the codes of unindexed postings, for each recall of a
 /// calibration.
 ///
-/// Half of the allowed misses exceed these values if errors are normal. New cells are calibrated when no posting is
-/// unindexed. The code of a later posting is relative to the centroid of its shard, which is farther away than that of
-/// a cell.
+/// Chosen so that, for normal errors, these deviations cause half of the allowed misses. A calibration can't measure
+/// them, because new cells are calibrated when no posting is unindexed. The code of a later posting is relative to the
+/// centroid of its shard, which is farther away than that of a cell.
 pub const UNINDEXED_DEVIATIONS: [f32; 8] = [0.68, 1.04, 1.29, 1.65, 1.96, 2.33, 2.58, 2.81];
 
 /// Misses that a search for an out-of-distribution query may have, as a share of the usual misses.
@@ -218,12 +221,16 @@ pub const GROUPS_MORE: u32 = 1;
 
 /// Principal axes of the stored vectors that a calibration keeps, at most a quarter of the dimension.
 ///
-/// Measured on data whose 64 components have standard deviations of 1, 1/2, 1/3, …: with 16 axes of 256 vectors, 99.98 %
-/// of isotropic queries exceed the threshold, and 0.1 % of ordinary ones. With 8 axes 93 % of the isotropic queries do.
+/// Measured on data whose 64 components have standard deviations of 1, 1/2, 1/3, …: with 16 axes of 256 vectors,
+/// 99.98 % of isotropic queries exceed the threshold, and 0.1 % of ordinary ones. With 8 axes 93 % of the isotropic
+/// queries do.
 pub const PRINCIPAL_AXES: usize = 16;
 
-/// Largest number of stored calibration queries from which the principal axes are computed. At most a third of them are.
-/// The threshold is measured with the others.
+/// Share of a vector's norm below which what lies outside the principal axes counts as rounding or noise.
+pub const AXES_FLOOR: f32 = 1e-3;
+
+/// Largest number of stored calibration queries from which the principal axes are computed. At most a third of the
+/// stored queries are used for the axes. The rest measure the threshold.
 pub const AXES_SAMPLE: usize = 256;
 
 /// Share of the calibration queries equal to stored vectors whose nearest neighbour is within the out-of-distribution

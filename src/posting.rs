@@ -42,9 +42,10 @@ pub struct SearchOptions {
     pub k: usize,
     /// Probe count (`nprobe`): number of nearest shards to scan.
     ///
-    /// If the index has cells, it bounds the scan by the number of codes that `slop` shards have on average, in the
-    /// nearest cells. From the total number of shards on, the search is exhaustive, unless `recall` is below 1.
-    /// Together with `recall` it is an upper bound of the work.
+    /// If the index has cells, `slop` bounds the scan of cells, nearest first: the scan stops at the number of codes
+    /// that `slop` shards have on average. Unindexed postings are scanned besides and don't count towards this bound.
+    /// If `slop` is at least the number of shards, the search is exhaustive, unless `recall` is below 1. Together with
+    /// `recall`, `slop` is an upper bound on the scan of cells.
     pub slop: Option<usize>,
     /// Target recall: share of the true nearest neighbours to find, above 0 and at most 1.
     ///
@@ -52,8 +53,8 @@ pub struct SearchOptions {
     /// search stops once it has likely found this share.
     ///
     /// The target is an average over many queries that are like the stored vectors. A single query may find fewer. The
-    /// search effort comes from a calibration with stored vectors, some of them moved. It computes the true nearest 1,
-    /// 3, 10, 30, 100 and 300 neighbours of each. The effort for other values of `k` is interpolated.
+    /// search effort comes from a calibration with stored vectors, some of them displaced, for 1, 3, 10, 30, 100 and
+    /// 300 results. The effort for other values of `k` is interpolated.
     ///
     /// The search is exhaustive for `k` above 900, for a recall above 0.995, and where codes don't help: before cells
     /// exist, if cells are damaged, and with few vectors or few dimensions. If the query is unlike the stored vectors,
@@ -114,11 +115,14 @@ pub struct SearchResponse {
     pub stopped: StopReason,
     /// Whether the query is like the stored vectors, so that the calibrated recall applies to it.
     ///
-    /// It is true if the query lies within the span of the data's principal axes as far as 99.9 % of the stored vectors
-    /// do, and if the nearest posting found is as near as that of 99.9 % of the stored vectors, both in distance and
-    /// relative to the density at that place. Under the dot product it compares the product and the cosine. If false,
-    /// the search extended farther, and its recall was never measured. It is true if the search was exhaustive, and if
-    /// there was no target recall.
+    /// False if the search had a target recall, was not exhaustive in the end, and the query is unlike the data: it lies
+    /// farther outside the span of the data's principal axes than 99.9 % of the stored vectors, and its nearest result does
+    /// not; or its nearest result is farther away than that of 99.9 % of the stored vectors, absolutely or relative to the
+    /// local spread. (Under the dot product, product and cosine are compared, unless the nearest result is unindexed.) Also
+    /// false if the index has no cells and `slop` limited a search with a target recall. True in all other cases.
+    ///
+    /// If false, the recall of such queries was never measured. The search extended farther, unless `slop` was given or no
+    /// larger effort is known.
     pub calibrated: bool,
     /// LSN of the last write that the search saw.
     pub lsn: Lsn,

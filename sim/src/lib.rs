@@ -1,10 +1,24 @@
 //! Crash simulator for Shardex: a simulated storage, faults, crashes, and the checks of the state that they leave.
 //!
+//! Storages:
 //! * [`storage`]: a simulated directory in memory. For every sector, length and directory entry it keeps all states
 //!   that a power cut may leave. A crash picks one of them. It also simulates full disks, failed syncs and rot, and
 //!   records a trace.
 //! * [`hook`]: a wrapper around a real or simulated storage. A test uses it to fail or block any operation by name.
 //! * [`conformance`](mod@conformance): the contract of [`shardex::storage`] as a test suite that every backend runs.
+//!
+//! Runs:
+//! * [`workload`]: named workloads, and workloads generated from a seed.
+//! * [`case`]: a workload with faults and crashes, as text. [`shrink`] makes a failing case smaller.
+//! * [`explorer`]: recovery from the states that a crash at each operation of a workload may leave.
+//! * [`mutation`]: a run of every test against each [mutant] of the engine and of the simulator.
+//! * [`recall`]: searches on data that is hard for codes.
+//! * [`fuzz`](mod@fuzz): the fuzz targets as plain functions.
+//!
+//! Checks:
+//! * [`model`]: the content that an index must have.
+//! * [`fsck`]: a checker of the files with its own parsers. [`oracle`] compares its result with model and engine.
+//! * [`monitor`]: rules that each storage operation must keep. [`watch`] connects it to a simulated disk.
 //!
 //! ```
 //! use rand::{SeedableRng, rngs::ChaCha8Rng};

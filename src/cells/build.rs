@@ -21,7 +21,8 @@ use crate::{
     storage::StorageFile,
 };
 
-/// Purpose bits of the random draws. Two draws with the same bits would select the same postings.
+/// Purpose bits of the random draws. Each purpose sets its own bits so that draws are independent. Two draws with the
+/// same bits would select the same postings.
 const CENTROIDS: u64 = 1 << 58;
 const HELD_OUT: u64 = 3 << 58;
 const CENTRE: u64 = 4 << 58;
@@ -343,9 +344,9 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     }
 }
 
-/// Draws the held-out postings, which calibration searches for. No centroid may include them, because the postings that
-/// a centroid is the mean of are nearer to it than others. Returns the position and the number of the shard, and the
-/// slot, in ascending order. There are at most `limits::CALIBRATION_QUERIES.0`, and at most one in
+/// Draws the held-out postings, which calibration searches for. No centroid may include them, because postings averaged
+/// into a centroid are unnaturally near it. Returns the position and the number of the shard, and the slot, in
+/// ascending order. There are at most `limits::CALIBRATION_QUERIES.0`, and at most one in
 /// `limits::CALIBRATION_QUERIES.1` live postings.
 pub fn held_out<'a, L: std::ops::Deref<Target = [u8]> + Clone + 'a>(
     shards: impl Iterator<Item = (u32, &'a Shard<L>)>,

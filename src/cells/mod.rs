@@ -1,9 +1,9 @@
 //! Cells: inverted lists of codes that a search scans instead of vectors.
 //!
 //! Each posting of a covered shard has a code in the cell with the nearest centroid. It has a second code in a cell
-//! that SOAR (Sun et al., NeurIPS 2023) selects among the near ones: a residual parallel to the first residual adds a
-//! penalty to the distance. Cells span the whole index, not one shard. About 32 cells with near centroids form a cell
-//! group, which is stored and checked together.
+//! that SOAR (Sun et al., NeurIPS 2023) selects among the near ones: a cell whose residual is parallel to the first is
+//! penalised. Cells span the whole index, not one shard. About 32 cells with near centroids form a cell group, which is
+//! stored and checked together.
 //!
 //! Invariants:
 //! 1. Cells are derived data and are built as a whole: they describe the slots that each covered shard had at the

@@ -1,8 +1,10 @@
 //! Application of one batch to the working state, whole or not at all.
 //!
 //! A batch changes copies of shards and stores their bytes in free slots only. A failed batch is undone by dropping the
-//! copies. A successful batch puts its copies into the working state at the end. Deterministic: replaying the same
-//! batches on the same state gives the same state.
+//! copies. A successful batch puts its copies into the working state at the end.
+//!
+//! Deterministic: the same batches on the same undamaged state give the same postings in the same shards. The ids of
+//! new shards contain the time of the clock, and page ranges depend on readers, so a replay may give other ones.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,7 +54,8 @@ pub(super) struct Apply<'a, F: StorageFile> {
     pub(super) touched: TouchedShards<F>,
     pub(super) taken: Vec<Arc<Allocation>>,
     pub(super) dropped: Vec<Arc<Allocation>>,
-    /// Reasons for storing the staged postings of a shard, where the reason is not only that they are added.
+    /// Reason (split or merge) per shard for storing its staged postings. A missing entry is a plain add. Used only to
+    /// label the stores with a purpose.
     pub(super) causes: BTreeMap<u32, StoreReason>,
     /// Numbers of the shards from which this batch removed postings.
     pub(super) shrunk: BTreeSet<u32>,
@@ -217,6 +220,8 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     }
 
     /// Appends a posting to the shard with the nearest centroid, and splits that shard first if it is full.
+    ///
+    /// It may split a second shard: if a third shard, nearer to the posting than both halves, is full too.
     fn add_posting(&mut self, posting: StoredPosting, vector: &[f32]) -> Result<()> {
         let shard_size = self.context.data.geometry().shard_size;
         let number = match self.work.routing.nearest(vector) {
@@ -225,8 +230,9 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         };
         if self.shard(number).is_some_and(|shard| shard.len() == shard_size) {
             self.split(number)?;
-            // Each half has room after `split`. Occasionally a third shard is nearer than both halves and is full; the
-            // call is repeated then.
+            // Each half has room after `split`. But a third shard may be nearer than both halves, because the centroid
+            // of the split shard no longer exists. If that shard is full, by itself or by postings that the split moved
+            // there, the repeated call splits it.
             let number = match self.work.routing.nearest(vector) {
                 Some(number) => number,
                 None => self.create(vector.into()),

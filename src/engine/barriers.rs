@@ -68,7 +68,7 @@ pub const BARRIERS: [Barrier; 8] = [
     Barrier {
         name: "**B3** sync of the root slot",
         when: "in a flush, after the root is stored",
-        buys: "the WAL and the allocations that only older roots need can be reused",
+        buys: "the WAL and the allocations that only roots older than both slots need can be reused",
         without: "an older root remains, and reads the new content of reused allocations as its own",
         purposes: &[B3],
     },

@@ -7,8 +7,8 @@
 //!    allocations of the previous cells are held as long as a root or a snapshot names them.
 //! 3. An interrupted build leaves the centroids that it has reached. No search uses them. The next build starts from
 //!    them, in this open of the index or a later one. They are stored beside the cells that searches use, and never
-//!    replace these. A build interrupted during calibration leaves cells by which searches are exhaustive wherever no
-//!    effort is known. The next job calibrates the missing efforts.
+//!    replace these. A build interrupted during calibration leaves usable cells. A search whose effort is not measured
+//!    yet is exhaustive. The next job calibrates the missing efforts.
 //! 4. Cells that keep their groups keep the groups' allocations. Two tables may name one allocation, which is retired
 //!    with the last of them.
 //! 5. Damaged or unreadable cells cost no posting: searches work without them, and the next cells replace them.

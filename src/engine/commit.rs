@@ -47,8 +47,8 @@ impl<S: Storage> Engine<S> {
     /// nevertheless.
     ///
     /// # Errors
-    /// Returns the errors of [`flush`](Self::flush). Everything accepted is durable even so, unless the error comes
-    /// from the WAL or from a sync. Dropping the engine releases the lock, whatever `close` returns.
+    /// Returns the errors of [`flush`](Self::flush). An error other than of the WAL or of a sync leaves everything
+    /// durable. Dropping the engine releases the lock, whatever `close` returns.
     pub fn close(&mut self) -> Result<()> {
         if self.read_only.is_some() && self.poisoned.is_none() {
             // Every write was refused, so there is nothing to flush. The WAL stays as the crash left it.

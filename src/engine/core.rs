@@ -84,7 +84,8 @@ pub struct Engine<S: Storage> {
     pub(super) flush: Option<PendingFlush<S>>,
     /// Snapshot that searches use.
     pub(super) published: Arc<Snapshot<Lent<S>>>,
-    /// Snapshot that searches use once a sync has failed: the state of the newest durable root.
+    /// Snapshot that searches use once a sync has failed: the state of the newest root whose flush is complete, not
+    /// that of the last commit.
     pub(super) durable: Arc<Snapshot<Lent<S>>>,
     pub(super) poisoned: Option<String>,
     /// Reason why writes are refused: recovery found no room.
@@ -143,7 +144,9 @@ impl<S: Storage> Engine<S> {
     }
 
     pub(super) fn is_unflushed(&self) -> bool {
-        // Nothing is appended before the epoch is open. An LSN beyond the checkpoint is then that of a closing mark.
+        // Before the epoch is open nothing is accepted, and a recovery opens it by flushing the replayed records. So an
+        // LSN beyond the checkpoint is then that of a closing mark, which takes an LSN and is appended after the last
+        // root. Only a read-only engine may have replayed records there, and it can't flush them.
         self.epoch_open && (self.roots.newest().checkpoint < self.wal.last_lsn() || self.work.cells_changed)
     }
 
@@ -179,7 +182,8 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Poisons the engine after a failed sync. Searches continue on the state of the newest durable root (P5).
+    /// Poisons the engine after a failed sync. Searches continue on the state of the newest root whose flush is
+    /// complete, not on that of the last commit (P5).
     pub(super) fn poison(&mut self, error: ShardexError) -> ShardexError {
         reached!(Poisoned);
         self.poisoned = Some(error.to_string());

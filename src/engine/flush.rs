@@ -4,16 +4,18 @@
 //! 1. Store the changed shard states and the changed directory nodes into free pages, and check them. **B2**: sync the
 //!    data file. Everything that the new root names is now durable before the root can be.
 //! 2. Store the root into the slot that does not hold the newest durable root. **B3**: sync that slot. From this store
-//!    on the flush is never abandoned: it completes, or it resumes from the step that failed, or the engine is
-//!    poisoned.
+//!    on the flush is never undone: it completes, or it resumes from the step that failed, or the engine ends by
+//!    poisoning or a drop, and the next open recovers.
 //! 3. **B1**: sync the WAL up to X, unless a commit has done so meanwhile. If the new root rots later, the older root
-//!    and the WAL then give the same state. Only step 4 and the answer to the caller depend on this barrier, so it may
-//!    stand anywhere in the order. It comes last because commits during the flush have usually synced the WAL already.
+//!    and the WAL then give the same state. Only step 4 and the answer to the caller depend on this barrier, so it
+//!    could be issued at any point of the flush. It comes last because commits during the flush have usually synced the
+//!    WAL already.
 //! 4. Free the allocations named only by roots older than the two retained ones. Recycle WAL segments. Check the
 //!    pointers.
 //!
-//! The caller runs the syncs between the steps, so it may wait for them elsewhere. A failure before step 2 leaves the
-//! old root, the WAL and the allocations as they were. A failed sync poisons the engine (promise P5).
+//! The caller runs the syncs between the steps, so it may wait for them elsewhere. If a store or the check fails before
+//! step 2, the flush is undone: the old root, the WAL and the allocations stay as they were. If a sync fails, B2
+//! included, the engine is poisoned (promise P5).
 
 use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 

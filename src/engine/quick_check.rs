@@ -81,7 +81,7 @@ pub(super) fn check_figures<S: Storage>(engine: &Engine<S>) -> ConsistencyReport
     let at = At::new(Component::Shard);
     report.expect(at.clone(), "live postings in all shards", live, engine.work.totals.live);
     report.expect(at.clone(), "removed postings in all shards", removed, engine.work.totals.removed);
-    // A poisoned engine publishes the state of the newest durable root, so the count would differ.
+    // A poisoned engine publishes the state of its last complete flush, so the count would differ.
     if engine.poisoned.is_none() {
         report.expect(at, "live postings published", live, engine.published.live);
     }

@@ -23,10 +23,11 @@ pub(super) fn owned_rows<F: StorageFile>(
 impl<'a, F: StorageFile> Apply<'a, F> {
     /// Splits a full shard in two.
     ///
-    /// Postings that are nearer to another shard move there if it has room, so one split never causes another. In
-    /// return, postings of the nearest shards that are nearer to one of the halves move to that half (LIRE; Xu et al.,
-    /// SOSP 2023). A shard with a single live posting, or with no more than half of its capacity live, is rewritten as
-    /// one new shard instead. A shard without a live posting is dissolved.
+    /// Postings that are nearer to another shard move there if it has room, so the moves of a split never split another
+    /// shard. (The posting that caused the split may: see [`add_posting`](Self::add_posting).) In return, postings of
+    /// the nearest shards that are nearer to one of the halves move to that half (LIRE; Xu et al., SOSP 2023). A shard
+    /// with a single live posting, or with no more than half of its capacity live, is rewritten as one new shard
+    /// instead. A shard without a live posting is dissolved.
     pub(super) fn split(&mut self, number: u32) -> Result<()> {
         self.store(number)?;
         let context = self.context;

@@ -6,28 +6,30 @@
 //! (a) The newest root and then the older one are stored again, with a sync after each: **B4**. If only one slot was
 //!     readable, both get its root. If the newest root is of epoch 1, a new root file replaces the old one, and its
 //!     content and its entry are synced (**E2**, **E1**, see invariant 1).
-//! (b) The WAL is replayed from the checkpoint of the newest root. A flush stores a root at the end of the tail: the
-//!     new bytes of its shards are synced (**B2**), then the root (**B3**). The root carries a new epoch of the WAL, so
-//!     nothing behind a torn tail can ever continue a chain.
+//! (b) The WAL is replayed from the checkpoint of the newest root. A flush then stores a root whose checkpoint is the
+//!     last replayed record: the new bytes of its shards are synced (**B2**), then the root (**B3**). The root carries
+//!     a new epoch of the WAL, so nothing behind a torn tail can ever continue a chain.
 //! (c) The same state is stored as one more root in the other slot and synced: **B5**. Both roots now name the new
 //!     epoch. If either rots later, the other does not need the WAL from before the crash.
 //!
 //! Nothing is appended or freed before that. A crash at any point leaves one of the old roots, or a newer root of the
 //! same state. The next recovery then starts again and reaches the same result.
 //!
-//! After a clean close, no byte is stored until the first write. A close was clean if a closing mark ends the WAL, the
-//! two roots follow each other, no record needs a replay, and the WAL segment of the older root still exists. The first
-//! write then runs the rest of (a), then (b) and (c).
+//! After a clean close, no byte is stored until the first write or the first installation of cells. An open resumes an
+//! unfinished cell build, so it may install cells before any write. A close was clean if a closing mark ends the WAL,
+//! the two roots follow each other, no record needs a replay, and the WAL segments that the older root needs still
+//! exist. The first write or installation replaces a root file of epoch 1 as in (a), and then runs the flush of (b)
+//! and (c). It issues no B4.
 //!
 //! Invariant:
 //! 1. The directory entry of a root file that holds a root of epoch 2 or later is durable. `create` makes files of
-//!    epoch 1. It may end before its last sync of the directory, or that sync may fail. Then a later sync may do
-//!    nothing (R8). An open cannot detect this. The page cache may have shown an empty WAL to an earlier open, which
-//!    then replaced the file, and it may show a used WAL to this open. So an open replaces a root file of epoch 1
-//!    regardless of the apparent content of the WAL, in a recovery or before its first write. The replacement gives the
-//!    entry a change that a sync covers. It happens before a root of epoch 2 is stored in the file. It also happens
-//!    before anything is stored into pages that the roots describe as free, because an older file that a power cut
-//!    brings back might name them. The entries of `data` and `wal` are durable before a root file has its name (C3).
+//!    epoch 1. It may end before its last sync of the directory, or that sync may fail. If it failed, later syncs may
+//!    report success without effect (R8). An open can't tell that from the WAL, because the page cache may show another
+//!    WAL than the device holds (R10). So an open replaces every root file of epoch 1, in a recovery or before its
+//!    first write. The replacement gives the entry a change that a sync covers. It happens before a root of epoch 2 is
+//!    stored in the file. It also happens before anything is stored into pages that the roots describe as free, because
+//!    an older file that a power cut brings back might name them. The entries of `data` and `wal` are durable before a
+//!    root file has its name (C3).
 
 use super::{
     apply,
@@ -69,8 +71,7 @@ impl<S: Storage> Engine<S> {
         }
         self.recovery.crashed = !tail.closed;
         self.recovery.torn_tail = tail.torn;
-        // Tail for an engine without a complete replay: first without any replayed record, then with the records
-        // replayed before the failure.
+        // Position for the WAL writer if the replay stops early. `replay_all` advances it with each applied record.
         let replayed = Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() };
         if self.read_only.is_some() {
             // A file has holes and the device no room for them, so nothing can be stored. The engine serves the state
@@ -112,8 +113,10 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Replays the WAL from the newest root's checkpoint. `tail` is its end, `replayed` that of a replay of nothing. Without disk
-    /// space the index serves the records that were replayed.
+    /// Replays the WAL from the newest root's checkpoint, and starts the WAL writer behind it.
+    ///
+    /// `tail` is the end that the first pass found. `replayed` is the position to continue from if no record can be
+    /// applied. Without disk space the index serves the records that were replayed.
     fn replay_all(&mut self, source: &PlainFile<S::File>, (tail, mut replayed): (Tail, Tail)) -> Result<()> {
         let &Root { wal_start: start, checkpoint, epoch, .. } = self.roots.newest();
         let layout = WalLayout::new(self.data.geometry());
@@ -143,17 +146,17 @@ impl<S: Storage> Engine<S> {
         self.roots.older().is_some_and(follows)
     }
 
-    /// Reports whether the WAL that the older root needs still exists, as far as no segment was reused for later
-    /// records.
+    /// Reports whether no WAL segment that the older root needs was reused for later records.
     ///
-    /// A slot that returns its previous content holds the root before the expected one, and the two roots look
-    /// consecutive. But the WAL of that root was already recycled.
+    /// If the slot of the newest root G reverts by one store, it holds root G − 2. The two roots are then G − 1 and
+    /// G − 2, which are consecutive. But segments that G − 2 needs may be reused, because root G freed them.
     fn older_reaches(&self, epoch: u64) -> Result<bool> {
         let Some(older) = self.roots.older().filter(|older| older.checkpoint < self.roots.newest().checkpoint) else {
             return Ok(true);
         };
         let layout = WalLayout::new(self.data.geometry());
-        // The newest root's first segment may not exist yet. What lies in it belongs to that root.
+        // The newest root's first segment may not exist yet. If the older root needs its beginning, the replay of the
+        // newest root has read that segment.
         let first = older.wal_start.seq;
         let needed = first..self.roots.newest().wal_start.seq.max(first + 1);
         let found = wal::has_segments(self.wal_file.raw(), layout, (self.index_id, epoch), needed)?;

@@ -1,7 +1,8 @@
 //! The root file: two slots, each on its own page. At least one slot always holds a durable root.
 //!
 //! Invariants:
-//! 1. A store goes into the slot that does not hold the newest durable root.
+//! 1. A new root goes into the slot that does not hold the newest durable root. Only [`restore`](Roots::restore) (B4)
+//!    also stores into the newest root's slot: the root that was read from it.
 //! 2. `newest` and `older` are durable. No page that either names is free.
 
 use super::{
@@ -172,7 +173,7 @@ impl<F: StorageFile> Roots<F> {
         self.older.as_ref()
     }
 
-    /// Returns the number of bytes stored in the slots since the open, without the copy into a new root file.
+    /// Returns the number of bytes stored in the slots since the open, including a copy into a new root file.
     #[must_use]
     pub fn bytes_stored(&self) -> u64 {
         self.bytes_stored
@@ -236,7 +237,7 @@ impl<F: StorageFile> Roots<F> {
     /// crashed has allocated its pages again, and that may exist only in the page cache.
     ///
     /// # Errors
-    /// Returns `OutOfSpace` or `Io`: the index cannot be opened.
+    /// Returns `OutOfSpace`: the index opens read-only. Returns `Io`: the open fails.
     pub fn restore(&mut self, purpose: Purpose) -> Result<()> {
         let newest = self.newest.clone();
         let (first, second) = if holds!(Ordering, self.older.is_some()) {

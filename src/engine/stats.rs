@@ -145,8 +145,8 @@ pub struct BackgroundError {
     pub work: BackgroundWork,
     /// Text of the most recent error.
     pub error: String,
-    /// Time since the first of the failures in the current or last run. A run is a sequence of failures of this work
-    /// without a success between them.
+    /// Time since the first failure of the run. A run is a sequence of failures of this work without a success between
+    /// them: the present one if `lasts` is true, otherwise the last one.
     pub began: Duration,
     /// Number of failures in this run.
     pub failures: u64,
@@ -166,8 +166,9 @@ pub struct RecallMeasurement {
     pub lsn: Lsn,
     /// Number of live postings at that time.
     pub postings: u64,
-    /// Lower bound on the number of postings that were added, removed or moved by splits since then. When this exceeds
-    /// a quarter of the live postings, the recall is measured again in the background.
+    /// Estimated number of postings that were added, removed, or moved by splits and merges since then. It is computed
+    /// from counts, in which additions and removals may cancel out. When it exceeds a quarter of the live postings, the
+    /// recall is measured again in the background.
     pub moved: u64,
     /// Measured recall for each number of results and target recall, in ascending order of these two. Combinations that
     /// are not measured yet are missing, and searches for them are exhaustive.
@@ -233,7 +234,7 @@ pub struct IndexStats {
     /// searches are then exhaustive.
     pub recall: Option<RecallMeasurement>,
     /// Bytes in memory for searches and lookups: shard states, centroids, filters, fingerprints and codes. The codes in
-    /// cells are memory-mapped. Vectors are not included.
+    /// cells are included, although they are memory-mapped. Vectors are not included.
     pub memory_usage: u64,
     /// Total length of the data, WAL and root files, in bytes.
     pub disk_bytes: u64,
@@ -264,7 +265,8 @@ pub struct IndexStats {
     pub commits: u64,
     /// Number of flushes since the open, including automatic ones. A flush that had nothing to do is not counted.
     pub flushes: u64,
-    /// Number of barriers issued since the open. Barrier B4 counts once, although it syncs the root file twice.
+    /// Number of syncs issued for barriers since the open. Barrier B4 counts twice, because it syncs the root file
+    /// twice.
     pub barriers: u64,
     /// Bytes stored since the open in the data, WAL and root files.
     pub bytes_stored: u64,

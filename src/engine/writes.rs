@@ -17,8 +17,8 @@ use crate::{
     storage::Storage,
 };
 
-/// Bytes of accepted records in the WAL buffer from which on the next write first stores them in the file, without a
-/// sync.
+/// Bytes of accepted records in the WAL buffer: if the buffer holds this much, the next write first stores it in the
+/// file, without a sync.
 const WRITE_OUT_BYTES: u64 = 1 << 20;
 
 impl<S: Storage> Engine<S> {
@@ -27,8 +27,9 @@ impl<S: Storage> Engine<S> {
     ///
     /// # Errors
     /// Returns `InvalidDimension`, `InvalidVector`, `InvalidPosting`, `BatchTooLarge`, `OutOfSpace`, `Io` or
-    /// `Corruption`: nothing has changed. Returns `Poisoned` after a failed sync, and the error of the open if the
-    /// index is read-only.
+    /// `Corruption`: no posting has changed. A write may flush first, to open the epoch or to make room in the WAL. If
+    /// a sync of that flush fails, the engine is poisoned too. Returns `Poisoned` after a failed sync, and the error of
+    /// the open if the index is read-only.
     pub fn add(&mut self, postings: &[Posting]) -> Result<Lsn> {
         self.check_writable()?;
         let rows = batch::rows(postings, self.geometry())?;
@@ -52,8 +53,9 @@ impl<S: Storage> Engine<S> {
     /// that of the last write.
     ///
     /// # Errors
-    /// Returns `BatchTooLarge`, `OutOfSpace`, `Io` or `Corruption`: nothing has changed. Returns `Poisoned` after a
-    /// failed sync, and the error of the open if the index is read-only.
+    /// Returns `BatchTooLarge`, `OutOfSpace`, `Io` or `Corruption`: no posting has changed. If a sync of a flush fails
+    /// that the write runs first, the engine is poisoned too. Returns `Poisoned` after a failed sync, and the error of
+    /// the open if the index is read-only.
     pub fn remove(&mut self, documents: &[DocumentId]) -> Result<(Lsn, u64)> {
         self.check_writable()?;
         let stored = resolve::documents(&mut self.work, &self.data, documents.iter().copied())?;

@@ -27,7 +27,8 @@ const _: () = assert!(RESULTS[USUAL.0] as usize == limits::USUAL_RESULTS && RECA
 pub struct SearchEffort {
     /// Margin of cells: a cell is scanned if its centroid is at most this much farther than the farthest result.
     pub margin: f32,
-    /// Reduction of the margin for each doubling of the cells since the last cell that gave a result.
+    /// Reduction of the margin per doubling of `1 + q / g`: `q` is the number of cells since the last one that gave a
+    /// result, and `g` the usual gap between two such cells.
     pub impatience: f32,
     /// Margin of shards with unindexed postings.
     pub shard_margin: f32,
@@ -61,8 +62,8 @@ pub struct Calibration {
     /// Thresholds of the out-of-distribution check: few queries are farther from their nearest neighbour than this, in
     /// two measures. Infinite if they were not measured.
     pub far: [f32; 2],
-    /// Principal axes of the stored vectors: [`axes_of`] rows of the dimension's length, orthonormal or zeros. Empty if they
-    /// were not measured.
+    /// Principal axes of the stored vectors: [`axes_of`] rows of the dimension's length, orthonormal or zeros. Empty if
+    /// they were not measured.
     pub axes: Vec<f32>,
     /// Threshold of the third measure of the out-of-distribution check: few queries are farther outside the span of the
     /// axes than this. Infinite if it was not measured.
@@ -116,8 +117,11 @@ impl Calibration {
         &self.efforts[USUAL.0][USUAL.1]
     }
 
-    /// Returns the number of postings that changed since the calibration: the larger of the change of the indexed and
-    /// of the unindexed postings. The arguments are the present numbers of live postings and of unindexed slots.
+    /// Estimates the number of postings that were added, removed, or moved by splits and merges since the calibration:
+    /// the larger of the change of the number of indexed postings and that of unindexed slots.
+    ///
+    /// The arguments are the present numbers of live postings and of unindexed slots. The estimate is usually too low,
+    /// because additions and removals cancel out. It may be too high by the slots of removed postings freed since then.
     #[must_use]
     pub fn moved(&self, live: u64, unindexed: u64) -> u64 {
         let settled = |live: u64, unindexed: u64| live.saturating_sub(unindexed);
@@ -164,8 +168,8 @@ impl Calibration {
         for _ in 0..axes_of(dimension) * dimension {
             let at = r.at();
             let x = number(r)?;
-            if x.abs() > 1.5 {
-                return Err(FormatError::new(at, "an axis is longer than 1"));
+            if x.abs() > 1.001 {
+                return Err(FormatError::new(at, "a component of an axis is larger than 1"));
             }
             calibration.axes.push(x);
         }

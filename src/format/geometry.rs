@@ -1,6 +1,7 @@
 //! Sizes and offsets derived from the parameters of an index.
 //!
-//! Invariant: no offset is a literal. Every offset is derived here from sizes.
+//! Invariant: every offset that depends on a parameter is derived here from sizes. Roots, frames and headers have fixed
+//! layouts, which their own modules define.
 
 use super::FormatError;
 use crate::{

@@ -1,4 +1,7 @@
-//! Payloads of WAL records: batches of additions and removals, exactly as the caller passed them.
+//! Payloads of WAL records: batches of additions and removals.
+//!
+//! An addition holds the postings exactly as the caller passed them. A removal holds each named document once, and only
+//! those that have a posting.
 
 use super::{
     FormatError,

@@ -46,7 +46,7 @@ pub struct Root {
     pub epoch: u64,
     /// Position at which the WAL after the checkpoint starts.
     pub wal_start: WalPosition,
-    /// Pointer to the top node of the directory, or to nothing if the index has no shards.
+    /// Pointer to the top node of the directory. No pointer if the directory covers no shard numbers.
     pub directory: BlockPointer,
     /// Number of shard numbers that the directory covers. Some may be unused.
     pub shard_numbers: u32,

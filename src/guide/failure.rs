@@ -1,14 +1,16 @@
 //! Failure: errors, full disks, damage, and how to recover.
 //!
-//! Every error is a [`ShardexError`](crate::ShardexError). It names the file and offset, the argument, or the index of the posting.
+//! Every error is a [`ShardexError`](crate::ShardexError). It names the file and offset, the argument, or the index of
+//! the posting.
 //!
 //! | error | state of the index | what to do |
 //! |---|---|---|
-//! | `InvalidDimension`, `InvalidVector`, `InvalidPosting`, `InvalidArgument`, `Config` | unchanged | correct the argument that it names |
-//! | `OutOfSpace` | a rejected write has changed nothing; an accepted one stays accepted | free space, repeat the call |
+//! | `InvalidDimension`, `InvalidVector`, `InvalidPosting` | unchanged | correct the posting or query that it names |
+//! | `InvalidArgument`, `Config` | unchanged | correct the argument or field that it names |
+//! | `OutOfSpace` | a rejected write changed nothing; accepted ones stay accepted | free space, repeat the call |
 //! | `Undurable` | writes are rejected because background commits fail | see `stats().background_error` |
-//! | `Poisoned` | a sync failed; nothing is acknowledged; searches see the last durable state | open the index again |
-//! | `Corruption` | damaged bytes, with file and offset; they are not served | restore a backup; other shards still answer |
+//! | `Poisoned` | a sync failed; nothing is acknowledged; searches see the last flushed state | open the index again |
+//! | `Corruption` | damaged bytes, with file and offset; not served | restore a backup; other shards still answer |
 //! | `Locked` | another handle, process or reader holds the index | close it |
 //! | `Closed` | the handle was closed | open the index again |
 //!
@@ -29,8 +31,9 @@
 //! ```
 //!
 //! # A full disk
-//! A write that finds no space is rejected as a whole. A background commit that fails is retried, and `stats` shows the error. An open that
-//! finds no space for its recovery serves reads only.
+//! A write that finds no space is rejected as a whole. A background commit that fails is retried, and `stats` shows the
+//! error. An open that finds no space for its recovery serves reads only.
 //!
 //! # A crash
-//! Nothing needs to be done. The next open recovers, and [`RecoveryStats`](crate::RecoveryStats) says what it did.
+//! Nothing needs to be done. The next open recovers, and [`RecoveryStats`](crate::RecoveryStats) describes the
+//! recovery.

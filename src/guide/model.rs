@@ -1,11 +1,11 @@
 //! Model: postings, documents, keys, snapshots, recall.
 //!
 //! # Postings
-//! A [`Posting`](crate::Posting) is a part of a document with a vector: a document id of 128 bits, the start and length of the part in
-//! a unit that the program chooses, and the vector. The index stores no text.
+//! A [`Posting`](crate::Posting) is a part of a document with a vector: a document id of 128 bits, the start and length
+//! of the part in a unit that the program chooses, and the vector. The index stores no text.
 //!
-//! (document id, start, length) is the **key**. Adding a posting with a stored key replaces the stored posting, so adding the same batch
-//! twice changes nothing. Removing a document removes all its postings.
+//! (document id, start, length) is the **key**. Adding a posting with a stored key replaces the stored posting, so
+//! adding the same batch twice changes nothing. Removing a document removes all its postings.
 //!
 //! ```
 //! use shardex::{DocumentId, Posting, ShardexConfig, blocking::Shardex};
@@ -31,13 +31,15 @@
 //! | `Dot` | dot product | as given |
 //!
 //! # Writes and snapshots
-//! One writer applies writes in the order in which they were queued. A write that returned is **accepted**: every later search sees it. A
-//! search runs on an immutable snapshot and is never blocked by a write. [`Shardex::snapshot`](crate::Shardex::snapshot) returns the
-//! snapshot itself, for searches that must agree with each other.
+//! One writer applies writes in the order in which they were queued. A write that returned is **accepted**: every later
+//! search sees it. A search runs on an immutable snapshot and is never blocked by a write.
+//! [`Shardex::snapshot`](crate::Shardex::snapshot) returns the snapshot itself, for searches that must agree with each
+//! other.
 //!
 //! # Recall
-//! **Recall** is the share of the true `k` nearest postings that a search finds, averaged over queries. Without further options a search aims
-//! at 0.95. [`SearchOptions::recall`](crate::SearchOptions::recall) asks for another recall, and
-//! [`SearchOptions::exact`](crate::SearchOptions::exact) compares every vector. The index calibrates itself on its own data:
-//! [`IndexStats::recall`](crate::IndexStats::recall) shows what it measured, and when. A query unlike the stored data is
-//! flagged by [`SearchResponse::calibrated`](crate::SearchResponse::calibrated).
+//! **Recall** is the share of the true `k` nearest postings that a search finds, averaged over queries. Without further
+//! options a search aims at 0.95. [`SearchOptions::recall`](crate::SearchOptions::recall) asks for another recall, and
+//! [`SearchOptions::exact`](crate::SearchOptions::exact) compares every vector. The index calibrates itself on its own
+//! data: [`IndexStats::recall`](crate::IndexStats::recall) shows the measured recalls and their LSN. A query unlike the
+//! stored data is flagged: [`SearchResponse::calibrated`](crate::SearchResponse::calibrated) is false, unless the
+//! search ended as an exhaustive one or had no target recall.

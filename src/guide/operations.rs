@@ -7,8 +7,9 @@
 //! [`read_only`](crate::IndexStats::read_only).
 //!
 //! # Checks
-//! [`Shardex::check`](crate::Shardex::check) compares the parts of an index with each other. `Quick` reads no vector and runs in every
-//! flush. `Full` reads every byte, beside running writes.
+//! [`Shardex::check`](crate::Shardex::check) compares the parts of an index with each other. `Quick` reads no vector.
+//! `Full` reads every byte, beside running writes. Each flush runs a `Quick` check of the shards that changed, or a
+//! `Full` check of the index if [`flush_check`](crate::OpenOptions::flush_check) is `Full`.
 //!
 //! ```
 //! use shardex::{CheckLevel, ShardexConfig, blocking::Shardex};

@@ -1,7 +1,7 @@
 //! Start: create an index, add, search, close.
 //!
-//! An index is a directory. [`Shardex::create`](crate::Shardex::create) makes it, or opens it if it exists with the same
-//! configuration. Its parent directory must exist.
+//! An index is a directory. [`Shardex::create`](crate::Shardex::create) makes it, or opens it if it exists with the
+//! same configuration. Its parent directory must exist.
 //!
 //! ```
 //! use shardex::{DocumentId, Metric, Posting, SearchOptions, Shardex, ShardexConfig};
@@ -35,7 +35,8 @@
 //! # }).unwrap();
 //! ```
 //!
-//! The futures need no particular runtime: a writer on a thread of its own does the work. A search runs in the task that awaits
-//! it, and takes tens of microseconds to milliseconds. A program without a runtime uses [`blocking`](crate::blocking).
+//! The futures need no particular runtime: a writer on a thread of its own does the work. A search runs in the task
+//! that awaits it, and takes tens of microseconds to milliseconds. A program without a runtime uses
+//! [`blocking`](crate::blocking).
 //!
 //! A handle is cheap to clone. One process may have an index open once, with any number of clones.

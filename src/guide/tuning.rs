@@ -2,14 +2,16 @@
 //!
 //! # Search speed
 //! The target recall decides the speed: a search at 0.8 scans a fraction of what a search at 0.99 scans. Set
-//! [`OpenOptions::default_recall`](crate::OpenOptions::default_recall) or [`SearchOptions::recall`](crate::SearchOptions::recall).
+//! [`OpenOptions::default_recall`](crate::OpenOptions::default_recall) or
+//! [`SearchOptions::recall`](crate::SearchOptions::recall).
 //!
-//! Searches need *cells*. The index builds them in the background once it holds some thousand postings, and again when much has changed.
-//! After a large load [`optimize`](crate::Shardex::optimize) builds them at once. Until then searches compare more vectors.
+//! *Cells* make searches fast. Without cells a search for a target recall is exhaustive: it compares every vector. The
+//! index builds cells in the background once it holds some thousand postings, and again when much has changed. After a
+//! large load [`optimize`](crate::Shardex::optimize) builds them at once.
 //!
 //! For many queries at once use [`search_many`](crate::Shardex::search_many), which runs on all cores, and
-//! [`search_in_place`](crate::Shardex::search_in_place), which copies no vector. The first search that reads a part of the file verifies its
-//! checksum. [`IndexSnapshot::warm`](crate::IndexSnapshot::warm) does that ahead of time.
+//! [`search_in_place`](crate::Shardex::search_in_place), which copies no vector. The first search that reads a part of
+//! the file verifies its checksum. [`IndexSnapshot::warm`](crate::IndexSnapshot::warm) does that ahead of time.
 //!
 //! # Write throughput
 //! Larger batches are cheaper: one record, one publication, fewer syncs. Concurrent writes share a sync, so with
@@ -24,7 +26,8 @@
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(16).options(options))?;
 //! let vector = |n: u32| (0..16).map(|i| ((n * 31 + i * 17) % 101) as f32 + 1.0).collect::<Vec<_>>();
 //! for first in (0..1_000).step_by(250) {
-//!     let batch = (first..first + 250).map(|n| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(n) });
+//!     let posting = |n: u32| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(n) };
+//!     let batch = (first..first + 250).map(posting);
 //!     index.add_postings(batch.collect())?;
 //! }
 //! let answer = index.search_with(&vector(77), &SearchOptions::new(10))?;
@@ -34,8 +37,9 @@
 //! ```
 //!
 //! # Memory
-//! [`IndexStats::memory_usage`](crate::IndexStats::memory_usage) counts what lookups and searches need in memory. Vectors are mapped, and
-//! the page cache holds those that are used.
+//! [`IndexStats::memory_usage`](crate::IndexStats::memory_usage) counts what lookups and searches need in memory.
+//! Vectors are mapped, and the page cache holds those that are used.
 //!
 //! # Recovery time
-//! An open replays the WAL written since the last flush. A smaller [`flush_wal_bytes`](crate::OpenOptions::flush_wal_bytes) shortens it.
+//! An open replays the WAL written since the last flush. A smaller
+//! [`flush_wal_bytes`](crate::OpenOptions::flush_wal_bytes) shortens it.

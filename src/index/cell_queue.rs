@@ -36,10 +36,12 @@ const STRIDE: usize = 16;
 /// Number of cells that are selected from the remaining ones together.
 const NEAR: usize = 6 * STRIDE;
 
-/// Queue from estimated to computed distances. Its order is that of the computed distances, as far as the estimates are
-/// right. The centroid bytes of the next cells are prefetched while other cells are scanned.
-/// Cells with their estimated distances, partially sorted by [`advance`](Self::advance).
+/// Queue of cells in the order of their computed distances.
+///
+/// Cells are measured in the order of their estimated distances, so a wrong estimate may return a cell too late. The
+/// centroid bytes of the next cells are prefetched while other cells are scanned.
 pub(super) struct CellQueue<'a, 'b> {
+    /// Cells with their estimated distances, partially sorted by [`advance`](Self::advance).
     estimated: &'b mut [RankedId],
     /// Number of cells of `estimated` that are coming or measured.
     at: usize,
@@ -150,7 +152,7 @@ impl<'a, 'b> CellQueue<'a, 'b> {
             let (first, count) = (entry.first as usize, entry.count as usize);
             let bytes = distance::block_bytes(query.planes.len());
             let blocks = first / BLOCK * bytes..(first + count).div_ceil(BLOCK) * bytes;
-            // Bytes that are damaged under the mapping after their check may hold any position.
+            // The mapped bytes may rot after their checksum was verified, so the position may be invalid.
             let Some(codes) = group.blocks().get(blocks) else { continue };
             self.order.push((RankedId::new(base, number as u32), self.measured.len() as u32));
             let error = query.bytes.base_error(entry.centroid);

@@ -45,8 +45,11 @@ pub(super) fn search_cells<F: StorageFile, B: Deref<Target = [u8]>>(
     search_cells_extending(snapshot, data, cells, query, limit, |_| Ok(Extension::No))
 }
 
-/// Searches by cells, and runs a second pass if `further`, called with the results of the first, wants it. The second
-/// pass scans cells and unindexed postings again. It does not compute the distances of indexed postings again.
+/// Searches by cells, and runs a second pass if `further`, called with the results of the first, returns wider limits.
+///
+/// The second pass scans the codes of the first pass again, in cells and of unindexed postings, and counts them again.
+/// The distances of indexed postings are not computed again, because these are in the visited set. Those of unindexed
+/// postings are computed again.
 ///
 /// # Errors
 /// Returns `Corruption` as [`search_cells`] does, and the errors of `further`.

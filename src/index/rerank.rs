@@ -1,4 +1,5 @@
-//! State of one search by cells, and re-ranking: computing the distances of the candidates that a scan of codes leaves.
+//! State of one search by cells, and re-ranking: computing the distances of the candidates that a scan of codes lets
+//! through.
 
 use super::{
     out_of_distribution,
@@ -21,7 +22,8 @@ use std::ops::Deref;
 pub(super) struct PendingRerank<'a, L> {
     /// Lower bound of the distance.
     least: f32,
-    /// Number of the posting among the indexed ones, which may have two codes. `None` for an unindexed posting.
+    /// Number of an indexed posting. It identifies the posting by either of its two codes. `None` for an unindexed
+    /// posting.
     reference: Option<u32>,
     number: u32,
     slot: usize,
@@ -51,7 +53,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
         if self.visited.contains(one.reference) {
             return;
         }
-        // Bytes that are damaged under the mapping after their check may hold any reference.
+        // The mapped bytes may rot after their checksum was verified, so the number may be invalid.
         let Some((covered, slot)) = self.cells.posting(one.reference) else { return };
         // The shard may no longer exist, or its number may belong to another shard. Its postings are then in other
         // shards.

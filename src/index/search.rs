@@ -102,13 +102,13 @@ impl SearchScope {
                 if effort == SearchEffort::exhaustive() && codes == usize::MAX && !self.by_cells {
                     return None;
                 }
-                // New postings may be nearer than all earlier ones. They lower the top-k bound, so their shards lie
-                // farther beyond it.
+                // A better result lowers the bound. Relative to it the shards of further new results seem farther. So
+                // the margin grows with the share of new postings.
                 if effort != SearchEffort::exhaustive() {
                     effort.shard_margin += limits::MOVED_SHARDS * moved * effort.shard_margin.abs();
                 }
                 // Unindexed postings may lack codes, and codes may be of removed postings. So a search by cells may
-                // cost more than an exhaustive one, whose cost is the limit.
+                // cost more than an exhaustive one. So its cost is limited to that of an exhaustive search.
                 let most = if self.by_cells || codes != usize::MAX { f64::INFINITY } else { snapshot.live as f64 };
                 Some(SearchLimits { codes, most, ..SearchLimits::of(effort, recall) })
             }
@@ -197,7 +197,7 @@ pub fn search_on<F: StorageFile>(
     };
     let (top, scanned) = scan_shards(executor, snapshot, data, (query, k), &numbers)?;
     let aim = if numbers.len() < snapshot.shards {
-        SearchSummary { recall: scope.recall(), stopped: StopReason::Slop, calibrated: true }
+        SearchSummary { recall: scope.recall(), stopped: StopReason::Slop, calibrated: scope.recall().is_none() }
     } else {
         SearchSummary { recall: Some(1.0), stopped: StopReason::Everything, calibrated: true }
     };

@@ -60,8 +60,9 @@ pub struct Snapshot<L> {
     pub live: u64,
     /// Number of shards.
     pub shards: usize,
-    /// Number of postings added, removed, or changed between indexed and unindexed since the calibration, estimated
-    /// from counts. 0 without cells.
+    /// Estimated number of postings that were added, removed, or moved by splits and merges since the calibration. It
+    /// is computed from counts ([`Calibration::moved`](crate::format::calibration::Calibration::moved)), in which
+    /// additions and removals may cancel out. 0 without cells.
     pub moved: u64,
 }
 

@@ -8,7 +8,10 @@
 //! products they are relative to the origin. The measure is then the share of the query's square norm that lies outside
 //! the span. It does not depend on the norm.
 
-use crate::{config::Metric, distance, format::calibration::axes_of};
+use std::borrow::Cow;
+
+use super::quantile::{at, exceeded, sorted};
+use crate::{config::Metric, distance, env::Cancel, error::Result, format::calibration::axes_of, limits};
 
 /// Rounds of the subspace iteration. The axes need not be exact: the threshold is measured with the same axes.
 const ROUNDS: usize = 8;
@@ -29,7 +32,7 @@ fn remove(vector: &mut [f32], axes: &[f32]) {
     }
 }
 
-/// Makes the rows of a matrix orthonormal, in order. A row that depends on those before it becomes zeros.
+/// Makes the rows of a matrix orthonormal, in order. A row that depends on the rows before it becomes zeros.
 fn orthonormalise(rows: &mut [f32], dimension: usize) {
     for i in 0..rows.len() / dimension {
         let (before, row) = rows.split_at_mut(i * dimension);
@@ -44,11 +47,42 @@ fn orthonormalise(rows: &mut [f32], dimension: usize) {
     }
 }
 
+/// Replaces each axis of zeros by the direction in which the rows lie farthest outside the other axes. Otherwise such an
+/// axis would stay zeros, although the rows span more. Rows have norm 1. What is outside by less than
+/// [`AXES_FLOOR`](limits::AXES_FLOOR) counts as rounding.
+///
+/// # Errors
+/// Returns `Closed` if it is cancelled.
+fn refill(axes: &mut [f32], rows: &[Vec<f32>], dimension: usize, cancel: &dyn Cancel) -> Result<()> {
+    for i in 0..axes.len() / dimension {
+        if axes[i * dimension..][..dimension].iter().any(|&x| x != 0.0) {
+            continue;
+        }
+        cancel.check()?;
+        let outside = |row: &Vec<f32>| {
+            let mut rest = row.clone();
+            remove(&mut rest, axes);
+            distance::dot(&rest, &rest)
+        };
+        let farthest = rows.iter().map(|row| (outside(row), row)).max_by(|a, b| a.0.total_cmp(&b.0));
+        let Some((_, row)) = farthest.filter(|&(square, _)| square > limits::AXES_FLOOR.powi(2)) else { break };
+        let mut rest = row.clone();
+        remove(&mut rest, axes);
+        remove(&mut rest, axes);
+        let norm = distance::dot(&rest, &rest).sqrt();
+        axes[i * dimension..][..dimension].iter_mut().zip(rest).for_each(|(axis, x)| *axis = x / norm);
+    }
+    Ok(())
+}
+
 /// Computes the principal axes of some rows by subspace iteration (Rutishauser, Numerische Mathematik 1969).
 ///
-/// Returns [`axes_of`] orthonormal rows. If the rows span fewer dimensions, the last axes are zeros. Each row counts with
-/// norm 1, so that a few long rows do not dominate. Deterministic, because sums have a fixed order.
-pub(super) fn principal_axes(rows: &[f32], centre: &[f32], metric: Metric) -> Vec<f32> {
+/// Returns [`axes_of`] orthonormal rows. Axes are zeros if the rows span fewer dimensions. Each row counts with norm 1, so
+/// that a few long rows do not dominate. Deterministic, because sums have a fixed order.
+///
+/// # Errors
+/// Returns `Closed` if it is cancelled.
+pub(super) fn principal_axes(rows: &[f32], centre: &[f32], metric: Metric, cancel: &dyn Cancel) -> Result<Vec<f32>> {
     let dimension = centre.len();
     let rows: Vec<Vec<f32>> = rows
         .chunks_exact(dimension)
@@ -59,12 +93,10 @@ pub(super) fn principal_axes(rows: &[f32], centre: &[f32], metric: Metric) -> Ve
             (norm.is_finite() && norm > 0.0).then_some(row)
         })
         .collect();
-    let count = axes_of(dimension);
-    let mut axes: Vec<f32> =
-        rows.iter().step_by((rows.len() / count.max(1)).max(1)).take(count).flatten().copied().collect();
-    axes.resize(count * dimension, 0.0);
-    orthonormalise(&mut axes, dimension);
+    let mut axes = vec![0.0; axes_of(dimension) * dimension];
+    refill(&mut axes, &rows, dimension, cancel)?;
     for _ in 0..ROUNDS {
+        cancel.check()?;
         let mut next = vec![0.0; axes.len()];
         for row in &rows {
             for (axis, next) in axes.chunks_exact(dimension).zip(next.chunks_exact_mut(dimension)) {
@@ -73,9 +105,28 @@ pub(super) fn principal_axes(rows: &[f32], centre: &[f32], metric: Metric) -> Ve
             }
         }
         orthonormalise(&mut next, dimension);
+        refill(&mut next, &rows, dimension, cancel)?;
         axes = next;
     }
-    axes
+    Ok(axes)
+}
+
+/// Computes the threshold of [`outside`] for vectors that are not among those of the axes.
+///
+/// It is at least [`AXES_FLOOR`](limits::AXES_FLOOR) of a usual vector's norm. If the axes span all data, what lies
+/// outside is rounding, and any noise in a query would exceed it.
+pub(super) fn threshold(vectors: &[&[f32]], axes: &[f32], centre: &[f32], metric: Metric) -> f32 {
+    let known = |measure: &dyn Fn(&[f32]) -> f32| sorted(vectors.iter().map(|x| measure(x)).filter(|x| !x.is_nan()));
+    let measures = known(&|vector| outside(vector, axes, centre, metric));
+    let floor = match metric {
+        Metric::L2 => limits::AXES_FLOOR * at(&known(&|vector| distance::squared_l2(vector, centre).sqrt()), 0.5),
+        Metric::Cosine | Metric::Dot => limits::AXES_FLOOR.powi(2),
+    };
+    if measures.is_empty() {
+        return f32::MAX;
+    }
+    // No power tail here: where most data lie within the span, the ratio of two of these distances says nothing.
+    exceeded(&measures, limits::CALIBRATION_FAR, measures.len() as u32).max(floor).min(f32::MAX)
 }
 
 /// Computes how far outside the span of the axes a vector lies: a distance by L2, else a share of its square norm.
@@ -85,10 +136,16 @@ pub(super) fn outside(vector: &[f32], axes: &[f32], centre: &[f32], metric: Metr
     if axes.is_empty() {
         return f32::NAN;
     }
-    let mut rest = relative(vector, centre, metric);
-    let whole = distance::dot(&rest, &rest);
-    remove(&mut rest, axes);
-    let square = distance::dot(&rest, &rest);
+    let relative = match metric {
+        Metric::L2 => Cow::Owned(relative(vector, centre, metric)),
+        Metric::Cosine | Metric::Dot => Cow::Borrowed(vector),
+    };
+    let whole = distance::dot(&relative, &relative);
+    let mut along = [0.0; limits::PRINCIPAL_AXES];
+    let along = &mut along[..axes.len() / vector.len()];
+    distance::dot_many(&relative, axes, along);
+    // The axes are orthonormal. Rounding is less than the smallest threshold.
+    let square = (whole - along.iter().map(|x| x * x).sum::<f32>()).max(0.0);
     match metric {
         Metric::L2 => square.sqrt(),
         Metric::Cosine | Metric::Dot => square / whole,
@@ -98,6 +155,7 @@ pub(super) fn outside(vector: &[f32], axes: &[f32], centre: &[f32], metric: Metr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::Never;
 
     /// Rows that vary in the first three of 16 dimensions, around a centre.
     fn rows(centre: f32) -> Vec<f32> {
@@ -115,7 +173,7 @@ mod tests {
     fn the_axes_span_what_the_rows_span() {
         for (metric, offset) in [(Metric::L2, 100.0), (Metric::Dot, 0.0), (Metric::Cosine, 0.0)] {
             let (rows, centre) = (rows(offset), [offset; 16]);
-            let axes = principal_axes(&rows, &centre, metric);
+            let axes = principal_axes(&rows, &centre, metric, &Never).expect("not cancelled");
             assert_eq!(axes.len(), 4 * 16);
             for (i, a) in axes.chunks_exact(16).enumerate() {
                 for (j, b) in axes.chunks_exact(16).enumerate() {
@@ -132,10 +190,58 @@ mod tests {
 
     #[test]
     fn rows_without_a_direction_have_no_axis() {
-        let axes = principal_axes(&[0.0; 64], &[0.0; 16], Metric::Dot);
+        let axes = principal_axes(&[0.0; 64], &[0.0; 16], Metric::Dot, &Never).expect("not cancelled");
         assert!(axes.iter().all(|&x| x == 0.0));
         assert!(outside(&[0.0; 16], &axes, &[0.0; 16], Metric::Dot).is_nan());
         assert_eq!(outside(&[1.0; 16], &axes, &[0.0; 16], Metric::Dot), 1.0);
         assert!(outside(&[1.0; 16], &[], &[0.0; 16], Metric::Dot).is_nan());
+    }
+
+    /// Seeds that depend on one another left axes of zeros for good, although the rows spanned more.
+    #[test]
+    fn few_rows_of_a_larger_span_are_enough_for_all_axes() {
+        let mut rows: Vec<f32> = (0..200)
+            .flat_map(|i| {
+                let mut row = [0.0; 16];
+                row[0] = 1.0 + i as f32;
+                row
+            })
+            .collect();
+        (0..16).for_each(|i| rows.extend((0..16).map(|j| f32::from(u8::from(i == j)))));
+        let axes = principal_axes(&rows, &[0.0; 16], Metric::Dot, &Never).expect("not cancelled");
+        assert!(axes.chunks_exact(16).all(|axis| (distance::dot(axis, axis) - 1.0).abs() < 1e-3), "{axes:?}");
+    }
+
+    /// Without a floor the threshold of data within the span was rounding, and a query with a little noise exceeded it. With a
+    /// power tail the threshold of a mixture was ten times what any stored vector measured.
+    #[test]
+    fn the_threshold_is_neither_rounding_nor_out_of_reach() {
+        let flat: Vec<Vec<f32>> = rows(0.0).chunks_exact(16).map(|row| [&row[..3], &[0.0; 13]].concat()).collect();
+        let of = |vectors: &[Vec<f32>], metric| {
+            let axes = principal_axes(&vectors[..100].concat(), &[0.0; 16], metric, &Never).expect("not cancelled");
+            let others: Vec<&[f32]> = vectors[100..].iter().map(Vec::as_slice).collect();
+            (threshold(&others, &axes, &[0.0; 16], metric), axes)
+        };
+        for metric in [Metric::L2, Metric::Dot] {
+            let (threshold, axes) = of(&flat, metric);
+            let mut noisy = flat[7].clone();
+            noisy[12] += 1e-5;
+            assert!(outside(&noisy, &axes, &[0.0; 16], metric) < threshold, "{metric}: {threshold}");
+            noisy[12] += 0.5;
+            assert!(outside(&noisy, &axes, &[0.0; 16], metric) > threshold, "{metric}: {threshold}");
+        }
+        let mixed: Vec<Vec<f32>> =
+            (0..200)
+                .map(|i| {
+                    if i % 5 == 0 {
+                        rows(0.0)[i * 16..][..16].iter().map(|x| x * 1e3).collect()
+                    } else {
+                        flat[i].clone()
+                    }
+                })
+                .collect();
+        let (threshold, axes) = of(&mixed, Metric::L2);
+        let most = mixed[100..].iter().map(|row| outside(row, &axes, &[0.0; 16], Metric::L2)).fold(0.0, f32::max);
+        assert!(threshold < 4.0 * most.max(1e-3), "{threshold} {most}");
     }
 }

@@ -177,7 +177,8 @@ impl<F: StorageFile> LendingFile<F> {
         #[expect(unsafe_code, reason = "no store may meet the bytes while they are lent")]
         // SAFETY: only `store_over` stores to this file. It starts behind all leases in the list that is locked here,
         // and this lease is entered before the list is unlocked. Other allocations do not overlap this one while it
-        // exists (invariant 2), and the lease keeps it. The lock, which the allocation holds, keeps other engines away.
+        // exists (invariant 2 of `lease`), and the lease keeps it. The allocation holds the lock, which keeps other
+        // engines away.
         let bytes = unsafe { self.file.lend(self.offset(allocation), len)? };
         let claim = LeaseEntry::enter(allocation, &mut leases, len as u32);
         drop(leases);
@@ -222,7 +223,7 @@ impl<F: StorageFile> LendingFile<F> {
         #[expect(unsafe_code, reason = "a store must not meet bytes that are lent")]
         // SAFETY: only `lease` lends bytes of these allocations. It enters each lease in a list that is locked here
         // until the store has ended, and no list contains a byte of the store. Other allocations do not overlap these
-        // (invariant 2).
+        // (invariant 2 of `lease`).
         unsafe {
             self.file.write_at(self.offset(first) + at as u64, bytes, why)
         }

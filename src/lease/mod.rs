@@ -10,7 +10,8 @@
 //!    in this order. So while a reader of any age holds bytes of an allocation, no other engine opens the index, and no
 //!    engine frees or overwrites the allocation.
 //! 2. **Existing allocations do not overlap.** Only the [reclaimer](crate::space::Reclaimer) creates them, from pages
-//!    that its free-space map marks as used. It marks the pages free only after it unwrapped the last handle.
+//!    that no existing allocation contains. Its free-space map marks the pages as used as long as the allocation
+//!    exists. It frees the pages only when no handle of the allocation is left.
 //! 3. **A store into an allocation starts at or behind the end of its leased bytes.** [`LendingFile::store`] asserts
 //!    this while the allocation's list of leases is locked. So no lease begins during the store.
 //! 4. **Files with unrestricted stores are never lent.** A [`PlainFile`] has no function that lends, and it cannot be
@@ -44,7 +45,7 @@ pub struct IndexLock {
 }
 
 struct Guards {
-    /// Dropped first: a process that takes the directory's lock must also be able to take this one.
+    /// Lock of the data file. Dropped first, so whoever gets the directory lock never finds this one still held.
     data: Option<Box<dyn StorageLock>>,
     directory: Box<dyn StorageLock>,
     /// Set when the data file is opened, and when its reclaimer is created. Each happens once under a lock, because

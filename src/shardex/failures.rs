@@ -7,7 +7,7 @@ use crate::{
     error::ShardexError,
 };
 
-/// Longest delay before failed background work is retried, unless the work's interval is longer.
+/// Longest delay before a failed background commit or flush is retried, unless the commit interval is longer.
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// Consecutive failures of one kind of background work.
@@ -22,7 +22,7 @@ pub(super) struct Failure {
 
 impl Failure {
     /// Returns the delay before the next retry: `first`, doubled for each further failure, up to [`RETRY_MOST`] or
-    /// `first` if that is longer.
+    /// `first` if that is longer. After `Inconsistent` it is the longest delay at once.
     pub(super) fn delay(&self, first: Duration) -> Duration {
         let doublings = u32::try_from(self.failures.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
         let delay = match &self.error {

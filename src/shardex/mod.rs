@@ -1,11 +1,11 @@
-//! Async API: the handle, the writer that drives the [`Engine`], and searches on snapshots. This layer makes no
-//! decisions about storage.
+//! Async API: the handle, the writer that drives the [`Engine`], and searches on snapshots. This layer decides when to
+//! commit, flush and retry, and when a write waits or is refused. The rules of durability are the engine's.
 //!
 //! Invariants:
 //! 1. One writer owns the engine. All changes reach it through one bounded queue.
 //! 2. The snapshot that contains a write is published before the write's call returns.
-//! 3. A request that reached the writer is carried out, even if its caller has dropped the future. An index whose open
-//!    was dropped is closed at once.
+//! 3. A request that reached the writer is carried out, even if its caller has dropped the future. If the future of an
+//!    open or a `create` is dropped, the call runs to its end if it has begun, and the engine is then dropped.
 
 mod failures;
 mod flushes;
@@ -48,26 +48,22 @@ use tasks::{StopCause, Syncer, spawn_writer};
 use view::{Shared, View, stopped_by};
 use writer::Writer;
 
-/// Handle of an open index. Clones share the index, and dropping the last clone closes it.
+/// Handle of an open index. Clones share the index. Dropping the last clone stops the writer and releases the lock.
 ///
-/// All methods may be called from any task at any time. Searches never wait for writes. A write waits for a flush only
-/// if more than [`flush_wal_bytes`](OpenOptions::flush_wal_bytes) arrived during that flush, or if the WAL has no room.
-/// No other call waits for a flush that it didn't request. A call whose future is dropped before it is queued has no
-/// effect. After that it is carried out completely, and its result is dropped.
+/// All methods may be called from any task at any time. Searches never wait for writes. A write waits for a running flush
+/// once much WAL has accumulated (see [`flush_wal_bytes`](OpenOptions::flush_wal_bytes)). The first write after a clean
+/// open flushes. A call whose future is dropped before it is queued has no effect. After that it is carried out
+/// completely, and its result is dropped.
 ///
-/// If a background commit or flush fails for any reason but a sync, it is retried until it succeeds. Meanwhile
-/// [`stats`](Self::stats) shows the error. Writes are accepted until the undurable ones exceed
-/// [`max_undurable_ms`](OpenOptions::max_undurable_ms) or [`max_undurable_bytes`](OpenOptions::max_undurable_bytes).
+/// A background commit or flush that fails for any reason but a sync is retried. [`stats`](Self::stats) shows the error.
+/// Writes are accepted within [`max_undurable_ms`](OpenOptions::max_undurable_ms) and `max_undurable_bytes`.
 ///
 /// Dropping the last handle without [`close`](Self::close) tries a last commit, unless durability is `Manual`, and
-/// releases the lock. The drop may block for the syncs of that commit and of a flush. A cell build is cancelled. Its
-/// progress is flushed, unless durability is `Manual`.
-///
-/// Dropping the future of an open or a `create` closes the index after the step under way.
-///
-/// A [snapshot](IndexSnapshot) or [`Hits`] that outlives the handle stays readable and keeps the index locked. An open
-/// then returns [`Locked`](crate::ShardexError::Locked), whose holder is a reader. A forked child process shares the lock and
-/// holds it until it ends or executes another program. The child must not use the handle.
+/// releases the lock. The next open recovers. The drop may block for the syncs of that commit and of a flush: a cell
+/// build is cancelled, and its progress is flushed, unless durability is `Manual`. If the future of an open or a `create`
+/// is dropped, the call ends and the lock is released.
+/// A [snapshot](IndexSnapshot) or [`Hits`] that outlives the handle stays readable and keeps the index locked. A forked
+/// child process shares the lock until it ends or executes another program. It must not use the handle.
 pub struct Shardex<S: Storage = MmapStorage> {
     inner: Arc<Inner<S>>,
 }
@@ -267,8 +263,10 @@ impl<S: Storage> Shardex<S> {
 
     /// Makes everything accepted before the call durable.
     ///
-    /// Cost: one sync of the WAL, shared by all waiting callers, or none if everything is durable. It waits for no
-    /// flush and no check.
+    /// Cost: one sync of the WAL, shared by all waiting callers, or none if everything is durable. It also waits for
+    /// work that the writer does between two requests: a write, the stores, the check and the WAL sync of a flush, a
+    /// quick check, and the first part of a full check. It doesn't wait for the data and root syncs of a flush, for the
+    /// rest of a full check, or for a cell build.
     ///
     /// # Errors
     /// Returns `OutOfSpace` or `Io` if a store fails. Accepted writes stay accepted: call again, or leave it to the
@@ -279,7 +277,8 @@ impl<S: Storage> Shardex<S> {
         self.ask(Command::Commit).await
     }
 
-    /// Makes everything accepted before the call durable in the shards, and frees the WAL.
+    /// Makes everything accepted before the call durable in the shards, and frees the WAL that neither of the two
+    /// retained roots needs: the part before the checkpoint of the previous flush.
     ///
     /// Cost: at most three syncs per flush, independently of the number of shards, or none if there is nothing to
     /// flush.
@@ -297,8 +296,10 @@ impl<S: Storage> Shardex<S> {
     /// index builds them automatically in the background. After a large load this call gives the best cells at once.
     /// Writes and searches continue during the build.
     ///
-    /// On `Ok` searches use the new cells. They are durable at the next flush. Cost: reads every vector several times,
-    /// about 80 µs per posting of 384 dimensions on two cores.
+    /// On `Ok` searches use the new cells, which are durable at the next flush. If cells don't pay, because exhaustive
+    /// searches cost less, the result is `Ok` too: the index then has no cells, and searches are exhaustive.
+    ///
+    /// Cost: reads every vector several times, about 80 µs per posting of 384 dimensions on two cores.
     ///
     /// # Errors
     /// Returns `Corruption` if a vector is damaged, and `OutOfSpace` or `Io` if a store fails. The old cells stay in
@@ -332,8 +333,8 @@ impl<S: Storage> Shardex<S> {
         self.ask(|reply| Command::Check(level, reply)).await
     }
 
-    /// Searches for the `k` nearest postings with probe count `slop`, or with the configured target recall if `slop` is
-    /// `None`.
+    /// Searches for the `k` nearest postings: in the `slop` nearest shards (see [`SearchOptions::slop`]), or with the
+    /// configured target recall if `slop` is `None`.
     ///
     /// # Errors
     /// Returns the errors of [`search_with`](Self::search_with).
@@ -347,7 +348,7 @@ impl<S: Storage> Shardex<S> {
     /// The search sees everything accepted before the call, flushed or not. It never waits for the writer. It runs on
     /// the calling task.
     ///
-    /// Cost: with cells some thousand codes and some ten distances. Without cells one distance per posting in the
+    /// Cost: with cells a few thousand codes and tens of distances. Without cells one distance per posting in the
     /// shards scanned, and one per shard if `slop` limits them.
     ///
     /// # Errors

@@ -72,8 +72,8 @@ impl<S: Storage> IndexSnapshot<S> {
         self.len() == 0
     }
 
-    /// Searches for the `k` nearest postings with probe count `slop`, or with the configured target recall if `slop` is
-    /// `None`.
+    /// Searches for the `k` nearest postings: in the `slop` nearest shards (see [`SearchOptions::slop`]), or with the
+    /// configured target recall if `slop` is `None`.
     ///
     /// # Errors
     /// Returns the errors of [`search_in_place`](Self::search_in_place).
@@ -95,7 +95,7 @@ impl<S: Storage> IndexSnapshot<S> {
     /// It runs on the calling thread. A search that scans the vectors of 128 shards or more, such as an exhaustive
     /// search of a large index, uses all cores.
     ///
-    /// Cost: with cells some thousand codes and some ten distances. Without cells one distance per posting in the
+    /// Cost: with cells a few thousand codes and tens of distances. Without cells one distance per posting in the
     /// shards scanned, and one per shard if `slop` limits them.
     ///
     /// # Errors

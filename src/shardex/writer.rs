@@ -7,7 +7,11 @@
 //! 3. A flush is answered when everything accepted before its request is durable in the shards.
 //! 4. Writes are carried out in the order of their arrival. A write that must wait for a flush delays the writes behind
 //!    it, and no other call and no timer.
-//! 5. The writer waits only in its loop. Long work runs beside it.
+//! 5. Until a close the writer awaits only in its loop. The syncs of the data file and the root file, cell builds, the
+//!    encoding of unindexed postings and the greater part of a full check run beside it. Other work blocks it: commits,
+//!    the stores, the check and the WAL sync (B1) of a flush, the scan of `remove_range`, a quick check, and the first
+//!    part of a full check. So does the whole flush by which the first write opens the epoch, and the flush of a write
+//!    that finds the WAL full while none is under way.
 
 use std::{collections::VecDeque, ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -222,18 +226,19 @@ impl<S: Storage> Writer<S> {
 
     /// Reports whether writes must wait, which bounds the WAL that a flush retains.
     ///
-    /// Writes wait if more than the flush threshold arrived during the flush under way, or if the roots retain so much
-    /// WAL that it would exceed its share.
+    /// Writes wait if more than the flush threshold arrived during the flush under way, or if the retained WAL exceeds
+    /// `WAL_SHARES` times the flush threshold.
     fn must_wait(&mut self) -> bool {
         let limit = self.engine.options().flush_wal_bytes;
         let behind = self.flushing.is_some() && self.engine.wal_bytes() > self.flush_above.saturating_add(limit);
         limit > 0 && (behind || self.waits_for_wal(limit))
     }
 
-    /// Frees the WAL that the roots retain beyond its share, so that only the next batch can exceed it. Reports whether
-    /// a write must wait for that.
+    /// Reports whether a write must wait for a flush, because the retained WAL exceeds `WAL_SHARES` times the flush
+    /// threshold. Starts that flush if none is under way.
     ///
-    /// Two roots are retained. So the flush under way and two more suffice, even if nothing has changed.
+    /// Flushes up to three times until the retained WAL is at most the limit: two roots are retained, so the flush
+    /// under way and two more suffice, even if nothing has changed. After a failed flush no write waits.
     fn waits_for_wal(&mut self, limit: u64) -> bool {
         for _ in 0..=ROOTS_RETAINED {
             // After a failed flush the timer or a larger WAL (`flush_above`) starts the next try.
@@ -368,7 +373,8 @@ impl<S: Storage> Writer<S> {
         if cells || !self.writes.is_empty() {
             self.finish().await;
         } else if self.flushing.is_some() {
-            // The flush is abandoned, but its sync must end before another engine may open the index.
+            // The flush ends here, as in a crash of the process: its root may be durable or not, and the next open
+            // recovers. Its sync must end first, before another engine opens the index.
             drop(synced(&mut self.flushing).await);
         }
         if !manual {

@@ -7,13 +7,16 @@
 //! 1. An allocation is free only if no retained root, no root whose store has begun, no reader and no shard of the
 //!    working state uses it.
 //! 2. The retained roots are the newest durable one and the one before it. So an allocation whose last root is G is
-//!    free once root G + 2 is durable, because both root slots then hold newer roots.
+//!    free once root G + 2 is durable, because both root slots then hold newer roots. Example: root G names a shard
+//!    state that root G + 1 replaces. While G + 1 is the newest durable root, the other slot still holds G. Once G + 2
+//!    is durable, the slots hold G + 1 and G + 2.
 //! 3. An allocation made after the flush of root G began has *birth* G. No root up to G points to it. If it is retired
 //!    before the next flush begins, it waits only for readers.
 //! 4. Readers keep an allocation in use by a handle, and only a holder of a handle can clone it. So if the reclaimer
 //!    has the only handle, no new reader appears. Unwrapping the last handle proves that no reader is left.
-//! 5. Existing allocations do not overlap. Each is made of pages that the map did not mark before, and the map frees
-//!    them after the allocation is destroyed. (`lease` relies on this.)
+//! 5. Existing allocations do not overlap. A new allocation is made of pages that were free in the map, or of used
+//!    pages that no handle holds ([`retire_named`](Reclaimer::retire_named)). The map marks the pages as used as long
+//!    as the allocation exists, and frees them only when no handle is left. (`lease` relies on this.)
 
 use std::sync::Arc;
 

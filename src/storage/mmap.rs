@@ -1,6 +1,7 @@
 //! Storage on a real file system: files of one directory, written with `pwrite`, leased from shared read-only mappings.
 //!
-//! It owns the open files, their mappings, the directory's lock, and all the unsafe code of input and output.
+//! It owns the open files, their mappings and the directory's lock. It implements the two unsafe functions of
+//! [`StorageFile`], which only [`lease`](crate::lease) calls.
 //!
 //! # Invariants
 //! 1. A store uses `pwrite`, never a mapping. So a full or failing disk gives an error, not a signal. The store is

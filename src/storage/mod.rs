@@ -20,8 +20,9 @@
 //!   crash any subset of the pending ones survives, those of one name in their order. A rename is atomic.
 //! * **R8** A sync that fails leaves the pages clean: the device holds old or new content. A second sync returns `Ok`
 //!   and makes nothing durable. The only safe reaction is to stop (promise P5).
-//! * **R9** `allocate` reserves space: on a file system that keeps that promise, a store inside an allocated range does
-//!   not fail for lack of space. A store that fails may have stored any of its sectors.
+//! * **R9** `allocate` reserves space: a store inside an allocated range does not fail for lack of space. Exception: on
+//!   a file system that can't reserve space, it may fail with `OutOfSpace`. A store that fails may have stored any of
+//!   its sectors.
 //! * **R10** After a crash of the process alone the page cache survives, with pages that the device does not hold.
 //!   Reading them proves nothing about the device.
 //! * **R11** A crash may happen at any operation, during recovery too.

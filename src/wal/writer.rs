@@ -63,7 +63,7 @@ pub struct WalWriter<F> {
     /// Number of segments that are durable once the sync in progress returns `Ok`.
     syncing_segments: usize,
     max_bytes: u64,
-    /// Length in bytes up to which the file grows by more than it needs, so that it grows rarely.
+    /// Length in bytes below which the file grows ahead of need, so that it grows rarely.
     target_bytes: u64,
     bytes_stored: u64,
     /// Bytes of frames appended since the start of the epoch. The next two fields count those known to be durable, and
@@ -192,9 +192,9 @@ impl<F: StorageFile> WalWriter<F> {
     /// Ensures that a record of `payload` bytes can be appended. Grows the file if necessary.
     ///
     /// # Errors
-    /// Returns `BatchTooLarge` if the record does not fit beside the segments that must be kept. A flush frees segments.
-    /// A record larger than the maximum WAL never fits. Returns `OutOfSpace` or `Io` if the file cannot grow. The writer
-    /// is unchanged after an error.
+    /// Returns `BatchTooLarge` if the record does not fit beside the segments that must be kept. A flush frees
+    /// segments. A record larger than the maximum WAL never fits. Returns `OutOfSpace` or `Io` if the file cannot grow.
+    /// The writer is unchanged after an error.
     pub fn reserve(&mut self, payload: u64) -> Result<()> {
         let free = self.slots.iter().filter(|&&slot| slot == SegmentSlot::Free).count();
         let need = self.layout.segments_for(payload, self.room() as u64);
@@ -249,7 +249,7 @@ impl<F: StorageFile> WalWriter<F> {
             }
             let len = left.min(room - FRAME_HEADER_BYTES);
             // A rest that is too short for a frame becomes slack of this frame, so that every byte of a segment belongs
-            // to a frame (invariant 4).
+            // to a frame (invariant 4 of `wal`).
             let aligned = len.next_multiple_of(FRAME_ALIGN);
             let behind = room - FRAME_HEADER_BYTES - aligned;
             let slack = aligned - len + if behind < FRAME_HEADER_BYTES { behind } else { 0 };

@@ -1,4 +1,6 @@
-//! The house: arrows between modules run down only, and the public API reaches every module.
+//! Tests of the dependencies between modules: each module depends only on modules of lower layers, and the public API
+//! reaches every module. The engine uses no clock, thread, random number source or hash order, and the independent
+//! checker imports nothing of the engine.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The layers from the top, modules of one layer not knowing each other unless listed in order.
+/// Modules from the highest layer to the lowest. A module may depend only on modules after it.
 const ORDER: &[&str] = &[
     "blocking",
     "shardex",
@@ -31,7 +33,7 @@ const ORDER: &[&str] = &[
     "failpoint",
 ];
 
-/// Pairs that must not know each other although the order would allow it.
+/// Pairs (A, B) in which A must not depend on B although the order would allow it.
 const STRANGERS: &[(&str, &str)] = &[("wal", "shard"), ("index", "wal"), ("storage", "config"), ("format", "storage")];
 
 fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
@@ -45,7 +47,7 @@ fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// For each top-level module, the ones whose names its files use after `crate::`.
+/// Returns, for each top-level module, the modules whose names its files use after `crate::`.
 fn arrows() -> BTreeMap<String, BTreeSet<String>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
@@ -70,7 +72,7 @@ fn arrows() -> BTreeMap<String, BTreeSet<String>> {
             };
             for name in names {
                 let name: String = name.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                // Re-exports of the crate root are names of types: they come from the module that defines them.
+                // The crate root re-exports these types, so the dependency is on the module that defines them.
                 let target = match name.as_str() {
                     "ShardexError" | "Result" => "error".to_owned(),
                     _ => name,
@@ -164,7 +166,8 @@ fn the_engine_takes_neither_time_nor_chance_nor_threads_by_itself() {
     }
 }
 
-/// A program that embeds the library gets no simulator with it, and no flag of its own build makes one of the library.
+/// Checks that the library and its manifest never name madsim. So a program that embeds the library gets no simulator,
+/// and no compiler flag of its build switches the library to one.
 #[test]
 fn the_library_names_no_simulator() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -176,8 +179,8 @@ fn the_library_names_no_simulator() {
     }
 }
 
-/// The second judge is worth something only if it has not learnt from the accused: what reads the files for it imports nothing
-/// from the engine.
+/// Checks that the independent checker and the monitor import nothing from the engine, because a shared parser would
+/// repeat the engine's mistakes.
 #[test]
 fn the_second_judge_has_parsers_of_its_own() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/src");

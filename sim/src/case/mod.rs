@@ -10,8 +10,9 @@
 //! * Lack of space, or errors of stores, entries and reads: the call returns the error of that very operation. Nothing
 //!   has changed, and the same call succeeds the next time. No error is swallowed.
 //! * One root slot rotten or stale while the root file is at rest: the same as after a crash.
-//! * Other damage of the medium: P4. Any typed error or finding ends the case as detected. After a clean full check,
-//!   earlier damage excuses nothing. Bytes read for the first time since the open give an error or are right.
+//! * Other damage of the medium: P4. Any typed error or finding ends the case as detected. Damage planted before a
+//!   clean full check no longer excuses a failure. Bytes read for the first time since the open give an error or are
+//!   right.
 
 mod damage;
 mod generate;

@@ -1,13 +1,13 @@
-//! Exploration of a workload: every crash point and every state that a crash there may leave is recovered and checked.
-//! The sweep (`sweep`) adds every fault at every operation.
+//! Exploration of a workload: at every crash point, all states that a crash may leave, or a sample if there are too
+//! many, are recovered and checked. The sweep (`sweep`) adds every fault at every operation.
 //!
 //! A workload runs once, and the disk is kept before each operation of its storage and once at the end. Each kept disk
 //! is a crash point, for each of the two kinds of crash. The states of a point are the outcomes of the crash's choices.
-//! If there are few, all are visited. Otherwise outcomes known to matter and random ones are visited, and the report
-//! counts such points as sampled.
+//! Up to [`Limits::states_per_point`], all are visited. Otherwise outcomes known to matter and random ones are visited,
+//! and the report counts such points as sampled.
 //!
 //! The outcome of a recovery is cached by the hash of the image. Each point checks it again against the batches
-//! acknowledged and accepted there, because an image that is right before an acknowledgement is a lost write after it.
+//! acknowledged and accepted there, because an image acceptable before an acknowledgement is a lost write after it.
 
 mod record;
 mod recovery;

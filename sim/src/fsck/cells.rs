@@ -124,6 +124,12 @@ impl Walk<'_> {
             self.find_in(FindingKind::WrongLength, Part::Cells, page, 0, what);
             return None;
         }
+        let axes = FIXED + 4 * dimension..before_groups(dimension);
+        let broken = axes.step_by(4).find(|&at| f32_at(&bytes, at).is_none_or(|x| x.is_nan() || x.abs() > 1.001));
+        if let Some(at) = broken {
+            let what = format!("a component of an axis is larger than 1, at {at} of the table");
+            self.find_in(FindingKind::OutOfBounds, Part::Cells, page, 0, what);
+        }
         let mut table = Table { bytes, words, dimension, groups, shards, ahead, slots: Vec::new() };
         self.covered(page, &mut table);
         Some(table)

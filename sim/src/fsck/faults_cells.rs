@@ -22,11 +22,13 @@ fn cells_that_contradict_themselves() {
     let of_group =
         |change: fn(&mut Vec<u8>)| Tweaks { group: with(move |_, group| change(group)), ..Tweaks::default() };
     let of_head = |change: fn(&mut Vec<u8>)| Tweaks { head: with(move |_, head| change(head)), ..Tweaks::default() };
-    let faults: [(FindingKind, u64, Tweaks); 18] = [
+    let faults: [(FindingKind, u64, Tweaks); 19] = [
         (FindingKind::BadMagic, 33, of_head(|head| head[3] = 0)),
         (FindingKind::WrongLength, 33, of_head(|head| head[4] = 2)),
         (FindingKind::NotAscending, 33, of_table(|table| table[SHARDS] = 1)),
         (FindingKind::OutOfBounds, 33, of_table(|table| table[SHARDS + 4] = 3)),
+        // A component of the last axis becomes 2.
+        (FindingKind::OutOfBounds, 33, of_table(|table| table[TABLE_FIXED - 1] = 0x40)),
         (FindingKind::WrongLength, 33, of_table(|table| table[12] = 2)),
         (FindingKind::CountMismatch, 33, of_table(|table| table[4] = 2)),
         // No group although shards are covered; a group ahead with no rounds; rounds with no group ahead.

@@ -27,11 +27,11 @@ fn a_hole_before_a_record_that_says_it_was_durable() {
     named(&image, FindingKind::LogHole, None, "wal", FIRST as u64);
     assert!(matches!(image.check().log.end, End::Hole { missing: 6, .. }));
     assert!(image.check().contents(&image.files()).is_err());
-    // A damaged segment header breaks the chain in the same way, but without a later frame nothing proves LSN 8
-    // durable.
+    // A damaged segment header breaks the chain in the same way, but without a later frame nothing proves
+    // that its records were durable.
     let mut image = self::image();
     image.wal[PAGE + 2 * SEGMENT] ^= 1;
-    assert_eq!(found(&image), [], "nothing says that 9 was durable");
+    assert_eq!(found(&image), [], "nothing says that its records were durable");
     let next = frame(2, (1, 3), 10, 9, &add_payload(&[60]));
     let at = LOG_END;
     image.wal[at..at + next.len()].copy_from_slice(&next);

@@ -1,12 +1,12 @@
 //! Independent checker for the files of an index, written from FORMAT.md alone.
 //!
 //! It has its own parsers for every structure of the format and imports nothing from the engine. A mistake in the
-//! engine's parsers therefore can't hide here. The input is bytes, the output is a [`Report`]. The same bytes always
-//! give the same report.
+//! engine's parsers is therefore not repeated here. The input is bytes, the output is a [`Report`]. The same bytes
+//! always give the same report.
 //!
 //! # Invariants
-//! 1. No input causes a panic or an endless loop. Every number is checked before it is used, and each first page is
-//!    followed at most once per tree.
+//! 1. No input causes a panic or an endless loop. Every number is checked before it is used. In the tree of a root,
+//!    each pointer target is visited at most once, so there is no cycle.
 //! 2. A finding names a file and an offset. If it concerns the tree of a root, it also names that root's slot.
 //! 3. One unreadable root slot is not a finding, because a crash may tear it. A torn tail of the WAL is not a finding
 //!    either.

@@ -1,5 +1,5 @@
-//! Monitor of the storage protocol: checks each operation as it happens and fails on any that breaks a rule. A crash at
-//! that point need not show the fault.
+//! Monitor of the storage protocol: checks each operation as it happens and fails on any that breaks a rule. It fails
+//! even if no crash there would lose data.
 //!
 //! It keeps a shadow of every file and of the directory: the visible bytes, and the bytes that survive every crash. It
 //! parses them with [`fsck`](crate::fsck) and relies only on FORMAT.md, not on the engine.
@@ -40,7 +40,7 @@ use shadow::Shadow;
 
 /// Operation on a storage, or a change of its state.
 ///
-/// An operation that was refused before it had any effect is no event. A begin event precedes the call, and an end
+/// An operation that was refused before it had any effect is not reported. A begin event precedes the call, and an end
 /// event follows its return. On real threads each is reported under one lock together with the effect of the operation.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {

@@ -246,8 +246,9 @@ impl SimStorage {
         machine.disk.keep_history();
     }
 
-    /// Restores a sector in a range of a file to its bytes before its last change, on the device and in the cache.
-    /// Returns false if there is no such file, no sector of the range has changed, or the chosen one is dirty.
+    /// Restores a randomly chosen sector in a range of a file to its bytes before its last change, on the device and in
+    /// the cache. Returns false if there is no such file, no sector of the range has changed, or the chosen one is
+    /// dirty.
     pub fn go_back(&self, name: &str, range: Range<u64>) -> bool {
         let mut machine = self.machine();
         let Ok(file) = machine.find(name) else { return false };

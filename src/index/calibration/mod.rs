@@ -4,9 +4,9 @@
 //! 1. An effort tuned on one half of the queries is kept only if the other half reaches the recall with it. The stored
 //!    recall is that of the other half. If no effort reaches the recall at a lower cost than an exhaustive search, the
 //!    effort is exhaustive.
-//! 2. Cells are calibrated with the same unindexed postings that searches of the snapshot scan: none for new cells that
-//!    are built from the snapshot, all unindexed ones for older cells. Calibration queries are held out of the
-//!    centroids of new cells. The centroids of older cells may contain some of them, each as one of about thirty
+//! 2. A calibration searches exactly as later searches do. New cells cover every posting of the snapshot, so nothing
+//!    else is scanned. Kept cells are searched together with the unindexed postings. Calibration queries are held out
+//!    of the centroids of new cells. The centroids of kept cells may contain some of them, each as one of about thirty
 //!    postings.
 //! 3. The stored LSN and counts are those of the oldest effort, so an effort never counts as newer than it is.
 
@@ -22,7 +22,7 @@ use super::{
     scan::distance_by,
     search_limits::{CellResults, SearchLimits},
     snapshot::{Snapshot, shard_of},
-    subspace::{outside, principal_axes},
+    subspace::{self, principal_axes},
     topk::Candidate,
 };
 use crate::{
@@ -124,7 +124,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
             }
         }
         calibration.far = self.far(&calibration_queries, &calibration.efforts)?;
-        (calibration.axes, calibration.outside) = self.subspace(&calibration_queries);
+        (calibration.axes, calibration.outside) = self.subspace(&calibration_queries)?;
         Ok(())
     }
 
@@ -140,10 +140,13 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
 
     /// Computes the thresholds beyond which a query is [out of distribution](super::out_of_distribution).
     ///
-    /// They are the remoteness from the true nearest posting that nearly no stored calibration query exceeds. For dot
-    /// products they rise to the remoteness of the postings that searches with a low target recall find. The reason: by
-    /// dot products one posting may be the nearest of many queries, and if its code is inaccurate, many searches miss
-    /// it. By distances, hardly any search misses all near postings.
+    /// There is one threshold for each of the two measures of [`remoteness`](out_of_distribution::remoteness), which is
+    /// the distance from a query to a posting, absolute and relative. Nearly no stored calibration query exceeds a
+    /// threshold at its true nearest posting.
+    ///
+    /// For dot products nearly no search with a target recall of 0.9 exceeds a threshold at the nearest posting that it
+    /// finds, unless such searches are exhaustive. There one posting may be the nearest of many queries, and if its
+    /// code is inaccurate, many searches miss it. By distances, hardly any search misses all near postings.
     ///
     /// # Errors
     /// Returns `Corruption` if a vector is damaged, `Closed` if the operation is cancelled.
@@ -186,14 +189,17 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
     }
 
     /// Computes the principal axes of the stored vectors, and how far outside their span nearly no stored vector lies.
-    fn subspace(&self, calibration_queries: &[CalibrationQuery]) -> (Vec<f32>, f32) {
+    fn subspace(&self, calibration_queries: &[CalibrationQuery]) -> Result<(Vec<f32>, f32)> {
         let stored: Vec<&[f32]> =
             calibration_queries.iter().filter(|query| query.stored).map(|query| &*query.vector).collect();
         let (sample, others) = stored.split_at(limits::AXES_SAMPLE.min(stored.len() / 3));
         let (centre, metric) = (self.cells.frame().centre(), self.data.geometry().metric);
-        let axes = principal_axes(&sample.concat(), centre, metric);
-        let measures: Vec<f32> = others.iter().map(|vector| outside(vector, &axes, centre, metric)).collect();
-        (axes, out_of_distribution::threshold(&measures, metric))
+        let axes = principal_axes(&sample.concat(), centre, metric, self.workers.cancel)?;
+        if axes.iter().all(|&x| x == 0.0) {
+            return Ok((Vec::new(), f32::MAX));
+        }
+        let threshold = subspace::threshold(others, &axes, centre, metric);
+        Ok((axes, threshold))
     }
 
     /// Calls `ask` for each number below `count` on the workers' threads. Returns the results in the order of the
@@ -295,8 +301,8 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
     /// Finds the least effort that reaches a recall, within a few tries, and its score on the other half of the
     /// queries. `None` if the search must be exhaustive.
     ///
-    /// `scale` is the ratio of the share that may be missed in practice to the modelled one. Each recall starts with
-    /// the ratio that the recall before it ended with.
+    /// `scale` is the correction of the model: the tried share of misses divided by the predicted share. Each recall
+    /// starts with the correction that the recall before it ended with.
     ///
     /// # Errors
     /// Returns `Corruption` if a vector is damaged, `Closed` if the operation is cancelled.

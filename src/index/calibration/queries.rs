@@ -4,7 +4,7 @@
 //! 1. The true nearest are those of the distances to all postings. Estimates only exclude vectors that are certainly
 //!    too far.
 //! 2. The queries are drawn from pairwise different vectors, and each query's own posting is excluded from its answer.
-//! 3. One query in [`CALIBRATION_MOVED.0`](limits::CALIBRATION_MOVED) is moved away from its stored vector, because
+//! 3. One query in [`CALIBRATION_MOVED.0`](limits::CALIBRATION_MOVED) is displaced from its stored vector, because
 //!    real queries rarely equal a stored vector.
 
 use std::collections::BTreeSet;
@@ -33,7 +33,7 @@ pub(super) struct CalibrationQuery {
     pub(super) vector: Vec<f32>,
     /// Shard number and slot of the query's own posting, which is excluded from the answer.
     pub(super) own: (u32, usize),
-    /// Whether the vector equals that of its own posting. False for a moved query.
+    /// Whether the vector equals that of its own posting. False for a displaced query.
     pub(super) stored: bool,
     /// Whether the query is in the second of two parts of the queries, as 2-means divides them.
     pub(super) second: bool,
@@ -68,7 +68,7 @@ pub(super) fn calibration_queries<F: StorageFile>(
     Ok(calibration_queries)
 }
 
-/// Draws the queries from the held-out postings, and moves some of them.
+/// Draws the queries from the held-out postings, and displaces some of them.
 ///
 /// # Errors
 /// Returns `Corruption` if a vector is damaged.
@@ -257,7 +257,7 @@ impl<'a> LiveRows<'a> {
 }
 
 /// Splits the queries into a half for tuning and a half for judging. Blocks of `CALIBRATION_MOVED.0` queries alternate
-/// between the halves, so both have the same share of moved queries.
+/// between the halves, so both have the same share of displaced queries.
 pub(super) fn halves<T: Copy>(asked: &[T]) -> [Vec<T>; 2] {
     let of = |half| asked.iter().enumerate().filter(move |(i, _)| i / limits::CALIBRATION_MOVED.0 % 2 == half);
     [0, 1].map(|half| of(half).map(|(_, &one)| one).collect())

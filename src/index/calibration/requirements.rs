@@ -146,7 +146,9 @@ pub(super) struct Requirements<'a> {
     different: f64,
 }
 
-/// Shares of the allowed misses that the margin, the deviations, the groups and the margin of shards may each cause.
+/// Shares of the allowed misses that each limit of a search may cause. `PARTS[0]`: the margin of cells. `PARTS[1]`: the
+/// standard deviations. `PARTS[2]`: the number of groups. `PARTS[3]`: the margin of shards.
+///
 /// They add up to more than 1, because a result may be missed by more than one cause, or found by its other code.
 const PARTS: [f32; 4] = [0.7, 0.5, 0.5, 0.5];
 

@@ -38,8 +38,13 @@ pub(super) struct CalibrationScore {
 }
 
 impl CalibrationScore {
-    /// Reports whether a target recall is reached by these queries, and by other queries to within a hundredth, as far
-    /// as a sample of this size shows. The latter includes other queries that are in one part only.
+    /// Reports whether a target recall is reached.
+    ///
+    /// The recall of these queries must be at least the target. It must also exceed the target less 0.01 by 3.5
+    /// standard errors ([`CALIBRATION_SURE`](limits::CALIBRATION_SURE)), so that other queries reach the target less
+    /// 0.01. The part with the lower recall must exceed the target less 0.01 by 1 or 2 of its own standard errors
+    /// ([`CALIBRATION_PART`](limits::CALIBRATION_PART), [`CALIBRATION_HARDER`](limits::CALIBRATION_HARDER)), because
+    /// other queries may all be like those of one part.
     pub(super) fn does(&self, recall: f32) -> bool {
         self.room(recall) >= 1.0
     }
@@ -72,7 +77,7 @@ impl CalibrationScore {
     }
 
     /// Scores the answers of searches for `k` results. Recall and error are those of all queries, or those of the
-    /// stored vectors if their recall is lower. Moved queries may be harder than real ones, or easier.
+    /// stored vectors if their recall is lower. Displaced queries may be harder than real ones, or easier.
     pub(super) fn of(answers: &[QueryScore], k: usize) -> Self {
         let all = Self::mean(answers.iter(), k);
         let stored = || answers.iter().filter(|answer| answer.stored);
