@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::layering::sources;
+
 /// Longest source file, in lines.
 const FILE_LINES: usize = 450;
 /// Longest function, in lines, its signature and braces included.
@@ -190,17 +192,6 @@ fn no_circle_between_files() {
     }
     let planted = |from: &str, to: &str| (vec![from.to_owned()], BTreeSet::from([vec![to.to_owned()]]));
     assert!(circle(&BTreeMap::from([planted("a", "b"), planted("b", "c"), planted("c", "b")])).is_some());
-}
-
-fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).expect("the sources are there") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            sources(&path, into);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            into.push(path);
-        }
-    }
 }
 
 fn all_sources() -> Vec<(String, String)> {

@@ -36,7 +36,7 @@ const ORDER: &[&str] = &[
 /// Pairs (A, B) in which A must not depend on B although the order would allow it.
 const STRANGERS: &[(&str, &str)] = &[("wal", "shard"), ("index", "wal"), ("storage", "config"), ("format", "storage")];
 
-fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
+pub(crate) fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("the sources are there") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
