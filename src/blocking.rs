@@ -167,7 +167,7 @@ impl<S: Storage> Shardex<S> {
         block_on(self.inner.commit())
     }
 
-    /// Makes everything accepted before durable in the shards, and frees the WAL. See [`flush`](crate::Shardex::flush).
+    /// Makes everything accepted before the call durable in the shards. See [`flush`](crate::Shardex::flush).
     ///
     /// # Errors
     /// Returns those of [`flush`](crate::Shardex::flush).

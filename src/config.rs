@@ -66,7 +66,7 @@ pub enum CheckLevel {
     /// Compares counts, sums and pointers in memory. Reads no vector.
     #[default]
     Quick,
-    /// Reads every byte on disk and recomputes every derived value.
+    /// Reads every byte that the index uses on disk and recomputes every derived value. Free pages are not read.
     Full,
 }
 
@@ -117,18 +117,21 @@ pub struct OpenOptions {
     /// Flush interval: milliseconds between automatic flushes while there is something to flush. 0 turns them off.
     /// Default 30,000.
     pub flush_interval_ms: u64,
-    /// Flush threshold: bytes of WAL to replay at a recovery, above which a flush starts automatically. 0 turns it off.
-    /// Default 32 MiB.
+    /// Flush threshold: bytes of WAL that a recovery would replay, above which a flush starts automatically. 0 turns it
+    /// off. Default 32 MiB.
     ///
-    /// The same number of bytes may arrive during that flush. Further writes wait for its end.
+    /// Writes continue during that flush until they have added the same number of bytes. Further writes wait for its
+    /// end. If the threshold is 0, writes wait for a flush only when the WAL file is full.
     pub flush_wal_bytes: u64,
-    /// Size limit of the WAL file in bytes, at least 4 segments. A write that needs more space flushes first. Default 1
-    /// GiB.
+    /// Size limit of the WAL file in bytes, at least 4 segments of the index. A write that needs more space flushes
+    /// first. Default 1 GiB.
+    ///
+    /// A WAL file that is larger already, because an earlier handle had a higher limit, keeps its size.
     pub wal_max_bytes: u64,
     /// Target recall of searches that give neither `slop` nor `recall`: above 0, at most 1. Default 0.95.
     pub default_recall: f32,
-    /// Growth step of the bloom filters in memory: the largest number of shards by which they grow ahead of need, at
-    /// least 1. Default 1,000.
+    /// Growth step of the bloom filters in memory: when they need room for more shards, they grow by at most this many
+    /// shards at once; at least 1. Default 1,000.
     pub shardex_segment_size: usize,
     /// Consistency check inside each flush. Default [`Quick`](CheckLevel::Quick). [`Full`](CheckLevel::Full) reads the
     /// whole index at every flush.
@@ -268,10 +271,7 @@ impl ShardexConfig {
             );
         }
         self.options.validate()?;
-        if self.options.wal_max_bytes < 4 * segment as u64 {
-            return refuse("wal_max_bytes", format!("it must hold four segments, {} bytes", 4 * segment));
-        }
-        Ok(())
+        self.options.validate_for_segments(segment as u64)
     }
 }
 
@@ -297,7 +297,7 @@ impl OpenOptions {
         Duration::from_millis(self.batch_write_interval_ms)
     }
 
-    /// Checks that every option is in range.
+    /// Checks that every option is in range. An open checks `wal_max_bytes` too, against the segments of its index.
     ///
     /// # Errors
     /// Returns [`ShardexError::Config`] with the name of an option that is out of range.
@@ -317,5 +317,17 @@ impl OpenOptions {
             Some((field, _)) => Err(ShardexError::Config { field, reason: "0 is less than 1".into() }),
             None => Ok(()),
         }
+    }
+
+    /// Checks the options that depend on the size of a WAL segment in bytes.
+    ///
+    /// # Errors
+    /// Returns [`ShardexError::Config`] if `wal_max_bytes` is less than four segments.
+    pub(crate) fn validate_for_segments(&self, segment: u64) -> Result<()> {
+        if self.wal_max_bytes < 4 * segment {
+            let reason = format!("{} is less than four segments, {} bytes", self.wal_max_bytes, 4 * segment);
+            return Err(ShardexError::Config { field: "wal_max_bytes", reason });
+        }
+        Ok(())
     }
 }

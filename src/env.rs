@@ -237,7 +237,7 @@ pub enum CellPolicy {
     /// dimensions, and data for which estimates don't separate near postings from others.
     WherePays,
     /// Cells are built also where they don't pay, even for a handful of postings. Automatic builds still require
-    /// [`LEAST_FOR_CELLS`](crate::limits::LEAST_FOR_CELLS) live postings. Simulations and tests of cells use it.
+    /// [`LEAST_FOR_CELLS`](crate::tuning::LEAST_FOR_CELLS) live postings. Simulations and tests of cells use it.
     Always,
 }
 

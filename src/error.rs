@@ -15,7 +15,7 @@ pub enum ShardexError {
     ///
     /// The call changed nothing, unless its documentation says otherwise. To recover, fix the cause that the source
     /// error names (permissions, a failing disk) and call again.
-    #[error("{op} of {} failed: {source}", path.display())]
+    #[error("{op} of {} failed: {source}: fix the cause and try again", path.display())]
     Io {
         /// Operation, as a verb: `read`, `write`, `sync`, …
         op: &'static str,
@@ -54,7 +54,7 @@ pub enum ShardexError {
     /// cosine metric.
     ///
     /// Nothing has changed. To recover, correct the vector or leave it out.
-    #[error("vector {index} is refused: {reason}")]
+    #[error("vector {index} is refused: {reason}: correct it or leave it out")]
     InvalidVector {
         /// Position of the vector in the call's argument; 0 for a single query.
         index: usize,
@@ -115,7 +115,7 @@ pub enum ShardexError {
     ///
     /// No damaged bytes are returned. To recover, restore the index from a copy. [`check`](crate::Shardex::check) lists
     /// all damage.
-    #[error("{} is damaged at byte {offset}: {what}", file.display())]
+    #[error("{} is damaged at byte {offset}: {what}; restore the index from a copy", file.display())]
     Corruption {
         /// Damaged file.
         file: PathBuf,
@@ -128,7 +128,7 @@ pub enum ShardexError {
     /// The directory contains no Shardex index.
     ///
     /// To recover, call [`create`](crate::Shardex::create), or pass the right directory.
-    #[error("no index in {}: {reason}", path.display())]
+    #[error("no index in {}: {reason}; create one, or give the right directory", path.display())]
     NotFound {
         /// Directory that was opened.
         path: PathBuf,
@@ -139,7 +139,7 @@ pub enum ShardexError {
     /// The directory contains files that are not Shardex's.
     ///
     /// Nothing has changed. To recover, choose an empty or a new directory.
-    #[error("{} cannot become an index: {reason}", path.display())]
+    #[error("{} cannot become an index: {reason}; choose an empty or a new directory", path.display())]
     AlreadyExists {
         /// Directory that was given.
         path: PathBuf,
@@ -150,7 +150,7 @@ pub enum ShardexError {
     /// A file in the place of an index file was not written by Shardex.
     ///
     /// To recover, pass the right directory, or put the right file back.
-    #[error("{} is not a Shardex file: {reason}", file.display())]
+    #[error("{} is not a Shardex file: {reason}; give the right directory, or put the right file back", file.display())]
     NotAnIndex {
         /// Foreign file.
         file: PathBuf,
@@ -161,7 +161,7 @@ pub enum ShardexError {
     /// The index has a format version that this build does not read.
     ///
     /// To recover, use a build that reads that version.
-    #[error("{} has format version {found}, and this build reads version {supported}", file.display())]
+    #[error("{} has format version {found}, and this build reads version {supported}: use a build that reads {found}", file.display())]
     UnsupportedVersion {
         /// File with the version number.
         file: PathBuf,
@@ -215,11 +215,11 @@ pub enum ShardexError {
         finding: String,
     },
 
-    /// A write is refused because background commits or flushes fail and too many accepted writes are undurable.
+    /// A write is refused because background commits or flushes fail, and too much of what was accepted is not durable.
     ///
     /// Nothing has changed. Writes accepted earlier stay accepted and visible to searches. Recovery is automatic: the
-    /// timers retry, and writes are accepted again once a commit succeeds. To recover sooner, fix the cause and call
-    /// [`commit`](crate::Shardex::commit).
+    /// timers retry, and writes are accepted again once a commit or flush succeeds. To recover sooner, fix the cause
+    /// and call [`commit`](crate::Shardex::commit).
     #[error(
         "writes are refused, because accepted ones are not durable: `{limit}` is {allowed}, {found} is reached, and in the \
          background {cause}; writes are accepted again once a commit succeeds"
@@ -245,7 +245,7 @@ pub enum ShardexError {
     /// The handle is closed, or was closed during the call.
     ///
     /// To recover, open the index again.
-    #[error("the index is closed")]
+    #[error("the index is closed: open it again")]
     Closed,
 }
 
@@ -257,7 +257,7 @@ pub enum LockHolder {
     OtherProcess,
     /// A handle of this process. Close it.
     Handle,
-    /// A snapshot or a search result of this process whose handle is closed or dropped. Drop it.
+    /// A snapshot or the [`Hits`](crate::Hits) of a search of this process whose handle is closed or dropped. Drop it.
     Reader,
 }
 
@@ -267,7 +267,7 @@ impl std::fmt::Display for LockHolder {
             Self::OtherProcess => "is open in another process: close it there first",
             Self::Handle => "is open in this process: close that handle first",
             Self::Reader => {
-                "is still read in this process, by a snapshot or a search result whose handle is closed: drop that first"
+                "is still read in this process, by a snapshot or the `Hits` of a search whose handle is closed: drop that first"
             }
         })
     }

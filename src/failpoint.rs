@@ -40,7 +40,7 @@ macro_rules! protects {
     };
 }
 
-/// Counts that a branch ran. Does nothing without the feature `mutants`.
+/// Counts that a branch ran. Does nothing without the feature `internals`.
 macro_rules! reached {
     ($mark:ident) => {
         $crate::failpoint::reach($crate::failpoint::Mark::$mark)
@@ -160,21 +160,22 @@ marks! {
 /// Counts that the branch of a mark ran. Called by `reached!`.
 #[inline]
 pub(crate) fn reach(mark: Mark) {
-    #[cfg(feature = "mutants")]
+    #[cfg(feature = "internals")]
     mutants::note(mark);
-    #[cfg(not(feature = "mutants"))]
+    #[cfg(not(feature = "internals"))]
     let _ = mark;
 }
 
 /// Control of failpoints by tests: disables a failpoint, and lists the evaluated failpoints and reached marks. All
 /// state belongs to the calling thread, so that threads can test different failpoints.
-#[cfg(feature = "mutants")]
+///
+/// Without the feature `mutants` no failpoint is listed, and none can be disabled.
+#[cfg(feature = "internals")]
 pub mod mutants {
     use std::{
         cell::{Cell, RefCell},
         collections::{BTreeMap, BTreeSet},
         fmt,
-        panic::Location,
     };
 
     use super::{FailpointKind, Mark};
@@ -219,9 +220,10 @@ pub mod mutants {
         REACHED.take()
     }
 
+    #[cfg(feature = "mutants")]
     #[track_caller]
     pub(super) fn is_disabled(kind: FailpointKind) -> bool {
-        let at = Location::caller();
+        let at = std::panic::Location::caller();
         let failpoint = Failpoint { kind, file: at.file(), line: at.line(), column: at.column() };
         EVALUATED.with_borrow_mut(|evaluated| {
             if let Some(evaluated) = evaluated {

@@ -17,7 +17,7 @@
 //! index.commit().await?; // durable from here on
 //! let nearest = index.search(&[0.1, 0.2, 0.25], 10, None).await?;
 //! assert_eq!(nearest[0].document_id, DocumentId(7));
-//! println!("{}", index.flush().await?); // durable in the shards; frees the WAL before the previous flush
+//! println!("{}", index.flush().await?); // durable in the shards; recovery replays none of it
 //! index.close().await?;
 //! # Ok::<(), shardex::ShardexError>(())
 //! # }).unwrap();
@@ -73,7 +73,7 @@ macro_rules! internal {
     };
 }
 
-internal! { cells codes distance engine error failpoint format index lease shard space storage wal }
+internal! { cells codes distance engine error failpoint format index lease shard space storage tuning wal }
 pub mod blocking;
 mod config;
 pub mod env;

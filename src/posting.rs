@@ -42,10 +42,11 @@ pub struct SearchOptions {
     pub k: usize,
     /// Probe count (`nprobe`): number of nearest shards to scan.
     ///
-    /// If the index has cells, `slop` bounds the scan of cells, nearest first: the scan stops at the number of codes
-    /// that `slop` shards have on average. Unindexed postings are scanned besides and don't count towards this bound.
-    /// If `slop` is at least the number of shards, the search is exhaustive, unless `recall` is below 1. Together with
-    /// `recall`, `slop` is an upper bound on the scan of cells.
+    /// If the index has cells, the search scans cells instead, the nearest first, and stops once it has scanned as many
+    /// codes as `slop` shards have on average. Unindexed postings are scanned besides and don't count.
+    ///
+    /// If both `slop` and `recall` are given, the search stops at whichever it reaches first. If `slop` is at least the
+    /// number of shards, it limits nothing: without a `recall` below 1 the search is exhaustive.
     pub slop: Option<usize>,
     /// Target recall: share of the true nearest neighbours to find, above 0 and at most 1.
     ///

@@ -1,7 +1,8 @@
 //! Conformance suite for every [`Storage`]: tests of the contract on which the engine relies.
 //!
 //! The suite expects nothing beyond the contract. [`conformance`] tests a backend without faults. [`conformance_crash`]
-//! tests the rules R1 to R12 on a backend that can lose power. Each assertion names the rule or call that it checks.
+//! tests the rules R1 to R10 and R12 on a backend that can lose power. (R11, a crash in a recovery, concerns the engine.)
+//! Each assertion names the rule or call that it checks.
 
 mod crash;
 mod faults;

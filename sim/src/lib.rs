@@ -64,6 +64,6 @@ pub use hook::{HookAction, HookStorage};
 #[cfg(madsim)]
 pub use runtime::MadsimRuntime;
 pub use storage::{
-    Choice, Counters, CrashKind, Fault, Image, Op, OpInfo, Place, SimFile, SimLent, SimLock, SimStorage, Stop,
+    Choice, ChoiceLocation, Counters, CrashKind, Fault, Image, Op, OpInfo, SimFile, SimLent, SimLock, SimStorage, Stop,
     TraceEntry,
 };

@@ -121,7 +121,7 @@ fn main() -> ExitCode {
         Command::Explore(args) => Ok(explore(args, cli.json)),
         Command::Seeds(args) => Ok(seeds(args, cli.json)),
         Command::Replay(args) => replay(args, cli.json),
-        Command::Mutants(args) => Ok(mutants(args, cli.json)),
+        Command::Mutants(args) => mutants(args, cli.json),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -216,11 +216,14 @@ fn replay(args: &Replay, as_json: bool) -> Result<bool, String> {
     Ok(verdict.broken.is_none())
 }
 
-fn mutants(args: &Mutants, as_json: bool) -> bool {
+fn mutants(args: &Mutants, as_json: bool) -> Result<bool, String> {
+    if !cfg!(feature = "mutants") {
+        return Err("this build cannot weaken the engine: build it with `--features mutants`".into());
+    }
     let began = Instant::now();
     let mut all = mutation::all();
     all.retain(|mutant| args.only.as_ref().is_none_or(|only| mutant.to_string().contains(only.as_str())));
     let rows = mutation::run(&all, args.seeds, args.common.threads.max(1), |row| output::progress(row, as_json));
     output::mutants(&rows, began.elapsed().as_secs_f64(), as_json);
-    rows.iter().all(|row| row.fate != mutation::Fate::Survived)
+    Ok(rows.iter().all(|row| row.fate != mutation::Fate::Survived))
 }

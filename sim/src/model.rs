@@ -269,13 +269,13 @@ fn by_cells<S: Storage>(engine: &Engine<S>, state: &State, query: &[f32]) -> Res
     let answer = index::search(&engine.snapshot(), engine.data(), query, k, scope)
         .map_err(|e| format!("P4: {e}"))?
         .to_response();
-    let mut met = std::collections::BTreeSet::new();
+    let mut keys = std::collections::BTreeSet::new();
     for result in &answer.results {
         let key = (result.document_id.0, result.start, result.length);
         let Some(vector) = state.get(&key) else {
             return Err(format!("P3: {key:?} was found by cells, and is not there"));
         };
-        if !met.insert(key) {
+        if !keys.insert(key) {
             return Err(format!("P3: {key:?} was found twice by cells"));
         }
         let (found, least) = (-f64::from(result.similarity_score), distance(metric, query, vector));

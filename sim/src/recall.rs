@@ -99,9 +99,9 @@ impl<S: Storage> Kept<S> {
         let ks = RESULTS.map(|(k, ..)| k);
         let truth: Vec<Vec<f64>> = queries.iter().map(|query| bounds(self.metric, query, &self.rows, &ks)).collect();
         let snapshot = self.engine.snapshot();
-        let ask = |(i, k, count, asked): (usize, usize, usize, f32)| {
-            let scope = SearchScope { recall: Some(asked), slop: None, ..SearchScope::slop(1) };
-            let mut tally = Tally::new(k, asked);
+        let ask = |(i, k, count, target): (usize, usize, usize, f32)| {
+            let scope = SearchScope { recall: Some(target), slop: None, ..SearchScope::slop(1) };
+            let mut tally = Tally::new(k, target);
             for (query, truth) in queries.iter().zip(&truth).take(count) {
                 let mut given = query.clone();
                 if self.metric == Metric::Cosine {
@@ -114,8 +114,9 @@ impl<S: Storage> Kept<S> {
             }
             Ok(tally)
         };
-        let asked = (0..).zip(RESULTS).flat_map(|(i, (k, count, asked))| asked.iter().map(move |&a| (i, k, count, a)));
-        asked.map(ask).collect()
+        let targets =
+            (0..).zip(RESULTS).flat_map(|(i, (k, count, target))| target.iter().map(move |&a| (i, k, count, a)));
+        targets.map(ask).collect()
     }
 
     /// Returns the engine.
@@ -209,9 +210,9 @@ impl Case {
         index.optimize()?;
         self.judge("optimised", &mut index, &mut world, fails)?;
         let mut order: Vec<usize> = (0..self.rows).collect();
-        let mut chance = Random::new(self.seed);
+        let mut rng = Random::new(self.seed);
         for _ in 0..self.turns {
-            (1..order.len()).rev().for_each(|i| order.swap(i, chance.below(i + 1)));
+            (1..order.len()).rev().for_each(|i| order.swap(i, rng.below(i + 1)));
             for some in order.chunks(250) {
                 index.put(some.iter().map(|&n| (n, world.row())).collect())?;
             }
@@ -239,14 +240,14 @@ impl Case {
         let Self { kind, metric, seed, index_id, .. } = self;
         let name = format!("{kind} by {metric}, {state} (seed {seed}, id {index_id})");
         for tally in index.ask(world)? {
-            let Tally { k, asked, .. } = tally;
+            let Tally { k, target, .. } = tally;
             if !tally.does(world.is_ordinary()) {
                 let (recall, flagged) = (tally.recall(), tally.flagged());
-                fails.push(format!("{name}: {recall:.4} of {k} where {asked} was asked, {flagged:.3} flagged"));
+                fails.push(format!("{name}: {recall:.4} of {k} where {target} was asked, {flagged:.3} flagged"));
             }
             let (scanned, most) = (tally.scanned() / self.rows as f64, world.kind.share(*metric));
             let by_codes = world.is_ordinary() && world.kind.why.is_empty();
-            let usual = k == 10 && asked == 0.95 && state == "optimised";
+            let usual = k == 10 && target == 0.95 && state == "optimised";
             if usual && (scanned > most + 1e-9 || by_codes && tally.by_vectors() > 0.5) {
                 let by = tally.by_vectors();
                 fails
@@ -255,8 +256,8 @@ impl Case {
         }
         let proof = index.engine.stats()?.recall;
         let lines = proof.iter().flat_map(|proof| &proof.reached).filter(|line| !line.everything);
-        for line in lines.filter(|line| line.reached < line.asked) {
-            fails.push(format!("{name}: {} of {} were reached when {} was tried", line.reached, line.k, line.asked));
+        for line in lines.filter(|line| line.reached < line.target) {
+            fails.push(format!("{name}: {} of {} were reached when {} was tried", line.reached, line.k, line.target));
         }
         // If no cell build is wanted, few postings may have moved since the recall was measured.
         if let Some(proof) = proof
@@ -299,9 +300,9 @@ pub fn flattery<S: Storage>(env: &Env, storage: impl Fn(u64) -> S) -> Option<Str
         index.put((0..ROWS).map(|n| (n, world.row())).collect())?;
         index.optimize()?;
         let proof = index.engine.stats()?.recall;
-        let line = proof.iter().flat_map(|proof| &proof.reached).find(|line| line.k == 10 && line.asked == 0.9);
-        let asked = index.ask(&mut world)?;
-        let reached = asked.iter().find(|tally| tally.k == 10 && tally.asked == 0.9).map(Tally::recall);
+        let line = proof.iter().flat_map(|proof| &proof.reached).find(|line| line.k == 10 && line.target == 0.9);
+        let tallies = index.ask(&mut world)?;
+        let reached = tallies.iter().find(|tally| tally.k == 10 && tally.target == 0.9).map(Tally::recall);
         // If codes do not pay, there is no measurement to compare: infinity makes the check fail.
         Ok(match (line.filter(|line| !line.everything), reached) {
             (Some(line), Some(reached)) => f64::from(line.reached) - reached,

@@ -16,9 +16,9 @@ use crate::{
     env::{Never, Workers},
     error::{Result, ShardexError},
     format::{FormatError, cells::GroupLayout},
-    limits,
     shard::{DataFile, Shard, row},
     storage::StorageFile,
+    tuning,
 };
 
 /// Purpose bits of the random draws. Each purpose sets its own bits so that draws are independent. Two draws with the
@@ -51,7 +51,7 @@ impl Start {
     /// Starts after `done` finished rounds. At least one round runs, because the held-out postings may differ from
     /// those of the earlier build. A round sets each centroid to the mean of its postings that are not held out.
     fn after(done: usize) -> Self {
-        Self { done, rounds: limits::CELL_ROUNDS.saturating_sub(done).max(1) }
+        Self { done, rounds: tuning::CELL_ROUNDS.saturating_sub(done).max(1) }
     }
 }
 
@@ -165,7 +165,7 @@ impl<F: StorageFile> Pass<'_, F> {
         seed: (u128, u64),
     ) -> Result<(Centroids, Start)> {
         let mut centroids = Centroids { len: self.frame.len(), rows: Vec::new() };
-        let mut start = Start { done: 0, rounds: limits::CELL_ROUNDS };
+        let mut start = Start { done: 0, rounds: tuning::CELL_ROUNDS };
         // Known centroids serve if their number is 9/10 to 10/9 of the new one. Each further centroid starts as a
         // single posting, and a few rounds don't turn many of these into means.
         let serve = |known: u64| known * 10 >= cells as u64 * 9 && known * 9 <= cells as u64 * 10;
@@ -178,7 +178,7 @@ impl<F: StorageFile> Pass<'_, F> {
                 let groups = (0..before.len()).map(|i| before.group(i));
                 centroids.rows = centroids_of(groups, &self.frame, before.frame());
                 // Settled centroids need fewer rounds.
-                start.rounds = limits::CELL_ROUNDS / 2;
+                start.rounds = tuning::CELL_ROUNDS / 2;
             }
             _ => {}
         }
@@ -196,18 +196,23 @@ impl<F: StorageFile> Pass<'_, F> {
     /// Assigns each posting to the nearest cell, and moves each centroid to the mean of its postings that are not held
     /// out.
     ///
-    /// If `homes` is empty, [`CentroidGroups::nearest`] finds the cell. Otherwise a posting is compared only with the
-    /// neighbours of its cell in `homes`. The new cells of the live postings replace `homes`, shard by shard.
-    fn refine(&self, centroids: &mut Centroids, grouped: &CentroidGroups, homes: &mut Vec<Vec<u32>>) -> Result<()> {
+    /// If `assignments` is empty, [`CentroidGroups::nearest`] finds the cell. Otherwise a posting is compared only with the
+    /// neighbours of its cell in `assignments`. The new cells of the live postings replace `assignments`, shard by shard.
+    fn refine(
+        &self,
+        centroids: &mut Centroids,
+        grouped: &CentroidGroups,
+        assignments: &mut Vec<Vec<u32>>,
+    ) -> Result<()> {
         let neighbours =
-            if homes.is_empty() { Vec::new() } else { grouped.neighbours(centroids, self.rows.workers)? };
-        let (mut all, mut all_homes) = (Sums::default(), Vec::with_capacity(self.rows.shards.len()));
+            if assignments.is_empty() { Vec::new() } else { grouped.neighbours(centroids, self.rows.workers)? };
+        let (mut all, mut all_assignments) = (Sums::default(), Vec::with_capacity(self.rows.shards.len()));
         let give = |i: usize| {
-            let (mut sums, mut new_homes) = (Sums::default(), Vec::new());
+            let (mut sums, mut new_assignments) = (Sums::default(), Vec::new());
             self.each(i, |reference, scratch| {
-                let home = match homes.get(i) {
-                    Some(homes) => {
-                        let known = &neighbours[homes[new_homes.len()] as usize];
+                let cell = match assignments.get(i) {
+                    Some(assignments) => {
+                        let known = &neighbours[assignments[new_assignments.len()] as usize];
                         grouped.nearest_of(&scratch.transformed, known)
                     }
                     None => {
@@ -216,17 +221,17 @@ impl<F: StorageFile> Pass<'_, F> {
                     }
                 };
                 if self.held_out.binary_search(&reference).is_err() {
-                    sums.add(home as usize, &scratch.transformed);
+                    sums.add(cell as usize, &scratch.transformed);
                 }
-                new_homes.push(home);
+                new_assignments.push(cell);
             })?;
-            Ok((sums, new_homes))
+            Ok((sums, new_assignments))
         };
-        self.rows.shards(give, |(sums, new_homes)| {
+        self.rows.shards(give, |(sums, new_assignments)| {
             all.merge(sums);
-            all_homes.push(new_homes);
+            all_assignments.push(new_assignments);
         })?;
-        *homes = all_homes;
+        *assignments = all_assignments;
         all.write_means(centroids);
         Ok(())
     }
@@ -238,7 +243,7 @@ impl<F: StorageFile> Pass<'_, F> {
         let code = |i: usize| {
             let mut coded = ShardCodes::default();
             self.each(i, |reference, scratch| {
-                grouped.nearest(&scratch.transformed, limits::SOAR_CELLS + 1, &mut scratch.scratch);
+                grouped.nearest(&scratch.transformed, tuning::SOAR_CELLS + 1, &mut scratch.scratch);
                 let near = &scratch.scratch.routing.near;
                 let Some(first) = near.first().map(|near| near.number()) else { return };
                 let second = second_cell(&scratch.transformed, first, &near[1..], centroids);
@@ -265,16 +270,16 @@ impl<F: StorageFile> Pass<'_, F> {
 /// Selects SOAR's second cell among `near`: the one with the least `|r'|² + λ (r'·r̂)²`, where `r` is the residual to
 /// the first cell and `r'` the residual to the candidate. Returns `None` if `near` is empty.
 fn second_cell(x: &[f32], first: usize, near: &[RankedId], centroids: &Centroids) -> Option<usize> {
-    let home = centroids.row(first);
-    let square = distance::squared_l2(x, home);
+    let centroid = centroids.row(first);
+    let square = distance::squared_l2(x, centroid);
     let mut residual: Vec<f32> = Vec::with_capacity(x.len());
     let best = near.iter().map(|near| {
         let other = centroids.row(near.number());
         residual.clear();
-        residual.extend(x.iter().zip(home).map(|(x, c)| x - c));
+        residual.extend(x.iter().zip(centroid).map(|(x, c)| x - c));
         // r·r' = r·x − r·c'
         let centre_product = distance::dot(&residual, x) - distance::dot(&residual, other);
-        let penalty = if square > 0.0 { limits::SOAR_LAMBDA * centre_product * (centre_product / square) } else { 0.0 };
+        let penalty = if square > 0.0 { tuning::SOAR_LAMBDA * centre_product * (centre_product / square) } else { 0.0 };
         RankedId::new(distance::squared_l2(x, other) + penalty, near.number() as u32)
     });
     best.min().map(|near| near.number())
@@ -288,8 +293,8 @@ fn second_cell(x: &[f32], first: usize, near: &[RankedId], centroids: &Centroids
 /// centroids of the last finished round [beside](BuiltCells::into_unfinished) the previous cells.
 ///
 /// Cost per posting: the first round and the encoding compute a product of bytes with every pivot and with
-/// `limits::BUILD_CELLS` centroids, and scan the codes of the centroids in half of the groups, but in at least
-/// `limits::BUILD_GROUPS`. Each later round computes a product of bytes with about `limits::CELL_NEIGHBOURS` centroids.
+/// `tuning::BUILD_CELLS` centroids, and scan the codes of the centroids in half of the groups, but in at least
+/// `tuning::BUILD_GROUPS`. Each later round computes a product of bytes with about `tuning::CELL_NEIGHBOURS` centroids.
 ///
 /// # Errors
 /// Returns `Corruption` if a vector is damaged. Returns `Closed` if the build is cancelled before a round is finished.
@@ -317,7 +322,7 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     let rows = Rows { shards, firsts, data, workers };
     let frame = rows.frame(before.map(CellIndex::frame), rotation, seed)?;
     let pass = Pass { rows, held_out, frame: Arc::clone(&frame) };
-    let (mut centroids, start) = pass.first_centroids(before, live.div_ceil(limits::CELL_POSTINGS), seed)?;
+    let (mut centroids, start) = pass.first_centroids(before, live.div_ceil(tuning::CELL_POSTINGS), seed)?;
     let mut grouped = CentroidGroups::new(&mut centroids, frame.rotated_centre(), seed, workers)?;
     let sizes = (&frame, largest);
     let of = (shards, data.geometry().metric);
@@ -326,15 +331,15 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
         let left = lay_out(of, grouped, (&grouped.centroids(), &[]), sizes, &Never)?;
         Ok(Some(left.into_unfinished(done, before)))
     };
-    let (mut homes, mut done) = (Vec::new(), start.done);
+    let (mut assignments, mut done) = (Vec::new(), start.done);
     for _ in 0..start.rounds {
-        let refined = pass.refine(&mut centroids, &grouped, &mut homes);
+        let refined = pass.refine(&mut centroids, &grouped, &mut assignments);
         match refined.and_then(|()| CentroidGroups::new(&mut centroids, frame.rotated_centre(), seed, workers)) {
             Ok(next) => grouped = next,
             Err(ShardexError::Closed) if done > start.done => return left(&grouped, done),
             Err(error) => return Err(error),
         }
-        done = (done + 1).min(limits::CELL_ROUNDS);
+        done = (done + 1).min(tuning::CELL_ROUNDS);
     }
     let coded = pass.encode(&centroids, &grouped);
     match coded.and_then(|coded| lay_out(of, &grouped, (&centroids, &coded), sizes, workers.cancel)) {
@@ -346,8 +351,8 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
 
 /// Draws the held-out postings, which calibration searches for. No centroid may include them, because postings averaged
 /// into a centroid are unnaturally near it. Returns the position and the number of the shard, and the slot, in
-/// ascending order. There are at most `limits::CALIBRATION_QUERIES.0`, and at most one in
-/// `limits::CALIBRATION_QUERIES.1` live postings.
+/// ascending order. There are at most `tuning::CALIBRATION_QUERIES.0`, and at most one in
+/// `tuning::CALIBRATION_QUERIES.1` live postings.
 pub fn held_out<'a, L: std::ops::Deref<Target = [u8]> + Clone + 'a>(
     shards: impl Iterator<Item = (u32, &'a Shard<L>)>,
     live: usize,
@@ -355,7 +360,7 @@ pub fn held_out<'a, L: std::ops::Deref<Target = [u8]> + Clone + 'a>(
 ) -> Vec<(usize, u32, usize)> {
     let wanted = sample(
         live,
-        limits::CALIBRATION_QUERIES.0.min(live / limits::CALIBRATION_QUERIES.1),
+        tuning::CALIBRATION_QUERIES.0.min(live / tuning::CALIBRATION_QUERIES.1),
         seed.0,
         seed.1 | HELD_OUT,
     );

@@ -4,7 +4,7 @@
 
 use crate::{
     format::calibration::{EffortTable, RECALLS, RESULTS, SearchEffort},
-    limits,
+    tuning,
 };
 
 /// Interpolates between two efforts by the fraction `part`. Returns the exhaustive effort if either one is exhaustive.
@@ -38,7 +38,7 @@ fn effort_of_recall(efforts: &[SearchEffort; RECALLS.len()], recall: f32) -> Sea
 ///
 /// Between two calibrated numbers of results the effort is interpolated linearly in [`log2`] of the number. Beyond the
 /// largest number it is extrapolated for the next higher recall of the table, and is at least the effort of that recall
-/// at the largest number. Beyond `limits::CALIBRATION_BEYOND` times the largest number it is exhaustive.
+/// at the largest number. Beyond `tuning::CALIBRATION_BEYOND` times the largest number it is exhaustive.
 #[must_use]
 pub fn effort(efforts: &EffortTable, k: usize, recall: f32) -> SearchEffort {
     let at = RESULTS.partition_point(|&known| (known as usize) < k);
@@ -53,7 +53,7 @@ pub fn effort(efforts: &EffortTable, k: usize, recall: f32) -> SearchEffort {
             let [low, high] = [at - 1, at].map(|i| effort_of_recall(&efforts[i], recall));
             if RESULTS[at] as usize == k { high } else { between(&low, &high, part(at - 1, at)) }
         }
-        _ if k > limits::CALIBRATION_BEYOND * RESULTS[last] as usize => SearchEffort::exhaustive(),
+        _ if k > tuning::CALIBRATION_BEYOND * RESULTS[last] as usize => SearchEffort::exhaustive(),
         _ => {
             let better = RECALLS.iter().copied().find(|&known| known > recall).unwrap_or(1.0);
             let [low, high] = [last - 1, last].map(|i| effort_of_recall(&efforts[i], better));
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(at(10, 1.0), SearchEffort::exhaustive());
         // Beyond the largest number of results the effort grows further, up to a limit from which it is exhaustive.
         assert!(at(400, 0.95).margin > at(300, 0.98).margin && at(900, 0.95).margin > at(400, 0.95).margin);
-        assert_eq!(at(300 * limits::CALIBRATION_BEYOND + 1, 0.5), SearchEffort::exhaustive());
+        assert_eq!(at(300 * tuning::CALIBRATION_BEYOND + 1, 0.5), SearchEffort::exhaustive());
         efforts[2][4] = SearchEffort::exhaustive();
         assert_eq!(effort(&efforts, 9, 0.96), SearchEffort::exhaustive());
         assert_eq!(effort(&efforts, 10, 0.9).margin, 203.0);

@@ -7,7 +7,7 @@ use crate::{
     distance::{self, ByteBlocks, ROWS},
     env::Workers,
     error::Result,
-    limits,
+    tuning,
 };
 
 /// Purpose bits of the random draw of pivots, distinct from the other purposes in `build`.
@@ -70,15 +70,15 @@ impl CentroidGroups {
         let (centroid_bytes, bytes) = quantise(centroids, rotated_centre);
         let bytes = bytes.into_iter().map(|byte| (i16::from(byte) + 128) as u8).collect();
         let (cells, len) = (centroids.count(), centroids.len);
-        let count = cells.div_ceil(limits::GROUP_CELLS);
+        let count = cells.div_ceil(tuning::GROUP_CELLS);
         let mut pivots = Centroids { len, rows: Vec::new() };
         sample(cells, count, seed.0, seed.1 | PIVOTS)
             .into_iter()
             .for_each(|i| pivots.rows.extend_from_slice(centroids.row(i)));
         let queries: Vec<QueryBytes> = (0..cells).map(|i| QueryBytes::new(centroids.row(i))).collect();
-        let mut homes = vec![0; cells];
+        let mut assignments = vec![0; cells];
         let mut stored = Vec::new();
-        for round in 0..limits::GROUP_ROUNDS {
+        for round in 0..tuning::GROUP_ROUNDS {
             let pivot_bytes;
             (stored, pivot_bytes) = quantise(&mut pivots, rotated_centre);
             let mut blocks = ByteBlocks::new(len);
@@ -87,23 +87,23 @@ impl CentroidGroups {
             let found = workers.map(cells.div_ceil(CHUNK), &|i| {
                 let mut products = vec![0; count.next_multiple_of(ROWS)];
                 let queries = &queries[i * CHUNK..cells.min((i + 1) * CHUNK)];
-                let homes = queries.iter().map(|query| {
+                let assignments = queries.iter().map(|query| {
                     distance::dot_bytes(&query.bytes, blocks.bytes(), &mut products);
                     let near = stored.iter().zip(&products).zip(0u32..);
                     let near = near.map(|((stored, &product), i)| RankedId::new(query.base(*stored, product).1, i));
                     near.min().map_or(0, RankedId::number)
                 });
-                homes.collect::<Vec<usize>>()
+                assignments.collect::<Vec<usize>>()
             })?;
-            homes = found.concat();
-            if round + 1 < limits::GROUP_ROUNDS {
+            assignments = found.concat();
+            if round + 1 < tuning::GROUP_ROUNDS {
                 let mut sums = Sums::default();
-                homes.iter().enumerate().for_each(|(i, &home)| sums.add(home, centroids.row(i)));
+                assignments.iter().enumerate().for_each(|(i, &group)| sums.add(group, centroids.row(i)));
                 sums.write_means(&mut pivots);
             }
         }
         let mut members = vec![Vec::new(); count];
-        homes.iter().enumerate().for_each(|(i, &home)| members[home].push(i));
+        assignments.iter().enumerate().for_each(|(i, &group)| members[group].push(i));
         // Postings are assigned to cells by L2 for every metric.
         let groups = members
             .iter()
@@ -130,14 +130,14 @@ impl CentroidGroups {
         &self.bytes[cell * len..(cell + 1) * len]
     }
 
-    /// Returns for each cell a list of the cell itself, followed by at most `limits::CELL_NEIGHBOURS` near cells.
+    /// Returns for each cell a list of the cell itself, followed by at most `tuning::CELL_NEIGHBOURS` near cells.
     pub(super) fn neighbours(&self, centroids: &Centroids, workers: Workers<'_>) -> Result<Vec<Vec<u32>>> {
         const CHUNK: usize = 64;
         let count = centroids.count();
         let found = workers.map(count.div_ceil(CHUNK), &|i| {
             let mut scratch = NearestScratch::default();
             let lists = (i * CHUNK..count.min((i + 1) * CHUNK)).map(|cell| {
-                self.nearest(centroids.row(cell), limits::CELL_NEIGHBOURS, &mut scratch);
+                self.nearest(centroids.row(cell), tuning::CELL_NEIGHBOURS, &mut scratch);
                 let mut near: Vec<u32> = scratch.routing.near.iter().map(|near| near.number() as u32).collect();
                 // Of equal centroids any may be first.
                 near.retain(|&other| other as usize != cell);
@@ -164,8 +164,8 @@ impl CentroidGroups {
     pub(super) fn nearest(&self, rotated: &[f32], n: usize, scratch: &mut NearestScratch) {
         let NearestScratch { query, routing } = scratch;
         query.set_transformed(rotated);
-        let wanted = limits::BUILD_CELLS.max(n);
-        self.router.ask(query, self.router.groups().div_ceil(2).max(limits::BUILD_GROUPS), wanted, routing);
+        let wanted = tuning::BUILD_CELLS.max(n);
+        self.router.ask(query, self.router.groups().div_ceil(2).max(tuning::BUILD_GROUPS), wanted, routing);
         for near in &mut routing.near {
             let cell = self.cells[near.number()];
             let product = distance::dot_byte_row(&query.bytes.bytes, self.row(cell));

@@ -209,7 +209,7 @@ fn stats_text(stats: &IndexStats) -> String {
 
 /// Returns the measured recall as JSON.
 pub(super) fn recall_object(proof: &RecallMeasurement) -> serde_json::Value {
-    let line = |of: &ReachedRecall| json!({ "k": of.k, "asked": of.asked, "reached": of.reached, "everything": of.everything });
+    let line = |of: &ReachedRecall| json!({ "k": of.k, "asked": of.target, "reached": of.reached, "everything": of.everything });
     json!({
         "lsn": proof.lsn.0,
         "postings": proof.postings,
@@ -222,7 +222,7 @@ pub(super) fn recall_object(proof: &RecallMeasurement) -> serde_json::Value {
 pub(super) fn recall_text(stats: &IndexStats) -> String {
     let Some(proof) = &stats.recall else { return "searches are exhaustive".to_owned() };
     let of = |k: usize| {
-        let line = proof.reached.iter().find(|line| line.k == k && line.asked == 0.95);
+        let line = proof.reached.iter().find(|line| line.k == k && line.target == 0.95);
         line.map_or(format!("k {k} not tried yet"), |line| {
             if line.everything { format!("k {k} by every vector") } else { format!("k {k} {:.3}", line.reached) }
         })

@@ -27,7 +27,7 @@ pub(crate) enum Command {
     Search(Search),
     /// Remove documents by id.
     Remove(Remove),
-    /// Make all writes durable in the shards and free the WAL.
+    /// Make all writes durable in the shards, and free the part of the WAL that no recovery needs any more.
     Flush(Dir),
     /// Rebuild the cells from all postings, so that a search scans few codes.
     Optimize(Dir),

@@ -50,21 +50,21 @@ pub(super) fn run(data: &Data, dir: &Path, output: &Output) -> Outcome {
             }
             truth = nearer(data, known..count, truth);
             known = count;
-            let (grown, text) = asked(&index, data, &truth, count).await?;
+            let (grown, text) = measured(&index, data, &truth, count).await?;
             worst = worst.min(grown["worst"].as_f64().unwrap_or(0.0));
             let stats = index.stats().await?;
             let mut line = format!("  {count:>8} rows, {:>7} unindexed {text}", stats.unindexed_postings);
             let mut value = json!({ "rows": count, "unindexed": stats.unindexed_postings, "grown": grown });
             if (0..=BESIDE).any(|doublings| count == data.rows.len() >> doublings) {
-                let place = dir.join("beside");
-                let beside = Shardex::create(data.config(&place, options.clone())).await?;
+                let beside_dir = dir.join("beside");
+                let beside = Shardex::create(data.config(&beside_dir, options.clone())).await?;
                 for (i, rows) in data.rows[..count].chunks(25 * BATCH).enumerate() {
                     beside.add_postings(batch(rows, (i * 25 * BATCH) as u128)).await?;
                 }
                 beside.optimize().await?;
-                let (optimised, text) = asked(&beside, data, &truth, count).await?;
+                let (optimised, text) = measured(&beside, data, &truth, count).await?;
                 beside.close().await?;
-                std::fs::remove_dir_all(&place)?;
+                std::fs::remove_dir_all(&beside_dir)?;
                 line.push_str(&format!("\n  {:>8} after optimize             {text}", ""));
                 value["optimised"] = optimised;
             }
@@ -94,7 +94,7 @@ fn nearer(data: &Data, more: std::ops::Range<usize>, known: Vec<Vec<f64>>) -> Ve
 }
 
 /// Measures recall, search rate and work for each number of results. The key `worst` is the lowest recall.
-async fn asked(index: &Shardex, data: &Data, truth: &[Vec<f64>], rows: usize) -> Result<(Value, String), Failure> {
+async fn measured(index: &Shardex, data: &Data, truth: &[Vec<f64>], rows: usize) -> Result<(Value, String), Failure> {
     let (mut text, mut values, mut worst) = (String::new(), Vec::new(), f64::INFINITY);
     for k in RESULTS {
         let options = SearchOptions::new(k).recall(ASKED);

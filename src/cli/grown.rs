@@ -76,10 +76,10 @@ pub(super) async fn changed(data: &Data, dir: &Path, rounds: usize) -> Result<(V
 /// Appends the lines and JSON values that compare the index loaded at once with the index that grew, one per target
 /// recall.
 fn compare(name: &str, [bulk, grown]: [Vec<(f64, f64)>; 2], text: &mut String, values: &mut Vec<Value>) {
-    for ((asked, at_once), reached) in RECALLS.iter().zip(&bulk).zip(&grown) {
+    for ((target, at_once), reached) in RECALLS.iter().zip(&bulk).zip(&grown) {
         let same = at_rate(&grown, at_once.1);
         text.push_str(&format!(
-            "\n  {name:<14} {asked:<4} asked: {:.4} at {:>6.0} /s; loaded at once {:.4} at {:>6.0} /s{}",
+            "\n  {name:<14} {target:<4} asked: {:.4} at {:>6.0} /s; loaded at once {:.4} at {:>6.0} /s{}",
             reached.0,
             reached.1,
             at_once.0,
@@ -87,7 +87,7 @@ fn compare(name: &str, [bulk, grown]: [Vec<(f64, f64)>; 2], text: &mut String, v
             same.map_or(String::new(), |same| format!(", where this one has {same:.4}")),
         ));
         values.push(json!({
-            "cells": name, "asked": asked, "recall": reached.0, "qps": reached.1,
+            "cells": name, "asked": target, "recall": reached.0, "qps": reached.1,
             "bulk_recall": at_once.0, "bulk_qps": at_once.1, "recall_at_bulk_qps": same,
         }));
     }
@@ -116,8 +116,8 @@ async fn curves(
         for (dir, points) in dirs.iter().zip(&mut points) {
             let index = open(dir, OpenOptions::default()).await?;
             index.snapshot().await?.warm()?;
-            for (asked, (reached, rates)) in RECALLS.iter().zip(points) {
-                let options = SearchOptions::new(K).recall(*asked);
+            for (target, (reached, rates)) in RECALLS.iter().zip(points) {
+                let options = SearchOptions::new(K).recall(*target);
                 let began = Instant::now();
                 let found = ask_all(&index, data.queries.clone(), &options, 1).await?;
                 rates.push(found.len() as f64 / began.elapsed().as_secs_f64());

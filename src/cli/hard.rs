@@ -40,11 +40,11 @@ pub(super) fn run(args: &Bench, names: &str, dir: &Path, output: &Output) -> Out
             for id in 0..args.ids {
                 let rows = args.rows.unwrap_or(kind.rows);
                 let case = Case { kind, metric, rows, turns: args.turns, seed: seed.wrapping_add(id as u64) };
-                let place = dir.join(format!("{}-{metric}-{id}", kind.name.replace(' ', "-")));
-                let states = block_on(2, case.states(&place, output))?;
+                let index_dir = dir.join(format!("{}-{metric}-{id}", kind.name.replace(' ', "-")));
+                let states = block_on(2, case.states(&index_dir, output))?;
                 failed += states.iter().filter(|state| state["reached"] == false).count();
                 cases.push(json!({ "kind": kind.name, "metric": metric.to_string(), "rows": rows, "states": states }));
-                std::fs::remove_dir_all(&place)?;
+                std::fs::remove_dir_all(&index_dir)?;
             }
         }
     }
@@ -69,9 +69,10 @@ struct Case {
 }
 
 impl Case {
-    async fn states(&self, place: &Path, output: &Output) -> Result<Vec<Value>, Failure> {
+    async fn states(&self, index_dir: &Path, output: &Output) -> Result<Vec<Value>, Failure> {
         let options = OpenOptions::default().durability(Durability::Manual);
-        let config = ShardexConfig::new(place).vector_size(self.kind.dimension).metric(self.metric).options(options);
+        let config =
+            ShardexConfig::new(index_dir).vector_size(self.kind.dimension).metric(self.metric).options(options);
         let index = Shardex::create(config).await?;
         let mut world = World::new(self.kind, self.rows, self.seed);
         let mut rows: Vec<Vec<f32>> = (0..self.rows).map(|_| world.row()).collect();
@@ -84,9 +85,9 @@ impl Case {
         let took = began.elapsed().as_secs_f64();
         states.push(self.state(&format!("optimised in {took:.1} s"), &index, &rows, &mut world, output).await?);
         let mut order: Vec<usize> = (0..rows.len()).collect();
-        let mut chance = Random::new(self.seed);
+        let mut rng = Random::new(self.seed);
         for _ in 0..self.turns {
-            (1..order.len()).rev().for_each(|i| order.swap(i, chance.below(i + 1)));
+            (1..order.len()).rev().for_each(|i| order.swap(i, rng.below(i + 1)));
             for some in order.chunks(BATCH) {
                 some.iter().for_each(|&n| rows[n] = world.row());
                 index.add_postings(some.iter().map(|&n| posting(n, &rows[n])).collect()).await?;
@@ -118,12 +119,12 @@ impl Case {
         let (mut values, mut all) = (Vec::new(), true);
         for (i, &(k, count)) in RESULTS.iter().enumerate() {
             text.push_str(&format!("\n  k {k:<4}"));
-            for asked in ASKED {
+            for target in ASKED {
                 let queries = &queries[..count];
                 let began = Instant::now();
-                let answers = index.search_many(queries, &SearchOptions::new(k).recall(asked)).await?;
+                let answers = index.search_many(queries, &SearchOptions::new(k).recall(target)).await?;
                 let rate = count as f64 / began.elapsed().as_secs_f64();
-                let mut tally = Tally::new(k, asked);
+                let mut tally = Tally::new(k, target);
                 for ((query, truth), answer) in queries.iter().zip(&truth).zip(&answers) {
                     let found = answer.results.iter().map(|result| rows[result.document_id.0 as usize].as_slice());
                     tally.add(answer, near(self.metric, query, found, truth[i]), rows.len());
@@ -132,11 +133,11 @@ impl Case {
                 let does = tally.does(world.is_ordinary());
                 all &= does;
                 text.push_str(&format!(
-                    "  {asked}: {reached:.4}{} ({scanned:.2} of the rows scanned, {rate:.0} /s)",
+                    "  {target}: {reached:.4}{} ({scanned:.2} of the rows scanned, {rate:.0} /s)",
                     if does { "" } else { " MISSED" },
                 ));
                 values.push(json!({
-                    "k": k, "asked": asked, "reached": reached, "scanned": scanned, "qps": rate,
+                    "k": k, "asked": target, "reached": reached, "scanned": scanned, "qps": rate,
                     "flagged": tally.flagged(), "by_vectors": tally.by_vectors(),
                 }));
             }

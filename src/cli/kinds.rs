@@ -181,7 +181,7 @@ pub struct World {
     /// Kind of the data.
     pub kind: DataKind,
     centres: Vec<Vec<f64>>,
-    chance: Random,
+    rng: Random,
 }
 
 /// Draws a vector around a centre, with standard deviation `spread`.
@@ -192,7 +192,7 @@ fn around(c: &mut Random, centre: &[f64], spread: f64) -> Vec<f64> {
 impl World {
     /// Creates a generator for a kind, with random centres. Near copies have a fifth as many centres as `rows`.
     pub fn new(kind: DataKind, rows: usize, seed: u64) -> Self {
-        let mut chance = Random::new(seed);
+        let mut rng = Random::new(seed);
         let d = kind.dimension;
         let count = match kind.shape {
             Shape::Clusters(count, ..) => count,
@@ -209,8 +209,8 @@ impl World {
             Shape::Between | Shape::Others => 5.0,
             _ => 1.0,
         };
-        let centres = (0..count).map(|_| chance.normals(d).into_iter().map(|x| x * apart).collect()).collect();
-        Self { kind, centres, chance }
+        let centres = (0..count).map(|_| rng.normals(d).into_iter().map(|x| x * apart).collect()).collect();
+        Self { kind, centres, rng }
     }
 
     /// Draws a vector to store.
@@ -223,28 +223,30 @@ impl World {
         self.draw(true)
     }
 
-    fn draw(&mut self, asked: bool) -> Vec<f32> {
-        let (d, c) = (self.kind.dimension, &mut self.chance);
+    fn draw(&mut self, is_query: bool) -> Vec<f32> {
+        let (d, c) = (self.kind.dimension, &mut self.rng);
         let drawn: Vec<f64> = match self.kind.shape {
-            Shape::Equal if !asked && c.below(10) > 0 => self.centres[0].clone(),
-            Shape::TwoHalves if !asked && c.below(2) > 0 => c.normals(d).into_iter().map(|x| 0.1 * x + 3.0).collect(),
+            Shape::Equal if !is_query && c.below(10) > 0 => self.centres[0].clone(),
+            Shape::TwoHalves if !is_query && c.below(2) > 0 => {
+                c.normals(d).into_iter().map(|x| 0.1 * x + 3.0).collect()
+            }
             Shape::Magnitudes => {
-                let scale = [1.0, 1.0, 1.0, 1e-21, 1e12][if asked { 0 } else { c.below(5) }];
+                let scale = [1.0, 1.0, 1.0, 1e-21, 1e12][if is_query { 0 } else { c.below(5) }];
                 c.normals(d).into_iter().map(|x| x * scale).collect()
             }
-            Shape::Elsewhere if asked => c.normals(d).into_iter().map(|x| x * 3.0 + 1.0).collect(),
+            Shape::Elsewhere if is_query => c.normals(d).into_iter().map(|x| x * 3.0 + 1.0).collect(),
             Shape::Between => {
                 let [a, b] = [0; 2].map(|_| c.below(300));
-                let b = if asked { b } else { a };
+                let b = if is_query { b } else { a };
                 let middle = self.centres[a].iter().zip(&self.centres[b]).map(|(a, b)| (a + b) / 2.0);
                 middle.map(|x| x + c.normal()).collect()
             }
             Shape::Others => {
-                let at = c.below(300) + if asked { 300 } else { 0 };
+                let at = c.below(300) + if is_query { 300 } else { 0 };
                 around(c, &self.centres[at], 1.0)
             }
-            Shape::Isotropic if asked => c.normals(d),
-            Shape::BesideDense if asked => c.normals(d).into_iter().map(|x| 0.3 * x + 3.0).collect(),
+            Shape::Isotropic if is_query => c.normals(d),
+            Shape::BesideDense if is_query => c.normals(d).into_iter().map(|x| 0.3 * x + 3.0).collect(),
             shape => self.drawn_like_stored(shape),
         };
         drawn.into_iter().map(|x| x as f32).collect()
@@ -255,7 +257,7 @@ impl World {
     /// # Panics
     /// Panics for a shape that [`draw`](Self::draw) handles completely.
     fn drawn_like_stored(&mut self, shape: Shape) -> Vec<f64> {
-        let (d, c) = (self.kind.dimension, &mut self.chance);
+        let (d, c) = (self.kind.dimension, &mut self.rng);
         match shape {
             Shape::Normal(offset) => c.normals(d).into_iter().map(|x| x + offset).collect(),
             Shape::Spike(times) => {
@@ -368,13 +370,13 @@ pub fn bounds(metric: Metric, query: &[f32], rows: &[Vec<f32>], ks: &[usize]) ->
 /// tolerance is 4 `f32::EPSILON` times a scale: `bound` for L2, 1 for cosine, the product of the norms for dot product.
 pub fn near<'a>(metric: Metric, query: &[f32], answer: impl Iterator<Item = &'a [f32]>, bound: f64) -> usize {
     let norm = |v: &[f32]| v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-    let asked = norm(query);
+    let query_norm = norm(query);
     let counts = |row: &&[f32]| {
         // The rounding error of a dot product is relative to the product of the norms, not to the result.
         let scale = match metric {
             Metric::L2 => bound.abs(),
             Metric::Cosine => 1.0,
-            _ => asked * norm(row),
+            _ => query_norm * norm(row),
         };
         distance(metric, query, row) <= bound + scale * 4.0 * f64::from(f32::EPSILON)
     };

@@ -8,7 +8,7 @@ pub struct Tally {
     /// Number of results per search.
     pub k: usize,
     /// Target recall.
-    pub asked: f32,
+    pub target: f32,
     searches: usize,
     shares: f64,
     flagged: usize,
@@ -21,10 +21,10 @@ pub struct Tally {
 
 impl Tally {
     /// Creates statistics without searches.
-    pub fn new(k: usize, asked: f32) -> Self {
+    pub fn new(k: usize, target: f32) -> Self {
         Self {
             k,
-            asked,
+            target,
             searches: 0,
             shares: 0.0,
             flagged: 0,
@@ -39,7 +39,7 @@ impl Tally {
     /// Adds one answer, of which `near` results are among the `k` nearest of `rows` rows.
     pub fn add(&mut self, answer: &SearchResponse, near: usize, rows: usize) {
         let share = near.min(self.k) as f64 / self.k.min(rows) as f64;
-        let missed = share < f64::from(self.asked);
+        let missed = share < f64::from(self.target);
         self.searches += 1;
         self.shares += share;
         self.missed += usize::from(missed);
@@ -85,7 +85,7 @@ impl Tally {
     /// flagged. Other queries: the mean recall is at least the target minus 0.03, or at most 1 % of the searches that
     /// miss the target are not flagged.
     pub fn does(&self, ordinary: bool) -> bool {
-        let wanted = f64::from(self.asked);
+        let wanted = f64::from(self.target);
         if ordinary {
             self.recall() >= wanted - 0.01 && self.flagged() <= 0.01
         } else {

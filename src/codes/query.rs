@@ -4,7 +4,7 @@ use super::{CoordinateFrame, gather_bits};
 use crate::{
     config::Metric,
     distance::{self, LANES},
-    limits,
+    tuning,
 };
 
 /// Largest level of a query component in the kernel of codes: 4 bits, for the odd numbers from −15 to 15.
@@ -235,7 +235,7 @@ impl QuantizedQuery {
     /// planes the query.
     #[must_use]
     pub fn code_error(&self, square: f32) -> f32 {
-        (limits::CODE_DEVIATION * limits::CODE_DEVIATION * square + self.plane_error).sqrt()
+        (tuning::CODE_DEVIATION * tuning::CODE_DEVIATION * square + self.plane_error).sqrt()
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn kernels() -> Option<Kernels> {
         // SAFETY: as above.
         dot_byte_row: |query, row| unsafe { dot_byte_row(query, row) },
         // SAFETY: as above.
-        scan: |task, ahead, found| unsafe { scan(task, ahead, found) },
+        scan: |task, prefetch, found| unsafe { scan(task, prefetch, found) },
     })
 }
 
@@ -176,10 +176,10 @@ fn ones(bytes: __m256i) -> __m256i {
 }
 
 #[target_feature(enable = "avx2")]
-fn scan(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
+fn scan(scan: &Scan<'_>, prefetch: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
     for block in scan.block_range() {
         if block % 2 == 0 {
-            ahead.step();
+            prefetch.step();
         }
         let (words, tail) = scan.block(block);
         let mut sums = [_mm256_setzero_si256(); 2];

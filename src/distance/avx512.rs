@@ -42,7 +42,7 @@ pub(super) fn kernels() -> Option<Kernels> {
         // SAFETY: as above.
         dot_byte_row: |query, row| unsafe { dot_byte_row(query, row) },
         // SAFETY: as above.
-        scan: |task, ahead, found| unsafe { scan(task, ahead, found) },
+        scan: |task, prefetch, found| unsafe { scan(task, prefetch, found) },
     })
 }
 
@@ -325,18 +325,18 @@ fn weighted([p0, p1, p2, p3]: [__m512i; 4]) -> __m256i {
 }
 
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vpopcntdq")]
-fn scan(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
+fn scan(scan: &Scan<'_>, prefetch: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
     // The compiler generates better code for loops of known length.
     match scan.planes.len() {
-        6 => scan_words::<6>(scan, ahead, found),
-        12 => scan_words::<12>(scan, ahead, found),
-        _ => scan_words::<0>(scan, ahead, found),
+        6 => scan_words::<6>(scan, prefetch, found),
+        12 => scan_words::<12>(scan, prefetch, found),
+        _ => scan_words::<0>(scan, prefetch, found),
     }
 }
 
 /// Scans codes of `WORDS` words, or of any number of words if `WORDS` is 0.
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vpopcntdq")]
-fn scan_words<const WORDS: usize>(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
+fn scan_words<const WORDS: usize>(scan: &Scan<'_>, prefetch: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
     let planes = if WORDS == 0 { scan.planes } else { &scan.planes[..WORDS] };
     let (step, error) = (_mm512_set1_ps(scan.step), _mm512_set1_ps(scan.error));
     let (base, bound) = (_mm512_set1_ps(scan.base), _mm512_set1_ps(scan.bound));
@@ -346,7 +346,7 @@ fn scan_words<const WORDS: usize>(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, fou
     let mut rest = &scan.blocks[blocks.start * bytes..blocks.end * bytes];
     let mut at = blocks.start;
     while !rest.is_empty() {
-        ahead.step();
+        prefetch.step();
         // Each round takes two blocks. If only one is left, its own tail also fills the upper half, which the mask
         // excludes.
         let (low, after) = rest.split_at(bytes);

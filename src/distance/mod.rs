@@ -146,17 +146,17 @@ pub fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
 }
 
 /// Estimates the distances of a range of codes, and appends those whose lower bound is within the bound. Calls
-/// [`Prefetch::step`] on `ahead` once per two blocks.
+/// [`Prefetch::step`] on `prefetch` once per two blocks.
 ///
 /// # Panics
 /// Panics if `scan.blocks` is not a whole number of blocks, or the range ends beyond them.
-pub fn scan(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
+pub fn scan(scan: &Scan<'_>, prefetch: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
     assert!(scan.blocks.len().is_multiple_of(block_bytes(scan.planes.len())), "whole blocks");
     assert!(
         scan.range.end.div_ceil(BLOCK) * block_bytes(scan.planes.len()) <= scan.blocks.len(),
         "codes that are there"
     );
-    (BEST.scan)(scan, ahead, found);
+    (BEST.scan)(scan, prefetch, found);
 }
 
 /// Calls a kernel for each row.

@@ -68,10 +68,10 @@ fn dot_byte_row(query: &[i8], row: &[u8]) -> i32 {
     row.iter().zip(query).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
 }
 
-fn scan(scan: &Scan<'_>, ahead: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
+fn scan(scan: &Scan<'_>, prefetch: &mut Prefetch<'_>, found: &mut Vec<CodeCandidate>) {
     for block in scan.block_range() {
         if block % 2 == 0 {
-            ahead.step();
+            prefetch.step();
         }
         let (words, tail) = scan.block(block);
         let mut different = [0u32; BLOCK];

@@ -23,9 +23,9 @@ use crate::{
     failpoint::{protects, reached},
     id::{DocumentId, ShardId},
     lease::Allocation,
-    limits,
     shard::{DataFile, Lookup, Shard, SharedShard, StoreReason, StoredPosting, split},
     storage::StorageFile,
+    tuning,
 };
 
 /// Outcome of an applied batch.
@@ -190,14 +190,14 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     /// existing shards, some of them several times, and each split rewrites its postings.
     fn is_bulk(&self, rows: usize) -> bool {
         let shard_size = self.context.data.geometry().shard_size;
-        rows >= limits::BULK_SHARDS * shard_size && rows as u64 >= self.work.totals.live
+        rows >= tuning::BULK_SHARDS * shard_size && rows as u64 >= self.work.totals.live
     }
 
     /// Creates shards for all postings of a batch: halves the batch by 2-means until each part leaves its shard room to
     /// grow (at most `BULK_FILL` eighths full).
     fn load(&mut self, rows: &[Row<'_>]) {
         let shard_size = self.context.data.geometry().shard_size;
-        let full = (shard_size * limits::BULK_FILL / 8).max(1);
+        let full = (shard_size * tuning::BULK_FILL / 8).max(1);
         let mut rng = derived_rng(self.context.index_id, self.work.totals.draws);
         self.work.totals.draws += 1;
         let mut parts: Vec<Vec<usize>> = vec![(0..rows.len()).collect()];

@@ -18,10 +18,10 @@ use crate::{
     format::{node::BlockPointer, root::Root},
     index::Snapshot,
     lease::PageRange,
-    limits::WAL_SHARES,
     shard::{DataFile, Shard},
     space::{Reclaimer, Use},
     storage::{Purpose, Storage, StorageFile},
+    tuning::WAL_SHARES,
     wal::{WalLayout, WalWriter},
 };
 

@@ -74,11 +74,9 @@ pub const BARRIERS: [Barrier; 8] = [
     },
     Barrier {
         name: "**E2**, **E1** sync of a replacement root file, sync of its directory entry",
-        when: "once in the life of an index, in the first open that stores anything, whatever the WAL appears to \
-               contain: in a recovery before the replay, otherwise before the first root of epoch 2 is stored; again \
-               if that open ends before this root is durable",
-        buys: "the directory entry of a file that holds a root of epoch 2 is on the device, although the last sync of \
-               `create` may be missing or may have failed",
+        when: "while the root has epoch 1: in a recovery before the replay, otherwise before the first root of epoch 2 \
+               is stored",
+        buys: "the directory entry of the root file is on the device; the last sync of `create` may have failed",
         without: "a power cut removes the root file or restores an older one, and everything acknowledged since is \
                lost",
         purposes: &[E2, E1],
@@ -88,7 +86,7 @@ pub const BARRIERS: [Barrier; 8] = [
         when: "first in a recovery",
         buys: "the root that recovery builds on, and the pages that a truncated root file got back, are not in the \
                page cache alone; the other slot holds no newer root that a failed sync left on the device",
-        without: "the next store may destroy the last durable root; a newest root names reused allocations",
+        without: "a later store destroys the last durable root, or reuses allocations that a root on the device names",
         purposes: &[B4],
     },
     Barrier {

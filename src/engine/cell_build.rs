@@ -34,9 +34,9 @@ use crate::{
     id::Lsn,
     index::{CellsUnderTest, Snapshot, calibrate},
     lease::Lease,
-    limits,
     shard::DataFile,
     storage::Storage,
+    tuning,
 };
 
 /// First draw number of cell builds. The LSN of the build's snapshot is added to it.
@@ -53,7 +53,7 @@ pub struct CellBuildJob<S: Storage> {
     executor: Arc<dyn Executor>,
     policy: CellPolicy,
     /// Whether existing cells may be kept if only their calibration is incomplete or out of date.
-    goes_on: bool,
+    resumes: bool,
 }
 
 impl<S: Storage> CellBuildJob<S> {
@@ -78,12 +78,12 @@ impl<S: Storage> CellBuildJob<S> {
         }
         if let Some(before) = self.before.as_deref().filter(|before| self.may_stay(before)) {
             let calibration = before.calibration();
-            let asked = if calibration.is_complete() {
+            let efforts = if calibration.is_complete() {
                 has_moved(&self.snapshot).then(Calibration::default)
             } else {
                 Some(calibration.clone())
             };
-            match asked.map(|known| self.find_efforts(before, &known, cancel)) {
+            match efforts.map(|known| self.find_efforts(before, &known, cancel)) {
                 // A part of a new calibration is worth less than the complete one that the cells have.
                 Some(Ok(kept)) if kept.cut && calibration.is_complete() => return Err(ShardexError::Closed),
                 Some(Ok(kept)) if kept.cut || !is_exhaustive(&kept) || self.policy == CellPolicy::Always => {
@@ -126,7 +126,7 @@ impl<S: Storage> CellBuildJob<S> {
         let own = self.snapshot.cells.as_ref().is_some_and(|cells| std::ptr::eq(&**cells, before));
         // Cells with more unindexed slots would be replaced soon after a recalibration.
         let most = if before.calibration().is_complete() { 3 } else { 2 };
-        self.goes_on && good && own && self.snapshot.unindexed_slots() * most <= self.snapshot.live
+        self.resumes && good && own && self.snapshot.unindexed_slots() * most <= self.snapshot.live
     }
 
     /// Returns the existing cells with a calibration that adds the unknown efforts to `known`.
@@ -160,7 +160,7 @@ impl<S: Storage> CellBuildJob<S> {
 /// Reports whether more than one posting in `CALIBRATION_SHARE` has come or gone since the calibration, which makes a
 /// recalibration due.
 fn has_moved<L>(snapshot: &Snapshot<L>) -> bool {
-    snapshot.moved * limits::CALIBRATION_SHARE > snapshot.live
+    snapshot.moved * tuning::CALIBRATION_SHARE > snapshot.live
 }
 
 /// Reports whether searches with the usual recall and number of results are exhaustive.
@@ -170,7 +170,7 @@ fn is_exhaustive(built: &BuiltCells) -> bool {
 
 /// Reports whether cells may pay. With few postings or few dimensions, an exhaustive search costs less.
 fn may_pay(dimension: usize, live: u64) -> bool {
-    dimension > limits::LEAST_DIMENSION_FOR_CELLS && live >= limits::LEAST_FOR_CELLS
+    dimension > tuning::LEAST_DIMENSION_FOR_CELLS && live >= tuning::LEAST_FOR_CELLS
 }
 
 impl<S: Storage> Engine<S> {
@@ -197,9 +197,9 @@ impl<S: Storage> Engine<S> {
         let Calibration { efforts, reached, lsn, live: postings, .. } = cells.calibration();
         let of = |(&k, (efforts, reached)): (&u32, (&[SearchEffort; RECALLS.len()], &[f32; RECALLS.len()]))| {
             let known = RECALLS.iter().zip(efforts).zip(reached).filter(|&(_, &reached)| reached > 0.0);
-            let line = |((&asked, effort), &reached): ((&f32, &SearchEffort), &f32)| ReachedRecall {
+            let line = |((&target, effort), &reached): ((&f32, &SearchEffort), &f32)| ReachedRecall {
                 k: k as usize,
-                asked,
+                target,
                 reached,
                 everything: *effort == SearchEffort::exhaustive(),
             };
@@ -220,7 +220,7 @@ impl<S: Storage> Engine<S> {
         let writable = self.poisoned.is_none() && self.read_only.is_none();
         let many = match self.cell_policy {
             CellPolicy::WherePays => may_pay(self.geometry().dimension, live),
-            CellPolicy::Always => live >= limits::LEAST_FOR_CELLS,
+            CellPolicy::Always => live >= tuning::LEAST_FOR_CELLS,
         };
         let may = many && begun && writable;
         let many_more = self.cell_build_refused > 0 && live * 2 > self.cell_build_refused * 3;
@@ -239,7 +239,7 @@ impl<S: Storage> Engine<S> {
     /// evaluation visits many shards, so it doesn't run after every write. It runs often enough to notice a change in a
     /// small part of the postings.
     fn before_next_look(&self) -> u64 {
-        (self.published.live / 64).clamp(64, limits::LEAST_FOR_CELLS / 4)
+        (self.published.live / 64).clamp(64, tuning::LEAST_FOR_CELLS / 4)
     }
 
     /// Returns a job that builds cells of everything accepted.
@@ -259,7 +259,7 @@ impl<S: Storage> Engine<S> {
         self.cell_build_job(true)
     }
 
-    fn cell_build_job(&mut self, goes_on: bool) -> Result<CellBuildJob<S>> {
+    fn cell_build_job(&mut self, resumes: bool) -> Result<CellBuildJob<S>> {
         self.check_writable()?;
         self.cell_build_at = self.counters.operations + self.before_next_look();
         self.cell_build_refused = 0;
@@ -276,13 +276,13 @@ impl<S: Storage> Engine<S> {
             index_id: self.index_id,
             executor: Arc::clone(&self.executor),
             policy: self.cell_policy,
-            goes_on,
+            resumes,
         })
     }
 
     /// Postpones the next attempt after a failed cell build, by 16 × `LEAST_FOR_CELLS` operations.
     pub fn cell_build_failed(&mut self) {
-        self.cell_build_at = self.counters.operations + 16 * limits::LEAST_FOR_CELLS;
+        self.cell_build_at = self.counters.operations + 16 * tuning::LEAST_FOR_CELLS;
     }
 
     /// Installs the cells that a [`CellBuildJob`] built; `None` removes the existing ones. Searches use them from here

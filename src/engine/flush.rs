@@ -1,4 +1,5 @@
-//! The flush: a protocol in steps that makes all accepted writes durable in the shards and frees the WAL before them.
+//! The flush: a protocol in steps. It makes all accepted writes durable in the shards, and frees the WAL that neither of
+//! the two retained roots needs.
 //!
 //! 0. Fix X, the last accepted write, and the shards as they are now. Write the WAL up to X to its file.
 //! 1. Store the changed shard states and the changed directory nodes into free pages, and check them. **B2**: sync the
@@ -116,7 +117,7 @@ impl<S: Storage> Engine<S> {
             return Ok(FlushStep::Done(Box::new(FlushStats { checkpoint_lsn, generation, ..FlushStats::default() })));
         }
         if self.wal.epoch() > newest.epoch {
-            self.make_root_file_anew()?;
+            self.replace_root_file()?;
         }
         let began = self.clock.elapsed();
         self.wal.write_out()?;

@@ -8,8 +8,8 @@ use crate::{
     config::OpenOptions,
     env::Env,
     error::{Result, ShardexError},
-    limits,
     storage::{Storage, StorageFile},
+    tuning,
 };
 
 impl<S: Storage> Engine<S> {
@@ -64,12 +64,13 @@ pub(super) fn open_locked<S: Storage>(
     let lock = locked.into_lock();
     let kept = lock.clone();
     let open = || {
-        let mut recovery = RecoveryStats::default();
+        let mut found = IndexFiles::read(&storage, lock, RecoveryStats::default())?;
+        // Before the first change, so that an invalid option changes nothing.
+        options.validate_for_segments(found.newest.geometry.wal_segment_size)?;
         if leftover {
             storage.remove(names::ROOT_NEW, CLEAR)?;
-            recovery.leftovers_removed += 1;
+            found.recovery.leftovers_removed += 1;
         }
-        let found = IndexFiles::read(&storage, lock, recovery)?;
         let began = env.clock.elapsed();
         let mut engine = found.engine(storage, options, env, Origin::Existing)?;
         engine.recover()?;
@@ -103,9 +104,9 @@ pub(super) fn lost_root<S: Storage>(storage: &S, found: &[String]) -> Result<Opt
 fn holds_more_than_a_header<F: StorageFile>(file: &F, page_size: usize) -> Result<bool> {
     let len = file.len()?;
     let mut at = page_size as u64;
-    let mut bytes = vec![0; limits::SCAN_BYTES];
+    let mut bytes = vec![0; tuning::SCAN_BYTES];
     while at < len {
-        let part = &mut bytes[..(len - at).min(limits::SCAN_BYTES as u64) as usize];
+        let part = &mut bytes[..(len - at).min(tuning::SCAN_BYTES as u64) as usize];
         file.read_at(at, part)?;
         if part.iter().any(|&byte| byte != 0) {
             return Ok(true);

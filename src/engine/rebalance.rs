@@ -6,9 +6,9 @@ use crate::{
     env::derived_rng,
     error::{Result, ShardexError},
     failpoint::reached,
-    limits,
     shard::{DataFile, Shard, StoreReason, StoredPosting, split},
     storage::StorageFile,
+    tuning,
 };
 use std::sync::Arc;
 
@@ -52,19 +52,19 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         self.work.totals.splits += 1;
         reached!(Split);
         let halves = split::two_means(&rows, &mut rng);
-        let neighbours = self.work.routing.nearest_few(&parent, limits::SPLIT_NEIGHBOURS, &[]);
+        let neighbours = self.work.routing.nearest_few(&parent, tuning::SPLIT_NEIGHBOURS, &[]);
         let [first, second] = halves.centroids.map(|centroid| self.create(centroid.into()));
         self.causes.extend([first, second].map(|half| (half, StoreReason::Split)));
         for ((posting, vector), in_second) in live.iter().zip(halves.second) {
-            let home = if in_second { second } else { first };
-            let nearer = self.nearest_with_room(&neighbours, vector, self.distance(home, vector));
+            let target = if in_second { second } else { first };
+            let nearer = self.nearest_with_room(&neighbours, vector, self.distance(target, vector));
             if nearer.is_some() {
                 reached!(Moved);
             }
-            let number = nearer.unwrap_or(home);
+            let number = nearer.unwrap_or(target);
             self.append(number, *posting, vector);
         }
-        for &neighbour in neighbours.iter().take(limits::ADOPTION_NEIGHBOURS) {
+        for &neighbour in neighbours.iter().take(tuning::ADOPTION_NEIGHBOURS) {
             self.adopt(neighbour, [first, second]);
         }
         Ok(())
@@ -107,7 +107,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         }
     }
 
-    /// Merges the shards that this batch shrank, if they are small enough: at most one part in [`limits::MERGE_SHARE`]
+    /// Merges the shards that this batch shrank, if they are small enough: at most one part in [`tuning::MERGE_SHARE`]
     /// of the capacity live, and at most half of the used slots live.
     ///
     /// A merge moves at most as many postings as the shard has lost, so the removals have paid for it. It never leads
@@ -116,7 +116,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         for number in std::mem::take(&mut self.shrunk) {
             let shard_size = self.context.data.geometry().shard_size;
             let is_small = |shard: &Shard<F::Lent>| {
-                shard.live() * limits::MERGE_SHARE <= shard_size && shard.live() * 2 <= shard.len()
+                shard.live() * tuning::MERGE_SHARE <= shard_size && shard.live() * 2 <= shard.len()
             };
             if self.shard(number).is_some_and(is_small) {
                 self.merge(number)?;
@@ -134,11 +134,11 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         let data = &self.context.data;
         let Some(shard) = self.shard(number) else { return Ok(()) };
         let (centroid, count) = (Arc::clone(&shard.centroid), shard.live());
-        let neighbours = self.work.routing.nearest_few(&centroid, limits::SPLIT_NEIGHBOURS, &[number]);
-        let room = |&home: &u32| self.shard(home).map_or(0, |shard| shard.room_in_place(data));
-        let mut homes: Vec<(u32, usize)> =
-            neighbours.iter().map(|home| (*home, room(home))).filter(|&(_, room)| room > 0).collect();
-        if homes.iter().map(|&(_, room)| room).sum::<usize>() < count {
+        let neighbours = self.work.routing.nearest_few(&centroid, tuning::SPLIT_NEIGHBOURS, &[number]);
+        let room = |&target: &u32| self.shard(target).map_or(0, |shard| shard.room_in_place(data));
+        let mut targets: Vec<(u32, usize)> =
+            neighbours.iter().map(|target| (*target, room(target))).filter(|&(_, room)| room > 0).collect();
+        if targets.iter().map(|&(_, room)| room).sum::<usize>() < count {
             return Ok(());
         }
         let live = match self.shard(number).map(|shard| owned_rows(shard, data)) {
@@ -150,17 +150,17 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         self.work.totals.merges = self.work.totals.merges.saturating_add(1);
         self.dissolve(number);
         for (posting, vector) in &live {
-            let distance = |&(home, _): &(u32, usize)| self.distance(home, vector);
-            let nearest = (0..homes.len()).min_by(|&a, &b| distance(&homes[a]).total_cmp(&distance(&homes[b])));
+            let distance = |&(target, _): &(u32, usize)| self.distance(target, vector);
+            let nearest = (0..targets.len()).min_by(|&a, &b| distance(&targets[a]).total_cmp(&distance(&targets[b])));
             let Some(nearest) = nearest else { unreachable!("there is room for all") };
-            let (home, room) = &mut homes[nearest];
-            let home = *home;
+            let (target, room) = &mut targets[nearest];
+            let target = *target;
             *room -= 1;
             if *room == 0 {
-                homes.remove(nearest);
+                targets.remove(nearest);
             }
-            self.causes.entry(home).or_insert(StoreReason::Merge);
-            self.append(home, *posting, vector);
+            self.causes.entry(target).or_insert(StoreReason::Merge);
+            self.append(target, *posting, vector);
         }
         Ok(())
     }

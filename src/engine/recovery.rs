@@ -85,7 +85,7 @@ impl<S: Storage> Engine<S> {
             return self.start_after(replayed);
         }
         if protects!(Ordering) {
-            let replaced = self.make_root_file_anew();
+            let replaced = self.replace_root_file();
             if !self.has_room(replaced)? {
                 return self.start_after(replayed);
             }
@@ -233,8 +233,8 @@ impl<S: Storage> Engine<S> {
     /// Replaces a root file of epoch 1, so that its directory entry is durable: invariant 1 of the [module](self).
     ///
     /// No flush may be in progress, because the new file would lack its root.
-    pub(super) fn make_root_file_anew(&mut self) -> Result<()> {
-        if self.roots.is_anew() || holds!(Ordering, self.roots.newest().epoch > 1) {
+    pub(super) fn replace_root_file(&mut self) -> Result<()> {
+        if self.roots.is_replaced() || holds!(Ordering, self.roots.newest().epoch > 1) {
             return Ok(());
         }
         let file = self.roots.copy_to_new_file(&self.storage, &self.lock)?;

@@ -44,7 +44,7 @@ pub struct Roots<F> {
     newest_slot: usize,
     older: Option<Root>,
     /// Whether this open replaced the root file by a new one.
-    is_anew: bool,
+    is_replaced: bool,
     /// Whether a store over the older root has begun, so that the content of its slot is unknown.
     storing: bool,
     bytes_stored: u64,
@@ -108,7 +108,7 @@ impl<F: StorageFile> Roots<F> {
     #[must_use]
     pub fn new(file: PlainFile<F>, newest: Root, newest_slot: usize, older: Option<Root>) -> Self {
         let page_size = newest.geometry.page_size;
-        Self { file, page_size, newest, newest_slot, older, is_anew: false, storing: false, bytes_stored: 0 }
+        Self { file, page_size, newest, newest_slot, older, is_replaced: false, storing: false, bytes_stored: 0 }
     }
 
     /// Stores the first root of a new index in both slots, as generations 1 and 2.
@@ -149,7 +149,7 @@ impl<F: StorageFile> Roots<F> {
     /// file.
     pub fn use_file(&mut self, file: PlainFile<F>) {
         self.file = file;
-        self.is_anew = true;
+        self.is_replaced = true;
         if self.older.is_none() {
             self.older = Some(self.newest.clone());
         }
@@ -157,8 +157,8 @@ impl<F: StorageFile> Roots<F> {
 
     /// Reports whether this open has replaced the root file.
     #[must_use]
-    pub fn is_anew(&self) -> bool {
-        self.is_anew
+    pub fn is_replaced(&self) -> bool {
+        self.is_replaced
     }
 
     /// Returns the newest durable root.

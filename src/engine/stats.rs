@@ -132,8 +132,8 @@ pub enum BackgroundWork {
     Commit,
     /// Flushes by the timer or because of the size of the WAL, and retries of failed flushes.
     Flush,
-    /// Cell builds, and codes for unindexed postings. Without them searches read more vectors and take longer, but find
-    /// the same.
+    /// Cell builds, and codes for unindexed postings. Until they succeed, searches read more vectors and take longer;
+    /// their recall is not lower.
     Cells,
 }
 
@@ -182,7 +182,7 @@ pub struct ReachedRecall {
     /// Number of results.
     pub k: usize,
     /// Target recall.
-    pub asked: f32,
+    pub target: f32,
     /// Measured recall: mean share of the true nearest neighbours found.
     pub reached: f32,
     /// Whether searches for this target are exhaustive, because no smaller effort reached it or because a smaller one

@@ -16,10 +16,10 @@ use crate::{
     format::{geometry::IndexParams, node::BlockPointer},
     index::RoutingTable,
     lease::{Allocation, Lease},
-    limits,
     shard::{DataFile, Finder, Shard, SharedShard},
     space::{Reclaimer, Use},
     storage::StorageFile,
+    tuning,
 };
 
 /// Cells and the block pointer to their head, for a root to name.
@@ -124,8 +124,8 @@ impl<F: StorageFile> Working<F> {
         let now = self.cells.iter().flat_map(|(cells, _)| cells.allocations());
         let kept: BTreeSet<u64> = now.map(|allocation| allocation.run().page).collect();
         let allocations = before.into_iter().flat_map(|(cells, _)| cells.allocations().to_vec());
-        let given_up = allocations.filter(|allocation| !protects!(Ordering, kept.contains(&allocation.run().page)));
-        given_up.for_each(|allocation| self.space.retire(allocation, Use::Meta));
+        let dropped = allocations.filter(|allocation| !protects!(Ordering, kept.contains(&allocation.run().page)));
+        dropped.for_each(|allocation| self.space.retire(allocation, Use::Meta));
     }
 
     /// Allocates an extent. Grows the file if no extent is free.
@@ -199,7 +199,7 @@ fn take<F: StorageFile, T>(
         }
         let chunks = space.map().chunks();
         let chunk_bytes = u64::from(data.geometry().chunk_pages()) * data.geometry().page_size as u64;
-        let step = (chunks / 8).clamp(1, (limits::MAX_GROWTH_BYTES / chunk_bytes).max(1) as usize);
+        let step = (chunks / 8).clamp(1, (tuning::MAX_GROWTH_BYTES / chunk_bytes).max(1) as usize);
         let mut grown = data.grow(space.map().pages_of(chunks + step)).map(|()| step);
         if step > 1 && grown.as_ref().is_err_and(crate::ShardexError::is_out_of_space) {
             // A nearly full disk may still have room for the one chunk that is needed.

@@ -64,7 +64,8 @@ impl<S: Storage> Engine<S> {
 
     /// Removes all documents with ids in a range, in one batch. An empty range removes nothing.
     ///
-    /// Cost: grows with the postings of the index and not with the range.
+    /// Cost: one lookup per id for a range of fewer ids than 1/64 of the postings, otherwise one read of every posting
+    /// record of the index.
     ///
     /// # Errors
     /// As [`remove`](Self::remove). Returns `BatchTooLarge` if the WAL cannot hold the ids found: the caller must give

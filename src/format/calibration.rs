@@ -4,7 +4,7 @@ use super::{
     FormatError,
     codec::{Put as _, Reader},
 };
-use crate::limits;
+use crate::tuning;
 
 /// Recalls for which the table holds a search effort.
 pub const RECALLS: [f32; 8] = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995];
@@ -17,7 +17,7 @@ pub type EffortTable = [[SearchEffort; RECALLS.len()]; RESULTS.len()];
 
 /// Indices of the usual number of results in [`RESULTS`] and of the usual recall in [`RECALLS`].
 const USUAL: (usize, usize) = (2, 4);
-const _: () = assert!(RESULTS[USUAL.0] as usize == limits::USUAL_RESULTS && RECALLS[USUAL.1] == limits::USUAL_RECALL);
+const _: () = assert!(RESULTS[USUAL.0] as usize == tuning::USUAL_RESULTS && RECALLS[USUAL.1] == tuning::USUAL_RECALL);
 
 /// Search effort for a target recall.
 ///
@@ -181,10 +181,10 @@ impl Calibration {
 }
 
 /// Returns the number of principal axes that a calibration keeps: a quarter of the dimension, at most
-/// [`limits::PRINCIPAL_AXES`].
+/// [`tuning::PRINCIPAL_AXES`].
 #[must_use]
 pub fn axes_of(dimension: usize) -> usize {
-    (dimension / 4).min(limits::PRINCIPAL_AXES)
+    (dimension / 4).min(tuning::PRINCIPAL_AXES)
 }
 
 /// Reads an `f32`.

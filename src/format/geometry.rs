@@ -6,7 +6,7 @@
 use super::FormatError;
 use crate::{
     config::{Metric, ShardexConfig},
-    limits,
+    limits, tuning,
 };
 
 /// Length of a posting record in bytes: document id, start, length, norm, four zero bytes.
@@ -80,13 +80,13 @@ impl IndexParams {
     /// dirties as few pages as possible. Slots are padded so that each vector starts at a multiple of 64 bytes.
     #[must_use]
     pub fn slot_bytes(&self) -> usize {
-        (self.vector_bytes() + POSTING_BYTES).next_multiple_of(limits::EXTENT_ALIGN)
+        (self.vector_bytes() + POSTING_BYTES).next_multiple_of(tuning::EXTENT_ALIGN)
     }
 
     /// Returns the number of slots per extent.
     #[must_use]
     pub fn extent_slots(&self) -> usize {
-        limits::EXTENT_SLOTS.min(self.shard_size.next_power_of_two())
+        tuning::EXTENT_SLOTS.min(self.shard_size.next_power_of_two())
     }
 
     /// Returns the maximum number of extents in a shard.

@@ -4,7 +4,7 @@ use super::{
     FormatError,
     codec::{self, Put as _, Reader},
 };
-use crate::limits::{FORMAT_VERSION, MAX_COUNT};
+use crate::{limits::FORMAT_VERSION, tuning::MAX_COUNT};
 
 /// First bytes of the data file.
 pub const DATA_MAGIC: [u8; 8] = *b"SHXDATA\0";

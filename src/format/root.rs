@@ -14,7 +14,8 @@ use super::{
 use crate::{
     config::Metric,
     id::{Generation, Lsn},
-    limits::{FORMAT_VERSION, MAX_COUNT},
+    limits::FORMAT_VERSION,
+    tuning::MAX_COUNT,
 };
 
 /// Length of an encoded root in bytes. It is less than the smallest page (256 bytes).

@@ -8,9 +8,9 @@
 //! | `InvalidDimension`, `InvalidVector`, `InvalidPosting` | unchanged | correct the posting or query that it names |
 //! | `InvalidArgument`, `Config` | unchanged | correct the argument or field that it names |
 //! | `OutOfSpace` | a rejected write changed nothing; accepted ones stay accepted | free space, repeat the call |
-//! | `Undurable` | writes are rejected because background commits fail | see `stats().background_error` |
+//! | `Undurable` | writes are rejected because background commits or flushes fail | see `stats().background_error` |
 //! | `Poisoned` | a sync failed; nothing is acknowledged; searches see the last flushed state | open the index again |
-//! | `Corruption` | damaged bytes, with file and offset; not served | restore a backup; other shards still answer |
+//! | `Corruption` | damaged bytes, with file and offset; never part of an answer | restore a copy of the index |
 //! | `Locked` | another handle, process or reader holds the index | close it |
 //! | `Closed` | the handle was closed | open the index again |
 //!

@@ -42,4 +42,4 @@
 //! [`SearchOptions::exact`](crate::SearchOptions::exact) compares every vector. The index calibrates itself on its own
 //! data: [`IndexStats::recall`](crate::IndexStats::recall) shows the measured recalls and their LSN. A query unlike the
 //! stored data is flagged: [`SearchResponse::calibrated`](crate::SearchResponse::calibrated) is false, unless the
-//! search ended as an exhaustive one or had no target recall.
+//! search compared every vector or had no target recall.

@@ -72,13 +72,13 @@ impl<'a, 'b> CellQueue<'a, 'b> {
     /// Returns `Corruption` if a cell group is damaged.
     pub(super) fn new<F: StorageFile, B: Deref<Target = [u8]>>(
         from: (&'a CellIndex<B>, &DataFile<F>),
-        ahead: &mut Prefetch<'a>,
+        prefetch: &mut Prefetch<'a>,
         estimated: &'b mut [RankedId],
     ) -> Result<Self> {
         let (measured, order) = (Vec::with_capacity(4 * STRIDE), Vec::with_capacity(2 * STRIDE));
         let mut front = Self { estimated, at: 0, near: 0, coming: [None; STRIDE], least: 0.0, measured, order };
-        front.advance(from, ahead)?;
-        ahead.finish();
+        front.advance(from, prefetch)?;
+        prefetch.finish();
         Ok(front)
     }
 
@@ -90,7 +90,7 @@ impl<'a, 'b> CellQueue<'a, 'b> {
     pub(super) fn next<F: StorageFile, B: Deref<Target = [u8]>>(
         &mut self,
         from: (&'a CellIndex<B>, &DataFile<F>),
-        ahead: &mut Prefetch<'a>,
+        prefetch: &mut Prefetch<'a>,
         query: &QuantizedQuery,
     ) -> Result<Option<(RankedCell<'a>, &'a [u8])>> {
         while self.order.last().is_none_or(|nearest| self.least < nearest.0.distance()) {
@@ -98,7 +98,7 @@ impl<'a, 'b> CellQueue<'a, 'b> {
                 break;
             }
             self.measure(query);
-            self.advance(from, ahead)?;
+            self.advance(from, prefetch)?;
         }
         let Some((_, i)) = self.order.pop() else { return Ok(None) };
         let after = self.order.last().map_or(&[] as &[u8], |&(_, i)| self.measured[i as usize].codes);
@@ -112,7 +112,7 @@ impl<'a, 'b> CellQueue<'a, 'b> {
     fn advance<F: StorageFile, B: Deref<Target = [u8]>>(
         &mut self,
         (cells, data): (&'a CellIndex<B>, &DataFile<F>),
-        ahead: &mut Prefetch<'a>,
+        prefetch: &mut Prefetch<'a>,
     ) -> Result<()> {
         if self.at == self.near {
             let rest = &mut self.estimated[self.at..];
@@ -137,7 +137,7 @@ impl<'a, 'b> CellQueue<'a, 'b> {
                 let offset = cells.table().groups[group].pointer.page * data.geometry().page_size as u64;
                 cells::damaged(data.path(), offset, &what)
             })?;
-            ahead.push(opened.centroid(cell));
+            prefetch.push(opened.centroid(cell));
             *coming = Some(QueuedCell { number, group: opened, cell });
         }
         Ok(())

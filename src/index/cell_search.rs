@@ -45,21 +45,21 @@ pub(super) fn search_cells<F: StorageFile, B: Deref<Target = [u8]>>(
     search_cells_extending(snapshot, data, cells, query, limit, |_| Ok(Extension::No))
 }
 
-/// Searches by cells, and runs a second pass if `further`, called with the results of the first, returns wider limits.
+/// Searches by cells, and runs a second pass if `extend`, called with the results of the first, returns wider limits.
 ///
 /// The second pass scans the codes of the first pass again, in cells and of unindexed postings, and counts them again.
 /// The distances of indexed postings are not computed again, because these are in the visited set. Those of unindexed
 /// postings are computed again.
 ///
 /// # Errors
-/// Returns `Corruption` as [`search_cells`] does, and the errors of `further`.
+/// Returns `Corruption` as [`search_cells`] does, and the errors of `extend`.
 pub(super) fn search_cells_extending<F: StorageFile, B: Deref<Target = [u8]>>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &DataFile<F>,
     cells: &CellIndex<B>,
     (vector, k): (&[f32], usize),
     limit: SearchLimits,
-    further: impl FnOnce(&TopK) -> Result<Extension>,
+    extend: impl FnOnce(&TopK) -> Result<Extension>,
 ) -> Result<CellResults> {
     SCRATCH.with_borrow_mut(|scratch| {
         let Scratch { query, buffers, visited, held } = scratch;
@@ -80,21 +80,21 @@ pub(super) fn search_cells_extending<F: StorageFile, B: Deref<Target = [u8]>>(
             gains: 0,
             cut: false,
             in_order: 0,
-            given_up: false,
+            abandoned: false,
             looked_up: 0,
             most: limit.most,
             except: limit.except,
             gained: false,
             held,
             pending: Vec::new(),
-            ahead: Prefetch::default(),
+            prefetch: Prefetch::default(),
         };
         search_cells.search(query, buffers, &limit)?;
-        let again = match further(&search_cells.top)? {
-            _ if search_cells.given_up => false,
+        let extended = match extend(&search_cells.top)? {
+            _ if search_cells.abandoned => false,
             Extension::No => false,
             Extension::Everything => {
-                search_cells.given_up = true;
+                search_cells.abandoned = true;
                 false
             }
             Extension::To(limit) => {
@@ -105,8 +105,8 @@ pub(super) fn search_cells_extending<F: StorageFile, B: Deref<Target = [u8]>>(
             }
         };
         let cost = search_cells.cost();
-        let CellSearch { top, scanned, computed, walked, cut, given_up, .. } = search_cells;
-        Ok(CellResults { top, scanned, computed, cost, cells: walked, cut, given_up, again })
+        let CellSearch { top, scanned, computed, walked, cut, abandoned, .. } = search_cells;
+        Ok(CellResults { top, scanned, computed, cost, cells: walked, cut, abandoned, extended })
     })
 }
 
@@ -141,11 +141,11 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
         buffers.found.clear();
         buffers.done.clear();
         self.walk(query, buffers, limit)?;
-        if !self.given_up {
+        if !self.abandoned {
             self.take(&mut buffers.found)?;
             self.finish()?;
         }
-        if limit.unindexed && !self.given_up {
+        if limit.unindexed && !self.abandoned {
             let deviations = limit.effort.deviations.max(limit.unindexed_deviations);
             self.scan_unindexed(query, &SearchEffort { deviations, ..limit.effort }, &mut buffers.found)?;
         }
@@ -183,9 +183,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
                 done.sort_unstable();
                 routing.near.retain(|near| done.binary_search(&near.number()).is_err());
             }
-            let mut queue = CellQueue::new((cells, data), &mut self.ahead, &mut routing.near)?;
-            while let Some((next, after)) = queue.next((cells, data), &mut self.ahead, query)? {
-                self.ahead.plan(after, next.count);
+            let mut queue = CellQueue::new((cells, data), &mut self.prefetch, &mut routing.near)?;
+            while let Some((next, after)) = queue.next((cells, data), &mut self.prefetch, query)? {
+                self.prefetch.plan(after, next.count);
                 let bound = self.top.bound();
                 let beyond = next.base - bound;
                 let patience =
@@ -201,7 +201,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
                 let (blocks, base) = (next.codes, next.base - allow(next.error));
                 let error = allow(query.code_error(next.square));
                 let range = next.first..next.first + next.count;
-                distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut self.ahead, found);
+                distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut self.prefetch, found);
                 self.rerank_pending()?;
                 self.scanned += next.count;
                 if self.is_spent() {
@@ -276,7 +276,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
             let base = base - allow(query.bytes.base_error(unindexed.centroid.stored));
             for (blocks, range) in codes.parts(coded) {
                 self.scanned += range.len();
-                distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut self.ahead, found);
+                distance::scan(&Scan { planes, blocks, range, step, error, base, bound }, &mut self.prefetch, found);
             }
             if bound == f32::INFINITY {
                 found.sort_unstable_by(nearest_first);
@@ -284,7 +284,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
             for some in found.chunks(TOGETHER) {
                 some.iter()
                     .for_each(|one| self.ask_for((one.lower_bound, None), (number, one.reference as usize, shard)));
-                self.ahead.finish();
+                self.prefetch.finish();
                 self.rerank_pending()?;
             }
             found.clear();
@@ -300,7 +300,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
 
     /// Reports whether the cost exceeds its limit, and then marks the search as abandoned.
     pub(super) fn is_spent(&mut self) -> bool {
-        self.given_up |= self.cost() > self.most;
-        self.given_up
+        self.abandoned |= self.cost() > self.most;
+        self.abandoned
     }
 }

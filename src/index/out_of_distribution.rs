@@ -26,9 +26,9 @@ use crate::{
     error::Result,
     failpoint::protects,
     lease::Lease,
-    limits,
     shard::{self, DataFile},
     storage::StorageFile,
+    tuning,
 };
 
 /// Computes the two measures of the remoteness of a query from the nearest posting found. An undefined measure is NaN,
@@ -52,12 +52,15 @@ pub(super) fn remoteness<F: StorageFile>(
             return Ok([product, product / distance::dot(row, row).sqrt()]);
         }
     };
-    let around = distance::squared_l2(row, place_of(snapshot, nearest));
+    let around = distance::squared_l2(row, shard_centroid_of(snapshot, nearest));
     Ok([square.sqrt(), (square / around).sqrt()])
 }
 
 /// Returns the centroid of the shard that holds a candidate.
-pub(super) fn place_of<'a, L: Deref<Target = [u8]> + Clone>(snapshot: &'a Snapshot<L>, found: &Candidate) -> &'a [f32] {
+pub(super) fn shard_centroid_of<'a, L: Deref<Target = [u8]> + Clone>(
+    snapshot: &'a Snapshot<L>,
+    found: &Candidate,
+) -> &'a [f32] {
     let Some(shard) = shard_of(snapshot, found.shard) else { unreachable!("a candidate has a shard") };
     &shard.centroid
 }
@@ -90,8 +93,8 @@ pub(super) fn is_out_of_distribution<F: StorageFile>(
         return Ok(true);
     }
     let is_far = protects!(Recall, exceeds(remoteness(snapshot, data, query, nearest)?, calibration.far));
-    let says_nothing = || metric == Metric::Dot && snapshot.unindexed_shard_of(nearest.slot_id()).is_some();
-    Ok(is_far && !protects!(Recall, says_nothing()))
+    let is_unknown = || metric == Metric::Dot && snapshot.unindexed_shard_of(nearest.slot_id()).is_some();
+    Ok(is_far && !protects!(Recall, is_unknown()))
 }
 
 /// Reports whether at least one of the two measures exceeds its threshold.
@@ -99,11 +102,12 @@ pub(super) fn exceeds(remoteness: [f32; 2], far: [f32; 2]) -> bool {
     remoteness.iter().zip(far).any(|(&remoteness, far)| remoteness > far)
 }
 
-/// Computes the threshold of each measure: the value that a share of [`CALIBRATION_FAR`](limits::CALIBRATION_FAR) of
+/// Computes the threshold of each measure: the value that a share of [`CALIBRATION_FAR`](tuning::CALIBRATION_FAR) of
 /// the calibration queries does not exceed, extrapolated from the sample. A measure without a known value gets
 /// `f32::MAX`.
 pub(super) fn far(remoteness: &[[f32; 2]], metric: Metric) -> [f32; 2] {
-    [0, 1].map(|way| threshold(&remoteness.iter().map(|remoteness| remoteness[way]).collect::<Vec<_>>(), metric))
+    [0, 1]
+        .map(|measure| threshold(&remoteness.iter().map(|remoteness| remoteness[measure]).collect::<Vec<_>>(), metric))
 }
 
 /// Computes the threshold of one measure: see [`far`].
@@ -116,21 +120,21 @@ pub(super) fn threshold(measures: &[f32], metric: Metric) -> f32 {
     if known.is_empty() {
         f32::MAX
     } else {
-        exceeded(&known, limits::CALIBRATION_FAR, known.len() as u32).min(f32::MAX)
+        exceeded(&known, tuning::CALIBRATION_FAR, known.len() as u32).min(f32::MAX)
     }
 }
 
 /// Raises the thresholds `far` to the value that a share of `CALIBRATION_FOUND.0` of `found` does not exceed.
 pub(super) fn beyond_found(far: [f32; 2], found: &[[f32; 2]]) -> [f32; 2] {
-    [0, 1].map(|way| {
-        let found = known(found, way);
-        if found.is_empty() { far[way] } else { at(&found, limits::CALIBRATION_FOUND.0).max(far[way]) }
+    [0, 1].map(|measure| {
+        let found = known(found, measure);
+        if found.is_empty() { far[measure] } else { at(&found, tuning::CALIBRATION_FOUND.0).max(far[measure]) }
     })
 }
 
 /// Collects the known values of one measure in ascending order.
-fn known(remoteness: &[[f32; 2]], way: usize) -> Vec<f32> {
-    sorted(remoteness.iter().map(|remoteness| remoteness[way]).filter(|remoteness| !remoteness.is_nan()))
+fn known(remoteness: &[[f32; 2]], measure: usize) -> Vec<f32> {
+    sorted(remoteness.iter().map(|remoteness| remoteness[measure]).filter(|remoteness| !remoteness.is_nan()))
 }
 
 /// Returns the vector of a candidate.

@@ -62,7 +62,7 @@ struct Level {
     /// Numbers of the level's shards.
     shards: BTreeSet<u32>,
     /// Pivot of each shard and its distance. A shard has no entry while the level has no pivot.
-    homes: BTreeMap<u32, ShardDistance>,
+    nearest_pivots: BTreeMap<u32, ShardDistance>,
     /// Shards of each pivot, in ascending order. They are contiguous because each routing reads some of these lists.
     members: BTreeMap<u32, Vec<u32>>,
 }
@@ -88,7 +88,7 @@ impl Level {
 
     /// Assigns a shard to a pivot, and removes it from its previous one.
     fn move_to(&mut self, number: u32, home: ShardDistance) {
-        if let Some(before) = self.homes.insert(number, home) {
+        if let Some(before) = self.nearest_pivots.insert(number, home) {
             self.leave(before, number);
         }
         let members = self.members.entry(home.1).or_default();
@@ -117,11 +117,11 @@ impl Level {
                 .iter()
                 .filter(|&&shard| shard != number)
                 .map(|&shard| (shard, ShardDistance(distance::squared_l2(rows.row(shard), pivot), number)))
-                .filter(|(shard, near)| self.homes.get(shard).is_none_or(|home| near.is_before(*home)))
+                .filter(|(shard, near)| self.nearest_pivots.get(shard).is_none_or(|home| near.is_before(*home)))
                 .collect();
             nearer.into_iter().for_each(|(shard, near)| self.move_to(shard, near));
         }
-        if !self.homes.contains_key(&number) {
+        if !self.nearest_pivots.contains_key(&number) {
             self.assign(rows, number);
         }
     }
@@ -129,11 +129,11 @@ impl Level {
     /// Removes a shard, and assigns its own shards to other pivots if it is a pivot. The row of the shard is not read.
     fn remove(&mut self, rows: CentroidRows<'_>, number: u32) {
         self.shards.remove(&number);
-        if let Some(home) = self.homes.remove(&number) {
+        if let Some(home) = self.nearest_pivots.remove(&number) {
             self.leave(home, number);
         }
         for orphan in self.members.remove(&number).into_iter().flatten() {
-            self.homes.remove(&orphan);
+            self.nearest_pivots.remove(&orphan);
             self.assign(rows, orphan);
         }
     }
@@ -204,8 +204,9 @@ impl Pivots {
 
     /// Returns each shard with its pivot, level by level.
     #[cfg(test)]
-    pub(super) fn homes(&self) -> Vec<(u32, u32)> {
-        let homes = |level: &Level| level.homes.iter().map(|(&shard, home)| (shard, home.1)).collect::<Vec<_>>();
-        self.levels.iter().flat_map(homes).collect()
+    pub(super) fn nearest_pivots(&self) -> Vec<(u32, u32)> {
+        let nearest_pivots =
+            |level: &Level| level.nearest_pivots.iter().map(|(&shard, home)| (shard, home.1)).collect::<Vec<_>>();
+        self.levels.iter().flat_map(nearest_pivots).collect()
     }
 }

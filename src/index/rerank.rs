@@ -74,7 +74,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
         let slots = geometry.extent_slots();
         if shard.is_live(slot) && least <= self.top.bound() && self.except != Some((number, slot)) {
             let extent = &shard.extents()[slot / slots];
-            self.ahead.push(shard::slot_bytes(extent.lent(), slot % slots, geometry));
+            self.prefetch.push(shard::slot_bytes(extent.lent(), slot % slots, geometry));
             self.pending.push(PendingRerank { least, reference, number, slot, extent });
         }
     }
@@ -98,7 +98,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
                 rest.select_nth_unstable_by(count - 1, nearest_first);
                 first += count;
                 rest[..count].iter().for_each(|one| self.look_up(one));
-                self.ahead.finish();
+                self.prefetch.finish();
                 self.rerank_pending()?;
             }
             found.drain(..first);
@@ -122,9 +122,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
     pub(super) fn finish(&mut self) -> Result<()> {
         // Prefetches the centroid that the out-of-distribution check reads after the search.
         if let Some(nearest) = self.top.nearest() {
-            self.ahead.push(bytemuck::cast_slice(out_of_distribution::place_of(self.snapshot, nearest)));
+            self.prefetch.push(bytemuck::cast_slice(out_of_distribution::shard_centroid_of(self.snapshot, nearest)));
         }
-        self.ahead.finish();
+        self.prefetch.finish();
         self.rerank_pending()?;
         let mut held = std::mem::take(self.held);
         let bound = self.top.bound();
@@ -136,7 +136,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
             }
             let bound = self.top.bound();
             some.iter().filter(|one| one.lower_bound <= bound).for_each(|one| self.look_up(one));
-            self.ahead.finish();
+            self.prefetch.finish();
             self.rerank_pending()?;
         }
         *self.held = held;
@@ -199,7 +199,7 @@ pub(super) struct CellSearch<'a, F: StorageFile, B> {
     /// Number of computed distances whose vectors were read in slot order, without codes.
     pub(super) in_order: usize,
     /// Whether the search was abandoned: it exceeded its cost limit, or an exhaustive search is wanted.
-    pub(super) given_up: bool,
+    pub(super) abandoned: bool,
     /// Number of candidates resolved to slots, those of removed postings included.
     pub(super) looked_up: usize,
     /// Cost limit, in the unit of [`CellResults::cost`](super::search_limits::CellResults::cost).
@@ -213,5 +213,5 @@ pub(super) struct CellSearch<'a, F: StorageFile, B> {
     /// Candidates queued for re-ranking.
     pub(super) pending: Vec<PendingRerank<'a, F::Lent>>,
     /// Queue of bytes to prefetch.
-    pub(super) ahead: Prefetch<'a>,
+    pub(super) prefetch: Prefetch<'a>,
 }

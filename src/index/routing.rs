@@ -7,7 +7,7 @@ use super::pivots::{self, CentroidRows, Pivots, ShardDistance};
 use crate::{
     codes::{self, RoundedVector},
     distance::{self, ByteBlocks, ROWS},
-    limits,
+    tuning,
 };
 
 /// Centroids by shard number. The row of a number without a shard is infinite, so no vector is near it.
@@ -35,10 +35,10 @@ pub struct RoutingTable {
 }
 
 impl RoutingTable {
-    /// Creates an empty table that compares all centroids of up to [`ROUTED_BY_ALL`](limits::ROUTED_BY_ALL) shards.
+    /// Creates an empty table that compares all centroids of up to [`ROUTED_BY_ALL`](tuning::ROUTED_BY_ALL) shards.
     #[must_use]
     pub fn new(dimension: usize) -> Self {
-        Self::comparing_all_up_to(limits::ROUTED_BY_ALL, dimension)
+        Self::comparing_all_up_to(tuning::ROUTED_BY_ALL, dimension)
     }
 
     /// Creates an empty table that compares all centroids of up to `all_up_to` shards.
@@ -256,8 +256,8 @@ mod tests {
                 anew.set(number as u32, row.as_deref());
             }
             assert_eq!(near, (anew.nearest(&query), anew.nearest_few(&query, 16, &[number])), "{n}");
-            let homes = |table: &RoutingTable| table.pivots.as_ref().map(Pivots::homes);
-            if let (Some(known), Some(made)) = (homes(&table), homes(&anew)) {
+            let nearest_pivots = |table: &RoutingTable| table.pivots.as_ref().map(Pivots::nearest_pivots);
+            if let (Some(known), Some(made)) = (nearest_pivots(&table), nearest_pivots(&anew)) {
                 assert_eq!(known, made, "{n}");
             }
         }

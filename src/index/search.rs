@@ -21,10 +21,10 @@ use crate::{
         geometry::IndexParams,
     },
     lease::Lease,
-    limits,
     posting::StopReason,
     shard::DataFile,
     storage::StorageFile,
+    tuning,
 };
 
 /// Number of shards per task of a parallel scan, the last task excepted. A smaller task isn't worth waking a thread.
@@ -97,7 +97,7 @@ impl SearchScope {
                     // does.
                     (1.0 - (1.0 - recall) * part).min(best.max(recall))
                 };
-                let recall = better(recall, part * (1.0 - (limits::MOVED.0 * moved).min(limits::MOVED.1)));
+                let recall = better(recall, part * (1.0 - (tuning::MOVED.0 * moved).min(tuning::MOVED.1)));
                 let mut effort = cells.effort(k, recall);
                 if effort == SearchEffort::exhaustive() && codes == usize::MAX && !self.by_cells {
                     return None;
@@ -105,7 +105,7 @@ impl SearchScope {
                 // A better result lowers the bound. Relative to it the shards of further new results seem farther. So
                 // the margin grows with the share of new postings.
                 if effort != SearchEffort::exhaustive() {
-                    effort.shard_margin += limits::MOVED_SHARDS * moved * effort.shard_margin.abs();
+                    effort.shard_margin += tuning::MOVED_SHARDS * moved * effort.shard_margin.abs();
                 }
                 // Unindexed postings may lack codes, and codes may be of removed postings. So a search by cells may
                 // cost more than an exhaustive one. So its cost is limited to that of an exhaustive search.
@@ -176,7 +176,7 @@ pub fn search_on<F: StorageFile>(
             Some(limit) if !cells.is_damaged() => match by_cells(snapshot, data, cells, (query, k), (scope, limit)) {
                 Err(_) if cells.is_damaged() => {}
                 // The search was abandoned and an exhaustive one follows. The statistics include the work of both.
-                Ok((CellResults { given_up: true, scanned, computed, cells, .. }, _)) => {
+                Ok((CellResults { abandoned: true, scanned, computed, cells, .. }, _)) => {
                     (slop, wasted) = (usize::MAX, (scanned, computed, cells));
                 }
                 results => {
@@ -261,14 +261,14 @@ fn by_cells<F: StorageFile>(
         if !out_of_distribution || scope.slop.is_some() {
             return Ok(Extension::No);
         }
-        Ok(match scope.limit(cells, snapshot, k, limits::FAR_MISSED) {
+        Ok(match scope.limit(cells, snapshot, k, tuning::FAR_MISSED) {
             None => Extension::Everything,
             // The higher target recall may map to the same effort. A second pass would find nothing new.
             Some(wider) if wider.effort == limit.effort => Extension::No,
             Some(wider) => Extension::To(wider),
         })
     })?;
-    if results.again && !results.given_up {
+    if results.extended && !results.abandoned {
         // The first pass may have missed the nearest posting, so the check is repeated.
         out_of_distribution = is_out_of_distribution(&results.top)?;
     }
@@ -285,15 +285,15 @@ where
     let mut order: Vec<usize> = (0..queries.len()).collect();
     if let Some(cells) = &snapshot.cells {
         let (mut query, mut routing) = (QuantizedQuery::default(), RoutingScratch::default());
-        let place = |vector: &[f32]| {
+        let group = |vector: &[f32]| {
             // A query of a wrong dimension is rejected later, so its position is arbitrary.
             (vector.len() == geometry.dimension).then(|| {
                 query.set(vector, cells.frame(), geometry.metric);
                 cells.router().nearest_group(&query, &mut routing)
             })
         };
-        let places: Vec<Option<usize>> = queries.iter().map(AsRef::as_ref).map(place).collect();
-        order.sort_by_key(|&i| places[i]);
+        let groups: Vec<Option<usize>> = queries.iter().map(AsRef::as_ref).map(group).collect();
+        order.sort_by_key(|&i| groups[i]);
     }
     order
 }

@@ -3,7 +3,7 @@
 use super::topk::TopK;
 use crate::{
     format::calibration::{RECALLS, SearchEffort},
-    limits,
+    tuning,
 };
 
 /// Limits of a search by cells.
@@ -32,10 +32,10 @@ impl SearchLimits {
 }
 
 /// Returns the standard deviations allowed for at a target recall where no calibration has measured them. See
-/// [`limits::UNINDEXED_DEVIATIONS`].
+/// [`tuning::UNINDEXED_DEVIATIONS`].
 pub(super) fn unindexed_deviations(recall: f32) -> f32 {
     let at = RECALLS.partition_point(|&known| known < recall);
-    limits::UNINDEXED_DEVIATIONS[at.min(RECALLS.len() - 1)]
+    tuning::UNINDEXED_DEVIATIONS[at.min(RECALLS.len() - 1)]
 }
 
 /// Results and statistics of a search by cells.
@@ -54,9 +54,9 @@ pub(super) struct CellResults {
     /// Whether the search stopped at its limit of scanned codes.
     pub(super) cut: bool,
     /// Whether the search was abandoned: it exceeded its cost limit, or an exhaustive search is wanted.
-    pub(super) given_up: bool,
+    pub(super) abandoned: bool,
     /// Whether the search ran a second pass with wider limits.
-    pub(super) again: bool,
+    pub(super) extended: bool,
 }
 
 /// Decision after the first pass of a search by cells.

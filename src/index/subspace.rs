@@ -11,7 +11,7 @@
 use std::borrow::Cow;
 
 use super::quantile::{at, exceeded, sorted};
-use crate::{config::Metric, distance, env::Cancel, error::Result, format::calibration::axes_of, limits};
+use crate::{config::Metric, distance, env::Cancel, error::Result, format::calibration::axes_of, tuning};
 
 /// Rounds of the subspace iteration. The axes need not be exact: the threshold is measured with the same axes.
 const ROUNDS: usize = 8;
@@ -49,7 +49,7 @@ fn orthonormalise(rows: &mut [f32], dimension: usize) {
 
 /// Replaces each axis of zeros by the direction in which the rows lie farthest outside the other axes. Otherwise such an
 /// axis would stay zeros, although the rows span more. Rows have norm 1. What is outside by less than
-/// [`AXES_FLOOR`](limits::AXES_FLOOR) counts as rounding.
+/// [`AXES_FLOOR`](tuning::AXES_FLOOR) counts as rounding.
 ///
 /// # Errors
 /// Returns `Closed` if it is cancelled.
@@ -65,7 +65,7 @@ fn refill(axes: &mut [f32], rows: &[Vec<f32>], dimension: usize, cancel: &dyn Ca
             distance::dot(&rest, &rest)
         };
         let farthest = rows.iter().map(|row| (outside(row), row)).max_by(|a, b| a.0.total_cmp(&b.0));
-        let Some((_, row)) = farthest.filter(|&(square, _)| square > limits::AXES_FLOOR.powi(2)) else { break };
+        let Some((_, row)) = farthest.filter(|&(square, _)| square > tuning::AXES_FLOOR.powi(2)) else { break };
         let mut rest = row.clone();
         remove(&mut rest, axes);
         remove(&mut rest, axes);
@@ -113,20 +113,20 @@ pub(super) fn principal_axes(rows: &[f32], centre: &[f32], metric: Metric, cance
 
 /// Computes the threshold of [`outside`] for vectors that are not among those of the axes.
 ///
-/// It is at least [`AXES_FLOOR`](limits::AXES_FLOOR) of a usual vector's norm. If the axes span all data, what lies
+/// It is at least [`AXES_FLOOR`](tuning::AXES_FLOOR) of a usual vector's norm. If the axes span all data, what lies
 /// outside is rounding, and any noise in a query would exceed it.
 pub(super) fn threshold(vectors: &[&[f32]], axes: &[f32], centre: &[f32], metric: Metric) -> f32 {
     let known = |measure: &dyn Fn(&[f32]) -> f32| sorted(vectors.iter().map(|x| measure(x)).filter(|x| !x.is_nan()));
     let measures = known(&|vector| outside(vector, axes, centre, metric));
     let floor = match metric {
-        Metric::L2 => limits::AXES_FLOOR * at(&known(&|vector| distance::squared_l2(vector, centre).sqrt()), 0.5),
-        Metric::Cosine | Metric::Dot => limits::AXES_FLOOR.powi(2),
+        Metric::L2 => tuning::AXES_FLOOR * at(&known(&|vector| distance::squared_l2(vector, centre).sqrt()), 0.5),
+        Metric::Cosine | Metric::Dot => tuning::AXES_FLOOR.powi(2),
     };
     if measures.is_empty() {
         return f32::MAX;
     }
     // No power tail here: where most data lie within the span, the ratio of two of these distances says nothing.
-    exceeded(&measures, limits::CALIBRATION_FAR, measures.len() as u32).max(floor).min(f32::MAX)
+    exceeded(&measures, tuning::CALIBRATION_FAR, measures.len() as u32).max(floor).min(f32::MAX)
 }
 
 /// Computes how far outside the span of the axes a vector lies: a distance by L2, else a share of its square norm.
@@ -141,7 +141,7 @@ pub(super) fn outside(vector: &[f32], axes: &[f32], centre: &[f32], metric: Metr
         Metric::Cosine | Metric::Dot => Cow::Borrowed(vector),
     };
     let whole = distance::dot(&relative, &relative);
-    let mut along = [0.0; limits::PRINCIPAL_AXES];
+    let mut along = [0.0; tuning::PRINCIPAL_AXES];
     let along = &mut along[..axes.len() / vector.len()];
     distance::dot_many(&relative, axes, along);
     // The axes are orthonormal. Rounding is less than the smallest threshold.

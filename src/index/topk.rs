@@ -70,14 +70,14 @@ pub struct TopK {
     k: usize,
     heap: BinaryHeap<Candidate>,
     /// Whether a kept candidate may be offered again.
-    again: bool,
+    may_repeat: bool,
 }
 
 impl TopK {
     /// Creates an empty set for `k` candidates.
     #[must_use]
     pub fn new(k: usize) -> Self {
-        Self { k, heap: BinaryHeap::with_capacity(k.min(4_096)), again: false }
+        Self { k, heap: BinaryHeap::with_capacity(k.min(4_096)), may_repeat: false }
     }
 
     /// Upper bound on the distance of a useful candidate: candidates farther than this are rejected. Candidates at
@@ -98,7 +98,7 @@ impl TopK {
 
     /// Allows candidates to be offered again. Cost: each later offer is compared with every kept candidate.
     pub fn is_offered_again(&mut self) {
-        self.again = true;
+        self.may_repeat = true;
     }
 
     /// Returns the number of candidates missing until the set is full.
@@ -115,7 +115,7 @@ impl TopK {
 
     /// Offers a candidate. The set keeps it if it is among the `k` nearest so far.
     pub fn offer(&mut self, candidate: Candidate) {
-        if self.again && self.heap.iter().any(|known| known.slot_id() == candidate.slot_id()) {
+        if self.may_repeat && self.heap.iter().any(|known| known.slot_id() == candidate.slot_id()) {
             return;
         }
         if self.heap.len() < self.k {

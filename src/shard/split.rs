@@ -5,7 +5,7 @@
 
 use rand::{Rng, RngExt as _};
 
-use crate::{distance, limits};
+use crate::{distance, tuning};
 
 /// Reciprocal of the minimum share of the rows in either half: one eighth.
 const SMALLEST_SHARE: usize = 8;
@@ -35,7 +35,7 @@ pub fn two_means(rows: &[&[f32]], rng: &mut impl Rng) -> Halves {
     };
     let mut centroids = [first.to_vec(), far(first)];
     let mut second = assign(rows, &centroids);
-    for _ in 1..limits::SPLIT_ROUNDS {
+    for _ in 1..tuning::SPLIT_ROUNDS {
         centroids = means(rows, &second);
         let next = assign(rows, &centroids);
         if next == second {

@@ -315,7 +315,7 @@ impl<S: Storage> Shardex<S> {
     /// Cost: proportional to the number of shards that changed since the last call. Reads no vector.
     ///
     /// # Errors
-    /// Returns `Closed` if the handle is closed, and `Io` if a file's length can't be read.
+    /// Returns `Closed` if the handle is closed, `Poisoned` if the writer has died, and `Io` if a length can't be read.
     pub async fn stats(&self) -> Result<IndexStats> {
         self.ask(Command::Stats).await
     }
@@ -327,8 +327,8 @@ impl<S: Storage> Shardex<S> {
     /// writes, commits and flushes continue. One full check runs at a time.
     ///
     /// # Errors
-    /// Returns `Io` if the disk can't be read, and `Closed` if the index is closed before or during the check. Damage
-    /// is a finding in the report, not an error.
+    /// Returns `Io` if the disk can't be read, `Poisoned` if the writer has ended unexpectedly, and `Closed` if the index is
+    /// closed before or during the check. Damage is a finding in the report, not an error.
     pub async fn check(&self, level: CheckLevel) -> Result<ConsistencyReport> {
         self.ask(|reply| Command::Check(level, reply)).await
     }
@@ -345,11 +345,11 @@ impl<S: Storage> Shardex<S> {
 
     /// Searches for the nearest postings with the given options.
     ///
-    /// The search sees everything accepted before the call, flushed or not. It never waits for the writer. It runs on
-    /// the calling task.
+    /// The search sees everything accepted before the call, flushed or not. It never waits for the writer.
     ///
     /// Cost: with cells a few thousand codes and tens of distances. Without cells one distance per posting in the
-    /// shards scanned, and one per shard if `slop` limits them.
+    /// shards scanned, and one per shard if `slop` limits them. The search keeps the calling task to its end: run
+    /// exhaustive searches of a large index on a thread that may block.
     ///
     /// # Errors
     /// Returns `InvalidDimension` or `InvalidVector` if the query is refused, and `InvalidArgument` if an option is out

@@ -1,12 +1,12 @@
 //! Timers of the writer: commits, flushes, and retries of failed background work.
 //!
 //! Invariants:
-//! 1. An error of a background commit or flush makes other calls fail in three cases only: by invariant 2, if they wait
-//!    for that flush, or if a sync has failed, which poisons the engine. The commit or flush is retried after the
-//!    delays of `Failure::delay`, until it succeeds or a sync fails. A failed cell build is retried after a number of
-//!    operations (`Engine::cell_build_failed`), a failed encoding of unindexed postings after the next installation of
-//!    cells.
-//! 2. While background commits or flushes fail, at most one batch is accepted beyond the limits for undurable writes.
+//! 1. An error of a background commit or flush makes another call fail in three cases only. The call waits for that
+//!    flush; or invariant 3 refuses its write; or a sync has failed, which poisons the engine.
+//! 2. A failed background commit or flush is retried after the delays of `Failure::delay`, until it succeeds or a sync
+//!    fails. A failed cell build is retried after a number of operations (`Engine::cell_build_failed`), a failed
+//!    encoding of unindexed postings after the next installation of cells.
+//! 3. While background commits or flushes fail, at most one batch is accepted beyond the limits for undurable writes.
 //!    Further writes get `Undurable`.
 
 use std::time::Duration;

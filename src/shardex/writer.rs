@@ -31,10 +31,10 @@ use crate::{
     error::{Result, ShardexError},
     id::{DocumentId, Lsn},
     index::NewCodes,
-    limits,
     posting::Posting,
     runtime::Runtime,
     storage::Storage,
+    tuning,
 };
 
 /// Number of retained roots. Each retains a part of the WAL.
@@ -242,7 +242,7 @@ impl<S: Storage> Writer<S> {
     fn waits_for_wal(&mut self, limit: u64) -> bool {
         for _ in 0..=ROOTS_RETAINED {
             // After a failed flush the timer or a larger WAL (`flush_above`) starts the next try.
-            if self.flush_failed || self.engine.wal_retained() <= limit.saturating_mul(limits::WAL_SHARES) {
+            if self.flush_failed || self.engine.wal_retained() <= limit.saturating_mul(tuning::WAL_SHARES) {
                 return false;
             }
             if self.flushing.is_none() {

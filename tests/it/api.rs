@@ -160,6 +160,30 @@ fn bad_configurations_are_refused_by_field() {
 }
 
 #[test]
+fn a_wal_limit_below_four_segments_is_refused_at_an_open_and_changes_nothing() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let config = config(&dir);
+    block_on(async {
+        let index = Shardex::create(config.clone()).await?;
+        index.add_postings(documents(0..20)).await?;
+        index.close().await
+    })
+    .expect("made");
+    let leftover = config.directory_path.join("root.new");
+    fs::write(&leftover, "left").expect("written");
+    let too_small = config.options.clone().wal_max_bytes(4 * (16 << 10) - 1);
+    match block_on(Shardex::open_with(&config.directory_path, too_small)) {
+        Err(ShardexError::Config { field, .. }) => assert_eq!(field, "wal_max_bytes"),
+        other => panic!("{other:?}"),
+    }
+    assert!(leftover.exists(), "a refused open removes no file");
+    let least = config.options.clone().wal_max_bytes(4 * (16 << 10));
+    let index = block_on(Shardex::open_with(&config.directory_path, least)).expect("four segments are enough");
+    assert_eq!(block_on(index.stats()).expect("open").total_postings, 20);
+    assert!(!leftover.exists());
+}
+
+#[test]
 fn directories_that_are_no_index_are_refused_and_left_alone() {
     let dir = TempDir::new().expect("a temporary directory");
     let missing = dir.path().join("a").join("b");
@@ -471,7 +495,7 @@ fn what_outlives_its_handle_keeps_its_bytes_and_the_index_locked() {
         drop(index);
         assert!(reader(open().await), "hits hold it after a drop");
         let message = Shardex::open(&config.directory_path).await.map(drop).expect_err("locked").to_string();
-        assert!(message.contains("a snapshot or a search result"), "{message}");
+        assert!(message.contains("a snapshot or the `Hits` of a search"), "{message}");
         assert_eq!(hits.to_response(), in_hits);
         drop(hits);
         open().await

@@ -135,8 +135,8 @@ struct Refusing {
 impl Refusing {
     fn env(name: &'static str, refuses: bool) -> (Arc<Self>, Env) {
         let refusing = Arc::new(Self { name, refuses: refuses.into(), ..Self::default() });
-        let asked = Arc::clone(&refusing);
-        let runtime = Arc::new(Gate::new(Threads::default(), move |name| asked.may_start(name)));
+        let target = Arc::clone(&refusing);
+        let runtime = Arc::new(Gate::new(Threads::default(), move |name| target.may_start(name)));
         (refusing, Env { runtime, ..Env::system() })
     }
 }

@@ -560,7 +560,7 @@ fn what_recalls_take_is_found_anew_when_much_has_moved() {
     let last = engine.stats().expect("figures").last_lsn;
     assert_eq!((first.lsn, first.postings, first.moved), (last, 6_000, 0));
     assert_eq!(first.reached.len(), 48);
-    assert!(first.reached.iter().all(|line| line.reached >= line.asked), "{first:?}");
+    assert!(first.reached.iter().all(|line| line.reached >= line.target), "{first:?}");
     // 600 of the 6,000 postings are replaced, then 400 are removed.
     let others: Vec<Posting> =
         (0..600u64).map(|n| posting(u128::from(n), 0, clustered(70_000 + n, dimension))).collect();
@@ -589,7 +589,7 @@ fn what_recalls_take_is_found_anew_when_much_has_moved() {
     assert_eq!((engine.stats().expect("figures").cells, groups(&engine)), (cells, places), "the same cells");
     let second = proof(&engine);
     assert_eq!((second.lsn, second.moved), (engine.stats().expect("figures").last_lsn, 0));
-    assert!(second.reached.iter().all(|line| line.reached >= line.asked), "{second:?}");
+    assert!(second.reached.iter().all(|line| line.reached >= line.target), "{second:?}");
     assert!(second.reached.iter().filter(|line| !line.everything).count() > 20, "{second:?}");
     assert!(!engine.wants_cell_build());
     let (reached, _) = measure(&engine, 900_000..900_100, recall_of(0.95));

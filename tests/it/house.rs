@@ -443,6 +443,31 @@ const PLAIN: &[&str] = &[
 ];
 
 #[test]
+fn the_code_map_names_every_module() {
+    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("readable");
+    let (_, map) = architecture.split_once("\n## Code map").expect("it has a code map");
+    let map = map.split("\n## ").next().unwrap_or_default();
+    let rows: Vec<(&str, &str)> = map.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | ")).collect();
+    let mut missing = BTreeSet::new();
+    for module in modules(&root().join("src")).into_keys() {
+        let has = |text: &str, name: &str| text.contains(&format!("`{name}`")) || text.contains(&format!("`{name}/`"));
+        let [first, inner @ ..] = &module[..] else { continue };
+        let Some((_, owns)) = rows.iter().find(|(of, _)| has(of, first)) else {
+            missing.insert(first.clone());
+            continue;
+        };
+        // The chapters of the guide and the subcommands of the tool need no map.
+        if let Some(name) = inner.last()
+            && !["guide", "cli", "bin"].contains(&first.as_str())
+            && !has(owns, name)
+        {
+            missing.insert(module.join("/"));
+        }
+    }
+    assert!(rows.len() > 10 && missing.is_empty(), "{missing:?}");
+}
+
+#[test]
 fn public_types_are_named_in_words_of_the_glossary() {
     assert!(PLAIN.len() <= 150, "{} plain words", PLAIN.len());
     let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("readable");

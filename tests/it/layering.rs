@@ -28,6 +28,7 @@ const ORDER: &[&str] = &[
     "env",
     "runtime",
     "error",
+    "tuning",
     "limits",
     "id",
     "failpoint",

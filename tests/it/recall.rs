@@ -93,7 +93,7 @@ fn an_offset_costs_nothing() {
         assert!(reached.iter().all(|of| of.does(true)), "{name}: {reached:?}");
         // At a target recall of 0.99 some searches become exhaustive, and chance decides which. Their cost depends on
         // other things than the offset, so it is not compared.
-        let told = reached.iter().filter(|of| of.k == 10 && of.asked < 0.99);
+        let told = reached.iter().filter(|of| of.k == 10 && of.target < 0.99);
         told.map(|of| (of.scanned(), of.computed())).collect()
     };
     let at_origin = costs("normal");
@@ -128,15 +128,15 @@ fn a_recall_holds_without_cells_and_with_damaged_ones() {
     let queries: Vec<Vec<f32>> = (0..60).map(|_| world.query()).collect();
     let truth: Vec<Vec<f64>> = queries.iter().map(|query| bounds(Metric::L2, query, &rows, &[10])).collect();
     let ask = |engine: &Engine<MmapStorage>, state: &str| {
-        for asked in [0.9, 0.99] {
-            let scope = SearchScope { recall: Some(asked), slop: None, ..SearchScope::slop(1) };
+        for target in [0.9, 0.99] {
+            let scope = SearchScope { recall: Some(target), slop: None, ..SearchScope::slop(1) };
             let snapshot = engine.snapshot();
             let found = queries.iter().zip(&truth).map(|(query, truth)| {
                 let hits = index::search(&snapshot, engine.data(), query, 10, scope).expect("an answer");
                 near(Metric::L2, query, hits.iter().map(|hit| hit.vector), truth[0])
             });
             let reached = found.sum::<usize>() as f64 / 600.0;
-            assert!(reached >= f64::from(asked) - 0.01, "{state}: {reached} where {asked} was asked");
+            assert!(reached >= f64::from(target) - 0.01, "{state}: {reached} where {target} was asked");
         }
     };
     ask(&engine, "without cells");

@@ -1,4 +1,4 @@
-//! Crash conformance: the rules R1 to R12 on a backend that can crash. This module tests R1 to R7, the state after a
+//! Crash conformance: the rules R1 to R10 and R12 on a backend that can crash. This module tests R1 to R7, the state after a
 //! power cut. The module `faults` tests the rest.
 //!
 //! Each rule is tested over many seeds in both directions. No outcome that the rule forbids may occur, and every

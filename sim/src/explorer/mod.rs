@@ -31,7 +31,7 @@ use crate::{
     case::{Case, Crash, Damage, Event, Survivors},
     model::State,
     pool,
-    storage::{CrashKind, Image, Place, SimStorage, Stop},
+    storage::{ChoiceLocation, CrashKind, Image, SimStorage, Stop},
     workload::Workload,
 };
 use record::{Point, hash_image, prefixes, record};
@@ -272,9 +272,11 @@ fn options(image: &Image, kind: CrashKind) -> Vec<usize> {
 
 /// Reports whether a crash now has nothing to decide about the root file, directory entries or the directory.
 pub(crate) fn root_at_rest(storage: &SimStorage, kind: CrashKind) -> bool {
-    storage.choices(kind).iter().all(|choice| match &choice.place {
-        Place::Directory | Place::Entry(_) => false,
-        Place::Extent(file) | Place::Sector(file, _) | Place::Cached(file, _) => file != "root",
+    storage.choices(kind).iter().all(|choice| match &choice.location {
+        ChoiceLocation::Directory | ChoiceLocation::Entry(_) => false,
+        ChoiceLocation::Extent(file) | ChoiceLocation::Sector(file, _) | ChoiceLocation::Cached(file, _) => {
+            file != "root"
+        }
     })
 }
 

@@ -51,7 +51,7 @@ impl Group {
     }
 
     /// Computes the offsets within the group of its centroids, of its codes, and of its end.
-    fn places(&self, words: u64) -> (u64, u64, u64) {
+    fn offsets(&self, words: u64) -> (u64, u64, u64) {
         let centroids = (GROUP + PER_CELL * self.cells).next_multiple_of(64);
         let codes = centroids + 64 * words * self.cells;
         (centroids, codes, codes + self.codes.div_ceil(8) * block_bytes(words))
@@ -160,7 +160,7 @@ impl Walk<'_> {
     }
 
     fn group(&mut self, table: &Table, index: u64, group: &Group) {
-        let (.., end) = group.places(table.words);
+        let (.., end) = group.offsets(table.words);
         if index >= table.groups && group.codes > 0 {
             let what = format!("group {index} is ahead, and has {} codes", group.codes);
             self.find_in(FindingKind::CountMismatch, Part::Cells, group.entry.page, 8, what);
@@ -208,7 +208,7 @@ impl Walk<'_> {
             let what = format!("the cells have {codes} codes, the group {}", group.codes);
             self.find_in(FindingKind::CountMismatch, Part::Cells, page, 8, what);
         }
-        let (centroids, ..) = group.places(table.words);
+        let (centroids, ..) = group.offsets(table.words);
         let end = GROUP + PER_CELL * group.cells;
         if !part(bytes, end, centroids - end).is_some_and(zeros) {
             self.find_in(FindingKind::NonZeroReserved, Part::Cells, page, end, "zeros of a group");
@@ -218,7 +218,7 @@ impl Walk<'_> {
 
     /// Checks that the references of a group's codes are covered slots.
     fn references(&mut self, table: &Table, group: &Group, bytes: &[u8]) {
-        let (_, codes, _) = group.places(table.words);
+        let (_, codes, _) = group.offsets(table.words);
         for code in 0..group.codes {
             let block = codes + code / 8 * block_bytes(table.words);
             let at = block + 64 * table.words + 32 + 4 * (code % 8);

@@ -88,8 +88,8 @@ pub(super) fn roots(file: &[u8]) -> [RootSlot; 2] {
     }
     // The first slot doesn't give the page size. A root is valid only at offset 0 or at its own page size, so each
     // power of two is tried as the position of the second slot.
-    let places = (8..31).map(|bits| 1 << bits).filter(|at| *at < file.len() as u64);
-    let second = places.clone().map(slot).find(Result::is_ok).unwrap_or_else(|| slot(file.len() as u64 / 2));
+    let candidates = (8..31).map(|bits| 1 << bits).filter(|at| *at < file.len() as u64);
+    let second = candidates.clone().map(slot).find(Result::is_ok).unwrap_or_else(|| slot(file.len() as u64 / 2));
     [of(first), of(second)]
 }
 

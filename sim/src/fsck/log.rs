@@ -98,17 +98,17 @@ impl<'a> Wal<'a> {
         (self.bytes.len() as u64).saturating_sub(self.page) / self.segment
     }
 
-    /// Returns the offset at which the segment at position `place` of the file starts.
+    /// Returns the offset at which the segment at position `slot` of the file starts.
     #[must_use]
-    pub fn start(&self, place: u64) -> u64 {
-        self.page + place * self.segment
+    pub fn start(&self, slot: u64) -> u64 {
+        self.page + slot * self.segment
     }
 
-    /// Reads the header of the segment at position `place`; `None` if its magic or checksum is wrong. `Err` describes
+    /// Reads the header of the segment at position `slot`; `None` if its magic or checksum is wrong. `Err` describes
     /// an intact header with a wrong version, a foreign index id, or reserved bytes that aren't zeros.
     #[expect(clippy::missing_errors_doc, reason = "the line above")]
-    pub fn header(&self, place: u64) -> Result<Option<Header>, (FindingKind, String)> {
-        let Some(bytes) = part(self.bytes, self.start(place), SEGMENT_HEADER_BYTES) else { return Ok(None) };
+    pub fn header(&self, slot: u64) -> Result<Option<Header>, (FindingKind, String)> {
+        let Some(bytes) = part(self.bytes, self.start(slot), SEGMENT_HEADER_BYTES) else { return Ok(None) };
         if !bytes.starts_with(b"SHXSEGM\0") || u32_at(bytes, 12) != Some(crc_without(0, bytes, 12)) {
             return Ok(None);
         }
@@ -160,8 +160,8 @@ impl<'a> Wal<'a> {
     /// Finds a frame that proves that the LSN `missing` was durable. Searches every multiple of 8 in every segment and
     /// returns the offset.
     fn proof(&self, missing: u64) -> Option<u64> {
-        (0..self.segments()).find_map(|place| {
-            let (start, end) = (self.start(place), self.start(place + 1));
+        (0..self.segments()).find_map(|slot| {
+            let (start, end) = (self.start(slot), self.start(slot + 1));
             let mut at = (start + self.sector..end).step_by(8);
             at.find(|at| self.frame_if(*at, end, |frame| frame.durable >= missing && frame.lsn >= missing).is_some())
         })
@@ -249,19 +249,19 @@ pub(super) fn read(root: &RootInfo, bytes: &[u8], findings: &mut Vec<Finding>) -
         find(FindingKind::TruncatedFile, bytes.len() as u64, what);
     }
     let mut headers = BTreeMap::new();
-    for place in 0..wal.segments() {
-        match wal.header(place) {
+    for slot in 0..wal.segments() {
+        match wal.header(slot) {
             Ok(Some(header)) if header.epoch == root.epoch => {
-                if headers.insert(header.number, (place, header.first_lsn)).is_some() {
+                if headers.insert(header.number, (slot, header.first_lsn)).is_some() {
                     find(
                         FindingKind::BadSegment,
-                        wal.start(place),
+                        wal.start(slot),
                         format!("another segment {} of its epoch", header.number),
                     );
                 }
             }
             Ok(_) => {}
-            Err((kind, what)) => find(kind, wal.start(place), what),
+            Err((kind, what)) => find(kind, wal.start(slot), what),
         }
     }
     let mut log = chain(root, &wal, &headers, &mut find);
@@ -291,16 +291,16 @@ fn chain(
     headers: &BTreeMap<u64, (u64, u64)>,
     find: &mut impl FnMut(FindingKind, u64, String),
 ) -> Log {
-    let segments = headers.iter().map(|(number, (place, _))| (*number, *place)).collect();
+    let segments = headers.iter().map(|(number, (slot, _))| (*number, *slot)).collect();
     let mut log = Log { epoch: root.epoch, segments, last_lsn: root.checkpoint, ..Log::default() };
     let (mut number, mut within) = (root.segment, root.offset);
     let mut lsn = root.checkpoint;
     log.end = loop {
         let Some(missing) = lsn.checked_add(1) else { break End::Torn { at: wal.bytes.len() as u64, missing: lsn } };
-        let Some((place, first_lsn)) = headers.get(&number) else {
+        let Some((slot, first_lsn)) = headers.get(&number) else {
             break End::Torn { at: wal.bytes.len() as u64, missing };
         };
-        let (start, end) = (wal.start(*place), wal.start(place + 1));
+        let (start, end) = (wal.start(*slot), wal.start(slot + 1));
         if within == wal.segment {
             let Some(next) = number.checked_add(1) else { break End::Torn { at: end, missing } };
             (number, within) = (next, wal.sector);

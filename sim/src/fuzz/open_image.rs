@@ -25,7 +25,7 @@ struct Base {
     workload: Workload,
     image: Image,
     model: Model,
-    places: Vec<SealedBytes>,
+    sealed: Vec<SealedBytes>,
 }
 
 thread_local! {
@@ -47,8 +47,8 @@ fn make(which: usize, steps: usize) -> Base {
     for step in workload.steps.iter().take(steps) {
         runner.step(&sim, step).unwrap_or_else(|e| panic!("{}: {e}", workload.name));
     }
-    let places = seal::places(&sim);
-    Base { workload, image: sim.image(), model: runner.model, places }
+    let sealed = seal::sealed(&sim);
+    Base { workload, image: sim.image(), model: runner.model, sealed }
 }
 
 /// Values at which arithmetic may fail: bounds of number types, their neighbours, NaN and infinities.
@@ -117,10 +117,10 @@ impl Hostile {
     }
 
     /// Writes the value into the files, without correcting checksums. Does nothing if no structure has this kind.
-    fn poke(&self, storage: &SimStorage, places: &[SealedBytes]) {
-        let of_kind: Vec<&SealedBytes> = places.iter().filter(|place| place.kind == self.kind).collect();
-        if let Some(place) = of_kind.get(self.which % of_kind.len().max(1)) {
-            seal::poke(storage, place, self.at(place.len), &self.value.to_le_bytes()[..self.width]);
+    fn poke(&self, storage: &SimStorage, sealed: &[SealedBytes]) {
+        let of_kind: Vec<&SealedBytes> = sealed.iter().filter(|structure| structure.kind == self.kind).collect();
+        if let Some(structure) = of_kind.get(self.which % of_kind.len().max(1)) {
+            seal::poke(storage, structure, self.at(structure.len), &self.value.to_le_bytes()[..self.width]);
         }
     }
 }
@@ -133,8 +133,8 @@ impl Hostile {
 pub fn serve(which: usize, steps: usize, values: &[Hostile]) -> Option<shardex::ShardexError> {
     let base = base(which, steps);
     let storage = SimStorage::from_image(&base.image);
-    values.iter().for_each(|value| value.poke(&storage, &base.places));
-    seal::seal(&storage, &base.places);
+    values.iter().for_each(|value| value.poke(&storage, &base.sealed));
+    seal::seal(&storage, &base.sealed);
     let mut engine = match Engine::open(storage, base.workload.config.options.clone(), &env()) {
         Ok(engine) => engine,
         Err(error) => return Some(error),

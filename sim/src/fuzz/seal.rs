@@ -82,24 +82,24 @@ impl Files {
 
 /// Locates the structures of an unchanged index, in ascending order of kind and offset.
 #[must_use]
-pub fn places(storage: &SimStorage) -> Vec<SealedBytes> {
+pub fn sealed(storage: &SimStorage) -> Vec<SealedBytes> {
     let files = Files::of(storage);
     let page = storage.page_size();
-    let mut places = Vec::new();
+    let mut sealed = Vec::new();
     for slot in 0..2 {
         let at = slot * page;
         let Some(root) = files.root.get(at..at + ROOT_BYTES).and_then(|bytes| Root::decode(bytes).ok()) else {
             continue;
         };
-        places.push(SealedBytes { kind: SealedKind::Root, at, len: ROOT_BYTES, entry: None, seed: 0 });
+        sealed.push(SealedBytes { kind: SealedKind::Root, at, len: ROOT_BYTES, entry: None, seed: 0 });
         let depth = root.geometry.node_levels(root.shard_numbers as usize);
-        walk_directory(&files, page, (root.directory, (false, at + 104)), depth, &mut places);
-        walk_cells(&files, &root, (root.cells, (false, at + 172)), &mut places);
-        walk_log(&files, page, &root, &mut places);
+        walk_directory(&files, page, (root.directory, (false, at + 104)), depth, &mut sealed);
+        walk_cells(&files, &root, (root.cells, (false, at + 172)), &mut sealed);
+        walk_log(&files, page, &root, &mut sealed);
     }
-    places.sort_unstable();
-    places.dedup();
-    places
+    sealed.sort_unstable();
+    sealed.dedup();
+    sealed
 }
 
 fn found<'a>(data: &'a [u8], page: usize, entry: &BlockPointer) -> Option<(usize, &'a [u8])> {
@@ -113,27 +113,27 @@ fn walk_directory(
     page: usize,
     (entry, from): (BlockPointer, (bool, usize)),
     level: u32,
-    places: &mut Vec<SealedBytes>,
+    sealed: &mut Vec<SealedBytes>,
 ) {
     let Some((at, bytes)) = found(&files.data, page, &entry) else { return };
     let kind = if level == 0 { SealedKind::State } else { SealedKind::Node };
-    places.push(SealedBytes { kind, at, len: bytes.len(), entry: Some(from), seed: 0 });
+    sealed.push(SealedBytes { kind, at, len: bytes.len(), entry: Some(from), seed: 0 });
     if level > 0 {
         for (i, below) in node::decode(bytes).unwrap_or_default().into_iter().enumerate() {
-            walk_directory(files, page, (below, (true, at + i * ENTRY_BYTES)), level - 1, places);
+            walk_directory(files, page, (below, (true, at + i * ENTRY_BYTES)), level - 1, sealed);
         }
     }
 }
 
-fn walk_cells(files: &Files, root: &Root, (head, from): (BlockPointer, (bool, usize)), places: &mut Vec<SealedBytes>) {
+fn walk_cells(files: &Files, root: &Root, (head, from): (BlockPointer, (bool, usize)), sealed: &mut Vec<SealedBytes>) {
     let page = root.geometry.page_size;
     let Some((at, bytes)) = found(&files.data, page, &head) else { return };
-    places.push(SealedBytes { kind: SealedKind::Head, at, len: bytes.len(), entry: Some(from), seed: 0 });
+    sealed.push(SealedBytes { kind: SealedKind::Head, at, len: bytes.len(), entry: Some(from), seed: 0 });
     let (mut first, mut groups) = (0, 0);
     for (i, part) in decode_head(bytes).unwrap_or_default().into_iter().enumerate() {
         let Some((part_at, table)) = found(&files.data, page, &part) else { return };
         let entry = Some((true, at + 8 + i * ENTRY_BYTES));
-        places.push(SealedBytes { kind: SealedKind::Table, at: part_at, len: table.len(), entry, seed: 0 });
+        sealed.push(SealedBytes { kind: SealedKind::Table, at: part_at, len: table.len(), entry, seed: 0 });
         if i == 0 {
             let number =
                 |at: usize| codec::Reader::new(table.get(at..).unwrap_or_default()).u32().unwrap_or(0) as usize;
@@ -151,22 +151,22 @@ fn walk_cells(files: &Files, root: &Root, (head, from): (BlockPointer, (bool, us
                 continue;
             };
             let entry = Some((true, part_at + at - first));
-            places.push(SealedBytes { kind: SealedKind::Group, at: group_at, len: group.len(), entry, seed: 0 });
+            sealed.push(SealedBytes { kind: SealedKind::Group, at: group_at, len: group.len(), entry, seed: 0 });
         }
         first += table.len();
     }
 }
 
-fn walk_log(files: &Files, page: usize, root: &Root, places: &mut Vec<SealedBytes>) {
+fn walk_log(files: &Files, page: usize, root: &Root, sealed: &mut Vec<SealedBytes>) {
     let size = root.geometry.wal_segment_size as usize;
     for at in (page..files.wal.len()).step_by(size) {
         let Some(segment) = files.wal.get(at..at + size) else { continue };
         let Ok(header) = SegmentHeader::decode(segment) else { continue };
-        places.push(SealedBytes { kind: SealedKind::Segment, at, len: SEGMENT_HEADER_BYTES, entry: None, seed: 0 });
+        sealed.push(SealedBytes { kind: SealedKind::Segment, at, len: SEGMENT_HEADER_BYTES, entry: None, seed: 0 });
         let seed = frame::seed(root.index_id, header.epoch);
         let mut offset = root.geometry.sector_size;
         while let Ok((frame, _)) = Frame::decode(&segment[offset..], seed) {
-            places.push(SealedBytes { kind: SealedKind::Frame, at: at + offset, len: frame.size(), entry: None, seed });
+            sealed.push(SealedBytes { kind: SealedKind::Frame, at: at + offset, len: frame.size(), entry: None, seed });
             offset += frame.size();
             if offset >= segment.len() {
                 break;
@@ -176,22 +176,22 @@ fn walk_log(files: &Files, page: usize, root: &Root, places: &mut Vec<SealedByte
 }
 
 /// Overwrites bytes of a structure from `offset` on, up to its end.
-pub fn poke(storage: &SimStorage, place: &SealedBytes, offset: usize, bytes: &[u8]) {
-    let name = match place.kind {
+pub fn poke(storage: &SimStorage, structure: &SealedBytes, offset: usize, bytes: &[u8]) {
+    let name = match structure.kind {
         SealedKind::Root => "root",
         SealedKind::Segment | SealedKind::Frame => "wal",
         _ => "data",
     };
     storage.tamper(name, |file| {
-        let at = place.at + offset.min(place.len.saturating_sub(1));
-        for (byte, new) in file.iter_mut().take(place.at + place.len).skip(at).zip(bytes) {
+        let at = structure.at + offset.min(structure.len.saturating_sub(1));
+        for (byte, new) in file.iter_mut().take(structure.at + structure.len).skip(at).zip(bytes) {
             *byte = *new;
         }
     });
 }
 
 /// Recomputes all checksums.
-pub fn seal(storage: &SimStorage, places: &[SealedBytes]) {
+pub fn seal(storage: &SimStorage, sealed: &[SealedBytes]) {
     // A structure comes before those that hold its checksum. Nodes repeat, once per level of the directory.
     let order = [
         SealedKind::Group,
@@ -203,21 +203,21 @@ pub fn seal(storage: &SimStorage, places: &[SealedBytes]) {
         SealedKind::Node,
     ];
     for kind in order {
-        for place in places.iter().filter(|place| place.kind == kind) {
-            let Some((in_data, at)) = place.entry else { continue };
+        for structure in sealed.iter().filter(|structure| structure.kind == kind) {
+            let Some((in_data, at)) = structure.entry else { continue };
             mend_entry(storage, in_data, at);
         }
     }
-    for place in places {
-        let (name, field) = match place.kind {
+    for structure in sealed {
+        let (name, field) = match structure.kind {
             SealedKind::Root => ("root", CRC_AT),
             SealedKind::Segment => ("wal", CRC_AT),
             SealedKind::Frame => ("wal", 0),
             _ => continue,
         };
         storage.tamper(name, |file| {
-            if let Some(bytes) = file.get_mut(place.at..place.at + place.len) {
-                codec::seal(bytes, field, place.seed);
+            if let Some(bytes) = file.get_mut(structure.at..structure.at + structure.len) {
+                codec::seal(bytes, field, structure.seed);
             }
         });
     }
@@ -257,9 +257,9 @@ mod tests {
         engine.flush().expect("flushed");
         engine.add(&postings(40..44, 0, 0, 8)).expect("added");
         engine.commit().expect("committed");
-        let found: BTreeSet<SealedKind> = places(&storage).iter().map(|place| place.kind).collect();
+        let found: BTreeSet<SealedKind> = sealed(&storage).iter().map(|structure| structure.kind).collect();
         assert_eq!(found, BTreeSet::from(SealedKind::ALL));
-        let groups = places(&storage).into_iter().filter(|place| place.kind == SealedKind::Group).count();
+        let groups = sealed(&storage).into_iter().filter(|structure| structure.kind == SealedKind::Group).count();
         let named = engine.snapshot().cells.as_ref().map(|cells| cells.len()).expect("there are cells");
         assert_eq!(groups, named, "each group of the newest root");
     }

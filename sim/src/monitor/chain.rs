@@ -28,7 +28,7 @@ struct Link {
     end: u64,
     /// Number of its segment, and the segment's position in the file.
     number: u64,
-    place: u64,
+    slot: u64,
 }
 
 /// Chain of frames after a checkpoint, extended only on demand.
@@ -60,20 +60,20 @@ impl Chain {
             }
             let held = last.map_or(root.checkpoint, |last| last.lsn);
             let (number, within) = match last {
-                Some(last) => (last.number, last.end - wal.start(last.place)),
+                Some(last) => (last.number, last.end - wal.start(last.slot)),
                 None => (root.segment, root.offset),
             };
             let (number, within) =
                 if within >= root.segment_bytes { (number.wrapping_add(1), root.sector) } else { (number, within) };
             let here = |header: &Option<Header>| header.is_some_and(|h| h.epoch == root.epoch && h.number == number);
-            let Some(place) = headers.iter().position(here) else { return };
-            let place = place as u64;
-            let Some(frame) = wal.frame(wal.start(place) + within, wal.start(place + 1)) else { return };
+            let Some(slot) = headers.iter().position(here) else { return };
+            let slot = slot as u64;
+            let Some(frame) = wal.frame(wal.start(slot) + within, wal.start(slot + 1)) else { return };
             let padding = frame.kind == RecordKind::Padding;
             if frame.lsn != if padding { held } else { held.wrapping_add(1) } {
                 return;
             }
-            self.links.push(Link { lsn: frame.lsn, padding, start: frame.offset, end: frame.end(), number, place });
+            self.links.push(Link { lsn: frame.lsn, padding, start: frame.offset, end: frame.end(), number, slot });
         }
     }
 
@@ -86,10 +86,11 @@ impl Chain {
 
     /// Drops the links from the first one that overlaps `from` to `to`, or all of them if a segment header was stored.
     fn forget(&mut self, from: u64, to: u64, headers: bool) {
-        let met = if headers { Some(0) } else { self.links.iter().position(|link| link.start < to && from < link.end) };
-        if let Some(met) = met {
-            self.links.truncate(met);
-            self.durable = self.durable.min(met);
+        let first_hit =
+            if headers { Some(0) } else { self.links.iter().position(|link| link.start < to && from < link.end) };
+        if let Some(first_hit) = first_hit {
+            self.links.truncate(first_hit);
+            self.durable = self.durable.min(first_hit);
         }
     }
 }
@@ -108,7 +109,7 @@ impl Log {
 
     fn read_headers(&mut self, wal: &Wal<'_>) {
         let known = self.headers.len() as u64;
-        self.headers.extend((known..wal.segments()).map(|place| wal.header(place).ok().flatten()));
+        self.headers.extend((known..wal.segments()).map(|slot| wal.header(slot).ok().flatten()));
     }
 
     /// Yields the kept ranges that overlap `from` to `to`.
@@ -126,15 +127,15 @@ impl Log {
         let first = from.saturating_sub(root.page) / root.segment_bytes;
         let last = to.saturating_sub(root.page).div_ceil(root.segment_bytes).min(wal.segments());
         let mut headers = false;
-        for place in first..last {
-            let (start, end) = (wal.start(place), wal.start(place + 1).min(to));
+        for slot in first..last {
+            let (start, end) = (wal.start(slot), wal.start(slot + 1).min(to));
             if from < start + SEGMENT_HEADER_BYTES && start < to {
                 headers = true;
-                if let Some(held) = usize::try_from(place).ok().and_then(|place| self.headers.get_mut(place)) {
-                    *held = wal.header(place).ok().flatten();
+                if let Some(held) = usize::try_from(slot).ok().and_then(|slot| self.headers.get_mut(slot)) {
+                    *held = wal.header(slot).ok().flatten();
                 }
             }
-            let header = usize::try_from(place).ok().and_then(|place| self.headers.get(place)).copied().flatten();
+            let header = usize::try_from(slot).ok().and_then(|slot| self.headers.get(slot)).copied().flatten();
             let Some(Header { epoch, .. }) = header else { continue };
             let wal = Wal::of(root, epoch, bytes);
             let mut at = from.max(start + root.sector);
@@ -192,10 +193,10 @@ impl Log {
             return Err(format!("the log from LSN {} of epoch {} on ends at {held}", root.checkpoint, root.epoch));
         };
         let geometry = Wal::new(root, &[]);
-        let mut place = chain.durable.checked_sub(1).and_then(|last| chain.links.get(last)).map(|link| link.place);
+        let mut slot = chain.durable.checked_sub(1).and_then(|last| chain.links.get(last)).map(|link| link.slot);
         for link in chain.links.iter().take(needed).skip(chain.durable) {
-            let header = geometry.start(link.place);
-            if place != Some(link.place)
+            let header = geometry.start(link.slot);
+            if slot != Some(link.slot)
                 && mutant != Some(MonitorMutant::IgnoresHeaders)
                 && !wal.is_durable(header, header + SEGMENT_HEADER_BYTES, mutant)
             {
@@ -204,7 +205,7 @@ impl Log {
             if !wal.is_durable(link.start, link.end, mutant) {
                 return Err(format!("the frame of LSN {} at {} is not durable", link.lsn, link.start));
             }
-            place = Some(link.place);
+            slot = Some(link.slot);
         }
         chain.durable = chain.durable.max(needed);
         Ok(())
@@ -218,7 +219,7 @@ impl Log {
         let sector = if mutant == Some(MonitorMutant::KeepsBytesNotSectors) { 1 } else { root.sector };
         for link in chain.links.iter().take(needed).skip(chain.needed) {
             let (start, end) = (link.start / sector * sector, link.end.next_multiple_of(sector));
-            let header = geometry.start(link.place);
+            let header = geometry.start(link.slot);
             match chain.kept.last_mut() {
                 Some(last) if last.1 >= start && last.0 <= start => last.1 = last.1.max(end),
                 _ => chain.kept.extend([(header, header + sector.max(SEGMENT_HEADER_BYTES)), (start, end)]),

@@ -63,7 +63,7 @@ fn newest(roots: &[Arc<Root>]) -> Option<&Arc<Root>> {
 }
 
 /// Yields the ranges that overlap `from` to `to`. `ranges` must be ascending and disjoint.
-fn met(ranges: &[(u64, u64)], from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
+fn intersections(ranges: &[(u64, u64)], from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
     let first = ranges.partition_point(|range| range.1 <= from);
     ranges.iter().skip(first).take_while(move |range| range.0 < to).copied()
 }
@@ -199,7 +199,7 @@ impl Monitor {
         let changes = |range: &(u64, u64)| shadow.changes(from, bytes, range.0.max(from), range.1.min(to));
         if self.names.find("data") == Some(file) {
             for root in self.retained() {
-                if let Some((start, end)) = met(&root.reach, from, to).find(changes) {
+                if let Some((start, end)) = intersections(&root.reach, from, to).find(changes) {
                     let RootInfo { epoch, generation, .. } = root.info;
                     let what =
                         format!("{from}..{to} of data meets {start}..{end} of root {generation} of epoch {epoch}");

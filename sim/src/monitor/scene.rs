@@ -182,9 +182,9 @@ impl Scene {
         self.ack(10)
     }
 
-    /// Stores a segment header at position `place` of the file.
-    pub fn segment(&mut self, place: usize, (epoch, number, first): (u64, u64, u64)) -> Outcome {
-        self.store("wal", PAGE + place * SEGMENT, &segment_header(ID, epoch, number, first))
+    /// Stores a segment header at position `slot` of the file.
+    pub fn segment(&mut self, slot: usize, (epoch, number, first): (u64, u64, u64)) -> Outcome {
+        self.store("wal", PAGE + slot * SEGMENT, &segment_header(ID, epoch, number, first))
     }
 
     /// Creates an index without the named steps.

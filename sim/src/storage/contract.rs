@@ -52,13 +52,13 @@ impl Storage for SimStorage {
     fn sync_parent(&self, purpose: Purpose) -> Result<()> {
         self.run(OpInfo::dir(Op::SyncParent, purpose), |machine| {
             let fault = machine.take_sync_fault(Op::SyncParent);
-            let Machine { disk: Disk { directory, .. }, chance, counters, .. } = machine;
+            let Machine { disk: Disk { directory, .. }, draws, counters, .. } = machine;
             match fault {
                 None => directory.sync_parent(),
                 // A directory entry has no sectors that could be misdirected.
                 Some(SyncFault::Lie | SyncFault::Misdirect) => directory.lie_about_sync_parent(),
                 Some(SyncFault::Fail(kind)) => {
-                    directory.fail_sync_parent(&mut chance.next());
+                    directory.fail_sync_parent(&mut draws.next());
                     counters.failed_parent_syncs += 1;
                     return Err(kind.into());
                 }
@@ -140,14 +140,14 @@ impl Storage for SimStorage {
         self.run(OpInfo::dir(Op::SyncDir, purpose), |machine| {
             machine.enter(self.boot)?;
             let fault = machine.take_sync_fault(Op::SyncDir);
-            let Machine { disk: Disk { directory, .. }, chance, .. } = machine;
+            let Machine { disk: Disk { directory, .. }, draws, .. } = machine;
             match fault {
                 None if wrong(SimMutant::DirSyncNothing) => {}
                 None => directory.sync(),
                 // A directory entry has no sectors that could be misdirected.
                 Some(SyncFault::Lie | SyncFault::Misdirect) => directory.lie_about_sync(),
                 Some(SyncFault::Fail(kind)) => {
-                    directory.fail_sync(&mut chance.next());
+                    directory.fail_sync(&mut draws.next());
                     return Err(kind.into());
                 }
             }

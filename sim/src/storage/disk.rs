@@ -26,7 +26,7 @@ pub enum CrashKind {
 
 /// Subject of one decision of a crash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum ChoiceLocation {
     /// Whether the directory itself survives (R7).
     Directory,
     /// Whether a change of directory entries survives (R7).
@@ -43,7 +43,7 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Choice {
     /// Subject of the decision.
-    pub place: Place,
+    pub location: ChoiceLocation,
     /// Number of outcomes. Outcome 0 is the state that was durable before.
     pub options: usize,
     /// Outcome in which the latest change survived completely.
@@ -51,8 +51,8 @@ pub struct Choice {
 }
 
 impl Choice {
-    fn new(place: Place, options: usize) -> Self {
-        Self { place, options, newest: options - 1 }
+    fn new(location: ChoiceLocation, options: usize) -> Self {
+        Self { location, options, newest: options - 1 }
     }
 }
 
@@ -105,25 +105,25 @@ impl Disk {
         let mut choices = Vec::new();
         if kind == CrashKind::Power {
             if self.directory.is_at_risk() {
-                choices.push(Choice::new(Place::Directory, 2));
+                choices.push(Choice::new(ChoiceLocation::Directory, 2));
             }
             let changes = self.directory.pending().iter();
-            choices.extend(changes.map(|change| Choice::new(Place::Entry(change.describe()), 2)));
+            choices.extend(changes.map(|change| Choice::new(ChoiceLocation::Entry(change.describe()), 2)));
         }
         for file in self.directory.reachable() {
             let inode = &self.inodes[&file];
             let name = || self.name_of(file);
             match kind {
                 CrashKind::Process => {
-                    choices.extend(inode.stale().map(|sector| Choice::new(Place::Cached(name(), sector), 2)));
+                    choices.extend(inode.stale().map(|sector| Choice::new(ChoiceLocation::Cached(name(), sector), 2)));
                 }
                 CrashKind::Power => {
                     let extents = inode.extents().len();
                     if extents > 1 {
-                        choices.push(Choice::new(Place::Extent(name()), extents));
+                        choices.push(Choice::new(ChoiceLocation::Extent(name()), extents));
                     }
                     choices.extend(inode.torn().map(|(sector, options)| {
-                        let choice = Choice::new(Place::Sector(name(), sector), options);
+                        let choice = Choice::new(ChoiceLocation::Sector(name(), sector), options);
                         Choice { options: options + usize::from(garbage), ..choice }
                     }));
                 }

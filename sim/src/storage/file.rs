@@ -65,9 +65,9 @@ impl SimFile {
             match fault {
                 None => good(inode),
                 Some(SyncFault::Lie) => lie(inode),
-                Some(SyncFault::Misdirect) => misdirect(inode, &mut machine.chance.next()),
+                Some(SyncFault::Misdirect) => misdirect(inode, &mut machine.draws.next()),
                 Some(SyncFault::Fail(kind)) => {
-                    fail(inode, &mut machine.chance.next());
+                    fail(inode, &mut machine.draws.next());
                     return Err(kind.into());
                 }
             }
@@ -97,7 +97,7 @@ impl StorageFile for SimFile {
             let wanted = len.saturating_sub(has);
             let free = match machine.once.take() {
                 // Planned fault: a random part of the requested space is there, but not all.
-                Some(_) => wanted.saturating_sub(1).min(machine.chance.next().random_range(0..=wanted)),
+                Some(_) => wanted.saturating_sub(1).min(machine.draws.next().random_range(0..=wanted)),
                 None => machine.capacity.map_or(u64::MAX, |all| all.saturating_sub(machine.disk.used())),
             };
             if wanted <= free || wrong(SimMutant::SpaceWithoutEnd) {
@@ -106,7 +106,7 @@ impl StorageFile for SimFile {
                 return Ok(());
             }
             machine.counters.refused_allocations += 1;
-            if machine.chance.next().random() {
+            if machine.draws.next().random() {
                 // The remaining space is allocated although the call fails (R9).
                 let got = has + free;
                 machine.disk.inode(self.file).grow(FileExtent { len: got, allocated: got });
@@ -135,7 +135,7 @@ impl StorageFile for SimFile {
                 Err(self.error("read")(io::Error::other("the medium cannot be read here")))
             }
             Some(_) => {
-                let mut rng = machine.chance.next();
+                let mut rng = machine.draws.next();
                 let size = machine.disk.geometry.sector as u64;
                 if let Some((sector, old)) =
                     machine.disk.inodes[&self.file].stale_sector(offset, end - offset, &mut rng)
@@ -210,12 +210,12 @@ impl StorageFile for SimFile {
             // The misdirection also syncs state stored since the sync began. That is at most more than promised.
             Some(SyncFault::Misdirect) => {
                 let (offset, len) = range.unwrap_or((0, u64::MAX));
-                inode.misdirect(offset, len, &mut machine.chance.next());
+                inode.misdirect(offset, len, &mut machine.draws.next());
                 inode.land(captured);
             }
             Some(SyncFault::Lie) => inode.land_nowhere(&captured),
             Some(SyncFault::Fail(kind)) => {
-                inode.crash_land(captured, &mut machine.chance.next());
+                inode.crash_land(captured, &mut machine.draws.next());
                 machine.note_failure("sync", &self.name);
                 return Err(self.error("sync")(kind.into()));
             }
@@ -246,16 +246,16 @@ impl SimFile {
                 Some(OnceFault::FailStore(kind)) => Some(kind),
                 _ => None,
             };
-            let Machine { disk: Disk { inodes, .. }, chance, counters, store_fault, .. } = machine;
+            let Machine { disk: Disk { inodes, .. }, draws, counters, store_fault, .. } = machine;
             let Some(inode) = inodes.get_mut(&self.file) else { unreachable!("its length was just read") };
             if let Some(kind) = once.or(*store_fault) {
                 counters.failed_stores += 1;
-                let mut rng = chance.next();
+                let mut rng = draws.next();
                 inode.store(offset, bytes, |_| rng.random() && !wrong(SimMutant::FailedStoreStoresNothing));
                 return Err(kind.into());
             }
             let sectors = inode.sectors(offset, info.len);
-            let end = if torn { chance.next().random_range(sectors.start..=sectors.end) } else { sectors.end };
+            let end = if torn { draws.next().random_range(sectors.start..=sectors.end) } else { sectors.end };
             inode.store(offset, bytes, |sector| sector < end);
             counters.stores += 1;
             counters.bytes_stored += info.len;

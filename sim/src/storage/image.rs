@@ -1,14 +1,14 @@
 //! Images: copies of a simulated disk with its page cache.
 
 use super::disk::Disk;
-use super::machine::Chance;
+use super::machine::Draws;
 use std::hash::{Hash as _, Hasher as _};
 
 /// Copy of a disk with its page cache, its random generator, its capacity and its garbage mode.
 #[derive(Clone, Debug)]
 pub struct Image {
     pub(super) disk: Disk,
-    pub(super) chance: Chance,
+    pub(super) draws: Draws,
     pub(super) capacity: Option<u64>,
     pub(super) garbage: bool,
 }

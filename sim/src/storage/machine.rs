@@ -56,27 +56,27 @@ pub(super) enum OnceFault {
 /// Source of random decisions. Each decision gets its own generator, derived from the seed and its number, so an image
 /// repeats the same decisions.
 #[derive(Clone, Debug)]
-pub(super) struct Chance {
+pub(super) struct Draws {
     seed: u64,
-    asked: u64,
+    drawn: u64,
 }
 
-impl Chance {
+impl Draws {
     pub(super) fn new(seed: u64) -> Self {
-        Self { seed, asked: 0 }
+        Self { seed, drawn: 0 }
     }
 
     pub(super) fn next(&mut self) -> ChaCha8Rng {
-        self.asked += 1;
+        self.drawn += 1;
         // An odd factor, so that neighbouring seeds do not share generators.
-        ChaCha8Rng::seed_from_u64(self.seed.wrapping_add(self.asked.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+        ChaCha8Rng::seed_from_u64(self.seed.wrapping_add(self.drawn.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) disk: Disk,
-    pub(super) chance: Chance,
+    pub(super) draws: Draws,
     pub(super) boot: u64,
     /// Locked files, each with the token of the lock and its holder.
     pub(super) locks: BTreeMap<FileId, (u64, LockHolder)>,
@@ -113,10 +113,10 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(disk: Disk, chance: Chance) -> Self {
+    pub(super) fn new(disk: Disk, draws: Draws) -> Self {
         Self {
             disk,
-            chance,
+            draws,
             boot: 0,
             locks: BTreeMap::new(),
             loans: BTreeMap::new(),
@@ -270,7 +270,7 @@ impl Machine {
         if files.is_empty() {
             return;
         }
-        let mut rng = self.chance.next();
+        let mut rng = self.draws.next();
         let file = files[rng.random_range(0..files.len())];
         let lent: Vec<(FileId, Range<u64>)> = self
             .loans

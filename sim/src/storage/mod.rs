@@ -33,7 +33,7 @@ use std::{
 use rand::{RngExt, rngs::ChaCha8Rng};
 use shardex::{env::Clock, error::Result};
 
-pub use disk::{Choice, CrashKind, Place};
+pub use disk::{Choice, ChoiceLocation, CrashKind};
 pub use fault::{Fault, Stop};
 pub use file::{SimFile, SimLent};
 pub use image::Image;
@@ -44,7 +44,7 @@ pub use trace::{Counters, Op, OpInfo, TraceEntry};
 use directory::FileId;
 use disk::Disk;
 use inode::PageSizes;
-use machine::{Chance, Machine, SyncFault, locked};
+use machine::{Draws, Machine, SyncFault, locked};
 use mutant::wrong;
 
 /// Simulated directory. Clones are handles of the same machine. A crash invalidates all of them except the one on which
@@ -65,7 +65,7 @@ impl SimStorage {
     pub fn new(page_size: usize, sector_size: usize, seed: u64) -> Self {
         assert!(page_size.is_power_of_two() && sector_size.is_power_of_two() && sector_size <= page_size);
         let geometry = PageSizes { page: page_size, sector: sector_size };
-        Self::with(Machine::new(Disk::new(geometry), Chance::new(seed)))
+        Self::with(Machine::new(Disk::new(geometry), Draws::new(seed)))
     }
 
     fn with(machine: Machine) -> Self {
@@ -82,7 +82,7 @@ impl SimStorage {
         let machine = self.machine();
         Image {
             disk: machine.disk.clone(),
-            chance: machine.chance.clone(),
+            draws: machine.draws.clone(),
             capacity: machine.capacity,
             garbage: machine.garbage,
         }
@@ -92,7 +92,7 @@ impl SimStorage {
     /// counters. Dirty state stays dirty, so this is not a crash.
     #[must_use]
     pub fn from_image(image: &Image) -> Self {
-        let mut machine = Machine::new(image.disk.clone(), image.chance.clone());
+        let mut machine = Machine::new(image.disk.clone(), image.draws.clone());
         machine.capacity = image.capacity;
         machine.garbage = image.garbage;
         Self::with(machine)
@@ -130,7 +130,7 @@ impl SimStorage {
         let choices = machine.disk.choices(kind, machine.garbage);
         let fit = choices.len() == picks.len() && choices.iter().zip(picks).all(|(c, pick)| *pick < c.options);
         assert!(fit, "picks {picks:?} do not fit {choices:?}");
-        machine.disk.crash(kind, picks, &mut machine.chance.next());
+        machine.disk.crash(kind, picks, &mut machine.draws.next());
         machine.boot += 1;
         if !wrong(SimMutant::LockOutlivesCrash) {
             machine.locks.clear();
@@ -217,7 +217,7 @@ impl SimStorage {
 
     /// Sets the seed of random decisions between crashes: failed syncs and stores, and garbage.
     pub fn reseed(&self, seed: u64) {
-        self.machine().chance = Chance::new(seed);
+        self.machine().draws = Draws::new(seed);
     }
 
     /// Makes the next sync of any file or directory fail as R8 describes. To fail a specific sync, call this from a
@@ -252,7 +252,7 @@ impl SimStorage {
     pub fn go_back(&self, name: &str, range: Range<u64>) -> bool {
         let mut machine = self.machine();
         let Ok(file) = machine.find(name) else { return false };
-        let mut rng = machine.chance.next();
+        let mut rng = machine.draws.next();
         machine.disk.inode(file).go_back(range, &mut rng)
     }
 

@@ -105,7 +105,7 @@ impl Book {
     }
 
     /// Returns the number of calls of a kind that may be waiting. Dropped calls may still be in the queue.
-    pub(crate) fn asked(&self, kind: impl Fn(&Action) -> bool) -> usize {
+    pub(crate) fn outstanding(&self, kind: impl Fn(&Action) -> bool) -> usize {
         let waits = |call: &&Call| kind(&call.action) && matches!(call.outcome, Outcome::Open | Outcome::Dropped);
         self.life.calls.iter().filter(waits).count()
     }
@@ -132,14 +132,14 @@ impl Book {
     /// Reports whether no call has requested the work that the index is doing on its files.
     pub(crate) fn by_itself(&self) -> bool {
         let durable = |action: &Action| !action.is_write();
-        self.open && !self.closing && self.life.durability != Durability::Immediate && self.asked(durable) == 0
+        self.open && !self.closing && self.life.durability != Durability::Immediate && self.outstanding(durable) == 0
     }
 
     pub(crate) fn note_sync(&mut self, info: &OpInfo) {
         let Some(options) = self.plan.as_ref().map(|plan| &plan.options).filter(|_| self.open) else { return };
         let immediate = self.life.durability == Durability::Immediate;
         if info.purpose == engine::COMMIT
-            && self.asked(|action| *action == Action::Commit || (immediate && action.is_write())) > 1
+            && self.outstanding(|action| *action == Action::Commit || (immediate && action.is_write())) > 1
         {
             self.tally.note(Seen::SharedCommits);
         }
@@ -255,7 +255,7 @@ impl Book {
 
     pub(crate) fn saw(&mut self, at: u64, lsn: u64, state: State) {
         self.tally.note(Seen::Searches);
-        if self.asked(Action::is_write) > 0 {
+        if self.outstanding(Action::is_write) > 0 {
             self.tally.note(Seen::SearchesInCall);
         }
         if self.life.failed {

@@ -34,9 +34,9 @@ use crate::{
     error::{Result, ShardexError},
     failpoint::{holds, protects},
     format::calibration::{Calibration, EffortTable, RECALLS, RESULTS, SearchEffort},
-    limits,
     shard::DataFile,
     storage::StorageFile,
+    tuning,
 };
 
 use queries::{CalibrationQuery, calibration_queries, halves};
@@ -92,18 +92,18 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
     /// Returns `Corruption` if a vector is damaged, `Closed` if the operation is cancelled.
     fn find(&self, calibration: &mut Calibration, seed: (u128, u64)) -> Result<()> {
         let calibration_queries = calibration_queries(self.snapshot, self.data, self.workers, seed)?;
-        let homes = self.homes();
-        let ways = self.each(calibration_queries.len(), &|i| self.way(&calibration_queries[i], &homes))?;
-        drop(homes);
-        let all: Vec<(&CalibrationQuery, &ScanTrace)> = calibration_queries.iter().zip(&ways).collect();
+        let code_locations = self.code_locations();
+        let traces = self.each(calibration_queries.len(), &|i| self.trace(&calibration_queries[i], &code_locations))?;
+        drop(code_locations);
+        let all: Vec<(&CalibrationQuery, &ScanTrace)> = calibration_queries.iter().zip(&traces).collect();
         for (i, &k) in RESULTS.iter().enumerate() {
             if calibration.reached[i].iter().all(|&reached| reached > 0.0) {
                 continue;
             }
             let k = k as usize;
-            let count = if k < limits::CALIBRATION_FEW.1 { all.len() } else { limits::CALIBRATION_FEW.0 };
+            let count = if k < tuning::CALIBRATION_FEW.1 { all.len() } else { tuning::CALIBRATION_FEW.0 };
             let [tuned, held] = halves(&all[..count.min(all.len())]);
-            let (needs, mut scale) = (Requirements::new(&tuned, k), 1.0);
+            let (requirements, mut scale) = (Requirements::new(&tuned, k), 1.0);
             for (j, &recall) in RECALLS.iter().enumerate() {
                 if calibration.reached[i][j] > 0.0 {
                     continue;
@@ -112,15 +112,15 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
                 let found = if calibration.efforts[i][..j].last() == Some(&SearchEffort::exhaustive()) {
                     None
                 } else {
-                    self.tune(&needs, &held, (k, recall), &mut scale)?
+                    self.tune(&requirements, &held, (k, recall), &mut scale)?
                 };
-                let (effort, came) =
-                    found.map_or((SearchEffort::exhaustive(), 1.0), |(effort, came)| (effort, came.reached));
+                let (effort, reached) =
+                    found.map_or((SearchEffort::exhaustive(), 1.0), |(effort, score)| (effort, score.reached));
                 if !calibration.is_begun() {
                     let Snapshot { lsn, live, .. } = &**self.snapshot;
                     (calibration.lsn, calibration.live, calibration.unindexed) = (lsn.0, *live, self.unindexed_slots());
                 }
-                (calibration.efforts[i][j], calibration.reached[i][j]) = (effort, came as f32);
+                (calibration.efforts[i][j], calibration.reached[i][j]) = (effort, reached as f32);
             }
         }
         calibration.far = self.far(&calibration_queries, &calibration.efforts)?;
@@ -167,9 +167,9 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
         })?;
         let far = out_of_distribution::far(&near, self.data.geometry().metric);
         let one_for_many = protects!(Recall, self.data.geometry().metric == Metric::Dot);
-        let (k, recall) = (limits::USUAL_RESULTS, limits::CALIBRATION_FOUND.1);
+        let (k, recall) = (tuning::USUAL_RESULTS, tuning::CALIBRATION_FOUND.1);
         let [first, wider] =
-            [1.0, limits::FAR_MISSED].map(|part| cells::effort(efforts, k, 1.0 - (1.0 - recall) * part));
+            [1.0, tuning::FAR_MISSED].map(|part| cells::effort(efforts, k, 1.0 - (1.0 - recall) * part));
         if !one_for_many || [first, wider].contains(&SearchEffort::exhaustive()) {
             return Ok(far);
         }
@@ -192,7 +192,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
     fn subspace(&self, calibration_queries: &[CalibrationQuery]) -> Result<(Vec<f32>, f32)> {
         let stored: Vec<&[f32]> =
             calibration_queries.iter().filter(|query| query.stored).map(|query| &*query.vector).collect();
-        let (sample, others) = stored.split_at(limits::AXES_SAMPLE.min(stored.len() / 3));
+        let (sample, others) = stored.split_at(tuning::AXES_SAMPLE.min(stored.len() / 3));
         let (centre, metric) = (self.cells.frame().centre(), self.data.geometry().metric);
         let axes = principal_axes(&sample.concat(), centre, metric, self.workers.cancel)?;
         if axes.iter().all(|&x| x == 0.0) {
@@ -212,26 +212,30 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
     }
 
     /// Finds the locations of all codes.
-    fn homes(&self) -> CodeLocations {
+    fn code_locations(&self) -> CodeLocations {
         let (cells, router) = (self.cells, self.cells.router());
-        let mut homes = vec![[None; 2]; cells.postings() as usize];
+        let mut code_locations = vec![[None; 2]; cells.postings() as usize];
         for g in 0..cells.len() {
             // Searches do not use damaged groups.
             let Ok(group) = cells.group(g) else { continue };
             for c in 0..group.cells() {
                 let cell = group.cell(c);
                 for i in cell.first..cell.first + cell.count {
-                    let [first, second] = &mut homes[group.reference(i as usize) as usize];
-                    let home = if first.is_none() { first } else { second };
-                    *home = Some((router.number(g, c) as u32, i));
+                    let [first, second] = &mut code_locations[group.reference(i as usize) as usize];
+                    let location = if first.is_none() { first } else { second };
+                    *location = Some((router.number(g, c) as u32, i));
                 }
             }
         }
-        homes
+        code_locations
     }
 
     /// Traces a query: the cells in the order of their distances, and the locations of its true nearest postings.
-    fn way(&self, calibration_query: &CalibrationQuery, homes: &[[Option<(u32, u32)>; 2]]) -> Result<ScanTrace> {
+    fn trace(
+        &self,
+        calibration_query: &CalibrationQuery,
+        code_locations: &[[Option<(u32, u32)>; 2]],
+    ) -> Result<ScanTrace> {
         const MOST: usize = 16_384;
         let (cells, router, metric) = (self.cells, self.cells.router(), self.data.geometry().metric);
         let query = QuantizedQuery::new(&calibration_query.vector, cells.frame(), metric);
@@ -262,8 +266,8 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
             }
             let reference = shard_of(self.snapshot, hit.shard)
                 .and_then(|shard| cells.reference_of((hit.shard, shard.id), hit.slot));
-            let homes = reference.map_or([None; 2], |reference| homes[reference as usize]);
-            ResultLocation::Cells(homes.map(|home| home.and_then(in_cell)))
+            let locations = reference.map_or([None; 2], |reference| code_locations[reference as usize]);
+            ResultLocation::Cells(locations.map(|location| location.and_then(in_cell)))
         };
         let nearest: Vec<ResultLocation> = calibration_query.nearest.iter().map(of).collect();
         // The trace continues beyond the last needed cell by a quarter and 64 cells, for efforts that stop later than
@@ -308,31 +312,31 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
     /// Returns `Corruption` if a vector is damaged, `Closed` if the operation is cancelled.
     fn tune(
         &self,
-        needs: &Requirements<'_>,
+        requirements: &Requirements<'_>,
         held: &[(&CalibrationQuery, &ScanTrace)],
         (k, recall): (usize, f32),
         scale: &mut f32,
     ) -> Result<Option<(SearchEffort, CalibrationScore)>> {
-        let Some(modelled) = needs.missed(recall) else { return Ok(None) };
-        let mut missed = (modelled * *scale).min(limits::CALIBRATION_MOST);
+        let Some(modelled) = requirements.missed(recall) else { return Ok(None) };
+        let mut missed = (modelled * *scale).min(tuning::CALIBRATION_MOST);
         let (mut best, mut failed) = (None, f32::INFINITY);
         // Only frequently used targets get extra tries for a cheaper effort.
-        let often = recall >= limits::CALIBRATION_CLOSER.0 && limits::CALIBRATION_CLOSER.1.contains(&k);
-        let mut closer = if often { limits::CALIBRATION_CLOSER.2 } else { 0 };
-        for _ in 0..limits::CALIBRATION_TRIES {
-            let Some(effort) = needs.effort(missed, recall) else { break };
-            let came = self.ask(held, (k, recall), effort)?;
-            let pays = came.cost < self.snapshot.live as f64;
+        let often = recall >= tuning::CALIBRATION_CLOSER.0 && tuning::CALIBRATION_CLOSER.1.contains(&k);
+        let mut closer = if often { tuning::CALIBRATION_CLOSER.2 } else { 0 };
+        for _ in 0..tuning::CALIBRATION_TRIES {
+            let Some(effort) = requirements.effort(missed, recall) else { break };
+            let score = self.ask(held, (k, recall), effort)?;
+            let pays = score.cost < self.snapshot.live as f64;
             // The measured share of missed results is about proportional to the allowed one.
-            let room = came.room(recall);
-            if holds!(Recall, came.does(recall)) {
+            let room = score.room(recall);
+            if holds!(Recall, score.reaches(recall)) {
                 if pays {
-                    best = Some((effort, came));
+                    best = Some((effort, score));
                 }
                 if missed > 0.0 {
                     *scale = missed / modelled;
                 }
-                let next = (missed * room.min(2.0)).min((missed * failed).sqrt()).min(limits::CALIBRATION_MOST);
+                let next = (missed * room.min(2.0)).min((missed * failed).sqrt()).min(tuning::CALIBRATION_MOST);
                 if pays && closer == 0 || next <= 1.1 * missed {
                     break;
                 }
@@ -366,10 +370,10 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
                 let calibration_query = calibration_queries[i].0;
                 let limit =
                     SearchLimits { except: Some(calibration_query.own), most: live, ..self.limit(effort, recall) };
-                let CellResults { top, cost, given_up, .. } =
+                let CellResults { top, cost, abandoned, .. } =
                     search_cells(self.snapshot, self.data, self.cells, (&calibration_query.vector, k), limit)?;
                 let answer = QueryScore::of(calibration_query);
-                if given_up {
+                if abandoned {
                     return Ok(QueryScore { share: 1.0, cost: cost + live, ..answer });
                 }
                 let bound = calibration_query.bound(k).unwrap_or(f32::INFINITY);
@@ -377,11 +381,11 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
                 Ok(QueryScore { share: hits as f64 / k.min(calibration_query.nearest.len()) as f64, cost, ..answer })
             })
         };
-        let (few, others) = calibration_queries.split_at(calibration_queries.len() / limits::CALIBRATION_FIRST);
+        let (few, others) = calibration_queries.split_at(calibration_queries.len() / tuning::CALIBRATION_FIRST);
         let mut answers = ask(few)?;
-        let came = CalibrationScore::of(&answers, k);
-        if came.is_hopeless(recall) {
-            return Ok(came);
+        let score = CalibrationScore::of(&answers, k);
+        if score.is_hopeless(recall) {
+            return Ok(score);
         }
         answers.extend(ask(others)?);
         Ok(CalibrationScore::of(&answers, k))

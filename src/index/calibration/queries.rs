@@ -4,7 +4,7 @@
 //! 1. The true nearest are those of the distances to all postings. Estimates only exclude vectors that are certainly
 //!    too far.
 //! 2. The queries are drawn from pairwise different vectors, and each query's own posting is excluded from its answer.
-//! 3. One query in [`CALIBRATION_MOVED.0`](limits::CALIBRATION_MOVED) is displaced from its stored vector, because
+//! 3. One query in [`CALIBRATION_MOVED.0`](tuning::CALIBRATION_MOVED) is displaced from its stored vector, because
 //!    real queries rarely equal a stored vector.
 
 use std::collections::BTreeSet;
@@ -22,9 +22,9 @@ use crate::{
     env::{Workers, derived_rng},
     error::Result,
     format::{calibration::RESULTS, geometry::IndexParams},
-    limits,
     shard::{self, DataFile, Shard, StoredPosting, split::two_means},
     storage::StorageFile,
+    tuning,
 };
 
 /// Calibration query with its true nearest postings.
@@ -52,7 +52,7 @@ impl CalibrationQuery {
 /// Draws random calibration queries and finds their true nearest postings. Queries with an empty answer are left out.
 ///
 /// The first `CALIBRATION_FEW.0` queries get as many postings as the largest of [`RESULTS`]. The others get as many as
-/// the largest that is less than `CALIBRATION_FEW.1`; see [`CALIBRATION_FEW`](limits::CALIBRATION_FEW).
+/// the largest that is less than `CALIBRATION_FEW.1`; see [`CALIBRATION_FEW`](tuning::CALIBRATION_FEW).
 ///
 /// # Errors
 /// Returns `Corruption` if a vector is damaged, `Closed` if the operation is cancelled.
@@ -106,7 +106,7 @@ fn drawn<F: StorageFile>(
     }
     let stored: Vec<Vec<f32>> =
         calibration_queries.iter().map(|calibration_query| calibration_query.vector.clone()).collect();
-    let (every, part) = limits::CALIBRATION_MOVED;
+    let (every, part) = tuning::CALIBRATION_MOVED;
     for i in (every - 1..calibration_queries.len()).step_by(every) {
         let [a, b] = [(i * 7 + 1) % stored.len(), (i * 13 + 5) % stored.len()].map(|at| &stored[at]);
         let calibration_query = &mut calibration_queries[i];
@@ -136,8 +136,8 @@ fn spread<T>(drawn: Vec<T>) -> Vec<T> {
     // Multiples of the golden section of the length are evenly distributed, in every prefix as in the whole.
     let len = drawn.len();
     let step = (len * 618 / 1_000..).find(|&step| gcd(step, len) == 1).unwrap_or(1);
-    let mut places: Vec<Option<T>> = drawn.into_iter().map(Some).collect();
-    (0..len).filter_map(|i| places[i * step % len].take()).collect()
+    let mut remaining: Vec<Option<T>> = drawn.into_iter().map(Some).collect();
+    (0..len).filter_map(|i| remaining[i * step % len].take()).collect()
 }
 
 /// Finds the true nearest postings of each query. A bound computed from bytes excludes most vectors. The others are
@@ -156,10 +156,10 @@ fn answer<F: StorageFile>(
     const PART: usize = 32;
     const PARTS: usize = 32;
     let most = RESULTS[RESULTS.len() - 1] as usize;
-    let few = RESULTS.iter().map(|&k| k as usize).filter(|&k| k < limits::CALIBRATION_FEW.1).max().unwrap_or(most);
+    let few = RESULTS.iter().map(|&k| k as usize).filter(|&k| k < tuning::CALIBRATION_FEW.1).max().unwrap_or(most);
     // The first queries get the largest number of results.
-    let k = |i: usize| if i < limits::CALIBRATION_FEW.0 { most } else { few };
-    let asked: Vec<RoundedQuery> =
+    let k = |i: usize| if i < tuning::CALIBRATION_FEW.0 { most } else { few };
+    let rounded_queries: Vec<RoundedQuery> =
         calibration_queries.iter().map(|calibration_query| RoundedQuery::new(&calibration_query.vector)).collect();
     // Upper bound on the distance of the last true nearest posting: the distance of the `k + 1`-th posting in a few
     // near shards. One of these may be the query's own.
@@ -181,10 +181,10 @@ fn answer<F: StorageFile>(
         for &(number, shard) in parts[part] {
             workers.cancel.check()?;
             rows.fill(shard, data)?;
-            for (((calibration_query, asked), &bound), top) in
-                calibration_queries.iter().zip(&asked).zip(&bounds).zip(&mut tops)
+            for (((calibration_query, rounded_query), &bound), top) in
+                calibration_queries.iter().zip(&rounded_queries).zip(&bounds).zip(&mut tops)
             {
-                rows.offer((calibration_query, asked), number, bound, top);
+                rows.offer((calibration_query, rounded_query), number, bound, top);
             }
         }
         Ok(tops.into_iter().map(TopK::into_sorted).collect::<Vec<_>>())
@@ -238,13 +238,13 @@ impl<'a> LiveRows<'a> {
     /// Offers the rows whose distance is within the top-k bound and the bound `known`, except the query's own posting.
     fn offer(
         &mut self,
-        (calibration_query, asked): (&CalibrationQuery, &RoundedQuery),
+        (calibration_query, rounded_query): (&CalibrationQuery, &RoundedQuery),
         number: u32,
         known: f32,
         top: &mut TopK,
     ) {
         let IndexParams { metric, dimension, .. } = *self.geometry;
-        let near = self.rounded.may_be_within(asked, metric, top.bound().min(known));
+        let near = self.rounded.may_be_within(rounded_query, metric, top.bound().min(known));
         let postings = near.iter().zip(&self.postings).enumerate().filter(|(_, (near, _))| **near);
         for (i, (_, &(posting, slot))) in postings {
             let distance =
@@ -258,8 +258,8 @@ impl<'a> LiveRows<'a> {
 
 /// Splits the queries into a half for tuning and a half for judging. Blocks of `CALIBRATION_MOVED.0` queries alternate
 /// between the halves, so both have the same share of displaced queries.
-pub(super) fn halves<T: Copy>(asked: &[T]) -> [Vec<T>; 2] {
-    let of = |half| asked.iter().enumerate().filter(move |(i, _)| i / limits::CALIBRATION_MOVED.0 % 2 == half);
+pub(super) fn halves<T: Copy>(queries: &[T]) -> [Vec<T>; 2] {
+    let of = |half| queries.iter().enumerate().filter(move |(i, _)| i / tuning::CALIBRATION_MOVED.0 % 2 == half);
     [0, 1].map(|half| of(half).map(|(_, &one)| one).collect())
 }
 
@@ -271,7 +271,7 @@ mod tests {
     fn the_first_ones_are_as_all_are() {
         for count in [1_024, 1_000, 600, 300, 8, 1] {
             let order = spread((0..count).collect::<Vec<usize>>());
-            let few = &order[..limits::CALIBRATION_FEW.0.min(count)];
+            let few = &order[..tuning::CALIBRATION_FEW.0.min(count)];
             for part in 0..8 {
                 if count == 1 {
                     continue;
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn each_half_has_as_many_that_are_moved() {
         let all: Vec<usize> = (0..1_024).collect();
-        let every = limits::CALIBRATION_MOVED.0;
+        let every = tuning::CALIBRATION_MOVED.0;
         let moved = |half: &[usize]| half.iter().filter(|&&i| i % every == every - 1).count();
         let [tuned, held] = halves(&all);
         assert_eq!((tuned.len(), held.len()), (512, 512));

@@ -1,6 +1,6 @@
 //! Requirements of recall: a model of the effort that reaches a recall, computed from traces of queries.
 
-use crate::{cells::quietness, failpoint::protects, format::calibration::SearchEffort, limits};
+use crate::{cells::quietness, failpoint::protects, format::calibration::SearchEffort, tuning};
 
 use super::{
     super::{
@@ -125,7 +125,7 @@ impl Limits {
 /// Requirements of recall, modelled from the codes and centroids of queries whose true nearest postings are known.
 pub(super) struct Requirements<'a> {
     /// Trace of each query.
-    ways: Vec<&'a ScanTrace>,
+    traces: Vec<&'a ScanTrace>,
     /// Score of each query before its search.
     stored: Vec<QueryScore>,
     /// For each query and each cell of its trace, the least margin at which a search scans the cell.
@@ -154,7 +154,7 @@ const PARTS: [f32; 4] = [0.7, 0.5, 0.5, 0.5];
 
 /// Computes for each cell of a trace the least margin at which a search scans it. The model assumes that the cells at
 /// `ranks`, ascending, give a result and no other cell does.
-fn margins(way: &ScanTrace, bound: f32, ranks: &[usize], impatience: f32) -> Vec<f32> {
+fn margins(trace: &ScanTrace, bound: f32, ranks: &[usize], impatience: f32) -> Vec<f32> {
     let (mut most, mut next, mut quiet, mut gains) = (f32::NEG_INFINITY, 0, 0, 0);
     let margin = |(rank, &(base, unit)): (usize, &(f32, f32))| {
         most = most.max(beyond((base, unit), bound) + impatience * quietness(quiet, gains, rank as u32));
@@ -165,35 +165,35 @@ fn margins(way: &ScanTrace, bound: f32, ranks: &[usize], impatience: f32) -> Vec
         }
         most
     };
-    way.cells.iter().enumerate().map(margin).collect()
+    trace.cells.iter().enumerate().map(margin).collect()
 }
 
 /// Computes the distance beyond a bound in units of the margin. The result is clamped, so that sums and multiples of it
 /// stay finite.
 fn beyond((base, unit): (f32, f32), bound: f32) -> f32 {
-    let most = limits::SHARDS_TOLD.1;
+    let most = tuning::SHARDS_TOLD.1;
     ((base - bound) / unit.max(f32::MIN_POSITIVE)).clamp(-most, most)
 }
 
 impl<'a> Requirements<'a> {
     /// Builds the model for `k` results from the traces of queries.
-    pub(super) fn new(asked: &[(&'a CalibrationQuery, &'a ScanTrace)], k: usize) -> Self {
-        let bounds = asked.iter().filter(|(calibration_query, _)| calibration_query.bound(k).is_some());
+    pub(super) fn new(traced: &[(&'a CalibrationQuery, &'a ScanTrace)], k: usize) -> Self {
+        let bounds = traced.iter().filter(|(calibration_query, _)| calibration_query.bound(k).is_some());
         let results_of = bounds.flat_map(|(calibration_query, _)| calibration_query.nearest.iter().take(k));
-        let bounded = asked.iter().filter_map(|&(calibration_query, way)| {
-            Some((QueryScore::of(calibration_query), (calibration_query.bound(k)?, way)))
+        let bounded = traced.iter().filter_map(|&(calibration_query, trace)| {
+            Some((QueryScore::of(calibration_query), (calibration_query.bound(k)?, trace)))
         });
-        let (stored, asked): (Vec<QueryScore>, Vec<(f32, &ScanTrace)>) = bounded.unzip();
-        let ranks: Vec<Vec<usize>> = asked
+        let (stored, traced): (Vec<QueryScore>, Vec<(f32, &ScanTrace)>) = bounded.unzip();
+        let ranks: Vec<Vec<usize>> = traced
             .iter()
-            .map(|(_, way)| {
-                let mut ranks: Vec<usize> = way.nearest.iter().take(k).filter_map(ResultLocation::rank).collect();
+            .map(|(_, trace)| {
+                let mut ranks: Vec<usize> = trace.nearest.iter().take(k).filter_map(ResultLocation::rank).collect();
                 ranks.sort_unstable();
                 ranks
             })
             .collect();
         let cells = |impatience: f32| -> Vec<Vec<f32>> {
-            asked.iter().zip(&ranks).map(|((bound, way), ranks)| margins(way, *bound, ranks, impatience)).collect()
+            traced.iter().zip(&ranks).map(|((bound, trace), ranks)| margins(trace, *bound, ranks, impatience)).collect()
         };
         let first = |cells: &[Vec<f32>]| -> Vec<f32> {
             sorted(cells.iter().zip(&ranks).flat_map(|(margins, ranks)| ranks.iter().map(|&rank| margins[rank])))
@@ -205,13 +205,13 @@ impl<'a> Requirements<'a> {
         let unit = upper.first().map_or(0.0, |&median| {
             (upper.iter().map(|&margin| f64::from(margin) - f64::from(median)).sum::<f64>() / upper.len() as f64) as f32
         });
-        let impatience = limits::IMPATIENCE * unit;
+        let impatience = tuning::IMPATIENCE * unit;
         let cells = cells(impatience);
         let mut margins = first(&cells);
-        let results: Vec<Vec<Thresholds>> = asked
+        let results: Vec<Vec<Thresholds>> = traced
             .iter()
             .zip(&cells)
-            .map(|(&(bound, way), margins)| {
+            .map(|(&(bound, trace), margins)| {
                 let need =
                     |code: CodeEstimate| Threshold { margin: margins[code.rank], deviations: code.deviations(bound) };
                 let of = |(found, shard): (&ResultLocation, &(f32, f32))| match found {
@@ -221,7 +221,7 @@ impl<'a> Requirements<'a> {
                         Thresholds::Unindexed(Threshold { margin: beyond(*shard, bound), deviations })
                     }
                 };
-                way.nearest.iter().zip(&way.shards).take(k).map(of).collect()
+                trace.nearest.iter().zip(&trace.shards).take(k).map(of).collect()
             })
             .collect();
         let in_cells = results.iter().flatten().filter(|needed| matches!(needed, Thresholds::Cells(_))).count();
@@ -230,11 +230,11 @@ impl<'a> Requirements<'a> {
         let deviations = results.iter().flatten().filter_map(Thresholds::first).map(|need| need.deviations);
         let deviations = sorted(deviations);
         let shards =
-            asked.iter().flat_map(|(bound, way)| way.shards.iter().take(k).map(|&shard| beyond(shard, *bound)));
+            traced.iter().flat_map(|(bound, trace)| trace.shards.iter().take(k).map(|&shard| beyond(shard, *bound)));
         let shards = sorted(shards);
-        let ways = asked.iter().map(|&(_, way)| way).collect();
+        let traces = traced.iter().map(|&(_, trace)| trace).collect();
         let different = different(results_of.map(Candidate::slot_id).collect());
-        Self { ways, stored, cells, results, k, impatience, margins, deviations, shards, different }
+        Self { traces, stored, cells, results, k, impatience, margins, deviations, shards, different }
     }
 
     /// Returns the share of the results that may be missed because their shard is not scanned.
@@ -243,7 +243,7 @@ impl<'a> Requirements<'a> {
     /// have a later one in common, which all of them find or all of them miss. So the share is less if the results are
     /// few.
     fn missed_by_shards(&self, recall: f32) -> f32 {
-        let (errors, less) = limits::CALIBRATION_SURE;
+        let (errors, less) = tuning::CALIBRATION_SURE;
         let most = f64::from(1.0 - recall) + less;
         // The largest share p with p + errors · √(p / different) ≤ most.
         let half = errors / (2.0 * self.different.max(1.0).sqrt());
@@ -254,9 +254,9 @@ impl<'a> Requirements<'a> {
     /// Returns the limits that miss about a share `missed` of the results; `None` if no finite margin does.
     fn limits(&self, missed: f32, recall: f32) -> Option<Limits> {
         let margin = at(&self.margins, 1.0 - PARTS[0] * missed);
-        let deviations = at(&self.deviations, 1.0 - PARTS[1] * missed).max(limits::LEAST_DEVIATIONS);
+        let deviations = at(&self.deviations, 1.0 - PARTS[1] * missed).max(tuning::LEAST_DEVIATIONS);
         let beyond = (PARTS[3] * missed).min(self.missed_by_shards(recall));
-        let (least, any) = limits::SHARDS_TOLD;
+        let (least, any) = tuning::SHARDS_TOLD;
         let too_few = f64::from(beyond) * self.different < 1.0 && self.different < least;
         let shard_margin =
             if protects!(Recall, too_few) { any } else { exceeded(&self.shards, 1.0 - beyond, self.different as u32) };
@@ -267,19 +267,19 @@ impl<'a> Requirements<'a> {
     /// Returns the effort that misses about a share `missed` of the results; `None` if no finite margin does.
     pub(super) fn effort(&self, missed: f32, recall: f32) -> Option<SearchEffort> {
         let Limits { margin, shard_margin, deviations, .. } = self.limits(missed, recall)?;
-        let within = |needs: &Vec<f32>| needs.partition_point(|&need| need <= margin);
-        let counts = sorted(self.cells.iter().map(|needs| within(needs) as f32));
+        let within = |margins: &Vec<f32>| margins.partition_point(|&need| need <= margin);
+        let counts = sorted(self.cells.iter().map(|margins| within(margins) as f32));
         let ranks = self
-            .ways
+            .traces
             .iter()
             .zip(&self.cells)
-            .flat_map(|(way, needs)| way.groups.iter().take(within(needs)).map(|&rank| rank as f32));
+            .flat_map(|(trace, margins)| trace.groups.iter().take(within(margins)).map(|&rank| rank as f32));
         Some(SearchEffort {
             margin,
             impatience: self.impatience,
             shard_margin,
             deviations,
-            groups: at(&sorted(ranks), 1.0 - PARTS[2] * missed) as u32 + 1 + limits::GROUPS_MORE,
+            groups: at(&sorted(ranks), 1.0 - PARTS[2] * missed) as u32 + 1 + tuning::GROUPS_MORE,
             cells: (at(&counts, 0.9) * 1.5) as u32 + 16,
         })
     }
@@ -296,20 +296,20 @@ impl<'a> Requirements<'a> {
     /// Finds the largest share that margin and deviations may miss so that the modelled searches reach a recall. `None`
     /// if they do not reach it with a share of 0.
     pub(super) fn missed(&self, recall: f32) -> Option<f32> {
-        let (errors, part) = limits::CALIBRATION_ERRORS;
+        let (errors, part) = tuning::CALIBRATION_ERRORS;
         let wanted = f64::from(recall);
-        let does = |missed: f32| {
+        let reaches = |missed: f32| {
             let Some(limits) = self.limits(missed, recall) else { return false };
-            let came = self.reached(limits);
-            came.reached >= wanted + (errors * came.error).min(part * (1.0 - wanted))
+            let score = self.reached(limits);
+            score.reached >= wanted + (errors * score.error).min(part * (1.0 - wanted))
         };
         let (mut enough, mut too_much) = (0.0, 2.0 * (1.0 - recall));
-        if !does(enough) {
+        if !reaches(enough) {
             return None;
         }
-        for _ in 0..limits::CALIBRATION_ROUNDS {
+        for _ in 0..tuning::CALIBRATION_ROUNDS {
             let between = 0.5 * (enough + too_much);
-            if does(between) { enough = between } else { too_much = between }
+            if reaches(between) { enough = between } else { too_much = between }
         }
         Some(enough)
     }
@@ -330,7 +330,7 @@ mod tests {
     /// Regression test: a query equal to a centroid once made all efforts of an index infinite or NaN.
     #[test]
     fn margins_are_numbers() {
-        let finite = |x: f32| (3.0 * limits::IMPATIENCE * x).is_finite();
+        let finite = |x: f32| (3.0 * tuning::IMPATIENCE * x).is_finite();
         for (place, bound) in [((0.0, 0.0), 5.0), ((0.0, 0.0), 0.0), ((1e30, 0.0), -1e30), ((5.0, 0.0), 0.0)] {
             assert!(finite(beyond(place, bound)), "{place:?} {bound}");
         }

@@ -1,7 +1,7 @@
 //! Scores of calibration queries: the recall that they reach, its standard error, and the cost.
 
 use super::queries::CalibrationQuery;
-use crate::{failpoint::protects, limits};
+use crate::{failpoint::protects, tuning};
 
 /// Score of one calibration query.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,25 +41,25 @@ impl CalibrationScore {
     /// Reports whether a target recall is reached.
     ///
     /// The recall of these queries must be at least the target. It must also exceed the target less 0.01 by 3.5
-    /// standard errors ([`CALIBRATION_SURE`](limits::CALIBRATION_SURE)), so that other queries reach the target less
+    /// standard errors ([`CALIBRATION_SURE`](tuning::CALIBRATION_SURE)), so that other queries reach the target less
     /// 0.01. The part with the lower recall must exceed the target less 0.01 by 1 or 2 of its own standard errors
-    /// ([`CALIBRATION_PART`](limits::CALIBRATION_PART), [`CALIBRATION_HARDER`](limits::CALIBRATION_HARDER)), because
+    /// ([`CALIBRATION_PART`](tuning::CALIBRATION_PART), [`CALIBRATION_HARDER`](tuning::CALIBRATION_HARDER)), because
     /// other queries may all be like those of one part.
-    pub(super) fn does(&self, recall: f32) -> bool {
+    pub(super) fn reaches(&self, recall: f32) -> bool {
         self.room(recall) >= 1.0
     }
 
     /// Returns the recall that these queries must reach so that other queries reach the target, and the recall that the
     /// harder part must reach.
     fn wanted(&self, recall: f32) -> (f64, f64) {
-        let (errors, less) = limits::CALIBRATION_SURE;
+        let (errors, less) = tuning::CALIBRATION_SURE;
         let wanted = f64::from(recall);
         (wanted.max(wanted - less + errors * self.error), wanted - less + self.part.1)
     }
 
     /// Reports whether further queries are unlikely to show that a target recall is reached.
     pub(super) fn is_hopeless(&self, recall: f32) -> bool {
-        let (errors, less) = limits::CALIBRATION_SURE;
+        let (errors, less) = tuning::CALIBRATION_SURE;
         self.reached + errors * self.error < f64::from(recall) - less
     }
 
@@ -84,13 +84,13 @@ impl CalibrationScore {
         let of_stored = Self::mean(stored(), k);
         let less = if stored().next().is_some() && of_stored.reached < all.reached { of_stored } else { all };
         let parts = [false, true].map(|second| stored().filter(move |answer| answer.second == second));
-        let many = parts.into_iter().filter(|part| part.clone().count() >= limits::CALIBRATION_PART.1);
+        let many = parts.into_iter().filter(|part| part.clone().count() >= tuning::CALIBRATION_PART.1);
         let parts = many.map(|part| Self::mean(part, k));
         let least = parts.min_by(|a, b| (a.reached - a.error).total_cmp(&(b.reached - b.error)));
         let part = least.map_or((1.0, 0.0), |part| {
-            let harder = all.reached - part.reached > limits::CALIBRATION_HARDER * part.error;
+            let harder = all.reached - part.reached > tuning::CALIBRATION_HARDER * part.error;
             let errors =
-                if protects!(Recall, harder) { limits::CALIBRATION_HARDER } else { limits::CALIBRATION_PART.0 };
+                if protects!(Recall, harder) { tuning::CALIBRATION_HARDER } else { tuning::CALIBRATION_PART.0 };
             (part.reached, errors * part.error)
         });
         Self { cost: all.cost, part, ..less }
@@ -98,19 +98,19 @@ impl CalibrationScore {
 
     /// Computes the mean recall, its standard error and the mean cost of some answers.
     fn mean<'a>(answers: impl Iterator<Item = &'a QueryScore> + Clone, k: usize) -> Self {
-        let (n, mut came, mut squares) = (answers.clone().count().max(1) as f64, Self::default(), 0.0);
+        let (n, mut score, mut squares) = (answers.clone().count().max(1) as f64, Self::default(), 0.0);
         for &QueryScore { share, cost, .. } in answers {
-            came.reached += share / n;
+            score.reached += share / n;
             squares += share * share;
-            came.cost += cost / n;
+            score.cost += cost / n;
         }
         // A few perfect answers do not show that every answer is perfect. So the error includes one more answer, whose
         // share is low for `k` results.
         let found = 1.0 - 1.0 / (k as f64).sqrt();
-        let mean = (n * came.reached + found) / (n + 1.0);
+        let mean = (n * score.reached + found) / (n + 1.0);
         let variance = (squares + found * found) / (n + 1.0) - mean * mean;
         // The variance of few answers is uncertain. The factor approximates Student's distribution at this confidence.
-        came.error = (variance.max(0.0) / (n + 1.0)).sqrt() * (1.0 + 8.0 / n);
-        came
+        score.error = (variance.max(0.0) / (n + 1.0)).sqrt() * (1.0 + 8.0 / n);
+        score
     }
 }
