@@ -199,6 +199,26 @@ macro_rules! option_setters {
     )*};
 }
 
+/// Passes the options of an open handle, with their types, to a macro.
+macro_rules! with_options {
+    ($setters:ident) => {
+        $setters! {
+            durability: Durability,
+            batch_write_interval_ms: u64,
+            flush_interval_ms: u64,
+            flush_wal_bytes: u64,
+            wal_max_bytes: u64,
+            default_recall: f32,
+            shardex_segment_size: usize,
+            flush_check: CheckLevel,
+            queue_size: usize,
+            max_undurable_ms: u64,
+            max_undurable_bytes: u64,
+            flush_on_close: bool,
+        }
+    };
+}
+
 impl ShardexConfig {
     /// Returns the default configuration for an index in `directory_path`.
     #[must_use]
@@ -223,20 +243,7 @@ impl ShardexConfig {
         options: OpenOptions,
     }
 
-    option_setters! {
-        durability: Durability,
-        batch_write_interval_ms: u64,
-        flush_interval_ms: u64,
-        flush_wal_bytes: u64,
-        wal_max_bytes: u64,
-        default_recall: f32,
-        shardex_segment_size: usize,
-        flush_check: CheckLevel,
-        queue_size: usize,
-        max_undurable_ms: u64,
-        max_undurable_bytes: u64,
-        flush_on_close: bool,
-    }
+    with_options! { option_setters }
 
     /// Returns the size of each shard's bloom filter in bytes, with the default resolved: a multiple of 8.
     #[must_use]
@@ -276,20 +283,7 @@ impl ShardexConfig {
 }
 
 impl OpenOptions {
-    setters! {
-        durability: Durability,
-        batch_write_interval_ms: u64,
-        flush_interval_ms: u64,
-        flush_wal_bytes: u64,
-        wal_max_bytes: u64,
-        default_recall: f32,
-        shardex_segment_size: usize,
-        flush_check: CheckLevel,
-        queue_size: usize,
-        max_undurable_ms: u64,
-        max_undurable_bytes: u64,
-        flush_on_close: bool,
-    }
+    with_options! { setters }
 
     /// Returns the commit interval of [`Durability::Interval`].
     #[must_use]

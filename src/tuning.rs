@@ -240,3 +240,40 @@ const _: () = assert!(EXTENT_SLOTS.is_power_of_two() && EXTENT_SLOTS <= 64);
 
 /// Bytes per read when a file is scanned.
 pub const SCAN_BYTES: usize = 256 << 10;
+
+/// Number of shards per task of a parallel scan, the last task excepted. A scan of fewer than two tasks runs on the
+/// calling thread, because a smaller task isn't worth waking another.
+pub const SCAN_SHARDS: usize = 64;
+
+/// Searches by `slop`: target recall whose shard margin and deviations they use.
+///
+/// Chosen, not measured: the number of codes limits such a search, so the margins must rarely stop it earlier.
+pub const SLOP_RECALL: f32 = 0.98;
+
+/// Searches by `slop`: cells that the router returns at first, as a multiple of the average number of cells that hold
+/// the allowed codes, and at least. Chosen, not measured: the queue asks the router for more if they do not suffice.
+pub const SLOP_CELLS: (u64, u64) = (2, 64);
+
+/// Cells that the router returns at first, from the numbers of cells within the margin over the traced queries: the
+/// quantile of these numbers, a factor, and a number that is added. Chosen, not measured: more cost time to sort, and
+/// fewer make the router run again.
+pub const EFFORT_CELLS: (f32, f32, u32) = (0.9, 1.5, 16);
+
+/// Length of a trace in cells: the largest, and how far it continues beyond the last needed cell, for efforts that stop
+/// later than necessary: one in so many of the cells up to there, and a number of cells.
+pub const TRACE_CELLS: (usize, usize, usize) = (16_384, 4, 64);
+
+/// Shards that are scanned for an upper bound on the distance of a calibration query's last neighbour: a number, and a
+/// multiple of the shards that hold as many postings as neighbours are needed. Chosen, not measured: a looser bound
+/// rejects fewer rows, and a tighter one costs more distances.
+pub const BOUND_SHARDS: (usize, usize) = (2, 4);
+
+/// Part of a sorted sample from which the tail of its distribution is estimated: one in this many, the largest ones.
+pub const TAIL_PART: usize = 4;
+
+/// Share of a vector's norm that must be left outside the other axes for a new axis. Less is rounding.
+pub const AXIS_NORM: f32 = 1e-4;
+
+/// Metadata fills holes instead of an empty chunk if one in this many of the pages in metadata chunks is free, and this
+/// many times the pages wanted. Chosen, not measured: a whole range needs one store, and holes are reused.
+pub const META_HOLES: (u64, u64) = (2, 4);

@@ -45,6 +45,7 @@ pub mod conformance;
 pub mod explorer;
 pub mod fsck;
 pub mod fuzz;
+mod hashed;
 pub mod hook;
 pub mod model;
 pub mod monitor;

@@ -208,13 +208,18 @@ impl State {
             Some(How::Dropped) => Ok(()),
             Some(How::Weakened) => weak(),
             Some(How::ErrorIgnored) => {
-                drop(run());
+                let _ = run();
                 Ok(())
             }
             Some(How::BehindCommit | How::BehindReturn) => {
                 let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
                 // The caller has already received `Ok`, so the error is dropped.
-                later.push((TURN.get(), Box::new(move || drop(run()))));
+                later.push((
+                    TURN.get(),
+                    Box::new(move || {
+                        let _ = run();
+                    }),
+                ));
                 Ok(())
             }
         }

@@ -101,10 +101,10 @@ const EQUIVALENT: &[(Op, &str, How, &str)] = &[];
 pub fn all() -> Vec<Mutant> {
     let mut all = mutant::of(|| {
         for seed in 1..=PLACES {
-            drop(Case::generated(seed).run());
+            let _ = Case::generated(seed).run();
         }
         for case in recalls().into_iter().take(RECALL_PLACES) {
-            drop(case.run());
+            let _ = case.run();
         }
     });
     let first = |mutant: &Mutant| !matches!(mutant, Mutant::Call(call, How::Dropped) if call.purpose == "B1: commit");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{
     CellIndex, GroupView, RankedId,
     groups::{CentroidGroups, Centroids, NearestScratch, Sums},
-    layout::{BuiltCells, NumberedShard, ShardCodes, lay_out},
+    layout::{BuiltCells, LayoutParams, NumberedShard, ShardCodes, lay_out},
 };
 use crate::{
     codes::{CoordinateFrame, Rotation, encode, medians, sample},
@@ -102,7 +102,7 @@ impl<F: StorageFile> Rows<'_, F> {
     }
 
     /// Returns the vectors of `count` live postings drawn at random, or of all live postings if there are fewer.
-    fn sample(&self, count: usize, (index_id, draw): (u128, u64)) -> Result<Vec<f32>> {
+    fn sample(&self, count: usize, index_id: u128, draw: u64) -> Result<Vec<f32>> {
         let live = self.shards.iter().map(|(_, shard)| shard.live()).sum();
         let wanted = sample(live, count, index_id, draw);
         let (mut rows, mut seen, mut next) = (Vec::new(), 0, 0);
@@ -130,7 +130,7 @@ impl<F: StorageFile> Rows<'_, F> {
         seed: (u128, u64),
     ) -> Result<Arc<CoordinateFrame>> {
         let geometry = self.data.geometry();
-        let rows = self.sample(CENTRE_SAMPLE, (seed.0, seed.1 | CENTRE))?;
+        let rows = self.sample(CENTRE_SAMPLE, seed.0, seed.1 | CENTRE)?;
         let centre = medians(&rows, geometry.dimension);
         let apart = |row: &[f32]| -> f64 {
             row.iter().zip(&centre).map(|(x, c)| (f64::from(*x) - f64::from(*c)).powi(2)).sum()
@@ -184,7 +184,7 @@ impl<F: StorageFile> Pass<'_, F> {
         }
         centroids.rows.truncate(cells * centroids.len);
         let known = centroids.count();
-        let rows = self.rows.sample(cells - known, (seed.0, seed.1 | CENTROIDS))?;
+        let rows = self.rows.sample(cells - known, seed.0, seed.1 | CENTROIDS)?;
         let mut transformed = Vec::new();
         for row in rows.chunks_exact(self.rows.data.geometry().dimension) {
             self.frame.transform(row, &mut transformed);
@@ -301,8 +301,10 @@ fn second_cell(x: &[f32], first: usize, near: &[RankedId], centroids: &Centroids
 pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     shards: &[NumberedShard<F::Lent>],
     data: &DataFile<F>,
-    (rotation, before): (&Arc<Rotation>, Option<&CellIndex<B>>),
-    (seed, workers): ((u128, u64), Workers<'_>),
+    rotation: &Arc<Rotation>,
+    before: Option<&CellIndex<B>>,
+    seed: (u128, u64),
+    workers: Workers<'_>,
     largest: usize,
 ) -> Result<Option<BuiltCells>> {
     let mut firsts = Vec::with_capacity(shards.len());
@@ -324,11 +326,10 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
     let pass = Pass { rows, held_out, frame: Arc::clone(&frame) };
     let (mut centroids, start) = pass.first_centroids(before, live.div_ceil(tuning::CELL_POSTINGS), seed)?;
     let mut grouped = CentroidGroups::new(&mut centroids, frame.rotated_centre(), seed, workers)?;
-    let sizes = (&frame, largest);
-    let of = (shards, data.geometry().metric);
+    let params = LayoutParams { shards, metric: data.geometry().metric, frame: &frame, largest };
     // Result of a cancelled build: the centroids of the last finished round.
     let left = |grouped: &CentroidGroups, done| {
-        let left = lay_out(of, grouped, (&grouped.centroids(), &[]), sizes, &Never)?;
+        let left = lay_out(&params, grouped, &grouped.centroids(), &[], &Never)?;
         Ok(Some(left.into_unfinished(done, before)))
     };
     let (mut assignments, mut done) = (Vec::new(), start.done);
@@ -342,7 +343,7 @@ pub fn build<F: StorageFile, B: std::ops::Deref<Target = [u8]>>(
         done = (done + 1).min(tuning::CELL_ROUNDS);
     }
     let coded = pass.encode(&centroids, &grouped);
-    match coded.and_then(|coded| lay_out(of, &grouped, (&centroids, &coded), sizes, workers.cancel)) {
+    match coded.and_then(|coded| lay_out(&params, &grouped, &centroids, &coded, workers.cancel)) {
         Ok(built) => Ok(Some(built)),
         Err(ShardexError::Closed) => left(&grouped, done),
         Err(error) => Err(error),

@@ -192,7 +192,9 @@ impl Sums {
     pub(super) fn merge(&mut self, other: Self) {
         for (cell, (more, n)) in other.cells {
             match self.cells.entry(cell) {
-                std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert((more, n))),
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert((more, n));
+                }
                 std::collections::btree_map::Entry::Occupied(mut entry) => {
                     let (sum, count) = entry.get_mut();
                     sum.iter_mut().zip(more).for_each(|(sum, x)| *sum += x);

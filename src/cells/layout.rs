@@ -123,21 +123,32 @@ where
     shards.iter().map(all).collect()
 }
 
-/// Places codes into groups of at most `largest` bytes, and omits cells without codes. If `coded` is empty, places the
-/// centroids of all cells, without codes.
+/// Parameters of a layout.
+pub(super) struct LayoutParams<'a, L: std::ops::Deref<Target = [u8]> + Clone> {
+    /// Shards that the cells cover, with their numbers.
+    pub(super) shards: &'a [NumberedShard<L>],
+    pub(super) metric: Metric,
+    pub(super) frame: &'a Arc<CoordinateFrame>,
+    /// Largest size of a group in bytes.
+    pub(super) largest: usize,
+}
+
+/// Places codes into groups, and omits cells without codes. If `coded` is empty, places the centroids of all cells,
+/// without codes.
 ///
 /// # Errors
 /// Returns `Closed` if the build is cancelled.
 pub(super) fn lay_out<L>(
-    (shards, metric): (&[NumberedShard<L>], Metric),
+    params: &LayoutParams<'_, L>,
     grouped: &CentroidGroups,
-    (centroids, coded): (&Centroids, &[ShardCodes]),
-    (frame, largest): (&Arc<CoordinateFrame>, usize),
+    centroids: &Centroids,
+    coded: &[ShardCodes],
     cancel: &dyn Cancel,
 ) -> Result<BuiltCells>
 where
     L: std::ops::Deref<Target = [u8]> + Clone,
 {
+    let LayoutParams { shards, metric, frame, largest } = *params;
     let words = frame.len() / 64;
     // The codes of each cell, as (position of the shard, position in the shard's codes).
     let mut codes: Vec<Vec<(u32, u32)>> = vec![Vec::new(); centroids.count()];
@@ -147,8 +158,7 @@ where
     let mut table = CellTable { words, centre: frame.centre().to_vec(), shards: cover(shards), ..CellTable::default() };
     let fits = |cells: usize, codes: usize| GroupLayout { cells, codes, words }.len() <= largest;
     let most_codes = (1..).map(|blocks| blocks * BLOCK).take_while(|&codes| fits(1, codes)).last().unwrap_or(BLOCK);
-    let mut groups = Vec::new();
-    let mut members: Vec<(usize, Vec<usize>)> = Vec::new();
+    let (mut groups, mut members): (Vec<_>, Vec<(usize, Vec<usize>)>) = Default::default();
     for (g, cells) in grouped.members.iter().enumerate() {
         cancel.check()?;
         // A cell with too many codes becomes several cells with the same centroid. A group with too many cells becomes

@@ -332,7 +332,7 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
 
     /// Returns the number of the posting in a slot of a shard, or `None` if the slot is not covered.
     #[must_use]
-    pub fn reference_of(&self, (number, id): (u32, ShardId), slot: u32) -> Option<u32> {
+    pub fn reference_of(&self, number: u32, id: ShardId, slot: u32) -> Option<u32> {
         let i = self.table.shards.binary_search_by_key(&number, |shard| shard.number).ok()?;
         let shard = &self.table.shards[i];
         (shard.id == id && slot < shard.slots).then(|| self.reference(i, slot))

@@ -18,7 +18,7 @@ pub(super) fn remove(args: &Remove, output: &Output) -> Outcome {
     block_on(1, async {
         let index = Shardex::open(&args.dir).await?;
         let (mut removed, mut at) = (0, args.ids.start);
-        let done = remove_all(&index, args, &interrupt, (&mut removed, &mut at)).await;
+        let done = remove_all(&index, args, &interrupt, &mut removed, &mut at).await;
         let total_postings = index.stats().await?.total_postings;
         // Closes the index also after an error, so that the removals before it are durable.
         index.close().await?;
@@ -48,7 +48,8 @@ async fn remove_all(
     index: &Shardex,
     args: &Remove,
     interrupt: &Interrupt,
-    (removed, at): (&mut u64, &mut u128),
+    removed: &mut u64,
+    at: &mut u128,
 ) -> Result<(), Failure> {
     let mut end = args.ids.end;
     while *at < args.ids.end && interrupt.code().is_none() {

@@ -269,7 +269,7 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         // The process may have been killed already.
-        drop(self.stop());
+        let _ = self.stop();
     }
 }
 

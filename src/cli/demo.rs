@@ -180,8 +180,8 @@ struct Killed(Child);
 impl Killed {
     fn kill(&mut self) {
         // SIGKILL on Unix. An error means that the child has already exited.
-        drop(self.0.kill());
-        drop(self.0.wait());
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -125,7 +125,8 @@ fn clear(dir: &Path) {
     // A failed `create` leaves its lock file. Without it the files may belong to another program, so only an empty
     // directory is removed.
     let Ok(lock) = std::fs::OpenOptions::new().write(true).open(dir.join("LOCK")) else {
-        return drop(std::fs::remove_dir(dir));
+        let _ = std::fs::remove_dir(dir);
+        return;
     };
     if lock.try_lock().is_err() {
         return;
@@ -135,9 +136,9 @@ fn clear(dir: &Path) {
         return;
     }
     for name in FILES.iter().chain(&["root.new"]) {
-        drop(std::fs::remove_file(dir.join(name)));
+        let _ = std::fs::remove_file(dir.join(name));
     }
-    drop(std::fs::remove_dir(dir));
+    let _ = std::fs::remove_dir(dir);
 }
 
 /// Returns a `Failure` if the dimension, metric or shard size of the index differs from the file and the arguments.
@@ -253,7 +254,7 @@ impl<'a> Load<'a> {
         if flushed.barriers > 0 || self.last_flush.barriers == 0 {
             self.last_flush = flushed;
         }
-        self.report(&before, (seconds, optimized, optimize_seconds, flush_seconds)).await
+        self.report(&before, seconds, optimized, optimize_seconds, flush_seconds).await
     }
 
     async fn add_all(&mut self, first: Vec<Vec<f32>>) -> Result<(), Failure> {
@@ -373,7 +374,10 @@ impl<'a> Load<'a> {
     async fn report(
         &self,
         before: &IndexStats,
-        (seconds, optimized, optimize_seconds, flush_seconds): (f64, bool, f64, f64),
+        seconds: f64,
+        optimized: bool,
+        optimize_seconds: f64,
+        flush_seconds: f64,
     ) -> Result<(), Failure> {
         let stats = self.index.stats().await?;
         let vectors = self.done - self.args.from_row;

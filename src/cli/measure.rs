@@ -133,7 +133,7 @@ async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String
 
 /// Measures a flush after some new vectors at full size and at a tenth of the rows, and compares the cost per byte.
 async fn flushes(data: &Data, dir: &Path, bare: &Path, rounds: usize) -> Result<(Value, String), Failure> {
-    let (large, text) = flush(data, (data.rows.len(), dir), bare, rounds).await?;
+    let (large, text) = flush(data, data.rows.len(), dir, bare, rounds).await?;
     let few = data.rows.len().div_ceil(10);
     let tenth = bare.join("tenth");
     let index = Shardex::create(data.config(&tenth, OpenOptions::default().durability(Durability::Manual))).await?;
@@ -142,7 +142,7 @@ async fn flushes(data: &Data, dir: &Path, bare: &Path, rounds: usize) -> Result<
     }
     index.optimize().await?;
     index.close().await?;
-    let (small, more) = flush(data, (few, &tenth), bare, rounds).await?;
+    let (small, more) = flush(data, few, &tenth, bare, rounds).await?;
     let [of_large, of_small] = [&large, &small].map(|flush| flush["ns_a_byte"].as_f64().unwrap_or(f64::NAN));
     let ratio = of_large / of_small;
     let text = format!(
@@ -153,12 +153,7 @@ async fn flushes(data: &Data, dir: &Path, bare: &Path, rounds: usize) -> Result<
 
 /// Measures a flush after some new vectors, beside a bare program that writes the same number of bytes to scattered
 /// pages and makes three syncs.
-async fn flush(
-    data: &Data,
-    (rows, dir): (usize, &Path),
-    bare: &Path,
-    rounds: usize,
-) -> Result<(Value, String), Failure> {
+async fn flush(data: &Data, rows: usize, dir: &Path, bare: &Path, rounds: usize) -> Result<(Value, String), Failure> {
     let options = OpenOptions::default().durability(Durability::Manual).flush_interval_ms(0);
     let index = open(dir, options).await?;
     let (mut ours, mut bares, mut ratios, mut a_byte) = (vec![], vec![], vec![], vec![]);

@@ -82,7 +82,7 @@ pub(crate) fn is_unwritten() -> bool {
 /// Prints an error as one line on stderr.
 pub(crate) fn complain(text: &str) {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    drop(writeln!(io::stderr().lock(), "shardex: {text}"));
+    let _ = writeln!(io::stderr().lock(), "shardex: {text}");
 }
 
 /// Returns a `shardex` command line, quoted for a shell.

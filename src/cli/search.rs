@@ -70,7 +70,7 @@ pub(super) fn run(args: &Search, output: &Output) -> Outcome {
         if !args.quiet {
             print(&found, args.show, output);
         }
-        report(args, &found, (seconds, warm), truth.as_deref(), output);
+        report(args, &found, seconds, warm, truth.as_deref(), output);
         if let Some(why) = read_only {
             output::complain(&format!("the index is {why}"));
         }
@@ -201,7 +201,8 @@ pub(super) fn percentile(times: impl IntoIterator<Item = Duration>, share: f64) 
 fn report(
     args: &Search,
     found: &[QueryHits],
-    (seconds, warm): (f64, Duration),
+    seconds: f64,
+    warm: Duration,
     truth: Option<&[Vec<i64>]>,
     output: &Output,
 ) {

@@ -91,11 +91,11 @@ impl QueryBytes {
     #[must_use]
     pub fn new(rotated: &[f32]) -> Self {
         let mut query = Self::default();
-        query.set(rotated, largest(rotated), Metric::L2, (0.0, 0.0));
+        query.set(rotated, largest(rotated), Metric::L2, 0.0, 0.0);
         query
     }
 
-    fn set(&mut self, rotated: &[f32], most: f32, metric: Metric, (centre_product, norm): (f32, f32)) {
+    fn set(&mut self, rotated: &[f32], most: f32, metric: Metric, centre_product: f32, norm: f32) {
         self.metric = metric;
         self.centre_product = centre_product;
         self.norm = norm;
@@ -185,17 +185,17 @@ impl QuantizedQuery {
     pub fn set(&mut self, vector: &[f32], frame: &CoordinateFrame, metric: Metric) {
         let mut rotated = std::mem::take(&mut self.rotated);
         frame.transform(vector, &mut rotated);
-        let products = match metric {
+        let (centre_product, norm) = match metric {
             Metric::L2 => (0.0, 0.0),
             Metric::Dot | Metric::Cosine => (frame.product(vector), distance::dot(vector, vector).sqrt()),
         };
-        self.set_rotated(&rotated, metric, products);
+        self.set_rotated(&rotated, metric, centre_product, norm);
         self.rotated = rotated;
     }
 
     /// Replaces the query by a vector of the frame, for L2. Leaves [`transformed`](Self::transformed) unchanged.
     pub fn set_transformed(&mut self, rotated: &[f32]) {
-        self.set_rotated(rotated, Metric::L2, (0.0, 0.0));
+        self.set_rotated(rotated, Metric::L2, 0.0, 0.0);
     }
 
     /// Returns the query in the coordinates of the frame.
@@ -204,7 +204,7 @@ impl QuantizedQuery {
         &self.rotated
     }
 
-    fn set_rotated(&mut self, rotated: &[f32], metric: Metric, products: (f32, f32)) {
+    fn set_rotated(&mut self, rotated: &[f32], metric: Metric, centre_product: f32, norm: f32) {
         let most = largest(rotated);
         self.plane_step = most / LEVELS;
         let scale = if most > f32::MIN_POSITIVE * LEVELS { LEVELS / most } else { 0.0 };
@@ -227,7 +227,7 @@ impl QuantizedQuery {
             planes
         }));
         self.plane_error = missed.into_iter().sum();
-        self.bytes.set(rotated, most, metric, products);
+        self.bytes.set(rotated, most, metric, centre_product, norm);
     }
 
     /// Returns the standard deviation of a code's estimate, in units of the code's factor. `square` is the squared

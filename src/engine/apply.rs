@@ -166,7 +166,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             let Working { finder, shards, figures, .. } = &mut *self.work;
             let Some(shard) = current::<F>(&self.touched, shards, number as u32) else { continue };
             found.clear();
-            if finder.find(data, (number, shard), lookup, &mut found)? {
+            if finder.find(data, number, shard, lookup, &mut found)? {
                 figures.note(number as u32);
             }
             if found.is_empty() {

@@ -16,13 +16,13 @@ use crate::{
     error::{Result, ShardexError},
     failpoint::{protects, reached},
     format::{node::BlockPointer, root::Root},
-    index::Snapshot,
+    index::{Snapshot, SnapshotSource},
     lease::PageRange,
     shard::{DataFile, Shard},
     space::{Reclaimer, Use},
     storage::{Purpose, Storage, StorageFile},
     tuning::WAL_SHARES,
-    wal::{WalLayout, WalWriter},
+    wal::{WalLayout, WalLimits, WalWriter},
 };
 
 const REFILL: Purpose = Purpose("open: allocate holes");
@@ -55,9 +55,14 @@ impl<F: StorageFile> IndexFiles<F> {
         let Self { lock, root_file, wal_file, data, newest, newest_slot, older, recovery, .. } = self;
         let empty = Snapshot::empty(newest.checkpoint);
         let numbers = 0..work.shards.len() as u32;
-        let cells = working::searched(&work.cells);
-        let state = (newest.checkpoint, newest.live);
-        let durable = Arc::new(empty.with_changes(&work.shards, numbers, cells, state, (false, data.geometry())));
+        let state = SnapshotSource {
+            shards: &work.shards,
+            cells: working::searched(&work.cells),
+            lsn: newest.checkpoint,
+            live: newest.live,
+            encodes: false,
+        };
+        let durable = Arc::new(empty.with_changes(data.geometry(), numbers, state));
         Ok(Engine {
             storage,
             lock,
@@ -157,12 +162,12 @@ impl<F: StorageFile> IndexFiles<F> {
 /// Returns the largest size of the WAL file, and the size up to which it grows ahead of need, both in bytes. If the
 /// size of the WAL triggers flushes, the second covers the WAL of both retained roots and of the flush under way.
 /// Otherwise both are equal.
-pub(super) fn wal_limits(options: &OpenOptions) -> (u64, u64) {
-    let target = match options.flush_wal_bytes {
+pub(super) fn wal_limits(options: &OpenOptions) -> WalLimits {
+    let target_bytes = match options.flush_wal_bytes {
         0 => options.wal_max_bytes,
         bytes => bytes.saturating_mul(WAL_SHARES),
     };
-    (options.wal_max_bytes, target)
+    WalLimits { max_bytes: options.wal_max_bytes, target_bytes }
 }
 
 fn in_data<F: StorageFile>(data: &DataFile<F>, page: u64, what: String) -> ShardexError {
@@ -180,7 +185,7 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
     let mut work = Working::new(geometry, space, step);
     let meta: Vec<_> = directory.entries().map(|entry| (directory::run_of(entry, geometry), Use::Meta)).collect();
     // The directory names these allocations from here on, so no handles are kept.
-    drop(work.space.adopt(&meta).map_err(|(run, why)| in_data(data, run.page, why))?);
+    work.space.adopt(&meta).map_err(|(run, why)| in_data(data, run.page, why))?;
     work.finder.reserve(directory.len());
     let (mut live, mut removed, mut shards) = (0, 0, 0);
     for number in 0..directory.len() as u32 {

@@ -103,7 +103,7 @@ impl<S: Storage> CellBuildJob<S> {
         let geometry = data.geometry();
         let largest = geometry.chunk_pages() as usize * geometry.page_size;
         let before = before.as_deref();
-        let built = build(&shards, data, (rotation, before), (seed, workers), largest)?;
+        let built = build(&shards, data, rotation, before, seed, workers, largest)?;
         let Some(mut built) = built else { return Ok(None) };
         if encode_head(&vec![BlockPointer::default(); built.table.encode().len().div_ceil(largest)]).len() > largest {
             return Ok(None);
@@ -114,7 +114,7 @@ impl<S: Storage> CellBuildJob<S> {
         let trial: CellIndex<AlignedBytes> =
             CellIndex::new(built.table.clone(), Arc::clone(&built.frame), built.groups.clone(), Vec::new());
         let under_test = CellsUnderTest { cells: &trial, own: false };
-        built.table.calibration = calibrate(snapshot, data, (under_test, Calibration::default()), workers, seed)?;
+        built.table.calibration = calibrate(snapshot, data, under_test, Calibration::default(), workers, seed)?;
         built.cut = !built.table.calibration.is_complete() && cancel.is_cancelled();
         let pays = built.cut || !is_exhaustive(&built) || self.policy == CellPolicy::Always;
         Ok(pays.then_some(built))
@@ -146,7 +146,7 @@ impl<S: Storage> CellBuildJob<S> {
             let coded = snapshot.encode_unindexed(&self.data, before.frame(), cancel)?;
             snapshot = Arc::new(snapshot.with_codes(&coded, self.data.geometry()));
         }
-        built.table.calibration = calibrate(&snapshot, &self.data, (under_test, known.clone()), workers, self.seed())?;
+        built.table.calibration = calibrate(&snapshot, &self.data, under_test, known.clone(), workers, self.seed())?;
         built.cut = !built.table.calibration.is_complete() && cancel.is_cancelled();
         if built.cut && built.table.calibration == *known { Err(ShardexError::Closed) } else { Ok(built) }
     }

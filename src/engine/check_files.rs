@@ -141,12 +141,19 @@ fn check_log<S: Storage>(engine: &Engine<S>, in_flush: bool, report: &mut Consis
     let is_whole = root.epoch == engine.wal.epoch() || (was_closed && !in_flush);
     if is_whole && engine.poisoned.is_none() {
         let layout = wal::WalLayout::new(engine.data.geometry());
-        let epoch = (engine.index_id, root.epoch);
         let mut bytes = 0;
-        let tail = wal::replay(engine.wal_file.raw(), layout, epoch, root.wal_start, root.checkpoint, |record| {
-            bytes += record.payload.len() as u64;
-            Ok(())
-        });
+        let tail = wal::replay(
+            engine.wal_file.raw(),
+            layout,
+            engine.index_id,
+            root.epoch,
+            root.wal_start,
+            root.checkpoint,
+            |record| {
+                bytes += record.payload.len() as u64;
+                Ok(())
+            },
+        );
         report.bytes_read += bytes;
         if let Some(tail) = note(report, Component::Wal, tail)?
             && tail.last < engine.wal.durable_lsn()

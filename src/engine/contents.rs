@@ -62,7 +62,7 @@ impl<S: Storage> CheckJob<S> {
         self.check_cells(&mut report, cancel)?;
         for (number, shard) in (0u32..).zip(&self.shards) {
             if let Some(shard) = shard {
-                check_bytes(&mut report, (number, shard), (&*self.data, &self.finder), &mut keys, cancel)?;
+                check_bytes(&mut report, number, shard, &*self.data, &self.finder, &mut keys, cancel)?;
             }
         }
         Ok(report)
@@ -113,7 +113,7 @@ impl<S: Storage> CheckJob<S> {
                 continue;
             }
             if g < cells.len() {
-                self.check_codes(report, cells, (g, &cells.view(g, &bytes)), &mut codes);
+                self.check_codes(report, cells, g, &cells.view(g, &bytes), &mut codes);
             }
         }
         for number in self.published.shards_with_wrong_codes(data.geometry(), cancel)? {
@@ -146,7 +146,8 @@ impl<S: Storage> CheckJob<S> {
         &self,
         report: &mut ConsistencyReport,
         cells: &CellIndex<Lease<Lent<S>>>,
-        (g, group): (usize, &GroupView<'_>),
+        g: usize,
+        group: &GroupView<'_>,
         codes: &mut [u8],
     ) {
         let geometry = self.data.geometry();
@@ -181,7 +182,8 @@ impl<S: Storage> CheckJob<S> {
 /// key.
 fn check_lookups<L: Deref<Target = [u8]> + Clone>(
     report: &mut ConsistencyReport,
-    (number, shard): (u32, &Shard<L>),
+    number: u32,
+    shard: &Shard<L>,
     slot: usize,
     posting: &StoredPosting,
     finder: &Finder,
@@ -202,15 +204,16 @@ fn check_lookups<L: Deref<Target = [u8]> + Clone>(
 /// Checks every vector and posting of a shard, as read from the disk.
 fn check_bytes<F: StorageFile>(
     report: &mut ConsistencyReport,
-    (number, shard): (u32, &Shard<F::Lent>),
-    (data, finder): (&DataFile<F>, &Finder),
+    number: u32,
+    shard: &Shard<F::Lent>,
+    data: &DataFile<F>,
+    finder: &Finder,
     keys: &mut BTreeSet<(u128, u32, u32)>,
     cancel: &dyn Cancel,
 ) -> Result<()> {
     let geometry = data.geometry();
     let slots = geometry.extent_slots();
-    let mut sum = vec![0.0f64; geometry.dimension];
-    let mut magnitude = vec![0.0f64; geometry.dimension];
+    let (mut sum, mut magnitude) = (vec![0.0f64; geometry.dimension], vec![0.0f64; geometry.dimension]);
     let mut intact = true;
     let mut fingerprints = Fingerprints::default();
     for (e, extent) in shard.extents().iter().enumerate() {
@@ -235,7 +238,7 @@ fn check_bytes<F: StorageFile>(
             if !shard.is_live(slot) {
                 continue;
             }
-            check_lookups(report, (number, shard), slot, &posting, finder);
+            check_lookups(report, number, shard, slot, &posting, finder);
             let id = posting.document_id;
             if !keys.insert((id.0, posting.start, posting.length)) {
                 let what = format!("posting ({id}, {}, {}) is in one place", posting.start, posting.length);

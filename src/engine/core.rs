@@ -16,7 +16,7 @@ use crate::{
     failpoint::{protects, reached},
     format::geometry::IndexParams,
     id::Lsn,
-    index::Snapshot,
+    index::{Snapshot, SnapshotSource},
     lease::{IndexLock, PageRange, PlainFile},
     shard::{DataFile, LookupCounts},
     storage::{Storage, StorageFile},
@@ -201,13 +201,16 @@ impl<S: Storage> Engine<S> {
         self.publish_with(changed, true);
     }
 
-    /// Publishes the working state. With `coded`, new unindexed postings get codes.
-    pub(super) fn publish_with(&mut self, changed: &[u32], coded: bool) {
-        let state = (self.wal.last_lsn(), self.work.totals.live);
-        let cells = searched(&self.work.cells);
-        let changed = changed.iter().copied();
-        let geometry = (coded, self.data.geometry());
-        let next = self.published.with_changes(&self.work.shards, changed, cells, state, geometry);
+    /// Publishes the working state. With `encodes`, new unindexed postings get codes.
+    pub(super) fn publish_with(&mut self, changed: &[u32], encodes: bool) {
+        let state = SnapshotSource {
+            shards: &self.work.shards,
+            cells: searched(&self.work.cells),
+            lsn: self.wal.last_lsn(),
+            live: self.work.totals.live,
+            encodes,
+        };
+        let next = self.published.with_changes(self.data.geometry(), changed.iter().copied(), state);
         self.published = Arc::new(next);
     }
 

@@ -110,7 +110,7 @@ fn make_files<S: Storage>(
     let data_pages = SpaceMap::new(&geometry, 1).pages_of(1);
     let header = header::encode_file(&DATA_MAGIC, index_id);
     let len = data_pages * geometry.page_size as u64;
-    LendingFile::create(storage, (len, &header), [MAKE, ALLOCATE, HEADER, C1])?;
+    LendingFile::create(storage, len, &header, [MAKE, ALLOCATE, HEADER, C1])?;
     let lock = locked.into_lock_of_new(storage)?;
     let file = PlainFile::create(storage, names::WAL, MAKE, &lock)?;
     file.raw().allocate(layout.file_len(FIRST_SEGMENTS), ALLOCATE)?;

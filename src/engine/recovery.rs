@@ -58,7 +58,7 @@ impl<S: Storage> Engine<S> {
         let layout = WalLayout::new(self.data.geometry());
         let source = self.wal_file.clone();
         let replay = |apply: &mut dyn FnMut(Record) -> Result<()>| {
-            wal::replay(source.raw(), layout, (self.index_id, epoch), start, checkpoint, apply)
+            wal::replay(source.raw(), layout, self.index_id, epoch, start, checkpoint, apply)
         };
         // A first pass without applying: whether the index was closed cleanly decides whether (a) runs before the
         // replay.
@@ -90,7 +90,7 @@ impl<S: Storage> Engine<S> {
                 return self.start_after(replayed);
             }
         }
-        self.replay_all(&source, (tail, replayed))?;
+        self.replay_all(&source, tail, replayed)?;
         let numbers: Vec<u32> = (0..self.work.shards.len() as u32).collect();
         self.publish(&numbers);
         if self.read_only.is_some() {
@@ -117,10 +117,10 @@ impl<S: Storage> Engine<S> {
     ///
     /// `tail` is the end that the first pass found. `replayed` is the position to continue from if no record can be
     /// applied. Without disk space the index serves the records that were replayed.
-    fn replay_all(&mut self, source: &PlainFile<S::File>, (tail, mut replayed): (Tail, Tail)) -> Result<()> {
+    fn replay_all(&mut self, source: &PlainFile<S::File>, tail: Tail, mut replayed: Tail) -> Result<()> {
         let &Root { wal_start: start, checkpoint, epoch, .. } = self.roots.newest();
         let layout = WalLayout::new(self.data.geometry());
-        let applied = wal::replay(source.raw(), layout, (self.index_id, epoch), start, checkpoint, |record| {
+        let applied = wal::replay(source.raw(), layout, self.index_id, epoch, start, checkpoint, |record| {
             self.replay_record(&record)?;
             replayed.last = record.lsn;
             Ok(())
@@ -159,7 +159,7 @@ impl<S: Storage> Engine<S> {
         // newest root has read that segment.
         let first = older.wal_start.seq;
         let needed = first..self.roots.newest().wal_start.seq.max(first + 1);
-        let found = wal::has_segments(self.wal_file.raw(), layout, (self.index_id, epoch), needed)?;
+        let found = wal::has_segments(self.wal_file.raw(), layout, self.index_id, epoch, needed)?;
         Ok(holds!(ErrorCheck, found))
     }
 

@@ -32,7 +32,7 @@ pub fn documents<F: StorageFile>(
         for &number in &candidates {
             let Some(Some(shard)) = shards.get(number) else { continue };
             found.clear();
-            if finder.find(data, (number, shard), lookup, &mut found)? {
+            if finder.find(data, number, shard, lookup, &mut found)? {
                 figures.note(number as u32);
             }
             if !found.is_empty() {

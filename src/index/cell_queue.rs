@@ -71,13 +71,14 @@ impl<'a, 'b> CellQueue<'a, 'b> {
     /// # Errors
     /// Returns `Corruption` if a cell group is damaged.
     pub(super) fn new<F: StorageFile, B: Deref<Target = [u8]>>(
-        from: (&'a CellIndex<B>, &DataFile<F>),
+        cells: &'a CellIndex<B>,
+        data: &DataFile<F>,
         prefetch: &mut Prefetch<'a>,
         estimated: &'b mut [RankedId],
     ) -> Result<Self> {
         let (measured, order) = (Vec::with_capacity(4 * STRIDE), Vec::with_capacity(2 * STRIDE));
         let mut front = Self { estimated, at: 0, near: 0, coming: [None; STRIDE], least: 0.0, measured, order };
-        front.advance(from, prefetch)?;
+        front.advance(cells, data, prefetch)?;
         prefetch.finish();
         Ok(front)
     }
@@ -89,7 +90,8 @@ impl<'a, 'b> CellQueue<'a, 'b> {
     /// Returns `Corruption` if a cell group is damaged.
     pub(super) fn next<F: StorageFile, B: Deref<Target = [u8]>>(
         &mut self,
-        from: (&'a CellIndex<B>, &DataFile<F>),
+        cells: &'a CellIndex<B>,
+        data: &DataFile<F>,
         prefetch: &mut Prefetch<'a>,
         query: &QuantizedQuery,
     ) -> Result<Option<(RankedCell<'a>, &'a [u8])>> {
@@ -98,7 +100,7 @@ impl<'a, 'b> CellQueue<'a, 'b> {
                 break;
             }
             self.measure(query);
-            self.advance(from, prefetch)?;
+            self.advance(cells, data, prefetch)?;
         }
         let Some((_, i)) = self.order.pop() else { return Ok(None) };
         let after = self.order.last().map_or(&[] as &[u8], |&(_, i)| self.measured[i as usize].codes);
@@ -111,7 +113,8 @@ impl<'a, 'b> CellQueue<'a, 'b> {
     /// Returns `Corruption` if a cell group is damaged.
     fn advance<F: StorageFile, B: Deref<Target = [u8]>>(
         &mut self,
-        (cells, data): (&'a CellIndex<B>, &DataFile<F>),
+        cells: &'a CellIndex<B>,
+        data: &DataFile<F>,
         prefetch: &mut Prefetch<'a>,
     ) -> Result<()> {
         if self.at == self.near {

@@ -39,10 +39,11 @@ pub(super) fn search_cells<F: StorageFile, B: Deref<Target = [u8]>>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &DataFile<F>,
     cells: &CellIndex<B>,
-    query: (&[f32], usize),
+    vector: &[f32],
+    k: usize,
     limit: SearchLimits,
 ) -> Result<CellResults> {
-    search_cells_extending(snapshot, data, cells, query, limit, |_| Ok(Extension::No))
+    search_cells_extending(snapshot, data, cells, vector, k, limit, |_| Ok(Extension::No))
 }
 
 /// Searches by cells, and runs a second pass if `extend`, called with the results of the first, returns wider limits.
@@ -57,7 +58,8 @@ pub(super) fn search_cells_extending<F: StorageFile, B: Deref<Target = [u8]>>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &DataFile<F>,
     cells: &CellIndex<B>,
-    (vector, k): (&[f32], usize),
+    vector: &[f32],
+    k: usize,
     limit: SearchLimits,
     extend: impl FnOnce(&TopK) -> Result<Extension>,
 ) -> Result<CellResults> {
@@ -183,8 +185,8 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
                 done.sort_unstable();
                 routing.near.retain(|near| done.binary_search(&near.number()).is_err());
             }
-            let mut queue = CellQueue::new((cells, data), &mut self.prefetch, &mut routing.near)?;
-            while let Some((next, after)) = queue.next((cells, data), &mut self.prefetch, query)? {
+            let mut queue = CellQueue::new(cells, data, &mut self.prefetch, &mut routing.near)?;
+            while let Some((next, after)) = queue.next(cells, data, &mut self.prefetch, query)? {
                 self.prefetch.plan(after, next.count);
                 let bound = self.top.bound();
                 let beyond = next.base - bound;
@@ -264,7 +266,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
             let around =
                 |slots: Range<usize>| [slots.start..slots.end.min(except), slots.start.max(except + 1)..slots.end];
             for slots in [from..coded.start, coded.end..len].into_iter().flat_map(around) {
-                let n = scan_slots(shard, (number, slots), data, vector, &mut self.top)?;
+                let n = scan_slots(shard, number, slots, data, vector, &mut self.top)?;
                 self.scanned += n;
                 self.computed += n;
                 self.in_order += n;
@@ -282,8 +284,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
                 found.sort_unstable_by(nearest_first);
             }
             for some in found.chunks(TOGETHER) {
-                some.iter()
-                    .for_each(|one| self.ask_for((one.lower_bound, None), (number, one.reference as usize, shard)));
+                some.iter().for_each(|one| self.ask_for(one.lower_bound, None, number, one.reference as usize, shard));
                 self.prefetch.finish();
                 self.rerank_pending()?;
             }

@@ -27,6 +27,6 @@ pub use calibration::{CellsUnderTest, calibrate};
 pub use hits::{Hit, Hits};
 pub use routing::RoutingTable;
 pub use search::{SearchScope, in_group_order, search, search_on, warm};
-pub use snapshot::{CHUNK_SHARDS, Chunk, NewCodes, Snapshot};
+pub use snapshot::{CHUNK_SHARDS, Chunk, NewCodes, Snapshot, SnapshotSource};
 pub use topk::{Candidate, TopK};
 pub use unindexed::{UnindexedCentroid, UnindexedCodes, UnindexedShard};

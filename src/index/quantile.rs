@@ -1,6 +1,6 @@
 //! Quantiles of a sample, and their extrapolation beyond it.
 
-use crate::cells::log2;
+use crate::{cells::log2, tuning::TAIL_PART};
 
 /// Collects the numbers in ascending order.
 pub(super) fn sorted(numbers: impl Iterator<Item = f32>) -> Vec<f32> {
@@ -21,7 +21,7 @@ pub(super) fn at(sorted: &[f32], share: f32) -> f32 {
 /// number.
 pub(super) fn exceeded(sorted: &[f32], share: f32, independent: u32) -> f32 {
     let most = at(sorted, share);
-    let upper = &sorted[sorted.len() - sorted.len().div_ceil(4)..];
+    let upper = &sorted[sorted.len() - sorted.len().div_ceil(TAIL_PART)..];
     let Some(&least) = upper.first() else { return most };
     let unit = upper.iter().map(|&x| f64::from(x) - f64::from(least)).sum::<f64>() / upper.len() as f64;
     // `log2` gives the same result on every machine. It takes an integer.
@@ -35,7 +35,7 @@ pub(super) fn exceeded(sorted: &[f32], share: f32, independent: u32) -> f32 {
 /// the upper quarter.
 pub(super) fn exceeded_distance(sorted: &[f32], share: f32, independent: u32) -> f32 {
     let (most, exceeded) = (at(sorted, share), exceeded(sorted, share, independent));
-    let least = sorted.len().checked_sub(sorted.len().div_ceil(4)).and_then(|i| sorted.get(i));
+    let least = sorted.len().checked_sub(sorted.len().div_ceil(TAIL_PART)).and_then(|i| sorted.get(i));
     let power = least.filter(|&&least| least > 0.0).map_or(1.0, |&least| most / least);
     most + (exceeded - most) * power
 }

@@ -60,15 +60,18 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
         let Some(shard) = shard_of(self.snapshot, covered.number).filter(|shard| shard.id == covered.id) else {
             return;
         };
-        self.ask_for((one.lower_bound, Some(one.reference)), (covered.number, slot as usize, shard));
+        self.ask_for(one.lower_bound, Some(one.reference), covered.number, slot as usize, shard);
     }
 
     /// Queues a posting for re-ranking and prefetches its slot, if it is live and its lower bound is within the top-k
     /// bound.
     pub(super) fn ask_for(
         &mut self,
-        (least, reference): (f32, Option<u32>),
-        (number, slot, shard): (u32, usize, &'a Shard<F::Lent>),
+        least: f32,
+        reference: Option<u32>,
+        number: u32,
+        slot: usize,
+        shard: &'a Shard<F::Lent>,
     ) {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
@@ -165,7 +168,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
             let distance = distance_by(geometry.metric, self.vector, row);
             if distance <= self.top.bound() {
                 let posting = shard::record(bytes, slot % slots, geometry);
-                self.top.offer(Candidate::new(distance, posting, (number, slot)));
+                self.top.offer(Candidate::new(distance, posting, number, slot));
                 self.gained = true;
             }
         }

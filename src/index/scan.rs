@@ -74,7 +74,7 @@ pub(super) fn scan<F: StorageFile>(
     query: &[f32],
     top: &mut TopK,
 ) -> Result<usize> {
-    scan_slots(shard, (number, 0..shard.len()), data, query, top)
+    scan_slots(shard, number, 0..shard.len(), data, query, top)
 }
 
 /// Offers the live postings of a range of slots to the top-k. Returns the number of distances computed.
@@ -83,7 +83,8 @@ pub(super) fn scan<F: StorageFile>(
 /// Returns `Corruption` if an extent is damaged.
 pub(super) fn scan_slots<F: StorageFile>(
     shard: &Shard<F::Lent>,
-    (number, wanted): (u32, Range<usize>),
+    number: u32,
+    wanted: Range<usize>,
     data: &DataFile<F>,
     query: &[f32],
     top: &mut TopK,
@@ -106,7 +107,7 @@ pub(super) fn scan_slots<F: StorageFile>(
             let distance = distance_by(geometry.metric, query, shard::row(bytes, i, geometry));
             if distance <= top.bound() {
                 let posting = shard::record(bytes, i, geometry);
-                top.offer(Candidate::new(distance, posting, (number, slot)));
+                top.offer(Candidate::new(distance, posting, number, slot));
             }
         }
     }

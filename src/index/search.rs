@@ -27,9 +27,6 @@ use crate::{
     tuning,
 };
 
-/// Number of shards per task of a parallel scan, the last task excepted. A smaller task isn't worth waking a thread.
-const PART: usize = 64;
-
 /// Scope of a search: every posting, a number of shards, or a target recall.
 #[derive(Clone, Copy, Debug)]
 pub struct SearchScope {
@@ -113,12 +110,12 @@ impl SearchScope {
                 Some(SearchLimits { codes, most, ..SearchLimits::of(effort, recall) })
             }
             None => {
-                // Twice the average number of cells that hold `codes` codes, at least 64.
-                let cells_wanted = (codes as u64 * 2 * cells.cells() / cells.codes().max(1)).max(64) as u32;
-                let SearchEffort { shard_margin, deviations, .. } = cells.effort(k, 0.98);
+                let (times, least) = tuning::SLOP_CELLS;
+                let cells_wanted = (codes as u64 * times * cells.cells() / cells.codes().max(1)).max(least) as u32;
+                let SearchEffort { shard_margin, deviations, .. } = cells.effort(k, tuning::SLOP_RECALL);
                 let effort =
                     SearchEffort { shard_margin, deviations, cells: cells_wanted, ..SearchEffort::exhaustive() };
-                Some(SearchLimits { codes, ..SearchLimits::of(effort, 0.98) })
+                Some(SearchLimits { codes, ..SearchLimits::of(effort, tuning::SLOP_RECALL) })
             }
         }
     }
@@ -173,7 +170,7 @@ pub fn search_on<F: StorageFile>(
     if let Some(cells) = &snapshot.cells {
         match scope.limit(cells, snapshot, k, 1.0) {
             // Damaged cells are not used until the next cell build.
-            Some(limit) if !cells.is_damaged() => match by_cells(snapshot, data, cells, (query, k), (scope, limit)) {
+            Some(limit) if !cells.is_damaged() => match by_cells(snapshot, data, cells, query, k, scope, limit) {
                 Err(_) if cells.is_damaged() => {}
                 // The search was abandoned and an exhaustive one follows. The statistics include the work of both.
                 Ok((CellResults { abandoned: true, scanned, computed, cells, .. }, _)) => {
@@ -195,7 +192,7 @@ pub fn search_on<F: StorageFile>(
     } else {
         snapshot.iter().map(|(number, _)| number).collect()
     };
-    let (top, scanned) = scan_shards(executor, snapshot, data, (query, k), &numbers)?;
+    let (top, scanned) = scan_shards(executor, snapshot, data, query, k, &numbers)?;
     let aim = if numbers.len() < snapshot.shards {
         SearchSummary { recall: scope.recall(), stopped: StopReason::Slop, calibrated: scope.recall().is_none() }
     } else {
@@ -213,7 +210,8 @@ fn scan_shards<F: StorageFile>(
     executor: &dyn Executor,
     snapshot: &Snapshot<F::Lent>,
     data: &DataFile<F>,
-    (query, k): (&[f32], usize),
+    query: &[f32],
+    k: usize,
     numbers: &[u32],
 ) -> Result<(TopK, usize)> {
     let scan_part = |numbers: &[u32]| -> Result<(TopK, usize)> {
@@ -225,10 +223,10 @@ fn scan_shards<F: StorageFile>(
         }
         Ok((top, scanned))
     };
-    if numbers.len() < 2 * PART {
+    if numbers.len() < 2 * tuning::SCAN_SHARDS {
         return scan_part(numbers);
     }
-    let parts: Vec<&[u32]> = numbers.chunks(PART).collect();
+    let parts: Vec<&[u32]> = numbers.chunks(tuning::SCAN_SHARDS).collect();
     let (mut top, mut scanned) = (TopK::new(k), 0);
     for part in executor.map(parts.len(), |i| scan_part(parts[i])) {
         let (nearest, n) = part?;
@@ -247,15 +245,17 @@ fn by_cells<F: StorageFile>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &DataFile<F>,
     cells: &CellIndex<Lease<F::Lent>>,
-    (query, k): (&[f32], usize),
-    (scope, limit): (SearchScope, SearchLimits),
+    query: &[f32],
+    k: usize,
+    scope: SearchScope,
+    limit: SearchLimits,
 ) -> Result<(CellResults, bool)> {
     let is_out_of_distribution = |top: &TopK| match top.nearest() {
         Some(nearest) => out_of_distribution::is_out_of_distribution(snapshot, data, query, nearest, cells),
         None => Ok(false),
     };
     let mut out_of_distribution = false;
-    let results = search_cells_extending(snapshot, data, cells, (query, k), limit, |top| {
+    let results = search_cells_extending(snapshot, data, cells, query, k, limit, |top| {
         out_of_distribution = scope.recall().is_some() && is_out_of_distribution(top)?;
         // A slop limits the work of the whole search, so it allows no second pass.
         if !out_of_distribution || scope.slop.is_some() {
@@ -308,7 +308,9 @@ pub fn warm<F: StorageFile>(executor: &dyn Executor, snapshot: &Snapshot<F::Lent
     let done: Vec<Result<()>> = executor.map(shards.len(), read);
     if let Some(cells) = &snapshot.cells {
         // Damage of a group is recorded in the cells, and searches do not use them.
-        executor.for_each(cells.len(), &|i| drop(cells.group(i)));
+        executor.for_each(cells.len(), &|i| {
+            let _ = cells.group(i);
+        });
     }
     done.into_iter().collect()
 }

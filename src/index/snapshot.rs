@@ -66,6 +66,21 @@ pub struct Snapshot<L> {
     pub moved: u64,
 }
 
+/// Working state of the writer, from which the next snapshot is made.
+pub struct SnapshotSource<'a, L: Deref<Target = [u8]> + Clone> {
+    /// All shards by number.
+    pub shards: &'a [Option<Arc<Shard<L>>>],
+    /// Cells that searches use.
+    pub cells: Option<&'a Arc<CellIndex<Lease<L>>>>,
+    /// LSN of the last accepted batch.
+    pub lsn: Lsn,
+    /// Number of live postings.
+    pub live: u64,
+    /// Whether new unindexed slots of the changed shards are encoded. If the cells have another coordinate frame than
+    /// before, nothing is encoded, because every unindexed slot would need a new code.
+    pub encodes: bool,
+}
+
 impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
     /// Creates a snapshot without shards.
     #[must_use]
@@ -123,8 +138,10 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
     pub fn shards_with_wrong_codes(&self, geometry: &IndexParams, cancel: &dyn Cancel) -> Result<Vec<u32>> {
         let Some(cells) = &self.cells else { return Ok(Vec::new()) };
         let wrong = self.unindexed().take_while(|_| !cancel.is_cancelled()).filter(|(_, shard, unindexed)| {
-            let known = (&***shard, &*unindexed.centroid);
-            unindexed.codes.as_ref().is_some_and(|codes| !codes.are_of(known, (cells.frame(), geometry)))
+            unindexed
+                .codes
+                .as_ref()
+                .is_some_and(|codes| !codes.are_of(shard, &unindexed.centroid, cells.frame(), geometry))
         });
         let numbers = wrong.map(|(number, ..)| number).collect();
         cancel.check().map(|()| numbers)
@@ -147,7 +164,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
                 cancel.check()?;
                 extent.slots(data)?;
             }
-            let codes = UnindexedCodes::of(None, (shard, &unindexed.centroid), from, (frame, data.geometry()));
+            let codes = UnindexedCodes::of(None, shard, &unindexed.centroid, from, frame, data.geometry());
             made.push((number, shard.id, codes));
         }
         Ok(NewCodes { frame: Arc::clone(frame), shards: made })
@@ -168,8 +185,8 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             let extent_slot = chunk.unindexed.iter().position(|unindexed| unindexed.shard == i);
             let (Some(shard), Some(extent_slot)) = (shard, extent_slot) else { continue };
             let mut unindexed = chunk.unindexed.clone();
-            let known = (&**shard, &*unindexed[extent_slot].centroid);
-            unindexed[extent_slot].codes = Some(UnindexedCodes::of(Some(codes), known, codes.first, (frame, geometry)));
+            let part = &mut unindexed[extent_slot];
+            part.codes = Some(UnindexedCodes::of(Some(codes), shard, &part.centroid, codes.first, frame, geometry));
             let (shards, centroids) = (chunk.shards.clone(), Arc::clone(&chunk.centroids));
             let (unindexed_rows, unindexed_slots) = (Arc::clone(&chunk.unindexed_rows), chunk.unindexed_slots);
             *chunk = Arc::new(Chunk { shards, centroids, unindexed, unindexed_rows, unindexed_slots });
@@ -189,23 +206,20 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
 
     /// Returns the next snapshot.
     ///
-    /// `changed` must contain every shard number whose shard differs from this snapshot. With `coded`, new unindexed
-    /// slots of the changed shards are encoded. Cost: about 4 µs per posting in batches of 1,000, encoding after splits
-    /// included. If the cells have another coordinate frame than before, nothing is encoded, because every unindexed
-    /// slot would need a new code.
+    /// `changed` must contain every shard number whose shard differs from this snapshot. Cost: about 4 µs per posting
+    /// in batches of 1,000, encoding after splits included.
     #[must_use]
     pub fn with_changes(
         &self,
-        shards: &[Option<Arc<Shard<L>>>],
+        geometry: &IndexParams,
         changed: impl IntoIterator<Item = u32>,
-        cells: Option<&Arc<CellIndex<Lease<L>>>>,
-        (lsn, live): (Lsn, u64),
-        (coded, geometry): (bool, &IndexParams),
+        published: SnapshotSource<'_, L>,
     ) -> Self {
+        let SnapshotSource { shards, cells, lsn, live, encodes } = published;
         let same_cells = cells.map(Arc::as_ptr) == self.cells.as_ref().map(Arc::as_ptr);
         let frames = self.cells.as_ref().zip(cells).map(|(old, new)| [old, new].map(|cells| cells.frame()));
         let other_frame = frames.is_some_and(|[old, new]| !Arc::ptr_eq(old, new));
-        let coded = coded && !other_frame;
+        let encodes = encodes && !other_frame;
         let mut chunks = self.chunks.clone();
         let mut count = self.shards;
         let mut touched: Vec<usize> = changed.into_iter().map(|number| number as usize / CHUNK_SHARDS).collect();
@@ -222,10 +236,9 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             let known = old.filter(|_| self.cells.is_some() && !other_frame);
             let before = known.map(|old| (old.shards.as_slice(), old.unindexed.as_slice()));
             let first = (at * CHUNK_SHARDS) as u32;
-            let as_before = same_cells && coded;
-            let unindexed = cells.map_or_else(Vec::new, |cells| {
-                unindexed((members, first), before, (cells, as_before), (coded, geometry))
-            });
+            let as_before = same_cells && encodes;
+            let unindexed = cells
+                .map_or_else(Vec::new, |cells| unindexed(members, first, before, cells, as_before, encodes, geometry));
             let unindexed_rows = match old {
                 Some(old) if same_centroids(&old.unindexed, &unindexed) => Arc::clone(&old.unindexed_rows),
                 _ => rows(&unindexed).into(),

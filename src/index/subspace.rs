@@ -42,7 +42,7 @@ fn orthonormalise(rows: &mut [f32], dimension: usize) {
         remove(row, before);
         remove(row, before);
         let norm = distance::dot(row, row).sqrt();
-        let is_new = norm.is_finite() && norm > whole * 1e-4 && norm > 0.0;
+        let is_new = norm.is_finite() && norm > whole * tuning::AXIS_NORM && norm > 0.0;
         row.iter_mut().for_each(|x| *x = if is_new { *x / norm } else { 0.0 });
     }
 }

@@ -27,7 +27,7 @@ pub struct Candidate {
 impl Candidate {
     /// Creates a candidate for the posting in a slot of the shard with a number.
     #[must_use]
-    pub fn new(distance: f32, posting: StoredPosting, (shard, slot): (u32, usize)) -> Self {
+    pub fn new(distance: f32, posting: StoredPosting, shard: u32, slot: usize) -> Self {
         let StoredPosting { document_id, start, length, .. } = posting;
         Self { distance, document_id, start, length, shard, slot: slot as u32 }
     }

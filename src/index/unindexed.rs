@@ -94,10 +94,12 @@ impl UnindexedCodes {
     /// Reports whether a new encoding of the shard's vectors against the centroid gives the same codes.
     pub(super) fn are_of<L: Deref<Target = [u8]> + Clone>(
         &self,
-        shard: (&Shard<L>, &UnindexedCentroid),
-        (frame, geometry): (&CoordinateFrame, &IndexParams),
+        shard: &Shard<L>,
+        centroid: &UnindexedCentroid,
+        frame: &CoordinateFrame,
+        geometry: &IndexParams,
     ) -> bool {
-        let anew = Self::of(None, shard, self.first, (frame, geometry));
+        let anew = Self::of(None, shard, centroid, self.first, frame, geometry);
         anew.count == self.count && *anew.blocks == *self.blocks && *anew.tail == *self.tail
     }
 
@@ -128,9 +130,11 @@ impl UnindexedCodes {
     /// The bytes are not checked here: this process stored them, or checked them before it stored others beside them.
     pub(super) fn of<L: Deref<Target = [u8]> + Clone>(
         known: Option<&Arc<Self>>,
-        (shard, centroid): (&Shard<L>, &UnindexedCentroid),
+        shard: &Shard<L>,
+        centroid: &UnindexedCentroid,
         first: usize,
-        (frame, geometry): (&CoordinateFrame, &IndexParams),
+        frame: &CoordinateFrame,
+        geometry: &IndexParams,
     ) -> Arc<Self> {
         let first = known.map_or(first, |known| known.first);
         let count = shard.len() - first;
@@ -177,13 +181,16 @@ type Before<'a, L> = (&'a [Option<Arc<Shard<L>>>], &'a [UnindexedShard]);
 /// Computes the unindexed parts of a chunk's shards. The chunk's first shard has number `first`.
 ///
 /// `before` is the previous chunk, if it had cells in the same coordinate frame. With `as_before`, unchanged shards
-/// keep their part. With `coded`, slots added since are encoded. Without it no slot has a code, because the process may
+/// keep their part. With `encodes`, slots added since are encoded. Without it no slot has a code, because the process may
 /// not have read the slots, and reading them all would take long.
 pub(super) fn unindexed<L: Deref<Target = [u8]> + Clone>(
-    (members, first): (&[Option<Arc<Shard<L>>>], u32),
+    members: &[Option<Arc<Shard<L>>>],
+    first: u32,
     before: Option<Before<'_, L>>,
-    (cells, as_before): (&CellIndex<Lease<L>>, bool),
-    (coded, geometry): (bool, &IndexParams),
+    cells: &CellIndex<Lease<L>>,
+    as_before: bool,
+    encodes: bool,
+    geometry: &IndexParams,
 ) -> Vec<UnindexedShard> {
     let members = members.iter().zip(0u32..).filter_map(|(shard, i)| Some((shard.as_ref()?, i)));
     let of = |(shard, i): (&Arc<Shard<L>>, u32)| {
@@ -214,8 +221,8 @@ pub(super) fn unindexed<L: Deref<Target = [u8]> + Clone>(
         // Codes of slots that cells now cover are dropped. The others are reused.
         let kept = known_codes.and_then(|codes| codes.behind(covered, cells.frame().len() / 64));
         let codes = kept.as_ref();
-        let codes = (coded && (codes.is_some() || from < shard.len()))
-            .then(|| UnindexedCodes::of(codes, (shard, &centroid), from, (cells.frame(), geometry)));
+        let codes = (encodes && (codes.is_some() || from < shard.len()))
+            .then(|| UnindexedCodes::of(codes, shard, &centroid, from, cells.frame(), geometry));
         Some(UnindexedShard { shard: i, from: covered as u32, centroid, codes })
     };
     members.filter_map(of).collect()

@@ -7,16 +7,22 @@ pub(super) struct VisitedSet {
     count: usize,
 }
 
+/// Initial number of slots. A usual search visits a tenth as many postings.
+const INITIAL_SLOTS: usize = 512;
+
+/// Growth of the table when half of its slots are in use.
+const GROWTH: usize = 4;
+
 impl Default for VisitedSet {
     fn default() -> Self {
-        Self { slots: vec![u32::MAX; 512], count: 0 }
+        Self { slots: vec![u32::MAX; INITIAL_SLOTS], count: 0 }
     }
 }
 
 impl VisitedSet {
-    /// Removes all numbers and shrinks the table to its initial 512 slots.
+    /// Removes all numbers and shrinks the table to its initial size.
     pub(super) fn clear(&mut self) {
-        self.slots.truncate(512);
+        self.slots.truncate(INITIAL_SLOTS);
         self.slots.fill(u32::MAX);
         self.count = 0;
     }
@@ -42,7 +48,7 @@ impl VisitedSet {
     /// Inserts `number` and reports whether it is new. `number` must not be `u32::MAX`, which no posting has.
     pub(super) fn insert(&mut self, number: u32) -> bool {
         if self.count * 2 >= self.slots.len() {
-            let wider = vec![u32::MAX; self.slots.len() * 4];
+            let wider = vec![u32::MAX; self.slots.len() * GROWTH];
             let old = std::mem::replace(&mut self.slots, wider);
             self.count = 0;
             for number in old.into_iter().filter(|&number| number != u32::MAX) {

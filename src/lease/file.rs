@@ -87,13 +87,13 @@ impl<F: StorageFile> PlainFile<F> {
     /// Returns a sync of the bytes `from..to`.
     #[must_use]
     pub fn sync_range(&self, from: u64, to: u64, why: Purpose) -> SyncJob<F> {
-        SyncJob::new((&self.file, &self.lock, &self.syncing), Some((from, to - from)), why)
+        SyncJob::new(&self.file, &self.lock, &self.syncing, Some((from, to - from)), why)
     }
 
     /// Returns a sync of the whole file, including its length.
     #[must_use]
     pub fn sync_all(&self, why: Purpose) -> SyncJob<F> {
-        SyncJob::new((&self.file, &self.lock, &self.syncing), None, why)
+        SyncJob::new(&self.file, &self.lock, &self.syncing, None, why)
     }
 }
 
@@ -128,7 +128,8 @@ impl<F: StorageFile> LendingFile<F> {
     /// Returns `Io` or `OutOfSpace`. The caller must then remove the file.
     pub fn create<S: Storage<File = F>>(
         storage: &S,
-        (len, header): (u64, &[u8]),
+        len: u64,
+        header: &[u8],
         [make, allocate, store, sync]: [Purpose; 4],
     ) -> Result<()> {
         let file = storage.create(LENDING, make)?;
@@ -232,13 +233,13 @@ impl<F: StorageFile> LendingFile<F> {
     /// Returns a sync of the bytes `from..to`.
     #[must_use]
     pub fn sync_range(&self, from: u64, to: u64, why: Purpose) -> SyncJob<F> {
-        SyncJob::new((&self.file, &self.lock, &self.syncing), Some((from, to - from)), why)
+        SyncJob::new(&self.file, &self.lock, &self.syncing, Some((from, to - from)), why)
     }
 
     /// Returns a sync of the whole file, including its length.
     #[must_use]
     pub fn sync_all(&self, why: Purpose) -> SyncJob<F> {
-        SyncJob::new((&self.file, &self.lock, &self.syncing), None, why)
+        SyncJob::new(&self.file, &self.lock, &self.syncing, None, why)
     }
 }
 
@@ -264,7 +265,9 @@ impl<F> Clone for SyncJob<F> {
 
 impl<F> SyncJob<F> {
     fn new(
-        (file, lock, syncing): (&Arc<F>, &IndexLock, &Arc<AtomicBool>),
+        file: &Arc<F>,
+        lock: &IndexLock,
+        syncing: &Arc<AtomicBool>,
         range: Option<(u64, u64)>,
         purpose: Purpose,
     ) -> Self {

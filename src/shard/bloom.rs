@@ -3,6 +3,8 @@
 //! Each shard has its own filter of document ids, stored with its state. A second copy of all filters is sliced by bit
 //! instead of by shard. One lookup therefore reads [`PROBES`] rows of bits, independent of the number of shards.
 
+use fixedbitset::FixedBitSet;
+
 use super::fingerprints::mix;
 use crate::id::DocumentId;
 
@@ -69,14 +71,14 @@ pub struct SlicedBlooms {
     step: usize,
     rows: Vec<u64>,
     /// Columns with a bit set. Other columns need no clearing.
-    used: Vec<bool>,
+    used: FixedBitSet,
 }
 
 impl SlicedBlooms {
     /// Creates filters of `bytes` bytes each, for no shards. They grow by at most `step` columns at once.
     #[must_use]
     pub fn new(bytes: usize, step: usize) -> Self {
-        Self { bits: bytes * 8, width: 0, step: step.max(1), rows: Vec::new(), used: Vec::new() }
+        Self { bits: bytes * 8, width: 0, step: step.max(1), rows: Vec::new(), used: FixedBitSet::new() }
     }
 
     /// Returns the heap memory of the rows in bytes.
@@ -111,13 +113,13 @@ impl SlicedBlooms {
             }
         }
         (self.rows, self.width) = (rows, width);
-        self.used.resize(width * 64, false);
+        self.used.grow(width * 64);
     }
 
     /// Inserts a value into the filter of one shard.
     pub fn insert(&mut self, column: usize, value: u128) {
         self.make_room(column);
-        self.used[column] = true;
+        self.used.insert(column);
         for bit in positions(value, self.bits) {
             self.rows[bit * self.width + column / 64] |= 1 << (column % 64);
         }
@@ -127,7 +129,9 @@ impl SlicedBlooms {
     pub fn set_column(&mut self, column: usize, filter: Option<&Bloom>) {
         self.make_room(column);
         let (at, mask) = (column / 64, 1u64 << (column % 64));
-        if std::mem::replace(&mut self.used[column], filter.is_some()) {
+        let was_used = self.used.contains(column);
+        self.used.set(column, filter.is_some());
+        if was_used {
             self.rows.iter_mut().skip(at).step_by(self.width).for_each(|cell| *cell &= !mask);
         }
         for (i, &word) in filter.iter().flat_map(|filter| filter.words.iter().enumerate()) {

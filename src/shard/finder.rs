@@ -127,7 +127,8 @@ impl Finder {
     pub fn find<F: StorageFile>(
         &mut self,
         data: &DataFile<F>,
-        (number, shard): (usize, &Shard<F::Lent>),
+        number: usize,
+        shard: &Shard<F::Lent>,
         lookup: Lookup,
         found: &mut Vec<(usize, StoredPosting)>,
     ) -> Result<bool> {

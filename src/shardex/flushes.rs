@@ -75,7 +75,7 @@ impl<S: Storage> Writer<S> {
                 let all = !self.engine.has_unflushed();
                 for (up_to, reply) in waiters {
                     if all || up_to <= stats.checkpoint_lsn {
-                        drop(reply.send(Ok(stats.clone())))
+                        reply.send(Ok(stats.clone()))
                     } else {
                         self.flush_waiters.push((up_to, reply))
                     }
@@ -88,7 +88,7 @@ impl<S: Storage> Writer<S> {
                 if automatic || (limit > 0 && self.engine.wal_bytes() > limit) {
                     self.note_failure(BackgroundWork::Flush, &error);
                 }
-                waiters.into_iter().for_each(|(_, reply)| drop(reply.send(Err(error.clone()))));
+                waiters.into_iter().for_each(|(_, reply)| reply.send(Err(error.clone())));
             }
         }
     }

@@ -89,7 +89,7 @@ impl<S: Storage> Writer<S> {
         }
         let unfinished = self.closing && self.engine.has_unfinished_cells();
         let told = || done.clone().and(if unfinished { Err(ShardexError::Closed) } else { Ok(()) });
-        waiters.into_iter().for_each(|reply| drop(reply.send(told())));
+        waiters.into_iter().for_each(|reply| reply.send(told()));
         if !self.cell_build_waiters.is_empty() {
             self.build_cells();
         }
@@ -98,7 +98,7 @@ impl<S: Storage> Writer<S> {
     /// Runs a quick check at once, or queues a full check beside the writer.
     pub(super) fn check(&mut self, level: CheckLevel, reply: Reply<ConsistencyReport>) {
         if level == CheckLevel::Quick {
-            return drop(reply.send(self.engine.check(level)));
+            return reply.send(self.engine.check(level));
         }
         self.check_waiters.push_back(reply);
         self.next_check();
@@ -121,7 +121,7 @@ impl<S: Storage> Writer<S> {
             match begun.and_then(|job| Background::run(&*self.runtime, "a check", move |cancel| job.run_until(cancel)))
             {
                 Ok(job) => self.checking = Some(RunningCheck { job, reply }),
-                Err(error) => drop(reply.send(Err(error))),
+                Err(error) => reply.send(Err(error)),
             }
         }
     }
@@ -129,7 +129,7 @@ impl<S: Storage> Writer<S> {
     /// Ends a full check: answers its caller and starts the next check.
     pub(super) fn checked(&mut self, checked: Result<ConsistencyReport>) {
         if let Some(RunningCheck { reply, .. }) = self.checking.take() {
-            drop(reply.send(checked));
+            reply.send(checked);
         }
         self.next_check();
     }

@@ -33,12 +33,12 @@ use crate::{
         ConsistencyReport, Engine,
         stats::{FlushStats, IndexStats},
     },
-    env::{Env, Executor},
+    env::Env,
     error::Result,
     id::DocumentId,
     index::Hits,
     posting::{Posting, SearchOptions, SearchResponse, SearchResult},
-    runtime::{Runtime, Task},
+    runtime::Task,
     storage::{MmapStorage, Storage},
 };
 
@@ -141,8 +141,7 @@ impl<S: Storage> Shardex<S> {
     /// Returns the errors of [`create`](Shardex::create).
     pub async fn create_on(storage: S, config: ShardexConfig, env: Env) -> Result<Self> {
         let options = config.options.clone();
-        let parallel = (Arc::clone(&env.executor), Arc::clone(&env.runtime));
-        Self::start(options, parallel, move || Engine::create(storage, &config, &env)).await
+        Self::start(options, env, move |env| Engine::create(storage, &config, env)).await
     }
 
     /// Opens an index on any storage, with the given options and environment.
@@ -152,25 +151,25 @@ impl<S: Storage> Shardex<S> {
     /// # Errors
     /// Returns the errors of [`open`](Shardex::open).
     pub async fn open_on(storage: S, options: OpenOptions, env: Env) -> Result<Self> {
-        let parallel = (Arc::clone(&env.executor), Arc::clone(&env.runtime));
-        Self::start(options.clone(), parallel, move || Engine::open(storage, options, &env)).await
+        Self::start(options.clone(), env, move |env| Engine::open(storage, options, env)).await
     }
 
     async fn start(
         options: OpenOptions,
-        (executor, runtime): (Arc<dyn Executor>, Arc<dyn Runtime>),
-        make: impl FnOnce() -> Result<Engine<S>> + Send + 'static,
+        env: Env,
+        make: impl FnOnce(&Env) -> Result<Engine<S>> + Send + 'static,
     ) -> Result<Self> {
         options.validate()?;
+        let (executor, runtime) = (Arc::clone(&env.executor), Arc::clone(&env.runtime));
         let (queue, requests) = Queue::new(options.queue_size);
-        let (opened, is_open) = oneshot::channel();
+        let (opened, is_open) = Reply::new();
         let (taken, is_taken) = oneshot::channel();
         let stop = StopCause::default();
         let (stopped, of_writer) = (Arc::clone(&stop), Arc::clone(&runtime));
         let make = move || {
             // The thread starts before any file is made, because an index can't work without it.
             let syncer = Syncer::start(&of_writer)?;
-            let engine = make()?;
+            let engine = make(&env)?;
             let shared = Arc::new(Shared {
                 view: ArcSwapOption::new(Some(View::of(&engine))),
                 path: engine.storage().path(),
@@ -184,13 +183,14 @@ impl<S: Storage> Shardex<S> {
         let writer = spawn_writer(&*runtime, Arc::clone(&stop), async move {
             // If the caller has dropped the future, nothing is opened. If it drops the future before its handle exists,
             // the writer never runs.
-            if opened.is_closed() {
+            if opened.is_abandoned() {
                 return;
             }
             match make() {
-                Err(error) => drop(opened.send(Err(error))),
+                Err(error) => opened.send(Err(error)),
                 Ok((writer, shared)) => {
-                    if opened.send(Ok((shared, taken))).is_ok() && is_taken.await.is_ok() {
+                    opened.send(Ok((shared, taken)));
+                    if is_taken.await.is_ok() {
                         writer.run(requests).await;
                     }
                 }
@@ -204,7 +204,7 @@ impl<S: Storage> Shardex<S> {
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = Reply::new();
         let shared = &self.inner.shared;
         let Some(queue) = &self.inner.queue else { return Err(shared.gone()) };
         queue.send(command(reply)).await.ok_or_else(|| shared.gone())?;

@@ -15,7 +15,24 @@ use crate::{
     posting::Posting,
 };
 
-pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
+pub(super) struct Reply<T>(oneshot::Sender<Result<T>>);
+
+impl<T> Reply<T> {
+    pub(super) fn new() -> (Self, oneshot::Receiver<Result<T>>) {
+        let (reply, answer) = oneshot::channel();
+        (Self(reply), answer)
+    }
+
+    /// Reports whether the caller has dropped its future.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    /// Answers the call. The caller may have dropped its future. The answer then reaches nobody, which is no error.
+    pub(super) fn send(self, answer: Result<T>) {
+        let _ = self.0.send(answer);
+    }
+}
 
 pub(super) enum Command {
     Add(Vec<Posting>, Reply<()>),

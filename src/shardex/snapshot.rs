@@ -103,7 +103,7 @@ impl<S: Storage> IndexSnapshot<S> {
     /// of range. Returns `Corruption` if a shard read for the first time since the open is damaged.
     pub fn search_in_place(&self, query: &[f32], options: &SearchOptions) -> Result<Hits<S::File>> {
         batch::search_options(options)?;
-        self.find(&*self.executor, (0, query), options)
+        self.find(&*self.executor, 0, query, options)
     }
 
     /// Runs one search per query, on all cores, and copies the results.
@@ -149,7 +149,7 @@ impl<S: Storage> IndexSnapshot<S> {
         let order = index::in_group_order(&self.snapshot, self.data.geometry(), queries);
         let chunks: Vec<&[usize]> = order.chunks(TOGETHER).collect();
         let answers = self.executor.map(chunks.len(), |chunk| {
-            let find = |&i: &usize| (i, self.find(&Inline, (i, queries[i].as_ref()), options).map(&answer));
+            let find = |&i: &usize| (i, self.find(&Inline, i, queries[i].as_ref(), options).map(&answer));
             chunks[chunk].iter().map(find).collect::<Vec<_>>()
         });
         let mut answers: Vec<(usize, Result<T>)> = answers.into_iter().flatten().collect();
@@ -171,7 +171,8 @@ impl<S: Storage> IndexSnapshot<S> {
     fn find(
         &self,
         executor: &dyn Executor,
-        (index, query): (usize, &[f32]),
+        index: usize,
+        query: &[f32],
         options: &SearchOptions,
     ) -> Result<Hits<S::File>> {
         let query = batch::query_at(query, index, self.data.geometry())?;

@@ -176,7 +176,7 @@ impl<S: Storage> Writer<S> {
             Command::Add(postings, reply) => self.queue(Write::Add(postings, reply), Some(slot)),
             Command::Remove(documents, reply) => self.queue(Write::Remove(documents, reply), Some(slot)),
             Command::RemoveRange(documents, reply) => self.queue(Write::RemoveRange(documents, reply), Some(slot)),
-            Command::Commit(reply) => self.waiting.push(Box::new(|done| drop(reply.send(done)))),
+            Command::Commit(reply) => self.waiting.push(Box::new(|done| reply.send(done))),
             Command::Flush(reply) => {
                 self.commit_waiting();
                 self.flush_waiters.push((self.engine.last_lsn(), reply));
@@ -189,7 +189,7 @@ impl<S: Storage> Writer<S> {
                 self.cell_build_waiters.push(reply);
                 self.build_cells();
             }
-            Command::Stats(reply) => drop(reply.send(self.stats())),
+            Command::Stats(reply) => reply.send(self.stats()),
             Command::Check(level, reply) => {
                 self.commit_waiting();
                 self.check(level, reply);
@@ -265,7 +265,7 @@ impl<S: Storage> Writer<S> {
                 if waits(done.as_ref().err()) {
                     return Some(Write::Add(postings, reply));
                 }
-                self.written(done.map(drop), Box::new(|done| drop(reply.send(done))));
+                self.written(done.map(drop), Box::new(|done| reply.send(done)));
             }
             Write::Remove(documents, reply) => {
                 let done = self.may_accept().and_then(|()| self.engine.remove(&documents));
@@ -296,7 +296,7 @@ impl<S: Storage> Writer<S> {
     /// Answers a removal, or queues its answer until the commit.
     fn removed(&mut self, done: Result<(Lsn, u64)>, reply: Reply<u64>) {
         let removed = done.as_ref().map_or(0, |&(_, removed)| removed);
-        self.written(done.map(drop), Box::new(move |done| drop(reply.send(done.map(|()| removed)))));
+        self.written(done.map(drop), Box::new(move |done| reply.send(done.map(|()| removed))));
     }
 
     /// Answers a write, or queues its answer until the commit that makes it durable.
@@ -339,8 +339,8 @@ impl<S: Storage> Writer<S> {
         self.closing = true;
         self.cell_build.iter().for_each(|cells| cells.job.cancel());
         self.checking.iter().for_each(|check| check.job.cancel());
-        self.check_waiters.drain(..).for_each(|reply| drop(reply.send(Err(ShardexError::Closed))));
-        self.cell_build_waiters.drain(..).for_each(|reply| drop(reply.send(Err(ShardexError::Closed))));
+        self.check_waiters.drain(..).for_each(|reply| reply.send(Err(ShardexError::Closed)));
+        self.cell_build_waiters.drain(..).for_each(|reply| reply.send(Err(ShardexError::Closed)));
         self.coding = None;
         self.carry_out_all().await;
         self.commit_waiting();
@@ -375,15 +375,15 @@ impl<S: Storage> Writer<S> {
         } else if self.flushing.is_some() {
             // The flush ends here, as in a crash of the process: its root may be durable or not, and the next open
             // recovers. Its sync must end first, before another engine opens the index.
-            drop(synced(&mut self.flushing).await);
+            let _ = synced(&mut self.flushing).await;
         }
         if !manual {
             // Best effort: no caller is left to answer, and these writes were never acknowledged.
-            drop(self.engine.commit());
+            let _ = self.engine.commit();
         }
         if cells && self.engine.has_unflushed() {
             // The progress of a cell build is durable only below a root.
-            drop(self.engine.flush());
+            let _ = self.engine.flush();
         }
     }
 
@@ -396,6 +396,6 @@ impl<S: Storage> Writer<S> {
         drop(requests);
         // The lock is released before the answer, so that an open right after the close succeeds.
         drop(self);
-        drop(reply.send(done));
+        reply.send(done);
     }
 }

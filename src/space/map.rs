@@ -10,7 +10,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::{format::geometry::IndexParams, lease::PageRange};
+use fixedbitset::FixedBitSet;
+
+use crate::{format::geometry::IndexParams, lease::PageRange, tuning};
 
 /// Number of pages before the first chunk: the header page of the file.
 const HEADER_PAGES: u64 = 1;
@@ -19,9 +21,9 @@ const HEADER_PAGES: u64 = 1;
 enum Chunk {
     Free,
     /// Holds extents, with one flag per extent.
-    Extents(Vec<bool>),
+    Extents(FixedBitSet),
     /// Holds metadata, with one flag per page.
-    Meta(Vec<bool>),
+    Meta(FixedBitSet),
 }
 
 /// Map of the used and free pages of the data file.
@@ -61,13 +63,13 @@ impl SpaceMap {
     /// Returns the page ranges in use: each extent, and each page of metadata.
     pub fn used(&self) -> impl Iterator<Item = PageRange> {
         self.chunks.iter().enumerate().flat_map(move |(i, chunk)| {
-            let (flags, pages) = match chunk {
-                Chunk::Free => (&[][..], 1),
-                Chunk::Extents(used) => (used.as_slice(), self.extent_pages),
-                Chunk::Meta(used) => (used.as_slice(), 1),
+            let (used, pages) = match chunk {
+                Chunk::Free => (None, 1),
+                Chunk::Extents(used) => (Some(used), self.extent_pages),
+                Chunk::Meta(used) => (Some(used), 1),
             };
-            let used = flags.iter().enumerate().filter(|&(_, &used)| used);
-            used.map(move |(at, _)| PageRange { page: self.address(i, at * pages as usize), pages })
+            let used = used.into_iter().flat_map(FixedBitSet::ones);
+            used.map(move |at| PageRange { page: self.address(i, at * pages as usize), pages })
         })
     }
 
@@ -125,7 +127,7 @@ impl SpaceMap {
         };
         let per_chunk = self.extents_per_chunk();
         let slot = match &self.chunks[chunk] {
-            Chunk::Extents(used) => used.iter().position(|&used| !used)?,
+            Chunk::Extents(used) => used.zeroes().next()?,
             _ => 0,
         };
         debug_assert!(slot < per_chunk);
@@ -171,13 +173,14 @@ impl SpaceMap {
     /// chunk.
     ///
     /// One page range needs one store and few writes of the device. But it leaves holes when its parts are replaced one
-    /// at a time. So an empty chunk is preferred until more than half of the pages in metadata chunks, and more than
-    /// four times `pages`, are free.
+    /// at a time. So an empty chunk is preferred until enough pages in metadata chunks are free
+    /// ([`META_HOLES`](tuning::META_HOLES)).
     #[must_use]
     pub fn prefers_holes(&self, pages: u32) -> bool {
         let all = self.meta_chunks * u64::from(self.chunk_pages);
         let free = all - self.meta_used;
-        free * 2 > all && free > 4 * u64::from(pages)
+        let (part, times) = tuning::META_HOLES;
+        free * part > all && free > times * u64::from(pages)
     }
 
     /// Marks the extent that starts at `page` as used.
@@ -191,14 +194,14 @@ impl SpaceMap {
             return Err(format!("no extent starts at page {page}"));
         }
         if self.chunks[chunk] == Chunk::Free {
-            self.chunks[chunk] = Chunk::Extents(vec![false; self.extents_per_chunk()]);
+            self.chunks[chunk] = Chunk::Extents(FixedBitSet::with_capacity(self.extents_per_chunk()));
             self.free.remove(&chunk);
             self.extents_with_room.insert(chunk);
         }
         match &mut self.chunks[chunk] {
-            Chunk::Extents(used) if !used[slot] => {
-                used[slot] = true;
-                if used.iter().all(|&used| used) {
+            Chunk::Extents(used) if !used.contains(slot) => {
+                used.insert(slot);
+                if used.is_full() {
                     self.extents_with_room.remove(&chunk);
                 }
                 self.used_pages += u64::from(self.extent_pages);
@@ -220,15 +223,15 @@ impl SpaceMap {
             return Err(format!("{pages} pages from {page} on cross the end of a chunk"));
         }
         if self.chunks[chunk] == Chunk::Free {
-            self.chunks[chunk] = Chunk::Meta(vec![false; self.chunk_pages as usize]);
+            self.chunks[chunk] = Chunk::Meta(FixedBitSet::with_capacity(self.chunk_pages as usize));
             self.meta_chunks += 1;
             self.free.remove(&chunk);
             self.meta_with_room.insert(chunk);
         }
         match &mut self.chunks[chunk] {
-            Chunk::Meta(used) if !used[at..end].iter().any(|&used| used) => {
-                used[at..end].fill(true);
-                if used.iter().all(|&used| used) {
+            Chunk::Meta(used) if !used.contains_any_in_range(at..end) => {
+                used.insert_range(at..end);
+                if used.is_full() {
                     self.meta_with_room.remove(&chunk);
                 }
                 self.used_pages += u64::from(pages);
@@ -245,9 +248,10 @@ impl SpaceMap {
         let Some((chunk, at)) = self.locate(run.page) else { return false };
         match &self.chunks[chunk] {
             Chunk::Free => false,
-            Chunk::Extents(used) => used.get(at / self.extent_pages as usize).is_some_and(|&used| used),
+            Chunk::Extents(used) => used.contains(at / self.extent_pages as usize),
             Chunk::Meta(used) => {
-                used.get(at..at + run.pages as usize).is_some_and(|pages| pages.iter().all(|&used| used))
+                let end = at + run.pages as usize;
+                end <= used.len() && used.contains_all_in_range(at..end)
             }
         }
     }
@@ -262,18 +266,18 @@ impl SpaceMap {
             Chunk::Free => panic!("{run:?} is free already"),
             Chunk::Extents(used) => {
                 let slot = at / self.extent_pages as usize;
-                assert!(used[slot] && run.pages == self.extent_pages, "{run:?} is no extent in use");
-                used[slot] = false;
+                assert!(used.contains(slot) && run.pages == self.extent_pages, "{run:?} is no extent in use");
+                used.remove(slot);
                 self.extents_with_room.insert(chunk);
-                !used.iter().any(|&used| used)
+                used.is_clear()
             }
             Chunk::Meta(used) => {
                 let range = at..at + run.pages as usize;
-                assert!(used[range.clone()].iter().all(|&used| used), "{run:?} is not all in use");
-                used[range].fill(false);
+                assert!(used.contains_all_in_range(range.clone()), "{run:?} is not all in use");
+                used.remove_range(range);
                 self.meta_used -= u64::from(run.pages);
                 self.meta_with_room.insert(chunk);
-                !used.iter().any(|&used| used)
+                used.is_clear()
             }
         };
         self.used_pages -= u64::from(run.pages);
@@ -288,12 +292,14 @@ impl SpaceMap {
 }
 
 /// Returns the index of the first run of `n` unset flags.
-fn first_fit(used: &[bool], n: usize) -> Option<usize> {
-    let mut start = 0;
-    for (i, &taken) in used.iter().enumerate() {
-        if taken {
-            start = i + 1;
-        } else if i + 1 - start == n {
+fn first_fit(used: &FixedBitSet, n: usize) -> Option<usize> {
+    let (mut start, mut end) = (0, 0);
+    for i in used.zeroes() {
+        if i != end {
+            start = i;
+        }
+        end = i + 1;
+        if end - start == n {
             return Some(start);
         }
     }

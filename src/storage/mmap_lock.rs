@@ -100,7 +100,7 @@ impl StorageLock for MmapLock {
         let is_there = || fs::metadata(&self.path).is_ok_and(|now| id_of(&now) == self.id);
         if self.made && is_there() {
             // The file is removed while it is locked, so that nothing else uses it. An error leaves an empty file.
-            drop(fs::remove_file(&self.path));
+            let _ = fs::remove_file(&self.path);
         }
     }
 }
@@ -113,6 +113,6 @@ impl Drop for MmapLock {
         held().remove(&self.id);
         // Unlocked explicitly and not by the close: a process that another thread starts has a copy of the descriptor
         // until it executes its program. After an error the close unlocks it.
-        drop(self.file.unlock());
+        let _ = self.file.unlock();
     }
 }

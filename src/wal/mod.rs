@@ -17,4 +17,4 @@ mod writer;
 
 pub use layout::WalLayout;
 pub use reader::{Record, Tail, has_segments, replay};
-pub use writer::WalWriter;
+pub use writer::{WalLimits, WalWriter};

@@ -57,18 +57,22 @@ pub struct Tail {
 pub fn replay<F: StorageFile>(
     file: &F,
     layout: WalLayout,
-    (index_id, epoch): (u128, u64),
+    index_id: u128,
+    epoch: u64,
     start: WalPosition,
     checkpoint: Lsn,
     mut apply: impl FnMut(Record) -> Result<()>,
 ) -> Result<Tail> {
     let seed = frame::seed(index_id, epoch);
-    let segments = segment_slots(file, layout, (index_id, epoch))?;
+    let segments = segment_slots(file, layout, index_id, epoch)?;
     let slots = &segments.slots;
-    let mut chain = Chain { last: checkpoint, partial: None };
-    let mut tail = Tail { last: checkpoint, newest_epoch: segments.newest_epoch, ..Tail::default() };
-    let mut at = start;
-    follow(file, layout, (slots, seed), &mut at, (&mut chain, &mut tail), &mut apply)?;
+    let mut replay = Replay {
+        at: start,
+        chain: Chain { last: checkpoint, partial: None },
+        tail: Tail { last: checkpoint, newest_epoch: segments.newest_epoch, ..Tail::default() },
+    };
+    replay.follow(file, layout, slots, seed, &mut apply)?;
+    let Replay { at, chain, mut tail } = replay;
     let mut later: Vec<_> = slots.range(at.seq..).map(|(&seq, &(slot, _))| (slot, layout.start_of(seq))).collect();
     if let Some((_, first)) = later.first_mut()
         && first.seq == at.seq
@@ -98,43 +102,53 @@ pub fn replay<F: StorageFile>(
     Ok(tail)
 }
 
-/// Follows the chain of frames from `at` to the first frame that is not the next one, and passes each record to
-/// `apply`.
-fn follow<F: StorageFile>(
-    file: &F,
-    layout: WalLayout,
-    (slots, seed): (&BTreeMap<u64, (usize, u64)>, u32),
-    at: &mut WalPosition,
-    (chain, tail): (&mut Chain, &mut Tail),
-    apply: &mut impl FnMut(Record) -> Result<()>,
-) -> Result<()> {
-    let mut segment = Vec::new();
-    while let Some(&(slot, _)) = slots.get(&at.seq) {
-        read_segment(file, layout, slot, &mut segment)?;
-        while at.offset < layout.segment_size() {
-            let bytes = segment.get(at.offset as usize..).unwrap_or_default();
-            let Ok((frame, payload)) = Frame::decode(bytes, seed) else { return Ok(()) };
-            let offset = layout.segment_start(slot) + at.offset;
-            match chain.link(&frame, payload, offset) {
-                Link::Broken => return Ok(()),
-                Link::Pad => {}
-                Link::Part => tail.closed = false,
-                Link::Closed => {
-                    tail.closed = true;
-                    tail.last = chain.last;
+/// State of a replay: the position of the next frame, and the records found so far.
+struct Replay {
+    at: WalPosition,
+    chain: Chain,
+    tail: Tail,
+}
+
+impl Replay {
+    /// Follows the chain of frames from `at` to the first frame that is not the next one, and passes each record to
+    /// `apply`.
+    fn follow<F: StorageFile>(
+        &mut self,
+        file: &F,
+        layout: WalLayout,
+        slots: &BTreeMap<u64, (usize, u64)>,
+        seed: u32,
+        apply: &mut impl FnMut(Record) -> Result<()>,
+    ) -> Result<()> {
+        let Self { at, chain, tail } = self;
+        let mut segment = Vec::new();
+        while let Some(&(slot, _)) = slots.get(&at.seq) {
+            read_segment(file, layout, slot, &mut segment)?;
+            while at.offset < layout.segment_size() {
+                let bytes = segment.get(at.offset as usize..).unwrap_or_default();
+                let Ok((frame, payload)) = Frame::decode(bytes, seed) else { return Ok(()) };
+                let offset = layout.segment_start(slot) + at.offset;
+                match chain.link(&frame, payload, offset) {
+                    Link::Broken => return Ok(()),
+                    Link::Pad => {}
+                    Link::Part => tail.closed = false,
+                    Link::Closed => {
+                        tail.closed = true;
+                        tail.last = chain.last;
+                    }
+                    Link::Whole(record) => {
+                        tail.closed = false;
+                        tail.last = record.lsn;
+                        tail.records += 1;
+                        apply(record)?;
+                    }
                 }
-                Link::Whole(record) => {
-                    tail.closed = false;
-                    tail.last = record.lsn;
-                    tail.records += 1;
-                    apply(record)?;
-                }
+                at.offset += frame.size() as u64;
             }
-            at.offset += frame.size() as u64;
+            *at = layout.start_of(at.seq + 1);
         }
-        *at = layout.start_of(at.seq + 1);
+        Ok(())
     }
-    Ok(())
 }
 
 /// Returns the slots of segments that hold frames of the epoch although their header does not match: the header is not
@@ -168,10 +182,11 @@ fn headless_segments<F: StorageFile>(
 pub fn has_segments<F: StorageFile>(
     file: &F,
     layout: WalLayout,
-    epoch: (u128, u64),
+    index_id: u128,
+    epoch: u64,
     range: Range<u64>,
 ) -> Result<bool> {
-    let slots = segment_slots(file, layout, epoch)?.slots;
+    let slots = segment_slots(file, layout, index_id, epoch)?.slots;
     Ok(range.end - range.start == slots.range(range).count() as u64)
 }
 
@@ -187,7 +202,7 @@ struct Segments {
     newest_epoch: u64,
 }
 
-fn segment_slots<F: StorageFile>(file: &F, layout: WalLayout, (index_id, epoch): (u128, u64)) -> Result<Segments> {
+fn segment_slots<F: StorageFile>(file: &F, layout: WalLayout, index_id: u128, epoch: u64) -> Result<Segments> {
     let mut segments = Segments { slots: BTreeMap::new(), others: Vec::new(), newest_epoch: 0 };
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     for slot in 0..layout.segments_in(file.len()?) {

@@ -62,9 +62,8 @@ pub struct WalWriter<F> {
     durable_segments: usize,
     /// Number of segments that are durable once the sync in progress returns `Ok`.
     syncing_segments: usize,
-    max_bytes: u64,
+    limits: WalLimits,
     /// Length in bytes below which the file grows ahead of need, so that it grows rarely.
-    target_bytes: u64,
     bytes_stored: u64,
     /// Bytes of frames appended since the start of the epoch. The next two fields count those known to be durable, and
     /// those durable once the sync in progress returns `Ok`.
@@ -74,12 +73,21 @@ pub struct WalWriter<F> {
     recycled: u64,
 }
 
+/// Limits of the size of the WAL file.
+#[derive(Clone, Copy, Debug)]
+pub struct WalLimits {
+    /// Largest size of the file in bytes.
+    pub max_bytes: u64,
+    /// Size in bytes up to which the file grows ahead of need. Beyond it the file grows only by as much as its records
+    /// need.
+    pub target_bytes: u64,
+}
+
 impl<F: StorageFile> WalWriter<F> {
     /// Creates a writer at the start of a new epoch. Every segment is free, and the first record gets the LSN after
     /// `last`.
     ///
-    /// `durable_segments` is the number of segments that the file durably holds, or 0 if it is unknown. The file takes
-    /// at most `max_bytes`. Beyond `target_bytes` it grows only by as much as its records need.
+    /// `durable_segments` is the number of segments that the file durably holds, or 0 if it is unknown.
     ///
     /// # Errors
     /// Returns `Io` if the length of the file cannot be read.
@@ -90,7 +98,7 @@ impl<F: StorageFile> WalWriter<F> {
         epoch: u64,
         last: Lsn,
         durable_segments: usize,
-        (max_bytes, target_bytes): (u64, u64),
+        limits: WalLimits,
     ) -> Result<Self> {
         // The durable length counts, not the present one: the rest of the file may be in the page cache only (R10). The
         // file grows into it again, and a sync then covers the length.
@@ -115,8 +123,7 @@ impl<F: StorageFile> WalWriter<F> {
             grown: durable_segments == 0,
             durable_segments,
             syncing_segments: durable_segments,
-            max_bytes,
-            target_bytes,
+            limits,
             bytes_stored: 0,
             appended: 0,
             appended_durable: 0,
@@ -202,11 +209,11 @@ impl<F: StorageFile> WalWriter<F> {
             return Ok(());
         }
         let least = self.slots.len() + (need - free);
-        let most = self.layout.segments_in(self.max_bytes);
+        let most = self.layout.segments_in(self.limits.max_bytes);
         if least > most {
             return Err(ShardexError::BatchTooLarge { bytes: payload, limit: self.max_payload() });
         }
-        let more = (self.slots.len() + self.slots.len() / 4).min(self.layout.segments_in(self.target_bytes));
+        let more = (self.slots.len() + self.slots.len() / 4).min(self.layout.segments_in(self.limits.target_bytes));
         let segments = least.max(more).min(most);
         self.file.raw().allocate(self.layout.file_len(segments), GROW)?;
         self.grown |= protects!(Ordering);
@@ -228,7 +235,7 @@ impl<F: StorageFile> WalWriter<F> {
     /// and the bytes of two frame headers per segment.
     #[must_use]
     pub fn max_payload(&self) -> u64 {
-        let segments = self.layout.segments_in(self.max_bytes).saturating_sub(2) as u64;
+        let segments = self.layout.segments_in(self.limits.max_bytes).saturating_sub(2) as u64;
         segments * (self.layout.segment_size() - self.layout.sector_size() - 2 * FRAME_HEADER_BYTES as u64)
     }
 

@@ -7,7 +7,7 @@ use shardex::{
     CheckLevel, Component, DocumentId, Engine, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexError,
     env::{AllCores, CellPolicy, Env, Executor, Inline},
     format::cells::{HEAD_MAGIC, TABLE_MAGIC},
-    index::{self, Chunk, Hits, SearchScope, Snapshot, UnindexedShard},
+    index::{self, Chunk, Hits, SearchScope, Snapshot, SnapshotSource, UnindexedShard},
     storage::{MmapFile, MmapStorage},
 };
 
@@ -329,13 +329,14 @@ fn one_publication_after_another_comes_to_the_same_as_one_of_everything() {
         let published = engine.snapshot();
         let mut shards = vec![None; published.chunks.iter().map(|chunk| chunk.shards.len()).sum()];
         published.iter().for_each(|(number, shard)| shards[number as usize] = Some(Arc::clone(shard)));
-        let anew = Snapshot::empty(published.lsn).with_changes(
-            &shards,
-            0..shards.len() as u32,
-            published.cells.as_ref(),
-            (published.lsn, published.live),
-            (true, engine.geometry()),
-        );
+        let state = SnapshotSource {
+            shards: &shards,
+            cells: published.cells.as_ref(),
+            lsn: published.lsn,
+            live: published.live,
+            encodes: true,
+        };
+        let anew = Snapshot::empty(published.lsn).with_changes(engine.geometry(), 0..shards.len() as u32, state);
         assert_eq!((anew.shards, anew.chunks.len()), (published.shards, published.chunks.len()), "write {n}");
         for (known, made) in published.chunks.iter().zip(&anew.chunks) {
             let of = |chunk: &Chunk<_>| -> Vec<(u32, u32, Option<usize>)> {

@@ -167,6 +167,24 @@ fn the_engine_takes_neither_time_nor_chance_nor_threads_by_itself() {
     }
 }
 
+/// Checks that hashed containers are used only behind a type without iteration, because the order of hashes differs
+/// between runs.
+#[test]
+fn nothing_is_listed_in_the_order_of_hashes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    sources(&root.join("src"), &mut files);
+    sources(&root.join("sim/src"), &mut files);
+    let mut users = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("readable");
+        if text.contains("HashMap") || text.contains("HashSet") {
+            users.push(file.strip_prefix(root).expect("below the root").to_owned());
+        }
+    }
+    assert_eq!(users, [Path::new("sim/src/hashed.rs")]);
+}
+
 /// Checks that the library and its manifest never name madsim. So a program that embeds the library gets no simulator,
 /// and no compiler flag of its build switches the library to one.
 #[test]

@@ -16,7 +16,7 @@ use shardex_sim::{
     case::{Case, Crash, Damage, Event, Survivors},
     mutant::{self, Call, How, Mutant},
     mutation,
-    workload::{Step, Workload},
+    workload::{Step, Workload, WorkloadParams},
 };
 
 /// Number of random histories.
@@ -85,7 +85,7 @@ fn histories() -> impl Strategy<Value = Case> {
         prop::collection::vec(events(), 4..50),
     )
         .prop_map(|(dimension, shard_size, metric, (real_pages, commits_on_close, full_checks), seed, events)| {
-            let mut workload = Workload::blank("history", (dimension, shard_size, metric), real_pages);
+            let mut workload = Workload::blank("history", WorkloadParams { dimension, shard_size, metric }, real_pages);
             workload.config = workload.config.flush_on_close(!commits_on_close);
             if full_checks {
                 workload.config = workload.config.flush_check(CheckLevel::Full);

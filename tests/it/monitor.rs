@@ -13,7 +13,7 @@ use shardex_sim::{
     mutant::{self, How, Mutant, MutantStorage, next_turn},
     mutation, pool,
     watch::{Watch, WatchedStorage},
-    workload::{Runner, Step, Workload, env},
+    workload::{Runner, Step, Workload, WorkloadParams, env},
 };
 
 fn add(first: u64, count: u64) -> Step {
@@ -24,7 +24,7 @@ fn add(first: u64, count: u64) -> Step {
 /// that is stored but not synced, once in the first epoch and once in a later one. It closes and reopens the index, and
 /// writes until the WAL grows, before a commit and before a flush.
 fn life() {
-    let workload = Workload::blank("a life", (3, 4, Metric::L2), false);
+    let workload = Workload::blank("a life", WorkloadParams { dimension: 3, shard_size: 4, metric: Metric::L2 }, false);
     let mut sim = SimStorage::new(workload.page_size, workload.sector_size, 1);
     let watch = Watch::new(&sim);
     let mut runner = Runner::new(&workload, env());

@@ -5,7 +5,7 @@ use shardex::{
     format::{frame::FrameKind, geometry::IndexParams},
     lease::{IndexLock, PlainFile},
     storage::{Purpose, Storage as _, StorageFile as _},
-    wal::{WalLayout, WalWriter, has_segments},
+    wal::{WalLayout, WalLimits, WalWriter, has_segments},
 };
 use shardex_sim::SimStorage;
 use tempfile::TempDir;
@@ -45,7 +45,8 @@ fn a_wal_whose_first_segment_is_there_may_lack_the_next_one() {
     file.raw().allocate(256, WHY).expect("allocated");
     let config = ShardexConfig::new("unused").vector_size(3).wal_segment_size(1024);
     let layout = WalLayout::new(&IndexParams::of(&config, 256, 64));
-    let mut wal = WalWriter::start_epoch(&file, layout, 7, 1, Lsn(0), 0, (1 << 20, 0)).expect("started");
+    let limits = WalLimits { max_bytes: 1 << 20, target_bytes: 0 };
+    let mut wal = WalWriter::start_epoch(&file, layout, 7, 1, Lsn(0), 0, limits).expect("started");
     let append_until = |wal: &mut WalWriter<_>, seq: u64| {
         while wal.position().seq < seq {
             wal.reserve(300).expect("room");
@@ -61,7 +62,7 @@ fn a_wal_whose_first_segment_is_there_may_lack_the_next_one() {
     append_until(&mut wal, 8);
     let slots: Vec<u64> = wal.used_slots().map(|(_, seq)| seq).collect();
     assert_eq!(slots, [7, 6, 8], "segments 1 to 3, and 5, were overwritten; 4 lies in the free slot");
-    let has = |range| has_segments(file.raw(), layout, (7, 1), range).expect("readable");
+    let has = |range| has_segments(file.raw(), layout, 7, 1, range).expect("readable");
     assert!(has(4..5) && has(6..9));
     assert!(!has(4..7), "segment 5 is gone");
 }

@@ -105,11 +105,11 @@ impl CaseRun<'_> {
         };
         let mut read: Vec<_> = copy.take_read_log().into_iter().map(metadata).collect();
         if let Ok(engine) = opened {
-            drop(engine.check(CheckLevel::Full));
+            let _ = engine.check(CheckLevel::Full);
         }
         read.extend(copy.take_read_log().into_iter().map(|(name, range, _)| (name, range, false)));
         // The copy isn't part of the case, so its coverage marks are dropped.
-        drop(failpoint::mutants::take_reached());
+        let _ = failpoint::mutants::take_reached();
         // Ranges that only the recovery of the copy has stored don't exist in the files yet.
         let files = self.sim.files();
         read.retain(|(name, range, _)| {
@@ -175,7 +175,7 @@ impl CaseRun<'_> {
             }
         }
         drop(runner);
-        drop(failpoint::mutants::take_reached());
+        let _ = failpoint::mutants::take_reached();
         match other.files().into_iter().find(|(n, bytes)| n == name && !bytes.is_empty()) {
             Some((_, theirs)) => {
                 self.sim.tamper(name, |bytes| *bytes = theirs);

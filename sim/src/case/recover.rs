@@ -52,7 +52,7 @@ impl CaseRun<'_> {
         for _ in 0..20 {
             self.rig = rig(&self.sim, &self.watch);
             let before = self.sim.counters();
-            drop(self.sim.take_failures());
+            let _ = self.sim.take_failures();
             self.collect_marks();
             // Each attempt has its own index id.
             self.env.new_index_id += 1;

@@ -91,7 +91,7 @@ impl Case {
         sim.set_garbage(self.garbage);
         sim.set_trace(true);
         let env = Env { clock: sim.clock(), ..workload::env() };
-        drop(failpoint::mutants::take_reached());
+        let _ = failpoint::mutants::take_reached();
         let watch = Watch::new(&sim);
         if !self.is_honest() {
             watch.stop();
@@ -131,7 +131,7 @@ impl Case {
             Err(panic) => verdict.broken = Some(format!("panic: {}", panic_text(&*panic))),
         }
         // A panic may have left the engine inconsistent, so that dropping it panics again.
-        drop(catch_unwind(AssertUnwindSafe(|| drop(run))));
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(run)));
         verdict
     }
 }

@@ -19,7 +19,7 @@ impl CaseRun<'_> {
         let durable = self.runner.model.durable();
         for _ in 0..20 {
             let before = self.sim.counters();
-            drop(self.sim.take_failures());
+            let _ = self.sim.take_failures();
             let done = self.runner.step(&self.rig, step);
             self.note_roots();
             match done {

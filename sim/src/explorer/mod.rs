@@ -15,11 +15,7 @@ mod report;
 mod states;
 mod sweep;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use shardex::{
     failpoint,
@@ -29,6 +25,7 @@ use shardex::{
 
 use crate::{
     case::{Case, Crash, Damage, Event, Survivors},
+    hashed::HashedMap,
     model::State,
     pool,
     storage::{ChoiceLocation, CrashKind, Image, SimStorage, Stop},
@@ -73,7 +70,7 @@ pub fn explore(workloads: &[Workload], limits: &Limits, threads: usize) -> Vec<R
 /// Explores one workload.
 #[must_use]
 pub fn explore_one(workload: &Workload, limits: &Limits) -> Report {
-    drop(failpoint::mutants::take_reached());
+    let _ = failpoint::mutants::take_reached();
     let recorded = match record(workload) {
         Ok(recorded) => recorded,
         Err(broken) => {
@@ -87,8 +84,8 @@ pub fn explore_one(workload: &Workload, limits: &Limits) -> Report {
         limits,
         prefixes: prefixes(&recorded.states),
         states: recorded.states,
-        known: HashMap::new(),
-        nested: HashMap::new(),
+        known: HashedMap::default(),
+        nested: HashedMap::default(),
         outcomes: BTreeSet::new(),
         report: Report { max_depth: 1, ..Report::default() },
     };
@@ -144,12 +141,11 @@ struct Explorer<'a> {
     workload: &'a Workload,
     limits: &'a Limits,
     states: Vec<State>,
-    prefixes: HashMap<u128, Arc<[usize]>>,
-    /// Outcome of the recovery of each image, by the hash of the bytes that a reader sees. The map is never iterated,
-    /// so its order has no effect.
-    known: HashMap<u128, Outcome>,
+    prefixes: HashedMap<u128, Arc<[usize]>>,
+    /// Outcome of the recovery of each image, by the hash of the bytes that a reader sees.
+    known: HashedMap<u128, Outcome>,
     /// Outcomes after crashes of a recovery, by the fingerprint of the image.
-    nested: HashMap<u64, Nested>,
+    nested: HashedMap<u64, Nested>,
     outcomes: BTreeSet<u128>,
     report: Report,
 }

@@ -1,7 +1,7 @@
 //! Recording of a workload: runs it once and keeps the disk before each operation.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -9,6 +9,7 @@ use shardex::storage::Storage as _;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
+    hashed::HashedMap,
     hook::{HookAction, HookStorage},
     model::State,
     mutant::MutantStorage,
@@ -104,12 +105,12 @@ pub(super) fn recovery_images(workload: &Workload, image: &Image) -> Vec<Image> 
     let kept = Arc::new(Mutex::new(Vec::new()));
     let (into, disk) = (Arc::clone(&kept), sim.clone());
     let storage = watched(&sim, move |_| into.lock().unwrap_or_else(PoisonError::into_inner).push(disk.image()));
-    drop(shardex::Engine::create(storage, &workload.config, &env()));
+    let _ = shardex::Engine::create(storage, &workload.config, &env());
     std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Returns the lengths of the prefixes that leave each content, by the hash of the content.
-pub(super) fn prefixes(states: &[State]) -> HashMap<u128, Arc<[usize]>> {
+pub(super) fn prefixes(states: &[State]) -> HashedMap<u128, Arc<[usize]>> {
     let mut by_hash: BTreeMap<u128, Vec<usize>> = BTreeMap::new();
     for (n, state) in states.iter().enumerate() {
         by_hash.entry(hash_state(state)).or_default().push(n);

@@ -76,7 +76,7 @@ impl Explorer<'_> {
             return Err(format!("P2: {} postings are there, which no prefix leaves", held.len()));
         };
         model::answers_as_brute_force(&engine, &self.states[n])?;
-        self.files_agree(&left, storage, (&engine, n))?;
+        self.files_agree(&left, storage, &engine, n)?;
         Ok((prefixes, engine))
     }
 
@@ -86,7 +86,8 @@ impl Explorer<'_> {
         &self,
         left: &oracle::Image,
         storage: &SimStorage,
-        (engine, n): (&Engine<Rig>, usize),
+        engine: &Engine<Rig>,
+        n: usize,
     ) -> Result<(), String> {
         let metric = engine.geometry().metric;
         let now = oracle::Image::of(storage);

@@ -181,14 +181,14 @@ pub fn put_tree(image: &mut Image, head: Head, shards: &[Shard], tweaks: &Tweaks
     let slots = shards.iter().flat_map(|shard| &shard.slots);
     let removed = slots.clone().filter(|(_, removed)| *removed).count();
     let counts = [slots.count() - removed, removed].map(|count| count as u64);
-    let mut bytes = root_bytes(head, (top, 18, shards.len() as u32), counts, (image.data.len() / PAGE) as u64);
+    let mut bytes = root_bytes(head, top, 18, shards.len() as u32, counts, (image.data.len() / PAGE) as u64);
     tweak(&tweaks.root, head.generation, &mut bytes);
     image.put_root(head.slot, &sealed(bytes, 12));
 }
 
 /// Builds an unsealed root. The tuple holds the top node, the shard numbers covered and the shards in use; `counts`
 /// holds the live and the removed postings.
-fn root_bytes(head: Head, (top, numbers, shards): (Entry, u32, u32), counts: [u64; 2], pages: u64) -> Vec<u8> {
+fn root_bytes(head: Head, top: Entry, numbers: u32, shards: u32, counts: [u64; 2], pages: u64) -> Vec<u8> {
     let mut bytes = b"SHXROOT\0".to_vec();
     bytes.extend(1u64.to_le_bytes());
     bytes.extend(ID.to_le_bytes());
@@ -221,7 +221,7 @@ pub fn created() -> Image {
         let nothing = (Entry::default(), [0; 3]);
         let head =
             Head { slot, generation, epoch: 1, checkpoint: 0, segment: 1, offset, cells: nothing.0, nodes: nothing.1 };
-        image.put_root(slot, &sealed(root_bytes(head, (nothing.0, 0, 0), [0; 2], 17), 12));
+        image.put_root(slot, &sealed(root_bytes(head, nothing.0, 0, 0, [0; 2], 17), 12));
     }
     image
 }
@@ -275,7 +275,7 @@ pub fn put_cells(image: &mut Image, shards: &[Shard], tweaks: &Tweaks) -> Entry 
 }
 
 /// Builds a frame with its checksum.
-pub fn frame(epoch: u64, (kind, bits): (u8, u8), lsn: u64, durable: u64, payload: &[u8]) -> Vec<u8> {
+pub fn frame(epoch: u64, kind: u8, bits: u8, lsn: u64, durable: u64, payload: &[u8]) -> Vec<u8> {
     let tail = payload.len().next_multiple_of(8) - payload.len();
     let mut bytes = vec![0; 4];
     bytes.extend((payload.len() as u32).to_le_bytes());
@@ -293,7 +293,7 @@ pub fn frame(epoch: u64, (kind, bits): (u8, u8), lsn: u64, durable: u64, payload
 pub fn padding(epoch: u64, lsn: u64, durable: u64, len: usize) -> Vec<u8> {
     match len.next_multiple_of(SECTOR) - len {
         0 => Vec::new(),
-        room => frame(epoch, (3, 3), lsn, durable, &vec![0; room - 32]),
+        room => frame(epoch, 3, 3, lsn, durable, &vec![0; room - 32]),
     }
 }
 
@@ -333,26 +333,25 @@ pub const LOG_END: usize = PAGE + 2 * SEGMENT + 2 * SECTOR;
 /// Stores the WAL of epoch 2. LSNs 4 and 5 are adds before the newer checkpoint. LSN 6 adds two postings, LSN 7 removes
 /// documents, and LSNs 8 and 9 are one add in two segments.
 fn put_log(image: &mut Image) {
-    let whole = (1u8, 3u8);
     let mut first = segment_header(ID, 2, 1, 4);
-    let append = |bytes: &mut Vec<u8>, kind, lsn, payload: &[u8]| {
-        bytes.extend(frame(2, kind, lsn, lsn - 1, payload));
+    let append = |bytes: &mut Vec<u8>, kind, bits, lsn, payload: &[u8]| {
+        bytes.extend(frame(2, kind, bits, lsn, lsn - 1, payload));
         bytes.extend(padding(2, lsn, lsn - 1, bytes.len()));
     };
-    append(&mut first, whole, 4, &add_payload(&[30]));
-    append(&mut first, whole, 5, &add_payload(&[31]));
-    append(&mut first, whole, 6, &add_payload(&[40, 41]));
-    append(&mut first, (2, 3), 7, &remove_payload(&[40, 2]));
+    append(&mut first, 1, 3, 4, &add_payload(&[30]));
+    append(&mut first, 1, 3, 5, &add_payload(&[31]));
+    append(&mut first, 1, 3, 6, &add_payload(&[40, 41]));
+    append(&mut first, 2, 3, 7, &remove_payload(&[40, 2]));
     let long = add_payload(&[50, 51, 52, 53, 54, 55, 56, 57, 58, 59]);
     let room = SEGMENT - first.len() - 32;
-    first.extend(frame(2, (1, 1), 8, 7, &long[..room]));
+    first.extend(frame(2, 1, 1, 8, 7, &long[..room]));
     let mut second = segment_header(ID, 2, 2, 9);
-    append(&mut second, (1, 2), 9, &long[room..]);
+    append(&mut second, 1, 2, 9, &long[room..]);
     image.wal[PAGE..PAGE + first.len()].copy_from_slice(&first);
     let at = PAGE + 2 * SEGMENT;
     image.wal[at..at + second.len()].copy_from_slice(&second);
     // A segment of the previous epoch that isn't recycled yet.
-    let old = [segment_header(ID, 1, 1, 1), frame(1, whole, 1, 0, &add_payload(&[1]))].concat();
+    let old = [segment_header(ID, 1, 1, 1), frame(1, 1, 3, 1, 0, &add_payload(&[1]))].concat();
     image.wal[PAGE + SEGMENT..PAGE + SEGMENT + old.len()].copy_from_slice(&old);
 }
 

@@ -32,7 +32,7 @@ fn a_hole_before_a_record_that_says_it_was_durable() {
     let mut image = self::image();
     image.wal[PAGE + 2 * SEGMENT] ^= 1;
     assert_eq!(found(&image), [], "nothing says that its records were durable");
-    let next = frame(2, (1, 3), 10, 9, &add_payload(&[60]));
+    let next = frame(2, 1, 3, 10, 9, &add_payload(&[60]));
     let at = LOG_END;
     image.wal[at..at + next.len()].copy_from_slice(&next);
     named(&image, FindingKind::LogHole, None, "wal", image.wal.len() as u64);
@@ -62,7 +62,7 @@ fn segments_of_other_epochs_are_passed_over() {
     let at = PAGE + 3 * SEGMENT;
     for epoch in [1, 3] {
         image.wal[at..at + 64].copy_from_slice(&segment_header(ID, epoch, 3, 10));
-        let next = frame(epoch, (1, 3), 10, 9, &add_payload(&[60]));
+        let next = frame(epoch, 1, 3, 10, 9, &add_payload(&[60]));
         image.wal[at + SECTOR..at + SECTOR + next.len()].copy_from_slice(&next);
         assert_eq!(image.check(), whole);
     }
@@ -89,7 +89,7 @@ fn a_record_that_counts_wrong() {
     let mut image = image();
     let mut payload = add_payload(&[40, 41]);
     payload[0] = 3;
-    let bytes = frame(2, (1, 3), 6, 5, &payload);
+    let bytes = frame(2, 1, 3, 6, 5, &payload);
     image.wal[FIRST..FIRST + bytes.len()].copy_from_slice(&bytes);
     named(&image, FindingKind::BadRecord, None, "wal", FIRST as u64);
 }
@@ -97,7 +97,7 @@ fn a_record_that_counts_wrong() {
 #[test]
 fn a_record_that_begins_in_another_one() {
     let mut image = image();
-    let bytes = frame(2, (1, 1), 6, 5, &add_payload(&[40, 41]));
+    let bytes = frame(2, 1, 1, 6, 5, &add_payload(&[40, 41]));
     image.wal[FIRST..FIRST + bytes.len()].copy_from_slice(&bytes);
     let at = (FIRST + bytes.len()).next_multiple_of(SECTOR);
     assert!(found(&image).contains(&(FindingKind::BadRecord, None, "wal", at as u64)), "{:?}", found(&image));
@@ -107,7 +107,7 @@ fn a_record_that_begins_in_another_one() {
 fn a_closing_mark_ends_it() {
     let mut image = image();
     let at = LOG_END;
-    let bytes = [frame(2, (4, 3), 10, 9, &[]), padding(2, 10, 9, 32)].concat();
+    let bytes = [frame(2, 4, 3, 10, 9, &[]), padding(2, 10, 9, 32)].concat();
     image.wal[at..at + bytes.len()].copy_from_slice(&bytes);
     let report = image.check();
     assert_eq!(report.findings, []);
@@ -130,7 +130,7 @@ fn headers_of_segments_that_are_whole_and_wrong() {
 #[test]
 fn a_closing_mark_that_says_something() {
     let mut image = image();
-    let bytes = frame(2, (4, 3), 10, 9, &[0; 8]);
+    let bytes = frame(2, 4, 3, 10, 9, &[0; 8]);
     image.wal[LOG_END..LOG_END + bytes.len()].copy_from_slice(&bytes);
     named(&image, FindingKind::BadRecord, None, "wal", LOG_END as u64);
 }
@@ -145,22 +145,22 @@ fn with_more(bytes: &[u8]) -> Image {
 #[test]
 fn what_is_no_frame_ends_the_log() {
     let end = End::Torn { at: LOG_END as u64, missing: 10 };
-    assert_ne!(with_more(&frame(2, (1, 3), 10, 9, &add_payload(&[70]))).check().log.end, end);
+    assert_ne!(with_more(&frame(2, 1, 3, 10, 9, &add_payload(&[70]))).check().log.end, end);
     // In order: another epoch, another LSN, an unknown kind, unknown bits, a frame past the end of the segment, a
     // length that isn't a multiple of 8.
     let long = SEGMENT - 2 * SECTOR - 24;
-    let mut odd = frame(2, (1, 3), 10, 9, &[0; 12]);
+    let mut odd = frame(2, 1, 3, 10, 9, &[0; 12]);
     odd.truncate(44);
     odd[26] = 0;
     odd[..4].fill(0);
     let sum = crc_on(crc_on(crc(&ID.to_le_bytes()), &2u64.to_le_bytes()), &odd);
     odd[..4].copy_from_slice(&sum.to_le_bytes());
     let frames = [
-        frame(3, (1, 3), 10, 9, &add_payload(&[70])),
-        frame(2, (1, 3), 11, 9, &add_payload(&[70])),
-        frame(2, (5, 3), 10, 9, &add_payload(&[70])),
-        frame(2, (1, 4), 10, 9, &add_payload(&[70])),
-        frame(2, (1, 3), 10, 9, &vec![0; long]),
+        frame(3, 1, 3, 10, 9, &add_payload(&[70])),
+        frame(2, 1, 3, 11, 9, &add_payload(&[70])),
+        frame(2, 5, 3, 10, 9, &add_payload(&[70])),
+        frame(2, 1, 4, 10, 9, &add_payload(&[70])),
+        frame(2, 1, 3, 10, 9, &vec![0; long]),
         odd,
     ];
     for bytes in frames {
@@ -178,9 +178,9 @@ fn a_header_whose_sum_does_not_hold_is_none() {
 
 #[test]
 fn a_record_of_two_kinds_or_of_another_dimension() {
-    let halves = [frame(2, (1, 1), 10, 9, &[0; 8]), frame(2, (2, 2), 11, 9, &[0; 8])].concat();
+    let halves = [frame(2, 1, 1, 10, 9, &[0; 8]), frame(2, 2, 2, 11, 9, &[0; 8])].concat();
     assert!(found(&with_more(&halves)).contains(&(FindingKind::BadRecord, None, "wal", LOG_END as u64 + 40)));
     let mut payload = add_payload(&[70]);
     payload[4] = 6;
-    named(&with_more(&frame(2, (1, 3), 10, 9, &payload)), FindingKind::BadRecord, None, "wal", LOG_END as u64);
+    named(&with_more(&frame(2, 1, 3, 10, 9, &payload)), FindingKind::BadRecord, None, "wal", LOG_END as u64);
 }

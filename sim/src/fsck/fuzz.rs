@@ -132,9 +132,9 @@ fn random_frames_under_right_sums() {
             rng.spoil(&mut payload);
         }
         payload.truncate(256);
-        let kind = (1 + rng.below(4) as u8, rng.below(4) as u8);
+        let (kind, bits) = (1 + rng.below(4) as u8, rng.below(4) as u8);
         let lsn = if rng.below(3) == 0 { rng.number() } else { 6 };
-        let bytes = frame(2, kind, lsn, rng.next() % 12, &payload);
+        let bytes = frame(2, kind, bits, lsn, rng.next() % 12, &payload);
         let at = LOG_START + 256;
         image.wal[at..at + bytes.len()].copy_from_slice(&bytes);
         if rng.below(3) == 0 {

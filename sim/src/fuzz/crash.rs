@@ -6,7 +6,7 @@ use super::Bytes;
 use crate::{
     case::{Case, Crash, Damage, Event, Survivors},
     storage::{CrashKind, Fault, Stop},
-    workload::{Step, Workload},
+    workload::{Step, Workload, WorkloadParams},
 };
 
 /// Maximum number of events in a case. It bounds the time of a run.
@@ -31,7 +31,7 @@ pub fn case_of(bytes: &[u8]) -> Case {
     let shard_size = [2, 4, 5, 8][bytes.below(4) as usize];
     let metric = [Metric::L2, Metric::Dot, Metric::Cosine][bytes.below(3) as usize];
     let flags = bytes.byte();
-    let mut workload = Workload::blank("fuzzed", (dimension, shard_size, metric), flags & 1 != 0);
+    let mut workload = Workload::blank("fuzzed", WorkloadParams { dimension, shard_size, metric }, flags & 1 != 0);
     workload.config = workload.config.flush_on_close(flags & 2 == 0);
     if flags & 4 != 0 {
         workload.config = workload.config.flush_check(CheckLevel::Full);

@@ -145,14 +145,14 @@ pub fn serve(which: usize, steps: usize, values: &[Hostile]) -> Option<shardex::
 
 /// Calls every function that reads stored bytes. Any result is allowed, but not a panic.
 fn use_all(engine: &mut Engine<SimStorage>, dimension: usize) {
-    drop(engine.stats());
-    drop(engine.check(CheckLevel::Full));
-    drop(model::contents(engine));
+    let _ = engine.stats();
+    let _ = engine.check(CheckLevel::Full);
+    let _ = model::contents(engine);
     let query: Vec<f32> = (0..engine.geometry().dimension).map(|i| (i % 3) as f32 + 0.5).collect();
     let breadths =
         [SearchScope { slop: None, recall: Some(0.9), by_cells: true, ..SearchScope::slop(2) }, SearchScope::slop(2)];
     for scope in breadths {
-        drop(index::search(&engine.snapshot(), engine.data(), &query, 3, scope));
+        let _ = index::search(&engine.snapshot(), engine.data(), &query, 3, scope);
     }
     if let Some(job) = engine.encode_begin()
         && let Ok(coded) = job.run()
@@ -160,12 +160,12 @@ fn use_all(engine: &mut Engine<SimStorage>, dimension: usize) {
         engine.install_codes(&coded);
     }
     if engine.geometry().dimension == dimension {
-        drop(engine.add(&workload::postings(0..12, 0, 1, dimension)));
+        let _ = engine.add(&workload::postings(0..12, 0, 1, dimension));
     }
-    drop(engine.remove(&[shardex::DocumentId(1)]));
-    drop(engine.optimize());
-    drop(engine.flush());
-    drop(engine.close());
+    let _ = engine.remove(&[shardex::DocumentId(1)]);
+    let _ = engine.optimize();
+    let _ = engine.flush();
+    let _ = engine.close();
 }
 
 /// Changes an index as the input describes, and uses it.
@@ -186,7 +186,7 @@ pub fn open_image(bytes: &[u8]) {
         while !bytes.is_empty() && values.len() < 16 {
             values.push(Hostile::of(&mut bytes));
         }
-        drop(serve(which, steps, &values));
+        let _ = serve(which, steps, &values);
         return;
     }
     let seal = mode == 1;
@@ -212,7 +212,7 @@ pub fn open_image(bytes: &[u8]) {
     if usize::from(dimension) != base.workload.config.vector_size {
         return;
     }
-    drop(engine.flush());
+    let _ = engine.flush();
     drop(engine);
     for step in &base.workload.steps {
         if runner.step(&storage, step).is_err() {

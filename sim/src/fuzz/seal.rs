@@ -93,8 +93,8 @@ pub fn sealed(storage: &SimStorage) -> Vec<SealedBytes> {
         };
         sealed.push(SealedBytes { kind: SealedKind::Root, at, len: ROOT_BYTES, entry: None, seed: 0 });
         let depth = root.geometry.node_levels(root.shard_numbers as usize);
-        walk_directory(&files, page, (root.directory, (false, at + 104)), depth, &mut sealed);
-        walk_cells(&files, &root, (root.cells, (false, at + 172)), &mut sealed);
+        walk_directory(&files, page, root.directory, (false, at + 104), depth, &mut sealed);
+        walk_cells(&files, &root, root.cells, (false, at + 172), &mut sealed);
         walk_log(&files, page, &root, &mut sealed);
     }
     sealed.sort_unstable();
@@ -111,7 +111,8 @@ fn found<'a>(data: &'a [u8], page: usize, entry: &BlockPointer) -> Option<(usize
 fn walk_directory(
     files: &Files,
     page: usize,
-    (entry, from): (BlockPointer, (bool, usize)),
+    entry: BlockPointer,
+    from: (bool, usize),
     level: u32,
     sealed: &mut Vec<SealedBytes>,
 ) {
@@ -120,12 +121,12 @@ fn walk_directory(
     sealed.push(SealedBytes { kind, at, len: bytes.len(), entry: Some(from), seed: 0 });
     if level > 0 {
         for (i, below) in node::decode(bytes).unwrap_or_default().into_iter().enumerate() {
-            walk_directory(files, page, (below, (true, at + i * ENTRY_BYTES)), level - 1, sealed);
+            walk_directory(files, page, below, (true, at + i * ENTRY_BYTES), level - 1, sealed);
         }
     }
 }
 
-fn walk_cells(files: &Files, root: &Root, (head, from): (BlockPointer, (bool, usize)), sealed: &mut Vec<SealedBytes>) {
+fn walk_cells(files: &Files, root: &Root, head: BlockPointer, from: (bool, usize), sealed: &mut Vec<SealedBytes>) {
     let page = root.geometry.page_size;
     let Some((at, bytes)) = found(&files.data, page, &head) else { return };
     sealed.push(SealedBytes { kind: SealedKind::Head, at, len: bytes.len(), entry: Some(from), seed: 0 });
@@ -243,14 +244,15 @@ mod tests {
     use shardex::{Engine, Metric};
 
     use super::*;
-    use crate::workload::{Workload, env, postings};
+    use crate::workload::{Workload, WorkloadParams, env, postings};
 
     /// The entries of the cell table had grown, and these sizes had not: groups were looked for at wrong offsets, and no hostile value
     /// ever reached one.
     #[test]
     fn every_kind_of_structure_is_located() {
         let storage = SimStorage::new(256, 64, 1);
-        let config = Workload::blank("seal", (8, 8, Metric::L2), false).config;
+        let config =
+            Workload::blank("seal", WorkloadParams { dimension: 8, shard_size: 8, metric: Metric::L2 }, false).config;
         let mut engine = Engine::create(storage.clone(), &config, &env()).expect("created");
         engine.add(&postings(0..40, 0, 0, 8)).expect("added");
         engine.optimize().expect("cells are built");

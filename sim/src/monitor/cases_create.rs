@@ -129,7 +129,7 @@ pub(super) const CREATE: &[Case] = &[
         "E1 is left out, and the process dies: both files lead to what is promised now",
         true,
         |s| {
-            s.append(LOG_END, (2, 10, 9), 70)?;
+            s.append(LOG_END, 2, 10, 9, 70)?;
             s.sync("wal", Some((LOG_END as u64, 128)))?;
             let roots = s.image.root.clone();
             s.root_file(&roots, true, false)?;
@@ -178,8 +178,8 @@ pub(super) const CREATE: &[Case] = &[
 
 /// Commits LSN 1 of epoch 1 in a created index.
 fn first_commit(s: &mut Scene) -> Outcome {
-    s.segment(0, (1, 1, 1))?;
-    s.append(Scene::old_log(), (1, 1, 0), 1)?;
+    s.segment(0, 1, 1, 1)?;
+    s.append(Scene::old_log(), 1, 1, 0, 1)?;
     s.sync("wal", pages(1, 2))?;
     s.ack(1)
 }

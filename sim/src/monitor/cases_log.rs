@@ -10,15 +10,15 @@ use crate::fsck::build::{Head, LOG_END, PAGE, SECTOR, SEGMENT, add_payload, fram
 fn over_two_segments(s: &mut Scene) -> Result<(), Breach> {
     let long = add_payload(&(100..125).collect::<Vec<_>>());
     let room = PAGE + 3 * SEGMENT - LOG_END - 32;
-    s.store("wal", LOG_END, &frame(2, (1, 1), 10, 9, &long[..room]))?;
-    s.store("wal", PAGE + 3 * SEGMENT + SECTOR, &frame(2, (1, 2), 11, 9, &long[room..]))?;
+    s.store("wal", LOG_END, &frame(2, 1, 1, 10, 9, &long[..room]))?;
+    s.store("wal", PAGE + 3 * SEGMENT + SECTOR, &frame(2, 1, 2, 11, 9, &long[room..]))?;
     s.sync("wal", ALL)?;
-    s.segment(3, (2, 3, 11))
+    s.segment(3, 2, 3, 11)
 }
 
 /// Stores, syncs and acknowledges LSN 10 without padding. Returns the offset at which it ends.
 fn without_padding(s: &mut Scene) -> Result<usize, Breach> {
-    let bytes = frame(2, (1, 3), 10, 9, &add_payload(&[70]));
+    let bytes = frame(2, 1, 3, 10, 9, &add_payload(&[70]));
     s.store("wal", LOG_END, &bytes)?;
     s.sync("wal", ALL)?;
     s.ack(10)?;
@@ -31,7 +31,7 @@ pub(super) const LOG: &[Case] = &[
         "B1 is left out",
         true,
         |s| {
-            s.append(LOG_END, (2, 10, 9), 70)?;
+            s.append(LOG_END, 2, 10, 9, 70)?;
             s.ack(10)
         },
         Some(Rule::AcknowledgedNotDurable),
@@ -40,7 +40,7 @@ pub(super) const LOG: &[Case] = &[
         "B1 is of another range",
         true,
         |s| {
-            s.append(LOG_END, (2, 10, 9), 70)?;
+            s.append(LOG_END, 2, 10, 9, 70)?;
             s.sync("wal", pages(1, 8))?;
             s.ack(10)
         },
@@ -51,7 +51,7 @@ pub(super) const LOG: &[Case] = &[
         true,
         |s| {
             let id = s.begin("wal", ALL)?;
-            s.append(LOG_END, (2, 10, 9), 70)?;
+            s.append(LOG_END, 2, 10, 9, 70)?;
             s.see(&Event::SyncEnd { id, ok: true })?;
             s.ack(10)
         },
@@ -61,7 +61,7 @@ pub(super) const LOG: &[Case] = &[
         "the process dies before B1, and the open after it takes the cache for durable",
         true,
         |s| {
-            s.append(LOG_END, (2, 10, 9), 70)?;
+            s.append(LOG_END, 2, 10, 9, 70)?;
             s.process_crash()?;
             s.ack(10)
         },
@@ -91,7 +91,7 @@ pub(super) const LOG: &[Case] = &[
         "a flush is answered, and the log up to its checkpoint is not durable",
         true,
         |s| {
-            let end = s.append(LOG_END, (2, 10, 9), 70)? - PAGE - 2 * SEGMENT;
+            let end = s.append(LOG_END, 2, 10, 9, 70)? - PAGE - 2 * SEGMENT;
             s.flush(Head { checkpoint: 10, offset: end as u64, ..next_head() }, &next_shards())?;
             s.ack(10)
         },
@@ -101,7 +101,7 @@ pub(super) const LOG: &[Case] = &[
         "a flush is answered after B1",
         true,
         |s| {
-            let end = s.append(LOG_END, (2, 10, 9), 70)? - PAGE - 2 * SEGMENT;
+            let end = s.append(LOG_END, 2, 10, 9, 70)? - PAGE - 2 * SEGMENT;
             s.flush(Head { checkpoint: 10, offset: end as u64, ..next_head() }, &next_shards())?;
             s.sync("wal", ALL)?;
             s.ack(10)
@@ -162,7 +162,7 @@ pub(super) const LOG: &[Case] = &[
         true,
         |s| {
             let at = without_padding(s)?;
-            s.append(at, (2, 11, 10), 71)?;
+            s.append(at, 2, 11, 10, 71)?;
             Ok(())
         },
         Some(Rule::StoreIntoNeededLog),
@@ -218,7 +218,7 @@ pub(super) const LOG: &[Case] = &[
         "B1 fails, and a second one is believed after an open",
         true,
         |s| {
-            s.append(LOG_END, (2, 10, 9), 70)?;
+            s.append(LOG_END, 2, 10, 9, 70)?;
             s.sync_with("wal", ALL, false)?;
             s.see(&Event::Opened)?;
             s.sync("wal", ALL)?;
@@ -230,9 +230,9 @@ pub(super) const LOG: &[Case] = &[
         "an LSN is given to another record of its epoch",
         true,
         |s| {
-            s.append(LOG_END, (2, 10, 9), 70)?;
+            s.append(LOG_END, 2, 10, 9, 70)?;
             s.process_crash()?;
-            s.append(LOG_END, (2, 10, 9), 71)?;
+            s.append(LOG_END, 2, 10, 9, 71)?;
             Ok(())
         },
         Some(Rule::FrameChanged),
@@ -241,7 +241,7 @@ pub(super) const LOG: &[Case] = &[
         "a record is stored again",
         true,
         |s| {
-            s.append(LOG_END, (2, 10, 9), 70)?;
+            s.append(LOG_END, 2, 10, 9, 70)?;
             s.commit_ten()
         },
         None,
@@ -250,9 +250,9 @@ pub(super) const LOG: &[Case] = &[
         "a store of a frame fails, and the LSN is given to another",
         true,
         |s| {
-            let bytes = frame(2, (1, 3), 10, 9, &add_payload(&[70]));
+            let bytes = frame(2, 1, 3, 10, 9, &add_payload(&[70]));
             s.see(&Event::Store { file: "wal", offset: LOG_END as u64, bytes: &bytes, ok: false })?;
-            s.append(LOG_END, (2, 10, 9), 71)?;
+            s.append(LOG_END, 2, 10, 9, 71)?;
             Ok(())
         },
         None,
@@ -261,7 +261,7 @@ pub(super) const LOG: &[Case] = &[
         "an LSN is given to another record of the next epoch",
         true,
         |s| {
-            s.append(LOG_END, (2, 10, 9), 71)?;
+            s.append(LOG_END, 2, 10, 9, 71)?;
             s.process_crash()?;
             s.recover(9, true)?;
             s.commit_in_epoch_three()
@@ -291,8 +291,8 @@ pub(super) const LOG: &[Case] = &[
         "a frame says that what is not durable is",
         true,
         |s| {
-            let at = s.append(LOG_END, (2, 10, 9), 70)?;
-            s.append(at, (2, 11, 10), 71)?;
+            let at = s.append(LOG_END, 2, 10, 9, 70)?;
+            s.append(at, 2, 11, 10, 71)?;
             Ok(())
         },
         Some(Rule::FrameClaimsTooMuch),
@@ -301,9 +301,9 @@ pub(super) const LOG: &[Case] = &[
         "a frame says that what is durable is",
         true,
         |s| {
-            let at = s.append(LOG_END, (2, 10, 9), 70)?;
+            let at = s.append(LOG_END, 2, 10, 9, 70)?;
             s.sync("wal", ALL)?;
-            s.append(at, (2, 11, 10), 71)?;
+            s.append(at, 2, 11, 10, 71)?;
             Ok(())
         },
         None,
@@ -315,7 +315,7 @@ pub(super) const LOG: &[Case] = &[
             let root = s.tree(next_head(), &next_shards())?;
             s.sync("data", ALL)?;
             s.root(1, &root)?;
-            s.store("wal", LOG_END, &frame(2, (4, 3), 10, 9, &[]))
+            s.store("wal", LOG_END, &frame(2, 4, 3, 10, 9, &[]))
         },
         Some(Rule::ClosedTooEarly),
     ),
@@ -324,7 +324,7 @@ pub(super) const LOG: &[Case] = &[
         true,
         |s| {
             s.flush(next_head(), &next_shards())?;
-            s.store("wal", LOG_END, &frame(2, (4, 3), 10, 9, &[]))
+            s.store("wal", LOG_END, &frame(2, 4, 3, 10, 9, &[]))
         },
         None,
     ),
@@ -336,7 +336,7 @@ pub(super) const LOG: &[Case] = &[
             s.power_cut()?;
             s.ack(10)?;
             let at = LOG_END + 128;
-            s.append(at, (2, 11, 10), 71)?;
+            s.append(at, 2, 11, 10, 71)?;
             s.sync("wal", ALL)?;
             s.ack(11)
         },
@@ -347,7 +347,7 @@ pub(super) const LOG: &[Case] = &[
         "B1 fails, and after an open every sector of the frame is stored to and synced",
         true,
         |s| {
-            s.append(LOG_END, (2, 10, 9), 70)?;
+            s.append(LOG_END, 2, 10, 9, 70)?;
             s.sync_with("wal", ALL, false)?;
             s.see(&Event::Opened)?;
             for last in [LOG_END + SECTOR - 1, LOG_END + 2 * SECTOR - 1] {
@@ -363,15 +363,15 @@ pub(super) const LOG: &[Case] = &[
         "a frame says that an LSN is durable that was dropped and given anew",
         true,
         |s| {
-            let half = frame(2, (1, 1), 10, 9, &[0; 32]);
+            let half = frame(2, 1, 1, 10, 9, &[0; 32]);
             s.store("wal", LOG_END, &half)?;
             s.sync("wal", ALL)?;
-            s.store("wal", LOG_END + half.len(), &frame(2, (1, 0), 11, 10, &[0; 32]))?;
+            s.store("wal", LOG_END + half.len(), &frame(2, 1, 0, 11, 10, &[0; 32]))?;
             s.process_crash()?;
             s.recover(9, true)?;
-            s.segment(3, (3, 1, 10))?;
-            let at = s.append(PAGE + 3 * SEGMENT + SECTOR, (3, 10, 9), 70)?;
-            s.append(at, (3, 11, 10), 71)?;
+            s.segment(3, 3, 1, 10)?;
+            let at = s.append(PAGE + 3 * SEGMENT + SECTOR, 3, 10, 9, 70)?;
+            s.append(at, 3, 11, 10, 71)?;
             Ok(())
         },
         Some(Rule::FrameClaimsTooMuch),

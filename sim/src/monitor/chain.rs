@@ -120,7 +120,7 @@ impl Log {
 
     /// Applies a store of the bytes `from` to `to` and parses the frames in them. With `ok` false, no frame is recorded
     /// or compared with an earlier one.
-    pub(super) fn stored(&mut self, root: &RootInfo, bytes: &[u8], (from, to): (u64, u64), ok: bool) -> Stored {
+    pub(super) fn stored(&mut self, root: &RootInfo, bytes: &[u8], from: u64, to: u64, ok: bool) -> Stored {
         let wal = Wal::new(root, bytes);
         self.read_headers(&wal);
         let mut frames = Vec::new();

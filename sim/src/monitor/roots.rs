@@ -275,7 +275,7 @@ impl Monitor {
     fn stored_log(&mut self, from: u64, to: u64, ok: bool) -> Result<(), Breach> {
         let roots = self.retained_now();
         let Some((root, wal)) = newest(&roots).zip(self.shadow_of("wal")) else { return Ok(()) };
-        let stored = self.log.stored(&root.info, wal.bytes(), (from, to), ok);
+        let stored = self.log.stored(&root.info, wal.bytes(), from, to, ok);
         if let Some((epoch, lsn)) = stored.changed {
             return breach(Rule::FrameChanged, format!("LSN {lsn} of epoch {epoch} had other bytes before"));
         }

@@ -163,13 +163,8 @@ impl Scene {
     }
 
     /// Appends an add at offset `at` of `wal` in one store, padded to its sector. Returns the offset of the next frame.
-    pub fn append(
-        &mut self,
-        at: usize,
-        (epoch, lsn, durable): (u64, u64, u64),
-        document: u128,
-    ) -> Result<usize, Breach> {
-        let mut bytes = frame(epoch, (1, 3), lsn, durable, &add_payload(&[document]));
+    pub fn append(&mut self, at: usize, epoch: u64, lsn: u64, durable: u64, document: u128) -> Result<usize, Breach> {
+        let mut bytes = frame(epoch, 1, 3, lsn, durable, &add_payload(&[document]));
         bytes.extend(padding(epoch, lsn, durable, bytes.len()));
         self.store("wal", at, &bytes)?;
         Ok(at + bytes.len())
@@ -177,13 +172,13 @@ impl Scene {
 
     /// Appends LSN 10, syncs and acknowledges it.
     pub fn commit_ten(&mut self) -> Outcome {
-        self.append(LOG_END, (2, 10, 9), 70)?;
+        self.append(LOG_END, 2, 10, 9, 70)?;
         self.sync("wal", Some((LOG_END as u64, 128)))?;
         self.ack(10)
     }
 
     /// Stores a segment header at position `slot` of the file.
-    pub fn segment(&mut self, slot: usize, (epoch, number, first): (u64, u64, u64)) -> Outcome {
+    pub fn segment(&mut self, slot: usize, epoch: u64, number: u64, first: u64) -> Outcome {
         self.store("wal", PAGE + slot * SEGMENT, &segment_header(ID, epoch, number, first))
     }
 
@@ -237,8 +232,8 @@ impl Scene {
 
     /// Commits LSN 10 as the first of epoch 3, in the last segment of the file, and acknowledges it.
     pub fn commit_in_epoch_three(&mut self) -> Outcome {
-        self.segment(3, (3, 1, 10))?;
-        self.append(PAGE + 3 * SEGMENT + SECTOR, (3, 10, 9), 70)?;
+        self.segment(3, 3, 1, 10)?;
+        self.append(PAGE + 3 * SEGMENT + SECTOR, 3, 10, 9, 70)?;
         self.sync("wal", ALL)?;
         self.ack(10)
     }

@@ -81,7 +81,7 @@ fn a_clone_goes_on_by_itself() {
 #[test]
 fn an_operation_is_done_even_if_it_breaks_a_rule() {
     let mut scene = Scene::open(None);
-    assert!(scene.append(LOG_END, (2, 10, 9), 70).is_ok());
+    assert!(scene.append(LOG_END, 2, 10, 9, 70).is_ok());
     assert_eq!(rule(scene.ack(10)), Some(Rule::AcknowledgedNotDurable));
     assert_eq!(scene.sync("wal", ALL), Ok(()));
     assert_eq!(scene.ack(10), Ok(()));

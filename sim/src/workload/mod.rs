@@ -182,8 +182,20 @@ pub(crate) fn postings(documents: std::ops::Range<u64>, start: u32, salt: u64, d
         .collect()
 }
 
+/// Parameters of a workload's index.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkloadParams {
+    /// Components per vector.
+    pub dimension: usize,
+    /// Shard capacity in postings.
+    pub shard_size: usize,
+    /// Distance metric.
+    pub metric: Metric,
+}
+
 impl Workload {
-    fn new(name: &str, (dimension, shard_size, metric): (usize, usize, Metric), steps: Vec<Step>) -> Self {
+    fn new(name: &str, params: WorkloadParams, steps: Vec<Step>) -> Self {
+        let WorkloadParams { dimension, shard_size, metric } = params;
         let (page_size, sector_size) = (256, 64);
         let config = ShardexConfig::new("sim")
             .vector_size(dimension)
@@ -197,8 +209,8 @@ impl Workload {
     /// Creates a workload without steps. Pages and sectors are 256 and 64 bytes, or 4096 and 512 bytes with
     /// `real_pages`.
     #[must_use]
-    pub fn blank(name: &str, made_of: (usize, usize, Metric), real_pages: bool) -> Self {
-        let mut workload = Self::new(name, made_of, Vec::new());
+    pub fn blank(name: &str, params: WorkloadParams, real_pages: bool) -> Self {
+        let mut workload = Self::new(name, params, Vec::new());
         if real_pages {
             (workload.page_size, workload.sector_size) = (4096, 512);
             workload.config = workload.config.wal_segment_size(16 << 10).wal_max_bytes(256 << 10);
@@ -243,7 +255,8 @@ impl Workload {
             .chain([Step::Flush])
             .collect();
         let real_pages = rng.random_bool(0.1);
-        let mut workload = Self::blank(&format!("seed {seed}"), (dimension, shard_size, metric), real_pages);
+        let mut workload =
+            Self::blank(&format!("seed {seed}"), WorkloadParams { dimension, shard_size, metric }, real_pages);
         workload.steps = steps;
         if rng.random_bool(0.3) {
             workload.config = workload.config.flush_on_close(false);

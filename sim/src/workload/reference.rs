@@ -1,6 +1,6 @@
 //! Reference workloads.
 
-use super::{Step, Workload};
+use super::{Step, Workload, WorkloadParams};
 use shardex::Metric;
 
 /// Returns the reference workloads. Each is small enough to be explored completely. Together they cover every kind of
@@ -8,7 +8,7 @@ use shardex::Metric;
 #[must_use]
 pub fn reference() -> Vec<Workload> {
     use Step::{Commit, Flush, Remove, Reopen, SlowFlush};
-    let l2 = |dimension, shard_size| (dimension, shard_size, Metric::L2);
+    let l2 = |dimension, shard_size| WorkloadParams { dimension, shard_size, metric: Metric::L2 };
     vec![
         Workload {
             small: true,
@@ -65,7 +65,7 @@ pub fn reference() -> Vec<Workload> {
         ),
         Workload::new(
             "commits without flushes",
-            (5, 4, Metric::Dot),
+            WorkloadParams { dimension: 5, shard_size: 4, metric: Metric::Dot },
             vec![
                 add(0, 3),
                 Commit,
@@ -81,12 +81,12 @@ pub fn reference() -> Vec<Workload> {
         ),
         Workload::new(
             "cosine over sectors",
-            (20, 5, Metric::Cosine),
+            WorkloadParams { dimension: 20, shard_size: 5, metric: Metric::Cosine },
             vec![add(0, 6), Flush, Remove { first: 2, count: 3 }, add(6, 4), Commit, Flush],
         ),
         Workload::new(
             "many chunks",
-            (20, 2, Metric::Cosine),
+            WorkloadParams { dimension: 20, shard_size: 2, metric: Metric::Cosine },
             vec![add(15, 26), Flush, Step::Add { first: 12, count: 13, start: 0, salt: 3 }, Flush, add(0, 25), Flush],
         ),
         Workload {
@@ -95,7 +95,7 @@ pub fn reference() -> Vec<Workload> {
         },
         Workload::new(
             "swinging size",
-            (5, 4, Metric::Dot),
+            WorkloadParams { dimension: 5, shard_size: 4, metric: Metric::Dot },
             vec![
                 add(0, 14),
                 Commit,
@@ -185,7 +185,7 @@ pub fn reference() -> Vec<Workload> {
         ),
         Workload::new(
             "flushes in a row",
-            (17, 4, Metric::L2),
+            l2(17, 4),
             vec![
                 add(0, 5),
                 Flush,
@@ -203,7 +203,7 @@ pub fn reference() -> Vec<Workload> {
         ),
         Workload::new(
             "cells",
-            (5, 4, Metric::L2),
+            l2(5, 4),
             vec![
                 add(0, 7),
                 Step::Optimize,
@@ -237,7 +237,7 @@ pub fn reference() -> Vec<Workload> {
         ),
         Workload::new(
             "cells given up",
-            (5, 4, Metric::L2),
+            l2(5, 4),
             vec![
                 add(0, 9),
                 Step::OptimizeUntil { questions: 20 },
@@ -260,12 +260,12 @@ pub fn reference() -> Vec<Workload> {
         ),
         Workload::new(
             "cells made last",
-            (17, 4, Metric::L2),
+            l2(17, 4),
             vec![add(0, 20), Flush, Step::Optimize, Step::Reopen, add(20, 1), Flush],
         ),
         Workload::new(
             "cells of many groups",
-            (70, 8, Metric::Cosine),
+            WorkloadParams { dimension: 70, shard_size: 8, metric: Metric::Cosine },
             vec![
                 add(0, 30),
                 Step::Optimize,

@@ -85,7 +85,7 @@ impl<S: Storage + Clone> Runner<S> {
     }
 
     /// Flushes and adds documents after each sync, or while each sync runs if `overlaps` is set.
-    fn flush_with_writes(&mut self, (first, count, salt): (u64, u64, u64), overlaps: bool) -> Result<()> {
+    fn flush_with_writes(&mut self, first: u64, count: u64, salt: u64, overlaps: bool) -> Result<()> {
         let dimension = self.config.vector_size;
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
         let mut between = 0;
@@ -166,7 +166,7 @@ impl<S: Storage + Clone> Runner<S> {
             }
             Step::SlowFlush { first, count, salt } | Step::OverlappedFlush { first, count, salt } => {
                 let overlaps = matches!(step, Step::OverlappedFlush { .. });
-                return self.flush_with_writes((*first, *count, *salt), overlaps);
+                return self.flush_with_writes(*first, *count, *salt, overlaps);
             }
             Step::Optimize => engine.optimize()?,
             Step::OptimizeUntil { questions } => {

@@ -60,7 +60,8 @@ pub struct CellsUnderTest<'a, B> {
 pub fn calibrate<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &DataFile<F>,
-    (under_test, known): (CellsUnderTest<'_, B>, Calibration),
+    under_test: CellsUnderTest<'_, B>,
+    known: Calibration,
     workers: Workers<'_>,
     seed: (u128, u64),
 ) -> Result<Calibration> {
@@ -112,7 +113,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
                 let found = if calibration.efforts[i][..j].last() == Some(&SearchEffort::exhaustive()) {
                     None
                 } else {
-                    self.tune(&requirements, &held, (k, recall), &mut scale)?
+                    self.tune(&requirements, &held, k, recall, &mut scale)?
                 };
                 let (effort, reached) =
                     found.map_or((SearchEffort::exhaustive(), 1.0), |(effort, score)| (effort, score.reached));
@@ -177,7 +178,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
             let mut found = [f32::NAN; 2];
             for effort in [first, wider] {
                 let limit = SearchLimits { except: Some(stored[i].own), ..self.limit(effort, recall) };
-                let results = search_cells(self.snapshot, self.data, self.cells, (&stored[i].vector, k), limit)?;
+                let results = search_cells(self.snapshot, self.data, self.cells, &stored[i].vector, k, limit)?;
                 found = results.top.nearest().map_or(Ok(found), |near| remoteness(stored[i], near))?;
                 if !out_of_distribution::exceeds(found, far) {
                     break;
@@ -236,7 +237,6 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
         calibration_query: &CalibrationQuery,
         code_locations: &[[Option<(u32, u32)>; 2]],
     ) -> Result<ScanTrace> {
-        const MOST: usize = 16_384;
         let (cells, router, metric) = (self.cells, self.cells.router(), self.data.geometry().metric);
         let query = QuantizedQuery::new(&calibration_query.vector, cells.frame(), metric);
         let mut near: Vec<(RankedId, f32)> = Vec::with_capacity(router.numbers());
@@ -258,22 +258,21 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
             let (g, c) = router.cell(number as usize);
             let group = cells.group(g).ok()?;
             let product = distance::dot_byte_row(&query.bytes.bytes, group.centroid(c));
-            estimate(&query, (group.cell(c).centroid, product), (group.blocks(), code as usize), rank)
+            estimate(&query, group.cell(c).centroid, product, group.blocks(), code as usize, rank)
         };
         let of = |hit: &Candidate| -> ResultLocation {
             if let Some(code) = self.unindexed(hit, &query) {
                 return ResultLocation::Unindexed(code);
             }
-            let reference = shard_of(self.snapshot, hit.shard)
-                .and_then(|shard| cells.reference_of((hit.shard, shard.id), hit.slot));
+            let reference =
+                shard_of(self.snapshot, hit.shard).and_then(|shard| cells.reference_of(hit.shard, shard.id, hit.slot));
             let locations = reference.map_or([None; 2], |reference| code_locations[reference as usize]);
             ResultLocation::Cells(locations.map(|location| location.and_then(in_cell)))
         };
         let nearest: Vec<ResultLocation> = calibration_query.nearest.iter().map(of).collect();
-        // The trace continues beyond the last needed cell by a quarter and 64 cells, for efforts that stop later than
-        // necessary.
-        let last = nearest.iter().filter_map(ResultLocation::rank).max().map_or(0, |last| last + last / 4 + 64);
-        near.truncate(last.min(MOST));
+        let (most, part, more) = tuning::TRACE_CELLS;
+        let last = nearest.iter().filter_map(ResultLocation::rank).max().map_or(0, |last| last + last / part + more);
+        near.truncate(last.min(most));
         let nearest = nearest.into_iter().map(|found| found.within(near.len())).collect();
         let groups = router.group_ranks(&query);
         let groups = near.iter().map(|(near, _)| groups[router.cell(near.number()).0]).collect();
@@ -297,7 +296,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
         let code = codes.and_then(|codes| {
             let (blocks, range) = codes.parts(slot..slot + 1).next()?;
             let product = unindexed.centroid.product(&query.bytes.bytes);
-            estimate(query, (unindexed.centroid.stored, product), (blocks, range.start), 0)
+            estimate(query, unindexed.centroid.stored, product, blocks, range.start, 0)
         });
         Some(code)
     }
@@ -314,7 +313,8 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
         &self,
         requirements: &Requirements<'_>,
         held: &[(&CalibrationQuery, &ScanTrace)],
-        (k, recall): (usize, f32),
+        k: usize,
+        recall: f32,
         scale: &mut f32,
     ) -> Result<Option<(SearchEffort, CalibrationScore)>> {
         let Some(modelled) = requirements.missed(recall) else { return Ok(None) };
@@ -325,7 +325,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
         let mut closer = if often { tuning::CALIBRATION_CLOSER.2 } else { 0 };
         for _ in 0..tuning::CALIBRATION_TRIES {
             let Some(effort) = requirements.effort(missed, recall) else { break };
-            let score = self.ask(held, (k, recall), effort)?;
+            let score = self.ask(held, k, recall, effort)?;
             let pays = score.cost < self.snapshot.live as f64;
             // The measured share of missed results is about proportional to the allowed one.
             let room = score.room(recall);
@@ -361,7 +361,8 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
     fn ask(
         &self,
         calibration_queries: &[(&CalibrationQuery, &ScanTrace)],
-        (k, recall): (usize, f32),
+        k: usize,
+        recall: f32,
         effort: SearchEffort,
     ) -> Result<CalibrationScore> {
         let live = self.snapshot.live as f64;
@@ -371,7 +372,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
                 let limit =
                     SearchLimits { except: Some(calibration_query.own), most: live, ..self.limit(effort, recall) };
                 let CellResults { top, cost, abandoned, .. } =
-                    search_cells(self.snapshot, self.data, self.cells, (&calibration_query.vector, k), limit)?;
+                    search_cells(self.snapshot, self.data, self.cells, &calibration_query.vector, k, limit)?;
                 let answer = QueryScore::of(calibration_query);
                 if abandoned {
                     return Ok(QueryScore { share: 1.0, cost: cost + live, ..answer });
@@ -396,8 +397,10 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
 /// centroid.
 fn estimate(
     query: &QuantizedQuery,
-    (centroid, product): (CentroidBytes, i32),
-    (blocks, code): (&[u8], usize),
+    centroid: CentroidBytes,
+    product: i32,
+    blocks: &[u8],
+    code: usize,
     rank: usize,
 ) -> Option<CodeEstimate> {
     let (base, square) = query.bytes.base(centroid, product);

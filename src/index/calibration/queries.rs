@@ -164,11 +164,12 @@ fn answer<F: StorageFile>(
     // Upper bound on the distance of the last true nearest posting: the distance of the `k + 1`-th posting in a few
     // near shards. One of these may be the query's own.
     let bounds = workers.map(calibration_queries.len(), &|i| {
-        let few = 2 + 4 * k(i) * snapshot.shards / snapshot.live.max(1) as usize;
+        let (least, times) = tuning::BOUND_SHARDS;
+        let few = least + times * k(i) * snapshot.shards / snapshot.live.max(1) as usize;
         let mut top = TopK::new(k(i) + 1);
         for number in nearest_shards(snapshot, data.geometry(), &calibration_queries[i].vector, few) {
             let Some(shard) = shard_of(snapshot, number) else { continue };
-            scan_slots(shard, (number, 0..shard.len()), data, &calibration_queries[i].vector, &mut top)?;
+            scan_slots(shard, number, 0..shard.len(), data, &calibration_queries[i].vector, &mut top)?;
         }
         Ok(top.bound())
     })?;
@@ -184,7 +185,7 @@ fn answer<F: StorageFile>(
             for (((calibration_query, rounded_query), &bound), top) in
                 calibration_queries.iter().zip(&rounded_queries).zip(&bounds).zip(&mut tops)
             {
-                rows.offer((calibration_query, rounded_query), number, bound, top);
+                rows.offer(calibration_query, rounded_query, number, bound, top);
             }
         }
         Ok(tops.into_iter().map(TopK::into_sorted).collect::<Vec<_>>())
@@ -238,7 +239,8 @@ impl<'a> LiveRows<'a> {
     /// Offers the rows whose distance is within the top-k bound and the bound `known`, except the query's own posting.
     fn offer(
         &mut self,
-        (calibration_query, rounded_query): (&CalibrationQuery, &RoundedQuery),
+        calibration_query: &CalibrationQuery,
+        rounded_query: &RoundedQuery,
         number: u32,
         known: f32,
         top: &mut TopK,
@@ -250,7 +252,7 @@ impl<'a> LiveRows<'a> {
             let distance =
                 distance_by(metric, &calibration_query.vector, &self.vectors[i * dimension..(i + 1) * dimension]);
             if distance <= top.bound().min(known) && (number, slot) != calibration_query.own {
-                top.offer(Candidate::new(distance, posting, (number, slot)));
+                top.offer(Candidate::new(distance, posting, number, slot));
             }
         }
     }

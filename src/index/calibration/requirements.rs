@@ -157,7 +157,7 @@ const PARTS: [f32; 4] = [0.7, 0.5, 0.5, 0.5];
 fn margins(trace: &ScanTrace, bound: f32, ranks: &[usize], impatience: f32) -> Vec<f32> {
     let (mut most, mut next, mut quiet, mut gains) = (f32::NEG_INFINITY, 0, 0, 0);
     let margin = |(rank, &(base, unit)): (usize, &(f32, f32))| {
-        most = most.max(beyond((base, unit), bound) + impatience * quietness(quiet, gains, rank as u32));
+        most = most.max(beyond(base, unit, bound) + impatience * quietness(quiet, gains, rank as u32));
         quiet += 1;
         gains += u32::from(ranks.get(next) == Some(&rank));
         while ranks.get(next) == Some(&rank) {
@@ -170,7 +170,7 @@ fn margins(trace: &ScanTrace, bound: f32, ranks: &[usize], impatience: f32) -> V
 
 /// Computes the distance beyond a bound in units of the margin. The result is clamped, so that sums and multiples of it
 /// stay finite.
-fn beyond((base, unit): (f32, f32), bound: f32) -> f32 {
+fn beyond(base: f32, unit: f32, bound: f32) -> f32 {
     let most = tuning::SHARDS_TOLD.1;
     ((base - bound) / unit.max(f32::MIN_POSITIVE)).clamp(-most, most)
 }
@@ -218,7 +218,7 @@ impl<'a> Requirements<'a> {
                     ResultLocation::Cells(codes) => Thresholds::Cells(codes.map(|code| code.map(need))),
                     ResultLocation::Unindexed(code) => {
                         let deviations = code.map_or(0.0, |code| code.deviations(bound));
-                        Thresholds::Unindexed(Threshold { margin: beyond(*shard, bound), deviations })
+                        Thresholds::Unindexed(Threshold { margin: beyond(shard.0, shard.1, bound), deviations })
                     }
                 };
                 trace.nearest.iter().zip(&trace.shards).take(k).map(of).collect()
@@ -229,8 +229,9 @@ impl<'a> Requirements<'a> {
         margins.resize(in_cells, f32::INFINITY);
         let deviations = results.iter().flatten().filter_map(Thresholds::first).map(|need| need.deviations);
         let deviations = sorted(deviations);
-        let shards =
-            traced.iter().flat_map(|(bound, trace)| trace.shards.iter().take(k).map(|&shard| beyond(shard, *bound)));
+        let shards = traced
+            .iter()
+            .flat_map(|(bound, trace)| trace.shards.iter().take(k).map(|&(base, unit)| beyond(base, unit, *bound)));
         let shards = sorted(shards);
         let traces = traced.iter().map(|&(_, trace)| trace).collect();
         let different = different(results_of.map(Candidate::slot_id).collect());
@@ -274,13 +275,14 @@ impl<'a> Requirements<'a> {
             .iter()
             .zip(&self.cells)
             .flat_map(|(trace, margins)| trace.groups.iter().take(within(margins)).map(|&rank| rank as f32));
+        let (share, times, more) = tuning::EFFORT_CELLS;
         Some(SearchEffort {
             margin,
             impatience: self.impatience,
             shard_margin,
             deviations,
             groups: at(&sorted(ranks), 1.0 - PARTS[2] * missed) as u32 + 1 + tuning::GROUPS_MORE,
-            cells: (at(&counts, 0.9) * 1.5) as u32 + 16,
+            cells: (at(&counts, share) * times) as u32 + more,
         })
     }
 
@@ -331,8 +333,8 @@ mod tests {
     #[test]
     fn margins_are_numbers() {
         let finite = |x: f32| (3.0 * tuning::IMPATIENCE * x).is_finite();
-        for (place, bound) in [((0.0, 0.0), 5.0), ((0.0, 0.0), 0.0), ((1e30, 0.0), -1e30), ((5.0, 0.0), 0.0)] {
-            assert!(finite(beyond(place, bound)), "{place:?} {bound}");
+        for (base, bound) in [(0.0, 5.0), (0.0, 0.0), (1e30, -1e30), (5.0, 0.0)] {
+            assert!(finite(beyond(base, 0.0, bound)), "{base} {bound}");
         }
     }
 
