@@ -68,7 +68,8 @@ fn block_on<F: Future>(future: F) -> F::Output {
 /// Clones share the index, and calls may come from any thread. Each method does what the method of the same name of the async
 /// [`Shardex`](crate::Shardex) does, and returns the same errors.
 ///
-/// In a task of an async runtime these calls block the runtime's thread. Use the async handle there.
+/// In a task of an async runtime these calls block the runtime's thread. Use the async handle there: `From` converts a
+/// handle of either kind into the other.
 pub struct Shardex<S: Storage = MmapStorage> {
     inner: AsyncShardex<S>,
 }
@@ -123,7 +124,7 @@ impl Shardex {
         block_on(AsyncShardex::open_with(path, options)).map(Self::from)
     }
 
-    /// Opens an index in an environment: clock, threads and executor. See [`open_in`](crate::Shardex::open_in).
+    /// Opens an index in an environment: clock, index id, executor, runtime and cell policy. See [`open_in`](crate::Shardex::open_in).
     ///
     /// # Errors
     /// Returns those of [`open`](crate::Shardex::open).

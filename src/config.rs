@@ -63,7 +63,7 @@ pub enum Durability {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckLevel {
-    /// Compares counts, sums and pointers in memory. Reads no vector.
+    /// Compares counts and LSNs in memory, and checks that sums are finite. Reads no file.
     #[default]
     Quick,
     /// Reads every byte that the index uses on disk and recomputes every derived value. Free pages are not read.
@@ -94,7 +94,8 @@ pub struct ShardexConfig {
     /// A full shard splits. A shard with at most a quarter of this number left, and at least half of its slots removed,
     /// merges into its neighbours if they have room.
     pub shard_size: usize,
-    /// Size of each shard's bloom filter in bytes. 0, the default, means 16 bits per posting.
+    /// Size of each shard's bloom filter in bytes, rounded up to a multiple of 8. 0, the default, means 16 bits per
+    /// posting.
     pub bloom_filter_size: usize,
     /// Size of a WAL segment in bytes: a multiple of the storage's page size, at least four pages, at most 1 GiB.
     /// Default 1 MiB.
@@ -112,7 +113,8 @@ pub struct OpenOptions {
     /// Commit interval: milliseconds between the timer's commits under [`Durability::Interval`], at least 1. Default
     /// 100.
     ///
-    /// It is also the first delay before a failed background commit or flush is retried.
+    /// It is also the first delay before a failed background commit or flush is retried. Each further failure doubles
+    /// the delay, up to 5 seconds.
     pub batch_write_interval_ms: u64,
     /// Flush interval: milliseconds between automatic flushes while there is something to flush. 0 turns them off.
     /// Default 30,000.
@@ -120,8 +122,8 @@ pub struct OpenOptions {
     /// Flush threshold: bytes of WAL that a recovery would replay, above which a flush starts automatically. 0 turns it
     /// off. Default 32 MiB.
     ///
-    /// Writes continue during that flush until they have added the same number of bytes. Further writes wait for its
-    /// end. If the threshold is 0, writes wait for a flush only when the WAL file is full.
+    /// Writes continue during a flush. They wait for its end once the WAL to replay exceeds twice the threshold. If the
+    /// threshold is 0, writes wait for a flush only when the WAL file is full.
     pub flush_wal_bytes: u64,
     /// Size limit of the WAL file in bytes, at least 4 segments of the index. A write that needs more space flushes
     /// first. Default 1 GiB.
@@ -149,8 +151,8 @@ pub struct OpenOptions {
     /// Size limit for undurable writes in bytes of WAL, while background commits or flushes fail; at least 1. Default
     /// 64 MiB.
     ///
-    /// One batch may exceed the limit. Then writes are refused with [`Undurable`](crate::ShardexError::Undurable) until
-    /// a commit succeeds.
+    /// Once the undurable writes exceed the limit, further ones are refused with
+    /// [`Undurable`](crate::ShardexError::Undurable) until a commit succeeds. The batch that exceeds it is accepted.
     pub max_undurable_bytes: u64,
     /// Whether `close` flushes. Default `true`. Otherwise `close` only commits, and the next open replays the WAL.
     pub flush_on_close: bool,
@@ -255,7 +257,7 @@ impl ShardexConfig {
         bytes.next_multiple_of(8)
     }
 
-    /// Checks that every field and option is in range.
+    /// Checks that every field and option is in range. `page_size` is that of the storage in bytes: 4,096 on a real disk.
     ///
     /// # Errors
     /// Returns [`ShardexError::Config`] with the name of a field that is out of range.

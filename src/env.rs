@@ -236,8 +236,8 @@ pub enum CellPolicy {
     /// Cells are built where they make searches cheaper than exhaustive ones. That excludes few postings, few
     /// dimensions, and data for which estimates don't separate near postings from others.
     WherePays,
-    /// Cells are built also where they don't pay, even for a handful of postings. Automatic builds still require
-    /// [`LEAST_FOR_CELLS`](crate::tuning::LEAST_FOR_CELLS) live postings. Simulations and tests of cells use it.
+    /// `optimize` builds cells also where they don't pay, even for a handful of postings. Automatic builds require
+    /// [`LEAST_FOR_CELLS`](crate::tuning::LEAST_FOR_CELLS) live postings. For simulations and tests of cells.
     Always,
 }
 

@@ -1,6 +1,7 @@
 //! The error type of the crate.
 //!
-//! Every variant names the cause (file, offset, argument or index). Its documentation says how to recover.
+//! A variant names its cause, such as a file and offset, an argument or an index. Its text and its documentation say how
+//! to recover.
 
 use std::{io, path::PathBuf};
 
@@ -14,8 +15,9 @@ pub enum ShardexError {
     /// The operating system refused an operation on a file.
     ///
     /// The call changed nothing, unless its documentation says otherwise. To recover, fix the cause that the source
-    /// error names (permissions, a failing disk) and call again.
-    #[error("{op} of {} failed: {source}: fix the cause and try again", path.display())]
+    /// error names (permissions, a failing disk) and call again. After a failed sync, which poisons the handle, open the
+    /// index again.
+    #[error("{op} of {} failed: {source}: {}", path.display(), remedy(op))]
     Io {
         /// Operation, as a verb: `read`, `write`, `sync`, …
         op: &'static str,
@@ -40,7 +42,7 @@ pub enum ShardexError {
     /// A vector does not have the dimension of the index.
     ///
     /// Nothing has changed. To recover, pass vectors of the index's dimension.
-    #[error("vector {index} has {actual} numbers, and this index holds vectors of {expected}")]
+    #[error("vector {index} has {actual} numbers, and this index holds vectors of {expected}: pass such vectors")]
     InvalidDimension {
         /// Position of the vector in the call's argument; 0 for a single query.
         index: usize,
@@ -65,7 +67,7 @@ pub enum ShardexError {
     /// A posting cannot be stored: its length is zero, or its range ends past `u32::MAX`.
     ///
     /// Nothing has changed. To recover, correct the posting at this position.
-    #[error("posting {index} is refused: {reason}")]
+    #[error("posting {index} is refused: {reason}: correct it")]
     InvalidPosting {
         /// Position of the posting in the call's argument.
         index: usize,
@@ -76,7 +78,7 @@ pub enum ShardexError {
     /// An argument of a call is out of range.
     ///
     /// Nothing has changed. To recover, correct the argument.
-    #[error("argument `{argument}` is refused: {reason}")]
+    #[error("argument `{argument}` is refused: {reason}: correct it")]
     InvalidArgument {
         /// Name of the argument.
         argument: &'static str,
@@ -87,7 +89,7 @@ pub enum ShardexError {
     /// A field of the configuration is out of range.
     ///
     /// Nothing has changed. To recover, correct the field.
-    #[error("configuration field `{field}` is refused: {reason}")]
+    #[error("configuration field `{field}` is refused: {reason}: correct it")]
     Config {
         /// Name of the field.
         field: &'static str,
@@ -171,6 +173,15 @@ pub enum ShardexError {
         supported: u32,
     },
 
+    /// The handle only reads: the open found no space to recover.
+    ///
+    /// Nothing has changed, and nothing durable is lost. To recover, free some space and open the index again.
+    #[error("the index only reads, because its recovery failed ({cause}): free space and open it again")]
+    ReadOnly {
+        /// Error of the recovery.
+        cause: Box<ShardexError>,
+    },
+
     /// The index is locked: another handle has it open, or a reader of this process still reads it.
     ///
     /// To recover, do as `holder` says. A crash of the holder's process releases the lock too.
@@ -207,9 +218,10 @@ pub enum ShardexError {
 
     /// The consistency check of a flush found a contradiction, so the flush stopped before it stored its root.
     ///
-    /// The old root and the WAL are kept, so nothing is lost. To recover, open the index again. Please report the
-    /// finding as a bug.
-    #[error("the flush stopped, because the state contradicts itself: {finding}")]
+    /// The old root and the WAL are kept, so nothing acknowledged is lost. To recover, open the index again, and run a
+    /// full [`check`](crate::Shardex::check). If it finds damage on the disk, restore the index from a copy. Otherwise
+    /// please report the finding as a bug.
+    #[error("the flush stopped, because its check found a contradiction: {finding}; open the index again and check it")]
     Inconsistent {
         /// First finding of the check.
         finding: String,
@@ -273,6 +285,12 @@ impl std::fmt::Display for LockHolder {
     }
 }
 
+/// Returns the way to recover from a failed operation. A repeated sync proves nothing, because the system may have
+/// dropped the bytes.
+fn remedy(op: &str) -> &'static str {
+    if op == "sync" { "open the index again" } else { "fix the cause and try again" }
+}
+
 impl ShardexError {
     /// Wraps an error of the operating system.
     ///
@@ -289,9 +307,14 @@ impl ShardexError {
         }
     }
 
-    /// Reports whether the error is [`OutOfSpace`](Self::OutOfSpace).
+    /// Reports whether the cause of the error is a lack of space: [`OutOfSpace`](Self::OutOfSpace), or
+    /// [`ReadOnly`](Self::ReadOnly) for that reason.
     #[must_use]
     pub fn is_out_of_space(&self) -> bool {
-        matches!(self, Self::OutOfSpace { .. })
+        match self {
+            Self::OutOfSpace { .. } => true,
+            Self::ReadOnly { cause } => cause.is_out_of_space(),
+            _ => false,
+        }
     }
 }

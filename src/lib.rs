@@ -97,3 +97,8 @@ pub use id::{DocumentId, Generation, Lsn, ShardId};
 pub use index::{Hit, Hits};
 pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult, StopReason};
 pub use shardex::{IndexSnapshot, Shardex};
+
+/// The program in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub mod readme {}

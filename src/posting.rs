@@ -54,7 +54,8 @@ pub struct SearchOptions {
     /// search stops once it has likely found this share.
     ///
     /// The target is an average over many queries that are like the stored vectors. A single query may find fewer. The
-    /// search effort comes from a calibration with stored vectors, some of them displaced, for 1, 3, 10, 30, 100 and
+    /// search effort comes from a calibration with stored vectors, some of them displaced by a part of the difference of
+    /// two others, for 1, 3, 10, 30, 100 and
     /// 300 results. The effort for other values of `k` is interpolated.
     ///
     /// The search is exhaustive for `k` above 900, for a recall above 0.995, and where codes don't help: before cells
@@ -62,7 +63,8 @@ pub struct SearchOptions {
     /// the search extends farther, and [`SearchResponse::calibrated`] is false.
     /// [`stats().recall`](crate::IndexStats::recall) shows the recall that the calibration measured.
     pub recall: Option<f32>,
-    /// Whether the search is exhaustive: it scans every shard, and the answer is that of a brute-force scan.
+    /// Whether the search is exhaustive: it scans every shard, and the answer is that of a brute-force scan. `slop` and
+    /// `recall` are ignored then.
     pub exact: bool,
 }
 
@@ -101,13 +103,14 @@ impl SearchOptions {
 pub struct SearchResponse {
     /// Results, the nearest first. Equal scores are ordered by (document id, start, length).
     pub results: Vec<SearchResult>,
-    /// Number of postings scanned by their codes or vectors. A posting with codes in two cells may count twice.
+    /// Number of codes and vectors scanned. A posting may count several times: it may have codes in two cells, and a
+    /// second pass of the search counts again.
     pub scanned: usize,
-    /// Number of vectors whose distance was computed.
+    /// Number of distances computed. A second pass computes those of unindexed postings again.
     pub computed: usize,
     /// Number of shards whose vectors were all scanned; 0 if the cells gave the answer.
     pub shards_scanned: usize,
-    /// Number of cells whose codes were scanned.
+    /// Number of cells whose codes were scanned, those of a second pass included.
     pub cells_scanned: usize,
     /// Target recall, an average over many such queries; 1 if the search was exhaustive. `None` if only a `slop` was
     /// given.
@@ -116,11 +119,16 @@ pub struct SearchResponse {
     pub stopped: StopReason,
     /// Whether the query is like the stored vectors, so that the calibrated recall applies to it.
     ///
-    /// False if the search had a target recall, was not exhaustive in the end, and the query is unlike the data: it lies
-    /// farther outside the span of the data's principal axes than 99.9 % of the stored vectors, and its nearest result does
-    /// not; or its nearest result is farther away than that of 99.9 % of the stored vectors, absolutely or relative to the
-    /// local spread. (Under the dot product, product and cosine are compared, unless the nearest result is unindexed.) Also
-    /// false if the index has no cells and `slop` limited a search with a target recall. True in all other cases.
+    /// False if the search had a target recall, was not exhaustive in the end, and at least one of these holds:
+    ///
+    /// * The query lies farther outside the span of the data's principal axes than 99.9 % of the stored vectors, and its
+    ///   nearest result lies within that distance.
+    /// * The nearest result is farther away than the nearest neighbours of 99.9 % of the stored vectors, absolutely or
+    ///   relative to the local spread. Under the dot product, the product with the normalised query and the cosine take
+    ///   the place of distances, and an unindexed nearest result doesn't count.
+    /// * The index has no cells, and `slop` limited the search.
+    ///
+    /// True in all other cases.
     ///
     /// If false, the recall of such queries was never measured. The search extended farther, unless `slop` was given or no
     /// larger effort is known.

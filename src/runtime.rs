@@ -30,7 +30,7 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Completes when the effect of a blocking call may become visible.
     ///
-    /// A task awaits it between the begin and the end of such a call. It is ready at once if the task has a thread of
+    /// A task awaits it during a sync, between its begin and its end, and before a long job. It is ready at once if the task has a thread of
     /// its own. A simulation lets some virtual time pass, so that other tasks run in between.
     fn block(&self, call: Blocking) -> Pending;
 

@@ -251,7 +251,7 @@ pub const SCAN_SHARDS: usize = 64;
 pub const SLOP_RECALL: f32 = 0.98;
 
 /// Searches by `slop`: cells that the router returns at first, as a multiple of the average number of cells that hold
-/// the allowed codes, and at least. Chosen, not measured: the queue asks the router for more if they do not suffice.
+/// the allowed codes, and their least number. Chosen, not measured: the queue asks the router for more if they do not suffice.
 pub const SLOP_CELLS: (u64, u64) = (2, 64);
 
 /// Cells that the router returns at first, from the numbers of cells within the margin over the traced queries: the
@@ -259,8 +259,8 @@ pub const SLOP_CELLS: (u64, u64) = (2, 64);
 /// fewer make the router run again.
 pub const EFFORT_CELLS: (f32, f32, u32) = (0.9, 1.5, 16);
 
-/// Length of a trace in cells: the largest, and how far it continues beyond the last needed cell, for efforts that stop
-/// later than necessary: one in so many of the cells up to there, and a number of cells.
+/// Length of a trace in cells. `.0`: largest length. Beyond the last needed cell, number `n`, the trace continues by
+/// `n / .1 + .2` cells, for efforts that stop later than necessary.
 pub const TRACE_CELLS: (usize, usize, usize) = (16_384, 4, 64);
 
 /// Shards that are scanned for an upper bound on the distance of a calibration query's last neighbour: a number, and a
@@ -274,6 +274,6 @@ pub const TAIL_PART: usize = 4;
 /// Share of a vector's norm that must be left outside the other axes for a new axis. Less is rounding.
 pub const AXIS_NORM: f32 = 1e-4;
 
-/// Metadata fills holes instead of an empty chunk if one in this many of the pages in metadata chunks is free, and this
-/// many times the pages wanted. Chosen, not measured: a whole range needs one store, and holes are reused.
+/// Metadata fills holes instead of an empty chunk if more than one in `.0` of the pages in metadata chunks is free, and
+/// more than `.1` times the wanted pages. Chosen, not measured: a whole range needs one store, and holes are reused.
 pub const META_HOLES: (u64, u64) = (2, 4);

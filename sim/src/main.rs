@@ -102,8 +102,9 @@ struct Replay {
 
 #[derive(Debug, Args)]
 struct Mutants {
-    #[command(flatten)]
-    common: Common,
+    /// Number of threads. Results do not depend on it.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
     /// Number of seeds tried per mutant before the reference workloads are explored.
     #[arg(long, default_value_t = mutation::SEEDS)]
     seeds: u64,
@@ -223,7 +224,7 @@ fn mutants(args: &Mutants, as_json: bool) -> Result<bool, String> {
     let began = Instant::now();
     let mut all = mutation::all();
     all.retain(|mutant| args.only.as_ref().is_none_or(|only| mutant.to_string().contains(only.as_str())));
-    let rows = mutation::run(&all, args.seeds, args.common.threads.max(1), |row| output::progress(row, as_json));
+    let rows = mutation::run(&all, args.seeds, args.threads.max(1), |row| output::progress(row, as_json));
     output::mutants(&rows, began.elapsed().as_secs_f64(), as_json);
     Ok(rows.iter().all(|row| row.fate != mutation::Fate::Survived))
 }

@@ -37,7 +37,7 @@ pub(crate) enum Command {
     Check(Check),
     /// Ingest, search, get killed, recover, and prove that no acknowledged write was lost.
     Demo,
-    /// Measure durable writes, searches beside writes, and writes beside flushes, on data generated from a seed.
+    /// Measure searches, ingest, flush, open, recovery and tails, on generated data or on given vectors.
     Bench(Bench),
     /// Process that `bench` starts and kills.
     #[command(hide = true)]
@@ -114,7 +114,7 @@ pub(crate) struct Search {
     /// Results per query.
     #[arg(short, default_value_t = 10, value_parser = positive)]
     pub(crate) k: usize,
-    /// Shards to scan per query.
+    /// Limit of the work per query: as many postings as N shards hold. Without cells, the N nearest shards.
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "exact")]
     pub(crate) slop: Option<usize>,
     /// Target recall: share of the true nearest neighbours to find, above 0 and at most 1. Together with --slop, --slop

@@ -177,7 +177,7 @@ impl<S: Storage> Engine<S> {
             return Err(ShardexError::Poisoned { cause: cause.clone() });
         }
         match &self.read_only {
-            Some(error) => Err(error.clone()),
+            Some(cause) => Err(ShardexError::ReadOnly { cause: Box::new(cause.clone()) }),
             None => Ok(()),
         }
     }

@@ -1,5 +1,7 @@
 //! Creation of an index in an empty directory, whole or not at all.
 
+use std::path::Path;
+
 use super::{
     assemble::Origin,
     barriers::{C1, C2, C3, C4, PARENT},
@@ -62,9 +64,9 @@ fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) -> Result<E
     storage.sync_parent(PARENT)?;
     let locked = LockedDirectory::take(&storage)?;
     if locked.has(names::ROOT) {
-        let engine = open_locked(storage, locked, config.options.clone(), env)?;
-        same_config(&engine, &geometry)?;
-        return Ok(engine);
+        let path = storage.path();
+        let accept = |stored: &IndexParams| same_config(&path, stored, &geometry);
+        return open_locked(storage, locked, config.options.clone(), env, accept);
     }
     if let Err(error) = may_become_an_index(&storage, &locked) {
         locked.withdraw();
@@ -146,8 +148,7 @@ fn make_files<S: Storage>(
 }
 
 /// Compares the parameters that the format fixes.
-fn same_config<S: Storage>(engine: &Engine<S>, given: &IndexParams) -> Result<()> {
-    let stored = engine.geometry();
+fn same_config(path: &Path, stored: &IndexParams, given: &IndexParams) -> Result<()> {
     let fields: [(&'static str, String, String); 5] = [
         ("vector_size", stored.dimension.to_string(), given.dimension.to_string()),
         ("metric", stored.metric.to_string(), given.metric.to_string()),
@@ -158,7 +159,7 @@ fn same_config<S: Storage>(engine: &Engine<S>, given: &IndexParams) -> Result<()
     match fields.into_iter().find(|(_, stored, given)| stored != given) {
         None => Ok(()),
         Some((field, stored, given)) => {
-            Err(ShardexError::ConfigMismatch { path: engine.storage().path(), field, stored, given })
+            Err(ShardexError::ConfigMismatch { path: path.to_owned(), field, stored, given })
         }
     }
 }

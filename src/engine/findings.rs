@@ -26,11 +26,11 @@ pub enum Component {
 pub struct Finding {
     /// Part of the index that the finding concerns.
     pub component: Component,
-    /// Number of the shard.
+    /// Number of the shard; `None` if the finding concerns no single shard.
     pub shard: Option<u32>,
-    /// Slot in the shard.
+    /// Slot in the shard; `None` if the finding concerns no single slot.
     pub slot: Option<usize>,
-    /// File, and offset in it in bytes.
+    /// File, and offset in it in bytes; `None` if the finding concerns values in memory.
     pub location: Option<(PathBuf, u64)>,
     /// Description of the compared property.
     pub what: String,

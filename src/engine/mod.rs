@@ -7,7 +7,8 @@
 //!
 //! Invariants:
 //! 1. A batch is accepted as a whole or changes nothing.
-//! 2. Nothing durable is overwritten: stores go to free slots, to free pages and to the slot of the older root.
+//! 2. Nothing durable is overwritten: stores go to free slots, to free pages and to the slot of the older root. One
+//!    store is an exception: a recovery stores the newest root again into its own slot, with the same bytes (B4).
 //! 3. After a failed sync nothing is acknowledged (P5).
 
 mod apply;

@@ -8,6 +8,7 @@ use crate::{
     config::OpenOptions,
     env::Env,
     error::{Result, ShardexError},
+    format::geometry::IndexParams,
     storage::{Storage, StorageFile},
     tuning,
 };
@@ -34,7 +35,7 @@ fn open<S: Storage>(storage: S, options: OpenOptions, env: &Env) -> Result<Engin
         return Err(missing(&storage, NO_ROOT));
     }
     let locked = LockedDirectory::take(&storage)?;
-    open_locked(storage, locked, options, env)
+    open_locked(storage, locked, options, env, |_| Ok(()))
 }
 
 const NO_ROOT: &str = "it holds no file `root`";
@@ -44,11 +45,14 @@ fn missing<S: Storage>(storage: &S, reason: &str) -> ShardexError {
 }
 
 /// Opens an existing index under its lock. If that fails, the files that taking the lock created are removed.
+///
+/// `accept` gets the parameters of the index before anything is changed, and may refuse it.
 pub(super) fn open_locked<S: Storage>(
     storage: S,
     locked: LockedDirectory<S>,
     options: OpenOptions,
     env: &Env,
+    accept: impl Fn(&IndexParams) -> Result<()>,
 ) -> Result<Engine<S>> {
     if !locked.has(names::ROOT) {
         let lost = lost_root(&storage, &locked.found);
@@ -65,7 +69,8 @@ pub(super) fn open_locked<S: Storage>(
     let kept = lock.clone();
     let open = || {
         let mut found = IndexFiles::read(&storage, lock, RecoveryStats::default())?;
-        // Before the first change, so that an invalid option changes nothing.
+        // Before the first change, so that a refused open changes nothing.
+        accept(&found.newest.geometry)?;
         options.validate_for_segments(found.newest.geometry.wal_segment_size)?;
         if leftover {
             storage.remove(names::ROOT_NEW, CLEAR)?;

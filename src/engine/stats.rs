@@ -145,7 +145,7 @@ pub struct BackgroundError {
     pub work: BackgroundWork,
     /// Text of the most recent error.
     pub error: String,
-    /// Time since the first failure of the run. A run is a sequence of failures of this work without a success between
+    /// Age of the first failure of the run. A run is a sequence of failures of this work without a success between
     /// them: the present one if `lasts` is true, otherwise the last one.
     pub began: Duration,
     /// Number of failures in this run.

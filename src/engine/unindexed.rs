@@ -1,5 +1,5 @@
-//! Codes for unindexed postings found by an open. A job makes them beside the writer: an open reads no vector, and
-//! searches should not have to scan every unindexed vector.
+//! Codes for unindexed postings that have none: those found by an open, which reads no vector, and those added during
+//! the first cell build. A job makes the codes beside the writer, so that searches need not scan the vectors.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Publishes the codes that an [`EncodeJob`] made, so that searches use them from here on. Nothing is stored.
-    pub fn install_codes(&mut self, install_codes: &NewCodes) {
-        self.published = Arc::new(self.published.with_codes(install_codes, self.data.geometry()));
+    pub fn install_codes(&mut self, codes: &NewCodes) {
+        self.published = Arc::new(self.published.with_codes(codes, self.data.geometry()));
     }
 }

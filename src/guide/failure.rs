@@ -1,12 +1,19 @@
 //! Failure: errors, full disks, damage, and how to recover.
 //!
-//! Every error is a [`ShardexError`](crate::ShardexError). It names the file and offset, the argument, or the index of
-//! the posting.
+//! Every error is a [`ShardexError`](crate::ShardexError). It names its cause: the file and offset, the argument, or the
+//! index of the posting.
 //!
 //! | error | state of the index | what to do |
 //! |---|---|---|
 //! | `InvalidDimension`, `InvalidVector`, `InvalidPosting` | unchanged | correct the posting or query that it names |
 //! | `InvalidArgument`, `Config` | unchanged | correct the argument or field that it names |
+//! | `NotFound`, `AlreadyExists`, `NotAnIndex` | unchanged | pass the right directory; the error says what is wrong with it |
+//! | `ConfigMismatch` | unchanged | open the index with its stored configuration |
+//! | `UnsupportedVersion` | unchanged | use a build that reads the version |
+//! | `BatchTooLarge` | unchanged | split the batch |
+//! | `Io` | a rejected write changed nothing; accepted ones stay accepted | fix the cause, repeat the call; after a failed sync open the index again |
+//! | `ReadOnly` | unchanged: the open found no space for its recovery | free space, open the index again |
+//! | `Inconsistent` | the flush stopped; the old root and the WAL are kept | open the index again, and run a full check |
 //! | `OutOfSpace` | a rejected write changed nothing; accepted ones stay accepted | free space, repeat the call |
 //! | `Undurable` | writes are rejected because background commits or flushes fail | see `stats().background_error` |
 //! | `Poisoned` | a sync failed; nothing is acknowledged; searches see the last flushed state | open the index again |

@@ -7,8 +7,9 @@
 //! [`read_only`](crate::IndexStats::read_only).
 //!
 //! # Checks
-//! [`Shardex::check`](crate::Shardex::check) compares the parts of an index with each other. `Quick` reads no vector.
-//! `Full` reads every byte, beside running writes. Each flush runs a `Quick` check of the shards that changed, or a
+//! [`Shardex::check`](crate::Shardex::check) compares the parts of an index with each other. `Quick` compares counts and
+//! LSNs in memory. `Full` reads every byte in use: metadata and the WAL while other calls wait, then vectors and codes
+//! beside running writes. Each flush runs a `Quick` check of the shards that changed, or a
 //! `Full` check of the index if [`flush_check`](crate::OpenOptions::flush_check) is `Full`.
 //!
 //! ```
@@ -25,7 +26,8 @@
 //! ```
 //!
 //! # Backups
-//! Close the index and copy its directory. A copy opens anywhere on a file system with the same or smaller sector size.
+//! Close the index and copy its directory. A copy opens on any Linux file system that supports `fallocate` and
+//! file locks.
 //!
 //! # Versions
 //! An index of another format version is rejected with

@@ -29,7 +29,7 @@
 //! let answer = index.search_with(&[1.0, 7.0, 0.5], &SearchOptions::new(5).recall(0.99)).await?;
 //! assert_eq!(answer.results.len(), 5);
 //!
-//! // Closing makes everything durable. Dropping the last handle tries to.
+//! // Closing makes everything durable. Dropping the last handle tries to, unless durability is `Manual`.
 //! index.close().await?;
 //! # Ok::<(), shardex::ShardexError>(())
 //! # }).unwrap();

@@ -99,8 +99,8 @@ impl SearchScope {
                 if effort == SearchEffort::exhaustive() && codes == usize::MAX && !self.by_cells {
                     return None;
                 }
-                // A better result lowers the bound. Relative to it the shards of further new results seem farther. So
-                // the margin grows with the share of new postings.
+                // A new posting among the results makes the farthest result nearer. The margin counts from there, so
+                // fewer shards are within it. So the margin grows with the share of new postings.
                 if effort != SearchEffort::exhaustive() {
                     effort.shard_margin += tuning::MOVED_SHARDS * moved * effort.shard_margin.abs();
                 }

@@ -98,8 +98,8 @@ impl Shardex {
     /// `AlreadyExists` if the directory contains other files. Otherwise returns the errors of [`open`](Self::open), and
     /// `OutOfSpace` if the disk is full.
     pub async fn create(config: ShardexConfig) -> Result<Self> {
-        let storage = MmapStorage::new(config.directory_path.clone());
-        Self::create_on(storage, config, Env::system()).await
+        let (storage, options) = (MmapStorage::new(config.directory_path.clone()), config.options.clone());
+        Self::start(options, Env::system(), move |env| Engine::create(storage, &config, env)).await
     }
 
     /// Opens an index with default options and recovers from a crash.
@@ -110,7 +110,7 @@ impl Shardex {
     /// Returns `NotFound` if there is no index, `Locked` if the index is open or still read, `NotAnIndex` if a file is
     /// not Shardex's, and `UnsupportedVersion` if the format is not supported. Returns `Corruption` if a file is
     /// damaged, `Config` if an option is out of range or the storage can't serve the index's page size, and `Io` if the
-    /// operating system refuses an operation.
+    /// operating system refuses an operation. Returns `Inconsistent` if the flush of a recovery finds a contradiction.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, OpenOptions::default()).await
     }
@@ -123,33 +123,32 @@ impl Shardex {
         Self::open_in(path, options, Env::system()).await
     }
 
-    /// Opens an index with the given options and environment: clock, executor and runtime.
+    /// Opens an index with the given options and [environment](Env).
     ///
     /// # Errors
     /// Returns the errors of [`open`](Self::open).
     pub async fn open_in(path: impl AsRef<Path>, options: OpenOptions, env: Env) -> Result<Self> {
-        Self::open_on(MmapStorage::new(path.as_ref().to_path_buf()), options, env).await
+        let storage = MmapStorage::new(path.as_ref().to_path_buf());
+        Self::start(options.clone(), env, move |env| Engine::open(storage, options, env)).await
     }
 }
 
 impl<S: Storage> Shardex<S> {
-    /// Creates or opens an index on any storage, with the given environment (clock, index id, executor, runtime).
-    ///
-    /// It works like [`create`](Shardex::create).
+    /// Works like [`create`](Shardex::create), on any storage and with the given [environment](Env).
     ///
     /// # Errors
     /// Returns the errors of [`create`](Shardex::create).
+    #[cfg(feature = "internals")]
     pub async fn create_on(storage: S, config: ShardexConfig, env: Env) -> Result<Self> {
         let options = config.options.clone();
         Self::start(options, env, move |env| Engine::create(storage, &config, env)).await
     }
 
-    /// Opens an index on any storage, with the given options and environment.
-    ///
-    /// It works like [`open_with`](Shardex::open_with).
+    /// Works like [`open_in`](Shardex::open_in), on any storage.
     ///
     /// # Errors
     /// Returns the errors of [`open`](Shardex::open).
+    #[cfg(feature = "internals")]
     pub async fn open_on(storage: S, options: OpenOptions, env: Env) -> Result<Self> {
         Self::start(options.clone(), env, move |env| Engine::open(storage, options, env)).await
     }
@@ -269,8 +268,8 @@ impl<S: Storage> Shardex<S> {
     /// rest of a full check, or for a cell build.
     ///
     /// # Errors
-    /// Returns `OutOfSpace` or `Io` if a store fails. Accepted writes stay accepted: call again, or leave it to the
-    /// timer unless durability is `Manual`. While background commits fail, this call fails for the same reason. Returns
+    /// Returns `ReadOnly` if the open found no space to recover. Returns `OutOfSpace` or `Io` if a store fails. Accepted writes stay accepted: call again, or leave it to the
+    /// timer unless durability is `Manual`. Returns
     /// `Io` if the sync fails, which poisons the handle. Returns `Poisoned` if a sync failed earlier, and `Closed` if
     /// the handle is closed.
     pub async fn commit(&self) -> Result<()> {
@@ -284,8 +283,7 @@ impl<S: Storage> Shardex<S> {
     /// flush.
     ///
     /// # Errors
-    /// Returns the errors of [`commit`](Self::commit). While background flushes fail, this call fails for the same
-    /// reason. Returns `Inconsistent` if the flush's check finds a contradiction.
+    /// Returns the errors of [`commit`](Self::commit), and `Inconsistent` if the flush's check finds a contradiction.
     pub async fn flush(&self) -> Result<FlushStats> {
         self.ask(Command::Flush).await
     }
@@ -299,7 +297,8 @@ impl<S: Storage> Shardex<S> {
     /// On `Ok` searches use the new cells, which are durable at the next flush. If cells don't pay, because exhaustive
     /// searches cost less, the result is `Ok` too: the index then has no cells, and searches are exhaustive.
     ///
-    /// Cost: reads every vector several times, about 80 µs per posting of 384 dimensions on two cores.
+    /// Cost: reads every vector several times, about 80 µs and 100 bytes of memory per posting of 384 dimensions on two
+    /// cores.
     ///
     /// # Errors
     /// Returns `Corruption` if a vector is damaged, and `OutOfSpace` or `Io` if a store fails. The old cells stay in
@@ -320,11 +319,11 @@ impl<S: Storage> Shardex<S> {
         self.ask(Command::Stats).await
     }
 
-    /// Checks the index for contradictions between WAL, shards, directory, cells and free space.
+    /// Checks the index for contradictions.
     ///
-    /// `Quick` reads no vector. `Full` reads every byte of the current index. It reads metadata and WAL while other
-    /// calls wait, after a commit for the waiting callers. It reads vectors and codes on a thread of its own, while
-    /// writes, commits and flushes continue. One full check runs at a time.
+    /// `Quick` compares counts and LSNs in memory. `Full` reads every byte in use, and compares WAL, roots, directory,
+    /// shards, cells and free space. Unless durability is `Manual` it commits first. It reads metadata and WAL while other calls wait, then vectors and
+    /// codes on a thread of its own, while writes and flushes continue. One full check runs at a time.
     ///
     /// # Errors
     /// Returns `Io` if the disk can't be read, `Poisoned` if the writer has ended unexpectedly, and `Closed` if the index is

@@ -102,8 +102,8 @@ impl<S: Storage> Writer<S> {
         let interval = options.commit_interval();
         // Under `Immediate` only a failed commit leaves uncommitted writes.
         if self.commit_at.is_none() && self.engine.has_uncommitted() && options.durability != Durability::Manual {
-            let note_failure = self.failures.lasting(BackgroundWork::Commit);
-            self.commit_at = Some(now + note_failure.map_or(interval, |note_failure| note_failure.delay(interval)));
+            let failure = self.failures.lasting(BackgroundWork::Commit);
+            self.commit_at = Some(now + failure.map_or(interval, |failure| failure.delay(interval)));
         }
         if !self.engine.has_unflushed() {
             self.flush_at = None;

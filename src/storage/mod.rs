@@ -195,8 +195,8 @@ pub trait StorageFile: Send + Sync + 'static {
 
     /// Reads bytes at `offset` into `buffer` by copying.
     ///
-    /// Open, recovery and check use it, because an error of the medium is an error here and would be a signal under a
-    /// mapping.
+    /// Open, recovery and check use it for all metadata, the WAL and full checks, because an error of the medium is an
+    /// error here and would be a signal under a mapping. Lookups of a replay read vectors and postings through leases.
     ///
     /// # Errors
     /// Returns `Io` if the read fails, or if the range ends past the end of the file.

@@ -1,4 +1,5 @@
-//! Write-ahead log (WAL): the accepted batches in order. A batch is durable here before it is durable anywhere else.
+//! Write-ahead log (WAL): the accepted batches in order. A commit makes batches durable here, until a flush makes
+//! them durable in the shards.
 //!
 //! The WAL is one file: a header page, then segments of equal size. A segment is reused when no retained root needs it.
 //! Invariants:

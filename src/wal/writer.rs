@@ -63,7 +63,7 @@ pub struct WalWriter<F> {
     /// Number of segments that are durable once the sync in progress returns `Ok`.
     syncing_segments: usize,
     limits: WalLimits,
-    /// Length in bytes below which the file grows ahead of need, so that it grows rarely.
+    /// Bytes stored in the file since the start of the epoch.
     bytes_stored: u64,
     /// Bytes of frames appended since the start of the epoch. The next two fields count those known to be durable, and
     /// those durable once the sync in progress returns `Ok`.

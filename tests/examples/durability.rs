@@ -22,7 +22,7 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("immediate", Durability::Immediate),
         // A write returns when it is accepted. A timer commits every `batch_write_interval_ms`.
         ("interval", Durability::Interval),
-        // Only `commit`, `flush` and `close` make writes durable.
+        // Only `commit`, `close` and flushes, also automatic ones, make writes durable.
         ("manual", Durability::Manual),
     ] {
         let options = OpenOptions::default().durability(durability).batch_write_interval_ms(20);

@@ -3,7 +3,7 @@
 //! `shardex-sim` has a `Storage` in memory that loses what a power cut may lose. A program that takes its storage as a parameter
 //! runs on it unchanged.
 //!
-//! `cargo run --example simulated_disk`
+//! `cargo run --example simulated_disk --features internals`
 
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{DocumentId, Engine, OpenOptions, Posting, ShardexConfig, storage::Storage};

@@ -160,6 +160,39 @@ fn bad_configurations_are_refused_by_field() {
 }
 
 #[test]
+fn a_create_with_another_configuration_changes_no_file_even_after_a_crash() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let config = config(&dir);
+    block_on(async {
+        let options = config.options.clone().flush_on_close(false);
+        let index = Shardex::create(config.clone().options(options)).await?;
+        index.add_postings(documents(0..20)).await?;
+        index.commit().await?;
+        // The WAL without a closing mark is that of a crash.
+        fs::copy(config.directory_path.join("wal"), dir.path().join("wal")).expect("copied");
+        index.close().await
+    })
+    .expect("made");
+    fs::copy(dir.path().join("wal"), config.directory_path.join("wal")).expect("copied");
+    let files = || {
+        let entries =
+            fs::read_dir(&config.directory_path).expect("readable").map(|entry| entry.expect("an entry").path());
+        let mut files: Vec<_> = entries.map(|path| (fs::read(&path).expect("readable"), path)).collect();
+        files.sort_by(|(_, a), (_, b)| a.cmp(b));
+        files
+    };
+    let before = files();
+    match block_on(Shardex::create(config.clone().shard_size(17))) {
+        Err(ShardexError::ConfigMismatch { field, .. }) => assert_eq!(field, "shard_size"),
+        other => panic!("{other:?}"),
+    }
+    assert!(files() == before, "a refused create changes no file");
+    let index = block_on(Shardex::create(config)).expect("opens");
+    let stats = block_on(index.stats()).expect("open");
+    assert_eq!((stats.total_postings, stats.recovery.records_replayed), (20, 1));
+}
+
+#[test]
 fn a_wal_limit_below_four_segments_is_refused_at_an_open_and_changes_nothing() {
     let dir = TempDir::new().expect("a temporary directory");
     let config = config(&dir);

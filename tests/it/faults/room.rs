@@ -32,8 +32,10 @@ fn without_room_to_recover_reads_are_served_and_writes_refused_and_nothing_is_lo
     let mut engine = Engine::open(storage.clone(), OpenOptions::default(), &env()).expect("it serves reads");
     let some = engine.snapshot().live;
     assert!(some > 0, "the durable root's state at least");
-    assert!(matches!(apply(&mut engine, &batch(1)), Err(ShardexError::OutOfSpace { .. })));
-    assert!(matches!(engine.flush(), Err(ShardexError::OutOfSpace { .. })));
+    let refused = apply(&mut engine, &batch(1)).expect_err("it only reads");
+    assert!(matches!(&refused, ShardexError::ReadOnly { cause } if cause.is_out_of_space()), "{refused}");
+    assert!(refused.is_out_of_space() && refused.to_string().contains("open it again"), "{refused}");
+    assert!(matches!(engine.flush(), Err(ShardexError::ReadOnly { .. })));
     drop(engine);
     full.store(false, Ordering::Relaxed);
     let mut engine = Engine::open(storage, OpenOptions::default(), &env()).expect("there is room again");
