@@ -142,7 +142,7 @@ impl<S: Storage> Shardex<S> {
         block_on(self.inner.add_postings(postings))
     }
 
-    /// Removes all postings of some documents, and returns their number. See
+    /// Removes all postings of some documents, and returns the number of removed postings. See
     /// [`remove_documents`](crate::Shardex::remove_documents).
     ///
     /// # Errors
@@ -151,7 +151,7 @@ impl<S: Storage> Shardex<S> {
         block_on(self.inner.remove_documents(document_ids))
     }
 
-    /// Removes all postings of the documents in a range of ids, and returns their number. See
+    /// Removes all postings of the documents in a range of ids, and returns the number of removed postings. See
     /// [`remove_document_range`](crate::Shardex::remove_document_range).
     ///
     /// # Errors

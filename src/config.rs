@@ -122,8 +122,9 @@ pub struct OpenOptions {
     /// Flush threshold: bytes of WAL that a recovery would replay, above which a flush starts automatically. 0 turns it
     /// off. Default 32 MiB.
     ///
-    /// Writes continue during a flush. They wait for its end once the WAL to replay exceeds twice the threshold. If the
-    /// threshold is 0, writes wait for a flush only when the WAL file is full.
+    /// Writes continue during a flush. They wait for its end once the WAL to replay exceeds twice the threshold, or once
+    /// the WAL that both retained roots need exceeds three times the threshold. If the threshold is 0, writes wait for a
+    /// flush only when the WAL file is full.
     pub flush_wal_bytes: u64,
     /// Size limit of the WAL file in bytes, at least 4 segments of the index. A write that needs more space flushes
     /// first. Default 1 GiB.
@@ -146,7 +147,7 @@ pub struct OpenOptions {
     /// 60,000.
     ///
     /// Once an accepted write has been undurable for longer, writes are refused with
-    /// [`Undurable`](crate::ShardexError::Undurable) until a commit succeeds. Commits are retried all the time.
+    /// [`Undurable`](crate::ShardexError::Undurable) until a commit or flush succeeds. What failed is retried.
     pub max_undurable_ms: u64,
     /// Size limit for undurable writes in bytes of WAL, while background commits or flushes fail; at least 1. Default
     /// 64 MiB.

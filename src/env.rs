@@ -27,7 +27,7 @@ use crate::{
 
 /// Source of time.
 pub trait Clock: Send + Sync + 'static {
-    /// Returns the milliseconds since 1970, for names. May jump in both directions.
+    /// Returns the milliseconds since 1970, which become part of shard ids. May jump in both directions.
     fn unix_ms(&self) -> u64;
     /// Returns the time since a fixed moment, for measuring durations.
     fn elapsed(&self) -> Duration;

@@ -12,7 +12,7 @@ pub type Result<T, E = ShardexError> = std::result::Result<T, E>;
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShardexError {
-    /// The operating system refused an operation on a file.
+    /// The operating system refused an operation on a file, or a thread.
     ///
     /// The call changed nothing, unless its documentation says otherwise. To recover, fix the cause that the source
     /// error names (permissions, a failing disk) and call again. After a failed sync, which poisons the handle, open the
@@ -21,7 +21,7 @@ pub enum ShardexError {
     Io {
         /// Operation, as a verb: `read`, `write`, `sync`, …
         op: &'static str,
-        /// File or directory.
+        /// File or directory, or the thread that could not be started.
         path: PathBuf,
         /// Error of the operating system.
         source: std::sync::Arc<io::Error>,

@@ -45,7 +45,7 @@
 //! codes    distance   one-bit codes, kernels
 //! lease               read access to bytes of the data file
 //! storage             the contract, the mmap backend
-//! config posting error id limits env runtime failpoint
+//! config posting error id limits tuning env runtime failpoint
 //! ```
 
 #![cfg_attr(

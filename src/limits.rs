@@ -14,7 +14,7 @@ pub const MAX_K: usize = 1_000_000;
 
 /// Largest Euclidean norm of a vector: 2^62.
 ///
-/// If both norms are at most this, every product, every squared distance and every partial sum of them stays under
+/// If both norms are at most this, every product, every squared distance and every partial sum of them is at most
 /// 2^126. So no distance between two stored vectors is infinite or NaN.
 pub const MAX_NORM: f64 = 4_611_686_018_427_387_904.0;
 

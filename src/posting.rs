@@ -122,7 +122,7 @@ pub struct SearchResponse {
     /// False if the search had a target recall, was not exhaustive in the end, and at least one of these holds:
     ///
     /// * The query lies farther outside the span of the data's principal axes than 99.9 % of the stored vectors, and its
-    ///   nearest result lies within that distance.
+    ///   nearest result does not lie so far outside that span.
     /// * The nearest result is farther away than the nearest neighbours of 99.9 % of the stored vectors, absolutely or
     ///   relative to the local spread. Under the dot product, the product with the normalised query and the cosine take
     ///   the place of distances, and an unindexed nearest result doesn't count.
@@ -141,7 +141,8 @@ pub struct SearchResponse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StopReason {
-    /// The search likely reached the target recall.
+    /// The search likely reached the target recall. With only a `slop`: it scanned fewer codes than `slop` allows,
+    /// because there were no more near cells.
     Reached,
     /// The search was exhaustive.
     Everything,

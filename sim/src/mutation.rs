@@ -1,4 +1,4 @@
-//! Mutation testing of the simulator. Every mutant of the engine must be killed: by a generated case, by a case of the
+//! Mutation testing of the engine and of the simulator. Every mutant of the engine must be killed: by a generated case, by a case of the
 //! corpus, or by the exploration of the reference workloads. A mutant that affects recall must be killed by a recall
 //! case. Every mutant of the simulator must be killed by the conformance suite.
 //!

@@ -245,7 +245,7 @@ impl<S: Storage> Engine<S> {
     /// Returns a job that builds cells of everything accepted.
     ///
     /// # Errors
-    /// Returns `Poisoned`, or the error that made the engine read-only.
+    /// Returns `Poisoned` or `ReadOnly`.
     pub fn cell_build_begin(&mut self) -> Result<CellBuildJob<S>> {
         self.cell_build_job(false)
     }
@@ -290,7 +290,7 @@ impl<S: Storage> Engine<S> {
     /// [`encode_begin`](Self::encode_begin) returns the job that makes them.
     ///
     /// # Errors
-    /// Returns `Poisoned`, the error that made the engine read-only, `OutOfSpace` or `Io`. Before the first write it
+    /// Returns `Poisoned`, `ReadOnly`, `OutOfSpace` or `Io`. Before the first write it
     /// also returns the errors of [`flush`](Self::flush). The installed cells are then unchanged.
     pub fn install_cells(&mut self, built: Option<BuiltCells>) -> Result<()> {
         self.check_writable()?;

@@ -1,7 +1,7 @@
 //! The consistency check: compares WAL, shards, directory, free-space map and sums with each other.
 //!
-//! *Quick* compares counts, sums and pointers in memory. A flush that checks at this level covers the changed shards
-//! only. *Full* reads every byte on disk by copying, and recomputes everything derived. Findings are returned as
+//! *Quick* compares counts and LSNs in memory, and checks that sums are finite. A flush that checks at this level covers
+//! the changed shards only. *Full* reads every byte in use by copying, and recomputes everything derived. Findings are returned as
 //! values.
 
 use std::sync::Arc;

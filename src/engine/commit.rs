@@ -18,7 +18,7 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// Returns `OutOfSpace` or `Io` from a store: accepted writes stay accepted, and the call may be repeated. An error
     /// of a sync poisons the engine. Returns `Poisoned` afterwards, and `FlushInProgress` while a flush waits for its
-    /// sync of the WAL. Returns the error that made the engine read-only, if it is read-only.
+    /// sync of the WAL. Returns `ReadOnly` if the open found no space.
     pub fn commit(&mut self) -> Result<Lsn> {
         self.check_writable()?;
         self.commit_as(COMMIT)
@@ -47,8 +47,8 @@ impl<S: Storage> Engine<S> {
     /// nevertheless.
     ///
     /// # Errors
-    /// Returns the errors of [`flush`](Self::flush). An error other than of the WAL or of a sync leaves everything
-    /// durable. Dropping the engine releases the lock, whatever `close` returns.
+    /// Returns the errors of [`flush`](Self::flush). Everything accepted is durable nevertheless, unless the error is that
+    /// of a sync or of a store into the WAL. Dropping the engine releases the lock, whatever `close` returns.
     pub fn close(&mut self) -> Result<()> {
         if self.read_only.is_some() && self.poisoned.is_none() {
             // Every write was refused, so there is nothing to flush. The WAL stays as the crash left it.

@@ -59,12 +59,14 @@ impl<S: Storage> CheckJob<S> {
     pub fn run_until(self, cancel: &dyn Cancel) -> Result<ConsistencyReport> {
         let mut report = self.report.clone();
         let mut keys = BTreeSet::new();
-        self.check_cells(&mut report, cancel)?;
+        // First, because it reads by copying. The cells are compared with vectors in the mapping, where a page that the
+        // device can't read ends the process.
         for (number, shard) in (0u32..).zip(&self.shards) {
             if let Some(shard) = shard {
                 check_bytes(&mut report, number, shard, &*self.data, &self.finder, &mut keys, cancel)?;
             }
         }
+        self.check_cells(&mut report, cancel)?;
         Ok(report)
     }
 }

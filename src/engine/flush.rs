@@ -11,8 +11,8 @@
 //!    and the WAL then give the same state. Only step 4 and the answer to the caller depend on this barrier, so it
 //!    could be issued at any point of the flush. It comes last because commits during the flush have usually synced the
 //!    WAL already.
-//! 4. Free the allocations named only by roots older than the two retained ones. Recycle WAL segments. Check the
-//!    pointers.
+//! 4. Free the allocations named only by roots older than the two retained ones. Recycle WAL segments.
+//!    Compare the LSNs of root and WAL.
 //!
 //! The caller runs the syncs between the steps, so it may wait for them elsewhere. If a store or the check fails before
 //! step 2, the flush is undone: the old root, the WAL and the allocations stay as they were. If a sync fails, B2

@@ -1,4 +1,4 @@
-//! The quick check: compares counts, sums and pointers in memory. It reads no vector and no file.
+//! The quick check: compares counts and LSNs in memory, and checks that sums are finite. It reads no vector and no file.
 
 use super::{
     core::Engine,
@@ -46,7 +46,7 @@ pub(super) fn quick_check<S: Storage>(
     report
 }
 
-/// Checks the counts, tombstones and running sum of one shard against each other. Reads no vector.
+/// Compares the counts and tombstones of one shard, and checks that its running sum is finite. Reads no vector.
 fn check_counts<L: std::ops::Deref<Target = [u8]> + Clone>(
     report: &mut ConsistencyReport,
     number: u32,

@@ -25,7 +25,7 @@ pub struct FlushStats {
     /// Time to store and sync the root (barrier B3).
     pub index_sync_duration: Duration,
     /// Time of the consistency check before the root is stored, and of the last step: freeing allocations, recycling
-    /// WAL segments and checking the pointers.
+    /// WAL segments and comparing the LSNs of root and WAL.
     pub validation_duration: Duration,
     /// Time from the first step to the last.
     pub total_duration: Duration,
@@ -259,7 +259,7 @@ pub struct IndexStats {
     /// Generation of the newest durable root.
     pub generation: Generation,
     /// Largest drift of any shard: the distance between its routing centroid and the mean of its live vectors, divided
-    /// by the norm of that mean.
+    /// by the norm of that mean. If the norm is 0, the distance itself; infinite if a sum overflows.
     pub max_drift: f32,
     /// Number of commits since the open. A commit that had nothing to sync is not counted.
     pub commits: u64,

@@ -28,8 +28,8 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// Returns `InvalidDimension`, `InvalidVector`, `InvalidPosting`, `BatchTooLarge`, `OutOfSpace`, `Io` or
     /// `Corruption`: no posting has changed. A write may flush first, to open the epoch or to make room in the WAL. If
-    /// a sync of that flush fails, the engine is poisoned too. Returns `Poisoned` after a failed sync, and the error of
-    /// the open if the index is read-only.
+    /// a sync of that flush fails, the engine is poisoned too. Returns `Poisoned` after a failed sync, `ReadOnly`
+    /// if the open found no space, and `Inconsistent` if the check of that flush failed.
     pub fn add(&mut self, postings: &[Posting]) -> Result<Lsn> {
         self.check_writable()?;
         let rows = batch::rows(postings, self.geometry())?;
@@ -54,8 +54,8 @@ impl<S: Storage> Engine<S> {
     ///
     /// # Errors
     /// Returns `BatchTooLarge`, `OutOfSpace`, `Io` or `Corruption`: no posting has changed. If a sync of a flush fails
-    /// that the write runs first, the engine is poisoned too. Returns `Poisoned` after a failed sync, and the error of
-    /// the open if the index is read-only.
+    /// that the write runs first, the engine is poisoned too. Returns `Poisoned` after a failed sync, `ReadOnly`
+    /// if the open found no space, and `Inconsistent` if the check of that flush failed.
     pub fn remove(&mut self, documents: &[DocumentId]) -> Result<(Lsn, u64)> {
         self.check_writable()?;
         let stored = resolve::documents(&mut self.work, &self.data, documents.iter().copied())?;

@@ -21,8 +21,9 @@ const _: () = assert!(RESULTS[USUAL.0] as usize == tuning::USUAL_RESULTS && RECA
 
 /// Search effort for a target recall.
 ///
-/// Margins are in units of the variation of distances within a cell. For L2 the unit is the query's distance to the
-/// centroid, for products it is the query's norm. So a margin means the same for a query that is far from all vectors.
+/// The unit of a margin is the query's distance to the centroid for L2, and the query's norm for cosine and dot. The
+/// variation of distances within a cell is proportional to it, so a margin means the same for a query that is far from
+/// all vectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SearchEffort {
     /// Margin of cells: a cell is scanned if its centroid is at most this much farther than the farthest result.

@@ -8,7 +8,8 @@
 //! | [`flush`](crate::Shardex::flush) | everything accepted before is durable in the shards | at most three syncs |
 //!
 //! An add stores its vectors in the file `data`, and a later sync makes them durable. Two writes cost more. The first
-//! write after an open that found a cleanly closed index stores and syncs two roots. A write that finds the WAL full
+//! write after an open that found a cleanly closed index stores and syncs two roots (the first such write of an index also
+//! replaces the root file). A write that finds the WAL full
 //! (1 GiB by default) runs a flush first.
 //!
 //! After a crash the index holds the state after a prefix of the accepted batches: every acknowledged batch, and

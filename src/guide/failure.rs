@@ -16,7 +16,7 @@
 //! | `Inconsistent` | the flush stopped; the old root and the WAL are kept | open the index again, and run a full check |
 //! | `OutOfSpace` | a rejected write changed nothing; accepted ones stay accepted | free space, repeat the call |
 //! | `Undurable` | writes are rejected because background commits or flushes fail | see `stats().background_error` |
-//! | `Poisoned` | a sync failed; nothing is acknowledged; searches see the last flushed state | open the index again |
+//! | `Poisoned` | a sync failed, and searches see the last flushed state; or the writer panicked, and searches see the last published state; nothing is acknowledged | open the index again |
 //! | `Corruption` | damaged bytes, with file and offset; never part of an answer | restore a copy of the index |
 //! | `Locked` | another handle, process or reader holds the index | close it |
 //! | `Closed` | the handle was closed | open the index again |

@@ -26,8 +26,7 @@
 //! ```
 //!
 //! # Backups
-//! Close the index and copy its directory. A copy opens on any Linux file system that supports `fallocate` and
-//! file locks.
+//! Close the index and copy its directory. A copy opens on any Linux file system that supports file locks.
 //!
 //! # Versions
 //! An index of another format version is rejected with

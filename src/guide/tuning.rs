@@ -6,7 +6,7 @@
 //! [`SearchOptions::recall`](crate::SearchOptions::recall).
 //!
 //! *Cells* make searches fast. Without cells a search for a target recall is exhaustive: it compares every vector. The
-//! index builds cells in the background once it holds some thousand postings, and again when much has changed. After a
+//! index builds cells in the background once it holds 4,096 postings, and again when much has changed. After a
 //! large load [`optimize`](crate::Shardex::optimize) builds them at once.
 //!
 //! For many queries at once use [`search_many`](crate::Shardex::search_many), which runs on all cores, and
@@ -14,7 +14,7 @@
 //! the file verifies its checksum. [`IndexSnapshot::warm`](crate::IndexSnapshot::warm) does that ahead of time.
 //!
 //! # Write throughput
-//! Larger batches are cheaper: one record, one publication, fewer syncs. Concurrent writes share a sync, so with
+//! Larger batches are cheaper: one record in the WAL, one new snapshot, fewer syncs. Concurrent writes share a sync, so with
 //! [`Durability::Immediate`](crate::Durability) several tasks that write at once are faster than one.
 //!
 //! ```

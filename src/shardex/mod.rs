@@ -104,6 +104,8 @@ impl Shardex {
 
     /// Opens an index with default options and recovers from a crash.
     ///
+    /// If the disk has no space for the recovery, the handle only reads: see [`read_only`](IndexStats::read_only).
+    ///
     /// Cost: reads the metadata and no vector. After a crash it also replays the WAL and flushes.
     ///
     /// # Errors
@@ -215,8 +217,7 @@ impl<S: Storage> Shardex<S> {
     /// A posting whose key (document id, start, length) is stored already replaces the stored one. Of equal keys in one
     /// batch the last counts. An empty batch does nothing.
     ///
-    /// On `Ok` the batch is accepted: searches see it. It is durable at the next commit, or on return under
-    /// `Durability::Immediate`.
+    /// On `Ok` searches see the batch. It is durable at the next commit, or on return under `Durability::Immediate`.
     ///
     /// Cost: one distance per shard and posting, a copy into the WAL's buffer, a copy into the shard, and occasionally
     /// a split. Above 1,024 shards a posting is compared only with the shards near the nearest pivots.
@@ -228,13 +229,14 @@ impl<S: Storage> Shardex<S> {
     /// batch accepted.
     ///
     /// Returns `Undurable` if background commits or flushes fail and more is undurable than the options allow. Nothing
-    /// has changed then, and writes are accepted again once a commit succeeds. Returns `Poisoned` if a sync has failed,
-    /// and `Closed` if the handle is closed.
+    /// has changed then, and writes are accepted again once a commit succeeds. Returns `Inconsistent` if the write had to
+    /// flush first and the flush's check failed, `ReadOnly` if the open found no space to recover, `Poisoned` if a sync
+    /// has failed, and `Closed` if the handle is closed.
     pub async fn add_postings(&self, postings: Vec<Posting>) -> Result<()> {
         self.ask(|reply| Command::Add(postings, reply)).await
     }
 
-    /// Removes all postings of the given documents and returns their number.
+    /// Removes all postings of the given documents and returns the number of removed postings.
     ///
     /// Unknown documents are ignored. They add nothing to the WAL.
     ///
@@ -246,7 +248,7 @@ impl<S: Storage> Shardex<S> {
         self.ask(|reply| Command::Remove(document_ids, reply)).await
     }
 
-    /// Removes all postings of the documents with ids in a range, all or none, and returns their number.
+    /// Removes all postings of the documents with ids in a range, all or none, and returns the number of removed postings.
     ///
     /// An empty range removes nothing.
     ///
@@ -302,16 +304,15 @@ impl<S: Storage> Shardex<S> {
     ///
     /// # Errors
     /// Returns `Corruption` if a vector is damaged, and `OutOfSpace` or `Io` if a store fails. The old cells stay in
-    /// use then. Returns `Poisoned` if a sync has failed. Returns `Closed` if the index is closed before or during the
-    /// build. The close keeps the progress from the first complete k-means round on, if it flushes, and the next open
+    /// use then. Returns `Inconsistent`, `ReadOnly` or `Poisoned` as a write does, and `Closed` if the index is closed
+    /// before or during the build. The close keeps the progress from the first complete k-means round on, if it flushes, and the next open
     /// resumes from it.
     pub async fn optimize(&self) -> Result<()> {
         self.ask(Command::Optimize).await
     }
 
-    /// Returns statistics of the index, including the last background error, its age and whether it persists.
-    ///
-    /// Cost: proportional to the number of shards that changed since the last call. Reads no vector.
+    /// Returns statistics of the index, including the last background error, its age and whether it persists. Cost:
+    /// proportional to the number of shards that changed since the last call. Reads no vector.
     ///
     /// # Errors
     /// Returns `Closed` if the handle is closed, `Poisoned` if the writer has died, and `Io` if a length can't be read.

@@ -283,7 +283,7 @@ impl StorageFile for MmapFile {
     }
 
     fn sync_range(&self, _offset: u64, _len: u64, _purpose: Purpose) -> Result<()> {
-        // Syncs more than the range, because `sync_file_range`, the only call for a range, makes nothing durable (R8).
+        // Syncs more than the range, because `sync_file_range`, the only call for a range, makes nothing durable (R4).
         self.file.sync_data().map_err(|e| ShardexError::io("sync", &self.path, e))
     }
 

@@ -8,7 +8,7 @@
 //!    the same position.
 //! 3. A segment belongs to one epoch. Appends after an open start a new epoch in a free segment, so no frame behind a
 //!    torn tail can continue a chain.
-//! 4. Every segment except the newest is filled with frames to its last byte.
+//! 4. Every segment except the newest of its epoch is filled with frames to its last byte.
 //!
 //! This module does not interpret the payloads of frames.
 

@@ -9,7 +9,7 @@
 //! * A failed sync: the call returns an error and P5 holds. After the crash the same holds as above.
 //! * Lack of space, or errors of stores, entries and reads: the call returns the error of that very operation. Nothing
 //!   has changed, and the same call succeeds the next time. No error is swallowed.
-//! * One root slot rotten or stale while the root file is at rest: the same as after a crash.
+//! * One root slot rotten or stale while the root file is at rest (no store to it is pending): the same as after a crash.
 //! * Other damage of the medium: P4. Any typed error or finding ends the case as detected. Damage planted before a
 //!   clean full check no longer excuses a failure. Bytes read for the first time since the open give an error or are
 //!   right.

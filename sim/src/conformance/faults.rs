@@ -1,4 +1,4 @@
-//! The rules R8 to R12 of the crash conformance suite: failed syncs and stores, lack of space, process crashes, locks.
+//! The rules R8 to R10 and R12 of the crash conformance suite: failed syncs and stores, lack of space, process crashes, locks.
 
 use std::{collections::BTreeMap, io};
 

@@ -8,10 +8,14 @@ pub const ROOT_BYTES: u64 = 192;
 /// Size of the header of `data` and of `wal` in bytes.
 pub const HEADER_BYTES: u64 = 32;
 const VERSION: u32 = 1;
-/// Largest valid page size in bytes.
-const MAX_PAGE: u64 = 1 << 30;
-/// Largest valid dimension. With this bound no derived size overflows 64 bits.
-const MAX_DIMENSION: u32 = 1 << 24;
+/// Smallest and largest valid page size in bytes.
+const PAGES: std::ops::RangeInclusive<u64> = 256..=1 << 20;
+/// Largest valid dimension.
+const MAX_DIMENSION: u32 = 65_536;
+/// Smallest and largest valid shard size in postings.
+const SHARD_SIZES: std::ops::RangeInclusive<u32> = 2..=65_536;
+/// Largest valid WAL segment in bytes.
+const MAX_SEGMENT: u64 = 1 << 30;
 
 /// Distance function of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,17 +207,17 @@ fn fields(bytes: &[u8]) -> Option<RootInfo> {
 /// Describes the first field of a root that is invalid regardless of the other files; `None` if there is none.
 fn nonsense(root: &RootInfo, at: u64) -> Option<String> {
     let RootInfo { page, sector, segment_bytes, offset, .. } = *root;
-    let sizes = page.is_power_of_two() && sector.is_power_of_two() && (ROOT_BYTES..=MAX_PAGE).contains(&page);
+    let sizes = page.is_power_of_two() && sector.is_power_of_two() && PAGES.contains(&page);
     if !sizes || sector > page || sector < 64 {
         return Some(format!("pages of {page} and sectors of {sector} bytes"));
     }
     if at != 0 && at != page {
         return Some(format!("pages of {page} bytes, but the second slot is at {at}"));
     }
-    if !(1..=MAX_DIMENSION).contains(&root.dimension) || root.shard_size == 0 {
+    if !(1..=MAX_DIMENSION).contains(&root.dimension) || !SHARD_SIZES.contains(&root.shard_size) {
         return Some(format!("{} numbers a vector, {} postings a shard", root.dimension, root.shard_size));
     }
-    if !segment_bytes.is_multiple_of(sector) || segment_bytes < 2 * sector || segment_bytes > u64::MAX / 4 {
+    if !segment_bytes.is_multiple_of(page) || segment_bytes < 4 * page || segment_bytes > MAX_SEGMENT {
         return Some(format!("segments of {segment_bytes} bytes"));
     }
     if root.epoch == 0 || root.segment == 0 || root.generation == 0 {
