@@ -124,7 +124,7 @@ impl Shardex {
         block_on(AsyncShardex::open_with(path, options)).map(Self::from)
     }
 
-    /// Opens an index in an environment: clock, index id, executor, runtime and cell policy. See [`open_in`](crate::Shardex::open_in).
+    /// Opens an index in an environment: clock, executor, runtime and cell policy. See [`open_in`](crate::Shardex::open_in).
     ///
     /// # Errors
     /// Returns those of [`open`](crate::Shardex::open).

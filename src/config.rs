@@ -114,7 +114,7 @@ pub struct OpenOptions {
     /// 100.
     ///
     /// It is also the first delay before a failed background commit or flush is retried. Each further failure doubles
-    /// the delay, up to 5 seconds.
+    /// the delay, up to 5 seconds or this interval. After `Inconsistent` the longest delay is used at once.
     pub batch_write_interval_ms: u64,
     /// Flush interval: milliseconds between automatic flushes while there is something to flush. 0 turns them off.
     /// Default 30,000.

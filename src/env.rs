@@ -242,11 +242,14 @@ pub enum CellPolicy {
 }
 
 /// Environment of an engine: everything besides its storage.
+///
+/// [`Shardex::create`](crate::Shardex::create) uses [`system`](Self::system). To use another one, create the index, close
+/// it, and open it with [`open_in`](crate::Shardex::open_in).
 #[derive(Clone)]
 pub struct Env {
     /// Clock.
     pub clock: Arc<dyn Clock>,
-    /// Id of a new index: 128 random bits.
+    /// Id of a new index: 128 random bits. An open ignores it.
     pub new_index_id: u128,
     /// Executor of parallel work.
     pub executor: Arc<dyn Executor>,

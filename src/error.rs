@@ -52,7 +52,8 @@ pub enum ShardexError {
         actual: usize,
     },
 
-    /// A vector cannot be stored or searched for: it has a NaN or infinite component, is too long, or is zero under the
+    /// A vector cannot be stored or searched for: it has a NaN or infinite component, a norm above
+    /// 2^62 ([`MAX_NORM`](crate::limits::MAX_NORM)), or is zero under the
     /// cosine metric.
     ///
     /// Nothing has changed. To recover, correct the vector or leave it out.

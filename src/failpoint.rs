@@ -149,9 +149,9 @@ marks! {
     RootStoredAgain,
     /// a flush found the WAL synced by a commit
     WalSyncedMeanwhile,
-    /// a place was set free
+    /// an allocation was freed
     PlaceFreed,
-    /// a place waited for a root that names it
+    /// an allocation waited for a root that names it
     PlaceHeld,
     /// the engine was poisoned
     Poisoned,

@@ -37,7 +37,7 @@ pub(crate) enum Command {
     Check(Check),
     /// Ingest, search, get killed, recover, and prove that no acknowledged write was lost.
     Demo,
-    /// Measure searches, ingest, flush, open, recovery and tails, on generated data or on given vectors.
+    /// Measure searches, ingest, flush, open, recovery and latencies, on generated data or on given vectors.
     Bench(Bench),
     /// Process that `bench` starts and kills.
     #[command(hide = true)]

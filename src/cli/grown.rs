@@ -42,7 +42,8 @@ pub(super) async fn changed(data: &Data, dir: &Path, rounds: usize) -> Result<(V
         index.remove_documents(some.iter().map(|&row| DocumentId(row as u128)).collect()).await?;
         index.add_postings(some.iter().map(|&row| posting(&data.rows[row], row as u128)).collect()).await?;
     }
-    // The close waits for cell builds in the background.
+    // The close cancels a cell build and keeps its progress. The next open resumes it beside the measured searches, as in
+    // a program.
     index.close().await?;
 
     let index = open(&bulk, OpenOptions::default()).await?;

@@ -215,8 +215,10 @@ impl<S: Storage> Engine<S> {
     #[must_use]
     pub fn wants_cell_build(&mut self) -> bool {
         let live = self.published.live;
-        // Before the first write nothing is stored (see `recovery`), unless an earlier open began the build.
-        let begun = self.epoch_open || self.has_unfinished_cells();
+        // Before the first write nothing is stored (see `recovery`), unless an earlier open began the build, or searches
+        // are exhaustive only because the cells are damaged.
+        let lost = self.recovery.cells_lost || self.work.cells.as_ref().is_some_and(|(cells, _)| cells.is_damaged());
+        let begun = self.epoch_open || self.has_unfinished_cells() || lost;
         let writable = self.poisoned.is_none() && self.read_only.is_none();
         let many = match self.cell_policy {
             CellPolicy::WherePays => may_pay(self.geometry().dimension, live),

@@ -301,6 +301,6 @@ fn mark(
         Use::Meta => space.mark_meta(run),
     };
     if let Err(why) = marked {
-        report.add(At::new(Component::Space), "a place belongs to one owner", "one", why);
+        report.add(At::new(Component::Space), "an allocation belongs to one owner", "one", why);
     }
 }

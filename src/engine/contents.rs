@@ -59,8 +59,8 @@ impl<S: Storage> CheckJob<S> {
     pub fn run_until(self, cancel: &dyn Cancel) -> Result<ConsistencyReport> {
         let mut report = self.report.clone();
         let mut keys = BTreeSet::new();
-        // First, because it reads by copying. The cells are compared with vectors in the mapping, where a page that the
-        // device can't read ends the process.
+        // First, because it copies each extent before it reads the mapping. The cells are compared with vectors in the
+        // mapping only, where a page that the device can't read ends the process.
         for (number, shard) in (0u32..).zip(&self.shards) {
             if let Some(shard) = shard {
                 check_bytes(&mut report, number, shard, &*self.data, &self.finder, &mut keys, cancel)?;

@@ -6,7 +6,8 @@ pub const DATA: &str = crate::lease::LENDING;
 pub const WAL: &str = "wal";
 /// Root file, with the two roots. A directory with this file is an index.
 pub const ROOT: &str = "root";
-/// New root file before its rename to [`ROOT`]: in `create`, and when recovery replaces the root file.
+/// New root file before its rename to [`ROOT`]: in `create`, and when a recovery or the first write replaces the root
+/// file.
 pub const ROOT_NEW: &str = "root.new";
 /// Lock file.
 pub const LOCK: &str = "LOCK";

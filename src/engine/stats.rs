@@ -116,7 +116,7 @@ pub struct RecoveryStats {
     /// Whether the WAL ended in bytes of a commit that was never acknowledged.
     pub torn_tail: bool,
     /// Whether the cells of a root were damaged or unreadable. Without the cells of the newest root, searches are
-    /// exhaustive until the next cell build.
+    /// exhaustive until the cells have been rebuilt in the background.
     pub cells_lost: bool,
     /// Number of files removed that an interrupted `create`, or an interrupted replacement of the root file, had left.
     pub leftovers_removed: u64,

@@ -32,7 +32,7 @@
 //!
 //! # Writes and snapshots
 //! One writer applies writes in the order in which they were queued. A write that returned is **accepted**: every later
-//! search sees it. A search runs on an immutable snapshot and is never blocked by a write.
+//! search sees it, unless a sync fails meanwhile (see [failure](super::failure)). A search runs on an immutable snapshot and is never blocked by a write.
 //! [`Shardex::snapshot`](crate::Shardex::snapshot) returns the snapshot itself, for searches that must agree with each
 //! other.
 //!

@@ -6,8 +6,10 @@
 //! [`SearchOptions::recall`](crate::SearchOptions::recall).
 //!
 //! *Cells* make searches fast. Without cells a search for a target recall is exhaustive: it compares every vector. The
-//! index builds cells in the background once it holds 4,096 postings, and again when much has changed. After a
-//! large load [`optimize`](crate::Shardex::optimize) builds them at once.
+//! index builds cells in the background once it holds 4,096 postings in more than 8 dimensions, if they make searches
+//! cheaper, and again when much has changed. The first write after an open may start a build, an open alone does not,
+//! unless the cells are damaged or unfinished. After a large load [`optimize`](crate::Shardex::optimize) builds them at
+//! once.
 //!
 //! For many queries at once use [`search_many`](crate::Shardex::search_many), which runs on all cores, and
 //! [`search_in_place`](crate::Shardex::search_in_place), which copies no vector. The first search that reads a part of

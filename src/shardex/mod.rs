@@ -146,10 +146,7 @@ impl<S: Storage> Shardex<S> {
         Self::start(options, env, move |env| Engine::create(storage, &config, env)).await
     }
 
-    /// Works like [`open_in`](Shardex::open_in), on any storage.
-    ///
-    /// # Errors
-    /// Returns the errors of [`open`](Shardex::open).
+    /// Works like [`open_in`](Shardex::open_in), on any storage. Returns the same errors.
     #[cfg(feature = "internals")]
     pub async fn open_on(storage: S, options: OpenOptions, env: Env) -> Result<Self> {
         Self::start(options.clone(), env, move |env| Engine::open(storage, options, env)).await
@@ -324,7 +321,7 @@ impl<S: Storage> Shardex<S> {
     ///
     /// `Quick` compares counts and LSNs in memory. `Full` reads every byte in use, and compares WAL, roots, directory,
     /// shards, cells and free space. Unless durability is `Manual` it commits first. It reads metadata and WAL while other calls wait, then vectors and
-    /// codes on a thread of its own, while writes and flushes continue. One full check runs at a time.
+    /// codes on a thread of its own, while writes and flushes continue, and keeps all keys in memory. One runs at a time.
     ///
     /// # Errors
     /// Returns `Io` if the disk can't be read, `Poisoned` if the writer has ended unexpectedly, and `Closed` if the index is
@@ -345,7 +342,8 @@ impl<S: Storage> Shardex<S> {
 
     /// Searches for the nearest postings with the given options.
     ///
-    /// The search sees everything accepted before the call, flushed or not. It never waits for the writer.
+    /// The search sees everything accepted before the call, flushed or not, and never waits for the writer. After a
+    /// failed sync it sees the state of the last completed flush (P5).
     ///
     /// Cost: with cells a few thousand codes and tens of distances. Without cells one distance per posting in the
     /// shards scanned, and one per shard if `slop` limits them. The search keeps the calling task to its end: run

@@ -37,9 +37,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let temporary = tempfile::tempdir()?;
     let path = temporary.path().join("index");
     let mut child = Command::new(std::env::current_exe()?).arg(&path).stdout(Stdio::piped()).spawn()?;
-    let output = BufReader::new(child.stdout.take().ok_or("no output")?);
+    // The pipe stays open until the child is killed.
+    let mut output = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
     let mut acknowledged = 0;
-    for line in output.lines().take(100) {
+    for line in output.by_ref().take(100) {
         acknowledged = line?.parse::<u64>()?;
     }
     child.kill()?; // SIGKILL: no destructor runs

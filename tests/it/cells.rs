@@ -238,6 +238,40 @@ fn a_damaged_table_of_cells_is_told_and_done_without() {
     }
 }
 
+/// Regression: a program that only searched an index with lost cells had exhaustive searches for ever.
+#[test]
+fn lost_cells_are_wanted_again_before_the_first_write() {
+    let test = TestIndex::with(|config| config.vector_size(48).shard_size(64));
+    let mut engine = test.create();
+    engine.add(&postings(0..4_200, 48)).expect("added");
+    engine.optimize().expect("cells are made");
+    let places = groups(&engine);
+    engine.close().expect("closed");
+    drop(engine);
+    let intact = test.copy();
+    assert!(!intact.open().wants_cell_build(), "intact cells are not built again");
+    let bytes = fs::read(test.path().join("data")).expect("the data");
+    let table = bytes.windows(4).position(|window| window == TABLE_MAGIC).expect("it is there") + 5;
+    for damaged in [table, places[0].0] {
+        let copy = test.copy();
+        copy.patch("data", |bytes| bytes[damaged] ^= 1);
+        let mut engine = copy.open();
+        // A damaged group is known once a search has read it.
+        for n in 0..60 {
+            find(&engine, &clustered(n * 30, 48), 1, recall_of(0.98));
+        }
+        assert!(engine.wants_cell_build());
+        let built = engine.cell_build_resume().expect("a job").run().expect("built");
+        engine.install_cells(built).expect("installed");
+        assert!(!engine.wants_cell_build());
+        engine.close().expect("closed");
+        drop(engine);
+        let mut engine = copy.open();
+        let stats = engine.stats().expect("statistics");
+        assert!(stats.cells > 0 && stats.unindexed_postings == 0 && !engine.wants_cell_build(), "{stats:?}");
+    }
+}
+
 /// Any number of threads builds the same bytes as one thread (P7).
 #[test]
 fn cells_do_not_depend_on_the_threads_that_make_them() {

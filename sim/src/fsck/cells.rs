@@ -25,8 +25,8 @@ struct Table {
     dimension: u64,
     groups: u64,
     shards: u64,
-    /// Number of groups ahead: groups of an unfinished build, stored after the others. They hold no codes.
-    ahead: u64,
+    /// Number of unfinished groups: groups of an unfinished build, stored after the others. They hold no codes.
+    unfinished: u64,
     /// First reference and number of covered slots of each covered shard.
     slots: Vec<(u64, u64)>,
 }
@@ -81,7 +81,7 @@ impl Walk<'_> {
             whole.extend_from_slice(bytes);
         }
         if let Some(table) = self.table(head.page, whole) {
-            for index in 0..table.groups + table.ahead {
+            for index in 0..table.groups + table.unfinished {
                 let Some(group) = Group::read(&table.bytes, table.dimension, index) else { return };
                 self.group(&table, index, &group);
             }
@@ -95,7 +95,7 @@ impl Walk<'_> {
         }
         let count = |at| u32_at(&bytes, at).map_or(0, u64::from);
         let (words, groups, shards) = (count(4), count(8), count(12));
-        let (ahead, rounds) = (count(16), count(20));
+        let (unfinished, rounds) = (count(16), count(20));
         if words != u64::from(self.root.dimension).div_ceil(64) {
             let what = format!("{words} words a code, for {} numbers a vector", self.root.dimension);
             self.find_in(FindingKind::CountMismatch, Part::Cells, page, 0, what);
@@ -107,13 +107,13 @@ impl Walk<'_> {
             self.find_in(FindingKind::CountMismatch, Part::Cells, page, 24, what);
             return None;
         }
-        if groups == 0 && (ahead == 0 || shards > 0) || (ahead == 0) != (rounds == 0) {
-            let what = format!("{groups} groups for {shards} shards, {ahead} ahead after {rounds} rounds");
+        if groups == 0 && (unfinished == 0 || shards > 0) || (unfinished == 0) != (rounds == 0) {
+            let what = format!("{groups} groups for {shards} shards, {unfinished} unfinished after {rounds} rounds");
             self.find_in(FindingKind::CountMismatch, Part::Cells, page, 8, what);
             return None;
         }
         let pivots = 64 * words * groups.next_multiple_of(16);
-        let fixed = before_groups(dimension) + PER_GROUP * (groups + ahead) + PER_SHARD * shards + pivots;
+        let fixed = before_groups(dimension) + PER_GROUP * (groups + unfinished) + PER_SHARD * shards + pivots;
         // A table that is too short has fewer groups than its header states. The missing groups add nothing to the sum,
         // but the length is wrong in any case.
         let cells =
@@ -130,7 +130,7 @@ impl Walk<'_> {
             let what = format!("a component of an axis is larger than 1, at {at} of the table");
             self.find_in(FindingKind::OutOfBounds, Part::Cells, page, 0, what);
         }
-        let mut table = Table { bytes, words, dimension, groups, shards, ahead, slots: Vec::new() };
+        let mut table = Table { bytes, words, dimension, groups, shards, unfinished, slots: Vec::new() };
         self.covered(page, &mut table);
         Some(table)
     }
@@ -139,7 +139,7 @@ impl Walk<'_> {
     fn covered(&mut self, page: u64, table: &mut Table) {
         let (mut last, mut first) = (None, 0u64);
         for index in 0..table.shards {
-            let at = before_groups(table.dimension) + PER_GROUP * (table.groups + table.ahead) + PER_SHARD * index;
+            let at = before_groups(table.dimension) + PER_GROUP * (table.groups + table.unfinished) + PER_SHARD * index;
             let Some((number, slots)) = u32_at(&table.bytes, at).zip(u32_at(&table.bytes, at + 4)) else { return };
             if last.is_some_and(|last| last >= number) {
                 let what = format!("covered shard {number} follows {last:?}");
@@ -162,7 +162,7 @@ impl Walk<'_> {
     fn group(&mut self, table: &Table, index: u64, group: &Group) {
         let (.., end) = group.offsets(table.words);
         if index >= table.groups && group.codes > 0 {
-            let what = format!("group {index} is ahead, and has {} codes", group.codes);
+            let what = format!("group {index} is unfinished, and has {} codes", group.codes);
             self.find_in(FindingKind::CountMismatch, Part::Cells, group.entry.page, 8, what);
         }
         if end != u64::from(group.entry.len) {

@@ -31,7 +31,7 @@ fn cells_that_contradict_themselves() {
         (FindingKind::OutOfBounds, 33, of_table(|table| table[TABLE_FIXED - 1] = 0x40)),
         (FindingKind::WrongLength, 33, of_table(|table| table[12] = 2)),
         (FindingKind::CountMismatch, 33, of_table(|table| table[4] = 2)),
-        // No group although shards are covered; a group ahead with no rounds; rounds with no group ahead.
+        // No group although shards are covered; an unfinished group with no rounds; rounds with no unfinished group.
         (FindingKind::CountMismatch, 33, of_table(|table| table[8] = 0)),
         (FindingKind::CountMismatch, 33, of_table(|table| table[16] = 1)),
         (FindingKind::CountMismatch, 33, of_table(|table| table[20] = 1)),
@@ -54,10 +54,10 @@ fn cells_that_contradict_themselves() {
     }
 }
 
-/// Turns the group into a group ahead, in a table without shards and pivots. A group ahead must have no codes.
+/// Turns the group into an unfinished group, in a table without shards and pivots. Such a group must have no codes.
 #[test]
-fn a_group_ahead_that_holds_codes() {
-    let ahead = |codes: bool| {
+fn an_unfinished_group_that_holds_codes() {
+    let unfinished = |codes: bool| {
         let table = with(move |_, table| {
             table[8..24].copy_from_slice(&[[0; 8], [1, 0, 0, 0, 3, 0, 0, 0]].concat());
             table.truncate(SHARDS);
@@ -70,9 +70,13 @@ fn a_group_ahead_that_holds_codes() {
         found(&planted(&Tweaks { table, ..Tweaks::default() }))
     };
     let here = |f: &(FindingKind, Option<usize>, &str, u64)| f.3 / PAGE as u64 == GROUP as u64;
-    assert!(ahead(true).iter().any(|f| f.0 == FindingKind::CountMismatch && here(f)), "{:?}", ahead(true));
+    assert!(unfinished(true).iter().any(|f| f.0 == FindingKind::CountMismatch && here(f)), "{:?}", unfinished(true));
     // With its entry cut before the codes, only the checksum of the group is wrong.
-    assert!(ahead(false).iter().all(|f| f.0 == FindingKind::ChecksumMismatch && here(f)), "{:?}", ahead(false));
+    assert!(
+        unfinished(false).iter().all(|f| f.0 == FindingKind::ChecksumMismatch && here(f)),
+        "{:?}",
+        unfinished(false)
+    );
 }
 
 #[test]
