@@ -11,7 +11,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Metric {
-    /// Cosine of the angle between the vectors. Vectors are stored normalised. Zero vectors are refused.
+    /// Cosine of the angle between the vectors. Vectors are stored normalised. A norm below 1.2e-38 is refused.
     #[default]
     Cosine,
     /// Euclidean distance. The score is the negated squared distance.
@@ -114,7 +114,7 @@ pub struct OpenOptions {
     /// 100.
     ///
     /// It is also the first delay before a failed background commit or flush is retried. Each further failure doubles
-    /// the delay, up to 5 seconds or this interval. After `Inconsistent` the longest delay is used at once.
+    /// the delay, up to the longer of 5 seconds and this interval. After `Inconsistent` that is the delay at once.
     pub batch_write_interval_ms: u64,
     /// Flush interval: milliseconds between automatic flushes while there is something to flush. 0 turns them off.
     /// Default 30,000.
@@ -134,7 +134,7 @@ pub struct OpenOptions {
     /// Target recall of searches that give neither `slop` nor `recall`: above 0, at most 1. Default 0.95.
     pub default_recall: f32,
     /// Growth step of the bloom filters in memory: when they need room for more shards, they grow by at most this many
-    /// shards at once; at least 1. Default 1,000.
+    /// shards at once, rounded up to a multiple of 64; at least 1. Default 1,000.
     pub shardex_segment_size: usize,
     /// Consistency check inside each flush. Default [`Quick`](CheckLevel::Quick). [`Full`](CheckLevel::Full) reads the
     /// whole index at every flush.
@@ -153,7 +153,7 @@ pub struct OpenOptions {
     /// 64 MiB.
     ///
     /// Once the undurable writes exceed the limit, further ones are refused with
-    /// [`Undurable`](crate::ShardexError::Undurable) until a commit succeeds. The batch that exceeds it is accepted.
+    /// [`Undurable`](crate::ShardexError::Undurable) until a commit or flush succeeds. The batch that exceeds it is accepted.
     pub max_undurable_bytes: u64,
     /// Whether `close` flushes. Default `true`. Otherwise `close` only commits, and the next open replays the WAL.
     pub flush_on_close: bool,

@@ -85,29 +85,29 @@ macro_rules! marks {
 }
 
 marks! {
-    /// an interrupted create was cleared
+    /// remains of an interrupted create were removed
     LeftoversCleared,
-    /// an index was opened as it was closed
+    /// an index was opened without a recovery
     CleanOpen,
-    /// an older root was fallen back to
+    /// the older root was used
     OlderRootUsed,
     /// the tree of an older root was damaged
     OlderTreeDamaged,
-    /// a root was stored again in the slot that could not be read
+    /// a root was stored again in an unreadable slot
     RestoredInOtherSlot,
     /// a root file of epoch 1 was replaced
     RootFileReplaced,
     /// a record was replayed
     RecordReplayed,
-    /// an open found no room and only reads
+    /// an open found no space, and the handle only reads
     ReadOnly,
     /// a torn tail was found
     TornTail,
     /// a hole before acknowledged records was found
     HoleFound,
-    /// frames were found under a segment header that does not parse
+    /// frames were found behind an invalid segment header
     HeadlessSegment,
-    /// a record went over segments
+    /// a record was stored in several segments
     RecordOverSegments,
     /// the WAL grew
     WalGrew,
@@ -119,33 +119,33 @@ marks! {
     GrewByOne,
     /// a shard was split
     Split,
-    /// a shard was written anew without its removed postings
+    /// a shard was rewritten without its removed postings
     Rewritten,
-    /// a posting went to a neighbour of the shard that was split
+    /// a split moved a posting to a neighbour
     Moved,
-    /// a posting of a neighbour came to a half of a shard that was split
+    /// a split took a posting from a neighbour
     Adopted,
-    /// a shard that had shrunk was taken apart
+    /// a shard was merged into its neighbours
     Merged,
-    /// a shard was made of a part of a large batch
+    /// a part of a large batch became a shard
     Loaded,
-    /// a shard without a posting went
+    /// a shard without postings was removed
     ShardFreed,
-    /// cells were made
+    /// cells were built
     CellsBuilt,
     /// cells kept their groups
     GroupsKept,
-    /// centroids were left for a later build
+    /// a cancelled build kept its centroids
     CentroidsLeft,
-    /// cells were found damaged, and done without
+    /// damaged cells were ignored
     CellsLost,
     /// a batch was undone
     BatchUndone,
-    /// states were stored side by side
+    /// shard states were stored in one write
     StatesTogether,
-    /// a flush was given up
+    /// a flush was undone
     FlushAborted,
-    /// a flush went on with a root that could not be stored
+    /// a flush stored its root again after an error
     RootStoredAgain,
     /// a flush found the WAL synced by a commit
     WalSyncedMeanwhile,

@@ -126,14 +126,14 @@ pub struct SearchResponse {
     /// * The nearest result is farther away than the nearest neighbours of 99.9 % of the stored vectors, absolutely or
     ///   relative to the local spread. Under the dot product, the product with the normalised query and the cosine take
     ///   the place of distances, and an unindexed nearest result doesn't count.
-    /// * The index has no cells, and `slop` limited the search.
+    /// * The index has no usable cells, and `slop` limited the search.
     ///
     /// True in all other cases.
     ///
     /// If false, the recall of such queries was never measured. The search extended farther, unless `slop` was given or no
     /// larger effort is known.
     pub calibrated: bool,
-    /// LSN of the last write that the search saw.
+    /// LSN of the last write that the search saw, or of a closing mark after it.
     pub lsn: Lsn,
 }
 
@@ -141,8 +141,8 @@ pub struct SearchResponse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StopReason {
-    /// The search likely reached the target recall. With only a `slop`: it scanned fewer codes than `slop` allows,
-    /// because there were no more near cells.
+    /// The search likely reached the target recall. With only a `slop`: it scanned all cells, which have fewer
+    /// codes than `slop` allows.
     Reached,
     /// The search was exhaustive.
     Everything,

@@ -28,9 +28,10 @@ pub trait Runtime: Send + Sync + 'static {
     /// Completes when [`now`](Self::now) has reached `at`. Only tasks of this runtime await it.
     fn sleep_until(&self, at: Duration) -> Pending;
 
-    /// Completes when the effect of a blocking call may become visible.
+    /// Lets other tasks run at a point where a real thread would be busy.
     ///
-    /// A task awaits it during a sync, between its begin and its end, and before a long job. It is ready at once if the task has a thread of
+    /// A task awaits it during a sync, after its begin and before its end, and before it runs a long job. It is ready at
+    /// once if the task has a thread of
     /// its own. A simulation lets some virtual time pass, so that other tasks run in between.
     fn block(&self, call: Blocking) -> Pending;
 

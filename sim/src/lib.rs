@@ -11,7 +11,7 @@
 //! * [`workload`]: named workloads, and workloads generated from a seed.
 //! * [`case`]: a workload with faults and crashes, as text. [`shrink`] makes a failing case smaller.
 //! * [`explorer`]: recovery from the states that a crash at each operation of a workload may leave.
-//! * [`mutation`]: a run of every test against each [mutant] of the engine and of the simulator.
+//! * [`mutation`]: runs of seeds, cases and explorations against each [mutant] of the engine and of the simulator.
 //! * [`recall`]: searches on data that is hard for codes.
 //! * [`fuzz`](mod@fuzz): the fuzz targets as plain functions.
 //!

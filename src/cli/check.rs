@@ -56,7 +56,7 @@ fn of_the_open(stats: &IndexStats) -> Vec<String> {
         findings.push("a root was damaged, and the open repaired it".to_owned());
     }
     if recovery.cells_lost {
-        findings.push("the cells are damaged, so searches don't use them: `shardex optimize` rebuilds them".to_owned());
+        findings.push("the cells of a root are damaged: searches don't use them, and they are rebuilt in the background or by `shardex optimize`".to_owned());
     }
     findings.extend(read_only(stats));
     findings

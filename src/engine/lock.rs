@@ -5,7 +5,8 @@
 //! another file of that name. The lock of `data` then refuses that open. The root file would not serve, because
 //! recovery replaces it.
 //!
-//! A process that only reads would need neither lock, so the design leaves room for readers in other processes.
+//! Readers in other processes would need a protocol of their own: only the lock keeps a writer from reusing pages that
+//! they read.
 
 use super::names;
 use crate::{

@@ -43,7 +43,7 @@ pub struct FlushStats {
     pub allocations_freed: usize,
     /// Number of WAL segments freed for reuse.
     pub segments_recycled: usize,
-    /// LSN of the last write that is durable in the shards.
+    /// LSN up to which every write is durable in the shards.
     pub checkpoint_lsn: Lsn,
     /// Generation of the root that holds this checkpoint.
     pub generation: Generation,
@@ -250,11 +250,11 @@ pub struct IndexStats {
     pub wal_segments: usize,
     /// Number of times since the open that a WAL segment was freed for reuse.
     pub segments_recycled: u64,
-    /// LSN of the last accepted write.
+    /// LSN of the last accepted write, or of the closing mark if nothing was written since a clean close.
     pub last_lsn: Lsn,
-    /// LSN of the last durable write.
+    /// LSN of the last durable write or closing mark.
     pub durable_lsn: Lsn,
-    /// LSN of the last write that is durable in the shards.
+    /// LSN up to which every write is durable in the shards.
     pub checkpoint_lsn: Lsn,
     /// Generation of the newest durable root.
     pub generation: Generation,
@@ -283,8 +283,8 @@ pub struct IndexStats {
     pub recovery: RecoveryStats,
     /// Error of the sync that poisoned the handle. `None` if it is not poisoned.
     pub poisoned: Option<String>,
-    /// Reason why the handle refuses writes: the open found no room to recover. Searches then see the newest state that
-    /// needs no room, and nothing durable is lost. Free space and open the index again to recover. `None` if the handle
+    /// Reason why the handle refuses writes: the open found no room to recover. Searches then see the state of the last
+    /// flush and a part of the WAL at most, so they may miss committed writes. Nothing durable is lost. Free space and open the index again to recover. `None` if the handle
     /// accepts writes.
     pub read_only: Option<String>,
 }

@@ -17,7 +17,7 @@
 //! | `OutOfSpace` | a rejected write changed nothing; accepted ones stay accepted | free space, repeat the call |
 //! | `Undurable` | writes are rejected because background commits or flushes fail | see `stats().background_error` |
 //! | `Poisoned` | a sync failed, and searches see the last flushed state; or the writer panicked, and searches see the last published state; nothing is acknowledged | open the index again |
-//! | `Corruption` | damaged bytes, with file and offset; never part of an answer | restore a copy of the index |
+//! | `Corruption` | damaged bytes, with file and offset; not part of an answer | restore a copy of the index |
 //! | `Locked` | another handle, process or reader holds the index | close it |
 //! | `Closed` | the handle was closed | open the index again |
 //!
@@ -39,7 +39,8 @@
 //!
 //! # A full disk
 //! A write that finds no space is rejected as a whole. A background commit that fails is retried, and `stats` shows the
-//! error. An open that finds no space for its recovery serves reads only.
+//! error. An open that finds no space for its recovery serves reads only. Its searches see the last flush, and a part of the WAL
+//! at most: test [`read_only`](crate::IndexStats::read_only) before you rely on answers. Nothing durable is lost.
 //!
 //! # A crash
 //! Nothing needs to be done. The next open recovers, and [`RecoveryStats`](crate::RecoveryStats) describes the

@@ -23,16 +23,20 @@
 //! # Ok::<(), shardex::ShardexError>(())
 //! ```
 //!
+//! To replace a whole document, remove it and add it anew. These are two batches: a search or a crash between them finds
+//! the document missing. A single posting can be replaced, but not removed.
+//!
 //! # Metrics
 //! | [`Metric`](crate::Metric) | score, higher is nearer | stored as |
 //! |---|---|---|
-//! | `Cosine` (default) | cosine | normalised, with its norm; a zero vector is rejected |
+//! | `Cosine` (default) | cosine | normalised, with its norm; a norm below 1.2e-38 is rejected |
 //! | `L2` | negated squared Euclidean distance | as given |
 //! | `Dot` | dot product | as given |
 //!
 //! # Writes and snapshots
 //! One writer applies writes in the order in which they were queued. A write that returned is **accepted**: every later
-//! search sees it, unless a sync fails meanwhile (see [failure](super::failure)). A search runs on an immutable snapshot and is never blocked by a write.
+//! search sees it, unless a sync fails meanwhile (see [failure](super::failure)). A search runs on an
+//! immutable snapshot and is never blocked by a write.
 //! [`Shardex::snapshot`](crate::Shardex::snapshot) returns the snapshot itself, for searches that must agree with each
 //! other.
 //!

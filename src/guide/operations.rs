@@ -8,7 +8,8 @@
 //!
 //! # Checks
 //! [`Shardex::check`](crate::Shardex::check) compares the parts of an index with each other. `Quick` compares counts and
-//! LSNs in memory. `Full` reads every byte in use: metadata and the WAL while other calls wait, then vectors and codes
+//! LSNs in memory. `Full` reads every byte in use: metadata, the WAL, and what only the older root names while other
+//! calls wait, then vectors and codes
 //! beside running writes. Each flush runs a `Quick` check of the shards that changed, or a
 //! `Full` check of the index if [`flush_check`](crate::OpenOptions::flush_check) is `Full`.
 //!

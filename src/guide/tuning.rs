@@ -7,11 +7,12 @@
 //!
 //! *Cells* make searches fast. Without cells a search for a target recall is exhaustive: it compares every vector. The
 //! index builds cells in the background once it holds 4,096 postings in more than 8 dimensions, if they make searches
-//! cheaper, and again when much has changed. The first write after an open may start a build, an open alone does not,
-//! unless the cells are damaged or unfinished. After a large load [`optimize`](crate::Shardex::optimize) builds them at
+//! cheaper, and again when much has changed. After a clean close the first write may start a build; the open alone
+//! does so only if cells are damaged or unfinished. After a large load [`optimize`](crate::Shardex::optimize) builds them at
 //! once.
 //!
-//! For many queries at once use [`search_many`](crate::Shardex::search_many), which runs on all cores, and
+//! For many queries at once use [`search_many`](crate::Shardex::search_many), which runs on all cores and answers several
+//! queries per task, and
 //! [`search_in_place`](crate::Shardex::search_in_place), which copies no vector. The first search that reads a part of
 //! the file verifies its checksum. [`IndexSnapshot::warm`](crate::IndexSnapshot::warm) does that ahead of time.
 //!

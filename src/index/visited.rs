@@ -1,73 +1,51 @@
 //! Visited set of a search: postings whose distance was computed. A posting has up to two codes, and its distance is
 //! computed once.
 
-/// Hash set of posting numbers with open addressing. `u32::MAX` marks a free slot of the table.
-pub(super) struct VisitedSet {
-    slots: Vec<u32>,
-    count: usize,
-}
+use std::{
+    collections::HashSet,
+    hash::{BuildHasherDefault, Hasher},
+};
 
-/// Initial number of slots. A usual search visits a tenth as many postings.
-const INITIAL_SLOTS: usize = 512;
+/// Set of posting numbers, without iteration, so that the order of hashes affects no result.
+#[derive(Default)]
+pub(super) struct VisitedSet(HashSet<u32, BuildHasherDefault<Multiplicative>>);
 
-/// Growth of the table when half of its slots are in use.
-const GROWTH: usize = 4;
-
-impl Default for VisitedSet {
-    fn default() -> Self {
-        Self { slots: vec![u32::MAX; INITIAL_SLOTS], count: 0 }
-    }
-}
+/// Capacity that the set keeps between searches. A usual search visits a tenth as many postings.
+const KEPT: usize = 512;
 
 impl VisitedSet {
-    /// Removes all numbers and shrinks the table to its initial size.
+    /// Removes all numbers.
     pub(super) fn clear(&mut self) {
-        self.slots.truncate(INITIAL_SLOTS);
-        self.slots.fill(u32::MAX);
-        self.count = 0;
+        self.0.clear();
+        self.0.shrink_to(KEPT);
     }
 
     /// Reports whether the set contains `number`.
     pub(super) fn contains(&self, number: u32) -> bool {
-        let mask = self.slots.len() - 1;
-        let mut at = Self::home(number) & mask;
-        loop {
-            match self.slots[at] {
-                visited if visited == number => return true,
-                u32::MAX => return false,
-                _ => at = (at + 1) & mask,
-            }
-        }
+        self.0.contains(&number)
     }
 
-    /// Computes the hash of a number. Masked to the table's size, it is the slot where probing starts.
-    fn home(number: u32) -> usize {
-        (number.wrapping_mul(0x9E37_79B1) >> 7) as usize
-    }
-
-    /// Inserts `number` and reports whether it is new. `number` must not be `u32::MAX`, which no posting has.
+    /// Inserts `number` and reports whether it is new.
     pub(super) fn insert(&mut self, number: u32) -> bool {
-        if self.count * 2 >= self.slots.len() {
-            let wider = vec![u32::MAX; self.slots.len() * GROWTH];
-            let old = std::mem::replace(&mut self.slots, wider);
-            self.count = 0;
-            for number in old.into_iter().filter(|&number| number != u32::MAX) {
-                self.insert(number);
-            }
-        }
-        let mask = self.slots.len() - 1;
-        let mut at = Self::home(number) & mask;
-        loop {
-            if self.slots[at] == number {
-                return false;
-            }
-            if self.slots[at] == u32::MAX {
-                self.slots[at] = number;
-                self.count += 1;
-                return true;
-            }
-            at = (at + 1) & mask;
-        }
+        self.0.insert(number)
+    }
+}
+
+/// Hasher of one number: its product with 2^64 divided by the golden ratio. The numbers are not chosen by an adversary.
+#[derive(Default)]
+struct Multiplicative(u64);
+
+impl Hasher for Multiplicative {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }
 

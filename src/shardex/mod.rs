@@ -90,12 +90,12 @@ impl<S: Storage> std::fmt::Debug for Shardex<S> {
 impl Shardex {
     /// Creates an index in `config.directory_path`, or opens an existing index that has the same configuration.
     ///
-    /// The directory may be missing, but its parent must exist. A directory with other files is refused. After a crash
+    /// The directory may be missing, but its parent must exist. Without an index in it, it must be empty. After a crash
     /// during `create`, the directory contains an index, or files that a second `create` removes.
     ///
     /// # Errors
     /// Returns `Config` if a field is out of range, `ConfigMismatch` if the index has a different configuration, and
-    /// `AlreadyExists` if the directory contains other files. Otherwise returns the errors of [`open`](Self::open), and
+    /// `AlreadyExists` if the directory contains other files and no index. Otherwise returns the errors of [`open`](Self::open), and
     /// `OutOfSpace` if the disk is full.
     pub async fn create(config: ShardexConfig) -> Result<Self> {
         let (storage, options) = (MmapStorage::new(config.directory_path.clone()), config.options.clone());
@@ -217,7 +217,8 @@ impl<S: Storage> Shardex<S> {
     /// On `Ok` searches see the batch. It is durable at the next commit, or on return under `Durability::Immediate`.
     ///
     /// Cost: one distance per shard and posting, a copy into the WAL's buffer, a copy into the shard, and occasionally
-    /// a split. Above 1,024 shards a posting is compared only with the shards near the nearest pivots.
+    /// a split. Above 1,024 shards a posting is compared only with the shards near the nearest pivots. The first write
+    /// after an open, and one that finds the WAL full, flush first.
     ///
     /// # Errors
     /// Returns `InvalidDimension`, `InvalidVector` or `InvalidPosting` with the index of the first bad posting. Returns
@@ -226,7 +227,7 @@ impl<S: Storage> Shardex<S> {
     /// batch accepted.
     ///
     /// Returns `Undurable` if background commits or flushes fail and more is undurable than the options allow. Nothing
-    /// has changed then, and writes are accepted again once a commit succeeds. Returns `Inconsistent` if the write had to
+    /// has changed then, and writes are accepted again once a commit or flush succeeds. Returns `Inconsistent` if the write had to
     /// flush first and the flush's check failed, `ReadOnly` if the open found no space to recover, `Poisoned` if a sync
     /// has failed, and `Closed` if the handle is closed.
     pub async fn add_postings(&self, postings: Vec<Posting>) -> Result<()> {
@@ -263,8 +264,9 @@ impl<S: Storage> Shardex<S> {
     ///
     /// Cost: one sync of the WAL, shared by all waiting callers, or none if everything is durable. It also waits for
     /// work that the writer does between two requests: a write, the stores, the check and the WAL sync of a flush, a
-    /// quick check, and the first part of a full check. It doesn't wait for the data and root syncs of a flush, for the
-    /// rest of a full check, or for a cell build.
+    /// quick check, and the first part of a full check. It doesn't wait for the data and root syncs of a flush (unless
+    /// a write runs that flush itself, see [`add_postings`](Self::add_postings)), for the rest of a full check, or for a
+    /// cell build.
     ///
     /// # Errors
     /// Returns `ReadOnly` if the open found no space to recover. Returns `OutOfSpace` or `Io` if a store fails. Accepted writes stay accepted: call again, or leave it to the
@@ -320,8 +322,8 @@ impl<S: Storage> Shardex<S> {
     /// Checks the index for contradictions.
     ///
     /// `Quick` compares counts and LSNs in memory. `Full` reads every byte in use, and compares WAL, roots, directory,
-    /// shards, cells and free space. Unless durability is `Manual` it commits first. It reads metadata and WAL while other calls wait, then vectors and
-    /// codes on a thread of its own, while writes and flushes continue, and keeps all keys in memory. One runs at a time.
+    /// shards, cells and free space. Unless durability is `Manual` it commits first. It reads metadata, the WAL, and what only the older root names
+    /// while other calls wait, then vectors and codes on a thread of its own, while writes and flushes continue, and keeps all keys in memory. One runs at a time.
     ///
     /// # Errors
     /// Returns `Io` if the disk can't be read, `Poisoned` if the writer has ended unexpectedly, and `Closed` if the index is

@@ -11,6 +11,7 @@ use crate::{
     posting::{SearchOptions, SearchResponse, SearchResult},
     shard::DataFile,
     storage::{MmapStorage, Storage},
+    tuning,
 };
 
 /// Immutable view of an index after some write. All its searches see the same postings. Later writes don't change it.
@@ -108,8 +109,8 @@ impl<S: Storage> IndexSnapshot<S> {
 
     /// Runs one search per query, on all cores, and copies the results.
     ///
-    /// The answers are in the order of the queries, and equal to those of [`search_with`](Self::search_with). It blocks
-    /// the calling thread until all answers are computed.
+    /// The answers are in the order of the queries, and equal to those of [`search_with`](Self::search_with). Each search
+    /// runs on one core. It blocks the calling thread until all answers are computed.
     ///
     /// # Errors
     /// Returns the errors of [`search_in_place`](Self::search_in_place) for the first query that fails. `index` is its
@@ -144,10 +145,10 @@ impl<S: Storage> IndexSnapshot<S> {
     ) -> Result<Vec<T>> {
         batch::search_options(options)?;
         // Queries that are near each other scan the same cells and read the same vectors, while these are in the CPU's
-        // caches.
-        const TOGETHER: usize = 16;
+        // caches. A few queries are spread over as many tasks, so that they use all cores.
+        let (most, tasks) = tuning::SEARCH_TASK;
         let order = index::in_group_order(&self.snapshot, self.data.geometry(), queries);
-        let chunks: Vec<&[usize]> = order.chunks(TOGETHER).collect();
+        let chunks: Vec<&[usize]> = order.chunks((queries.len() / tasks).clamp(1, most)).collect();
         let answers = self.executor.map(chunks.len(), |chunk| {
             let find = |&i: &usize| (i, self.find(&Inline, i, queries[i].as_ref(), options).map(&answer));
             chunks[chunk].iter().map(find).collect::<Vec<_>>()
