@@ -160,6 +160,38 @@ impl<S: Storage> Shardex<S> {
         block_on(self.inner.remove_document_range(documents))
     }
 
+    /// Returns all postings of a document. See [`get`](crate::Shardex::get).
+    ///
+    /// # Errors
+    /// Returns those of [`get`](crate::Shardex::get).
+    pub fn get(&self, document: DocumentId) -> Result<Vec<Posting>> {
+        block_on(self.inner.get(document))
+    }
+
+    /// Returns the posting with a key. See [`get_posting`](crate::Shardex::get_posting).
+    ///
+    /// # Errors
+    /// Returns those of [`get`](crate::Shardex::get).
+    pub fn get_posting(&self, document: DocumentId, start: u32, length: u32) -> Result<Option<Posting>> {
+        block_on(self.inner.get_posting(document, start, length))
+    }
+
+    /// Reports whether a document has a posting. See [`contains`](crate::Shardex::contains).
+    ///
+    /// # Errors
+    /// Returns those of [`get`](crate::Shardex::get).
+    pub fn contains(&self, document: DocumentId) -> Result<bool> {
+        block_on(self.inner.contains(document))
+    }
+
+    /// Returns the number of postings of a document. See [`count`](crate::Shardex::count).
+    ///
+    /// # Errors
+    /// Returns those of [`get`](crate::Shardex::get).
+    pub fn count(&self, document: DocumentId) -> Result<u64> {
+        block_on(self.inner.count(document))
+    }
+
     /// Makes everything accepted before durable. See [`commit`](crate::Shardex::commit).
     ///
     /// # Errors

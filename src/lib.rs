@@ -94,9 +94,9 @@ pub use engine::{
 pub use engine::{Engine, FlushStep};
 pub use error::{LockHolder, Result, ShardexError};
 pub use id::{DocumentId, Generation, Lsn, ShardId};
-pub use index::{Hit, Hits};
+pub use index::{Hit, Hits, PostingKey, ScanPosition};
 pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult, StopReason};
-pub use shardex::{IndexSnapshot, Shardex};
+pub use shardex::{IndexSnapshot, PostingScan, Shardex};
 
 /// The program in the README compiles.
 #[cfg(doctest)]

@@ -19,6 +19,7 @@
 //! index.add_postings(vec![part(0, [1.0, 0.0]), part(10, [0.0, 1.0])])?;
 //! index.add_postings(vec![part(10, [0.6, 0.8])])?; // replaces the second part
 //! assert_eq!(index.stats()?.total_postings, 2);
+//! assert_eq!(index.get(DocumentId(1))?[1].vector, [0.6, 0.8]); // read back as added, up to rounding under cosine
 //! assert_eq!(index.remove_documents(vec![DocumentId(1)])?, 2);
 //! # Ok::<(), shardex::ShardexError>(())
 //! ```

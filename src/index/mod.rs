@@ -9,6 +9,7 @@ mod calibration;
 mod cell_queue;
 mod cell_search;
 mod hits;
+mod lookup;
 mod out_of_distribution;
 mod pivots;
 mod quantile;
@@ -25,6 +26,7 @@ mod visited;
 
 pub use calibration::{CellsUnderTest, calibrate};
 pub use hits::{Hit, Hits};
+pub use lookup::{PostingKey, ScanPosition, StoredSlot, documents, find, page_by_key, posting_at, scan_next};
 pub use routing::RoutingTable;
 pub use search::{SearchScope, in_group_order, search, search_on, warm};
 pub use snapshot::{CHUNK_SHARDS, Chunk, NewCodes, Snapshot, SnapshotSource};

@@ -11,6 +11,7 @@ mod failures;
 mod flushes;
 mod jobs;
 mod queue;
+mod reading;
 mod running;
 mod snapshot;
 mod tasks;
@@ -43,19 +44,17 @@ use crate::{
 };
 
 use queue::{Command, Queue, Reply};
-pub use snapshot::IndexSnapshot;
 use tasks::{StopCause, Syncer, spawn_writer};
 use view::{Shared, View, stopped_by};
 use writer::Writer;
+pub use {reading::PostingScan, snapshot::IndexSnapshot};
 
 /// Handle of an open index. Clones share the index. Dropping the last clone stops the writer and releases the lock.
 ///
 /// All methods may be called from any task at any time. Searches never wait for writes. A write waits for a running flush
 /// once much WAL has accumulated (see [`flush_wal_bytes`](OpenOptions::flush_wal_bytes)). The first write after a clean
 /// open flushes. A call whose future is dropped before it is queued has no effect. After that it is carried out
-/// completely, and its result is dropped.
-///
-/// A background commit or flush that fails for any reason but a sync is retried. [`stats`](Self::stats) shows the error.
+/// completely, and its result is dropped. A background commit or flush that fails for any reason but a sync is retried. [`stats`](Self::stats) shows the error.
 /// Writes are accepted within [`max_undurable_ms`](OpenOptions::max_undurable_ms) and `max_undurable_bytes`.
 ///
 /// Dropping the last handle without [`close`](Self::close) tries a last commit, unless durability is `Manual`, and

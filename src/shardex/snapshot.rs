@@ -21,8 +21,8 @@ use crate::{
 /// readable after the index is closed, and it keeps the index locked. Until it is dropped, an open returns
 /// [`Locked`](crate::ShardexError::Locked).
 pub struct IndexSnapshot<S: Storage = MmapStorage> {
-    snapshot: Arc<Snapshot<Lent<S>>>,
-    data: Arc<DataFile<S::File>>,
+    pub(super) snapshot: Arc<Snapshot<Lent<S>>>,
+    pub(super) data: Arc<DataFile<S::File>>,
     executor: Arc<dyn Executor>,
     /// Target recall of searches that set neither `recall` nor `slop`.
     default_recall: f32,

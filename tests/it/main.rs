@@ -21,6 +21,7 @@ mod kill;
 mod layering;
 mod model;
 mod monitor;
+mod reading;
 mod recall;
 mod reclaim;
 mod regressions;
