@@ -237,7 +237,7 @@ pub enum CellPolicy {
     /// dimensions, and data for which estimates don't separate near postings from others.
     WherePays,
     /// `optimize` builds cells also where they don't pay, even for a handful of postings. Automatic builds require
-    /// [`LEAST_FOR_CELLS`](crate::tuning::LEAST_FOR_CELLS) live postings. For simulations and tests of cells.
+    /// 4,096 live postings. For simulations and tests of cells.
     Always,
 }
 
