@@ -196,8 +196,9 @@ impl<F: StorageFile> Pass<'_, F> {
     /// Assigns each posting to the nearest cell, and moves each centroid to the mean of its postings that are not held
     /// out.
     ///
-    /// If `assignments` is empty, [`CentroidGroups::nearest`] finds the cell. Otherwise a posting is compared only with the
-    /// neighbours of its cell in `assignments`. The new cells of the live postings replace `assignments`, shard by shard.
+    /// If `assignments` is empty, [`CentroidGroups::nearest`] finds the cell. Otherwise a posting is compared only with
+    /// the neighbours of its cell in `assignments`. The new cells of the live postings replace `assignments`, shard by
+    /// shard.
     fn refine(
         &self,
         centroids: &mut Centroids,

@@ -1,8 +1,8 @@
 //! The consistency check: compares WAL, shards, directory, free-space map and sums with each other.
 //!
 //! *Quick* compares counts and LSNs in memory, and checks that sums are finite. A flush that checks at this level covers
-//! the changed shards only. *Full* reads every byte in use by copying, and recomputes everything derived. Findings are returned as
-//! values.
+//! the changed shards only. *Full* reads every byte in use by copying, and recomputes everything derived. Findings are
+//! returned as values.
 
 use std::sync::Arc;
 
