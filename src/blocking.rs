@@ -7,7 +7,7 @@
 //! # let path = dir.path().join("index");
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(3))?;
 //! let vector = vec![0.1, 0.2, 0.3];
-//! index.add_postings(vec![Posting { document_id: DocumentId(7), start: 0, length: 42, vector }])?;
+//! index.add_postings(vec![Posting { document_id: DocumentId(7), start: 0, length: 42, vector, tags: 0 }])?;
 //! index.commit()?; // durable from here on
 //! assert_eq!(index.search(&[0.1, 0.2, 0.25], 10, None)?[0].document_id, DocumentId(7));
 //! index.close()?;
@@ -27,6 +27,7 @@ use std::{
 };
 
 use crate::{
+    batch::{WriteBatch, Written},
     config::{CheckLevel, OpenOptions, ShardexConfig},
     engine::{
         ConsistencyReport,
@@ -36,7 +37,7 @@ use crate::{
     error::Result,
     id::DocumentId,
     index::Hits,
-    posting::{Posting, SearchOptions, SearchResponse, SearchResult},
+    posting::{Posting, PostingKey, SearchOptions, SearchResponse, SearchResult},
     shardex::{IndexSnapshot, Shardex as AsyncShardex},
     storage::{MmapStorage, Storage},
 };
@@ -134,6 +135,38 @@ impl Shardex {
 }
 
 impl<S: Storage> Shardex<S> {
+    /// Carries out a batch of operations, all or none. See [`write`](crate::Shardex::write).
+    ///
+    /// # Errors
+    /// Returns those of [`write`](crate::Shardex::write).
+    pub fn write(&self, batch: WriteBatch) -> Result<Written> {
+        block_on(self.inner.write(batch))
+    }
+
+    /// Returns the cursor after the last accepted batch. See [`cursor`](crate::Shardex::cursor).
+    ///
+    /// # Errors
+    /// Returns those of [`cursor`](crate::Shardex::cursor).
+    pub fn cursor(&self) -> Result<Vec<u8>> {
+        block_on(self.inner.cursor())
+    }
+
+    /// Returns the cursor that no crash can undo. See [`durable_cursor`](crate::Shardex::durable_cursor).
+    ///
+    /// # Errors
+    /// Returns those of [`cursor`](crate::Shardex::cursor).
+    pub fn durable_cursor(&self) -> Result<Vec<u8>> {
+        block_on(self.inner.durable_cursor())
+    }
+
+    /// Returns the payload of a document. See [`payload`](crate::Shardex::payload).
+    ///
+    /// # Errors
+    /// Returns those of [`payload`](crate::Shardex::payload).
+    pub fn payload(&self, document: DocumentId) -> Result<Option<Vec<u8>>> {
+        block_on(self.inner.payload(document))
+    }
+
     /// Adds postings, all or none. See [`add_postings`](crate::Shardex::add_postings).
     ///
     /// # Errors
@@ -172,8 +205,8 @@ impl<S: Storage> Shardex<S> {
     ///
     /// # Errors
     /// Returns those of [`get`](crate::Shardex::get).
-    pub fn get_posting(&self, document: DocumentId, start: u32, length: u32) -> Result<Option<Posting>> {
-        block_on(self.inner.get_posting(document, start, length))
+    pub fn get_posting(&self, key: PostingKey) -> Result<Option<Posting>> {
+        block_on(self.inner.get_posting(key))
     }
 
     /// Reports whether a document has a posting. See [`contains`](crate::Shardex::contains).

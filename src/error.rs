@@ -76,6 +76,35 @@ pub enum ShardexError {
         reason: String,
     },
 
+    /// An operation of a batch is out of range.
+    ///
+    /// Nothing has changed. To recover, correct the operation at this position.
+    #[error("operation {index} is refused: {reason}: correct it")]
+    InvalidOperation {
+        /// Position of the operation in the batch.
+        index: usize,
+        /// Reason of the refusal.
+        reason: String,
+    },
+
+    /// The cursor does not have the value that a batch expects: another ingester has set it, or an earlier batch of this
+    /// one was accepted already.
+    ///
+    /// Nothing has changed. To recover, read [`cursor`](crate::Shardex::cursor) and continue from there.
+    #[error(
+        "operation {index} expects the cursor \"{}\", and it is \"{}\": continue from there",
+        expected.escape_ascii(),
+        found.escape_ascii()
+    )]
+    CursorMismatch {
+        /// Position of the operation in the batch.
+        index: usize,
+        /// Value that the batch expects.
+        expected: Vec<u8>,
+        /// Value of the cursor.
+        found: Vec<u8>,
+    },
+
     /// An argument of a call is out of range.
     ///
     /// Nothing has changed. To recover, correct the argument.
@@ -164,13 +193,14 @@ pub enum ShardexError {
     /// The index has a format version that this build does not read.
     ///
     /// To recover, use a build that reads that version.
-    #[error("{} has format version {found}, and this build reads version {supported}: use a build that reads {found}", file.display())]
+    #[error("{} has format version {found}, and this build reads versions up to {supported}: use a build that reads {found}", file.display())]
     UnsupportedVersion {
         /// File with the version number.
         file: PathBuf,
-        /// Version in the file.
+        /// Version in the file. For a WAL record of an unknown kind it is the version after the one that this build
+        /// reads, because a later build wrote the record.
         found: u32,
-        /// Version that this build reads.
+        /// Newest version that this build reads.
         supported: u32,
     },
 

@@ -149,6 +149,22 @@ marks! {
     RootStoredAgain,
     /// a flush found the WAL synced by a commit
     WalSyncedMeanwhile,
+    /// payloads of a sparse block were moved
+    PayloadsMoved,
+    /// the last payload of a block was removed
+    BlockFreed,
+    /// a payload was stored in several runs
+    PayloadInRuns,
+    /// a bucket of payloads was added
+    BucketAdded,
+    /// a bucket of payloads was removed
+    BucketRemoved,
+    /// a page of tags was stored
+    TagsStored,
+    /// a page of tags was named again by a later state
+    TagsKept,
+    /// an index was upgraded
+    Upgraded,
     /// an allocation was freed
     PlaceFreed,
     /// an allocation waited for a root that names it

@@ -13,7 +13,7 @@
 //! let config = ShardexConfig::new(&path).vector_size(3).metric(Metric::Cosine);
 //! let index = Shardex::create(config).await?;
 //! let vector = vec![0.1, 0.2, 0.3];
-//! index.add_postings(vec![Posting { document_id: DocumentId(7), start: 0, length: 42, vector }]).await?;
+//! index.add_postings(vec![Posting { document_id: DocumentId(7), start: 0, length: 42, vector, tags: 0 }]).await?;
 //! index.commit().await?; // durable from here on
 //! let nearest = index.search(&[0.1, 0.2, 0.25], 10, None).await?;
 //! assert_eq!(nearest[0].document_id, DocumentId(7));
@@ -39,13 +39,14 @@
 //! engine              batches, flush, recovery, check
 //! index               snapshots, routing, search
 //! cells
+//! payload
 //! wal      shard      (neither depends on the other)
 //! space
 //! format              bytes ⇄ checked values
 //! codes    distance   one-bit codes, kernels
 //! lease               read access to bytes of the data file
 //! storage             the contract, the mmap backend
-//! config posting error id limits tuning env runtime failpoint
+//! batch config posting error id limits tuning env runtime failpoint
 //! ```
 
 #![cfg_attr(
@@ -73,7 +74,7 @@ macro_rules! internal {
     };
 }
 
-internal! { cells codes distance engine error failpoint format index lease shard space storage tuning wal }
+internal! { batch cells codes distance engine error failpoint format index lease payload shard space storage tuning wal }
 pub mod blocking;
 mod config;
 pub mod env;
@@ -85,6 +86,7 @@ mod posting;
 pub mod runtime;
 mod shardex;
 
+pub use batch::{WriteBatch, Written};
 pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};
 pub use engine::{
     Component, ConsistencyReport, Finding,
@@ -94,8 +96,8 @@ pub use engine::{
 pub use engine::{Engine, FlushStep};
 pub use error::{LockHolder, Result, ShardexError};
 pub use id::{DocumentId, Generation, Lsn, ShardId};
-pub use index::{Hit, Hits, PostingKey, ScanPosition};
-pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult, StopReason};
+pub use index::{Hit, Hits, ScanPosition};
+pub use posting::{Posting, PostingKey, SearchOptions, SearchResponse, SearchResult, StopReason};
 pub use shardex::{IndexSnapshot, PostingScan, Shardex};
 
 /// The program in the README compiles.

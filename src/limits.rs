@@ -1,7 +1,8 @@
 //! Limits of the API: the largest values that an index accepts.
 
-/// Version of the on-disk format that this build reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the on-disk format that this build writes. It also reads version 1, and the first write to an index of
+/// version 1 upgrades it.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Largest dimension of a vector.
 pub const MAX_DIMENSION: usize = 65_536;
@@ -18,5 +19,11 @@ pub const MAX_K: usize = 1_000_000;
 /// 2^126. So no distance between two stored vectors is infinite or NaN.
 pub const MAX_NORM: f64 = 4_611_686_018_427_387_904.0;
 
-/// Largest encoded batch of adds or removals, in bytes of WAL payload.
+/// Largest payload of a document in bytes: 16 MiB.
+pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
+
+/// Largest cursor in bytes: 64 KiB.
+pub const MAX_CURSOR_BYTES: usize = 64 << 10;
+
+/// Largest encoded batch, in bytes of WAL payload.
 pub const MAX_BATCH_BYTES: u64 = 1 << 30;

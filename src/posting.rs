@@ -16,6 +16,55 @@ pub struct Posting {
     pub length: u32,
     /// Vector: one finite number per dimension of the index.
     pub vector: Vec<f32>,
+    /// Tags: 64 bits whose meaning is the application's, such as a tenant, a kind, a class of access. 0 by default.
+    pub tags: u64,
+}
+
+impl Posting {
+    /// Creates a posting without tags.
+    #[must_use]
+    pub fn new(key: PostingKey, vector: Vec<f32>) -> Self {
+        let PostingKey { document_id, start, length } = key;
+        Self { document_id, start, length, vector, tags: 0 }
+    }
+
+    /// Sets the tags.
+    #[must_use]
+    pub fn tagged(mut self, tags: u64) -> Self {
+        self.tags = tags;
+        self
+    }
+
+    /// Returns the key of the posting.
+    #[must_use]
+    pub fn key(&self) -> PostingKey {
+        PostingKey { document_id: self.document_id, start: self.start, length: self.length }
+    }
+}
+
+/// Key of a posting. Keys order by document id, then start, then length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PostingKey {
+    /// Id of the document.
+    pub document_id: DocumentId,
+    /// Start of the part.
+    pub start: u32,
+    /// Length of the part.
+    pub length: u32,
+}
+
+impl PostingKey {
+    /// Creates a key.
+    #[must_use]
+    pub fn new(document_id: impl Into<DocumentId>, start: u32, length: u32) -> Self {
+        Self { document_id: document_id.into(), start, length }
+    }
+}
+
+impl std::fmt::Display for PostingKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.document_id, self.start, self.length)
+    }
 }
 
 /// Posting found by a search, with its score.
@@ -32,6 +81,8 @@ pub struct SearchResult {
     pub vector: Vec<f32>,
     /// Similarity score, higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
     pub similarity_score: f32,
+    /// Tags of the posting.
+    pub tags: u64,
 }
 
 /// Options of a search.

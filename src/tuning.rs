@@ -5,6 +5,14 @@
 /// Slots per extent, the unit of space of a shard. A smaller shard capacity reduces it to the next power of two.
 pub const EXTENT_SLOTS: usize = 64;
 
+/// Largest block of payloads in pages. Chosen, not measured: a block is the unit in which space of payloads is moved and
+/// freed.
+pub const BLOCK_PAGES: u32 = 64;
+
+/// A block of payloads is moved if less than one part in this number of its used bytes is live. So moves store at most
+/// as many bytes as removals have freed.
+pub const SPARSE_SHARE: u32 = 2;
+
 /// Alignment in bytes of each vector's first byte within the file.
 pub const EXTENT_ALIGN: usize = 64;
 

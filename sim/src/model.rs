@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,8 +14,10 @@ use std::{
 };
 
 use shardex::{
-    CheckLevel, DocumentId, Engine, Lsn, Metric, Posting,
+    CheckLevel, DocumentId, Engine, Lsn, Metric, Posting, PostingKey, WriteBatch,
+    batch::Operation,
     engine::batch,
+    format::bucket::PayloadOwner,
     index::{self, SearchScope},
     storage::Storage,
 };
@@ -26,13 +29,60 @@ pub enum Batch {
     Add(Vec<Posting>),
     /// Removed documents.
     Remove(Vec<DocumentId>),
+    /// Operations of all kinds.
+    Write(WriteBatch),
 }
 
 /// Key of a posting: document id, start, length.
 pub type Key = (u128, u32, u32);
 
-/// Content of an index: vectors by key.
-pub type State = BTreeMap<Key, Vec<f32>>;
+/// Content of an index: vectors by key, and everything else.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// Vectors by key.
+    pub vectors: BTreeMap<Key, Vec<f32>>,
+    /// Tags of the postings that have some.
+    pub tags: BTreeMap<Key, u64>,
+    /// Payloads by document.
+    pub payloads: BTreeMap<u128, Vec<u8>>,
+    /// Cursor of the application.
+    pub cursor: Vec<u8>,
+}
+
+impl State {
+    /// Creates the content of an empty index.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn insert(&mut self, posting: &Posting) {
+        let key = (posting.document_id.0, posting.start, posting.length);
+        self.vectors.insert(key, posting.vector.clone());
+        self.set_tags(key, posting.tags);
+    }
+
+    fn set_tags(&mut self, key: Key, tags: u64) {
+        self.tags.remove(&key);
+        if tags != 0 && self.vectors.contains_key(&key) {
+            self.tags.insert(key, tags);
+        }
+    }
+
+    fn remove_document(&mut self, document: DocumentId) {
+        self.vectors.retain(|key, _| key.0 != document.0);
+        self.tags.retain(|key, _| key.0 != document.0);
+        self.payloads.remove(&document.0);
+    }
+}
+
+impl Deref for State {
+    type Target = BTreeMap<Key, Vec<f32>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.vectors
+    }
+}
 
 /// Progress of an index, readable by an observer of its storage while a call runs. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -179,12 +229,34 @@ impl Model {
 
 fn apply(state: &mut State, batch: &Batch) {
     match batch {
-        Batch::Add(postings) => {
-            for posting in postings {
-                state.insert((posting.document_id.0, posting.start, posting.length), posting.vector.clone());
-            }
+        Batch::Add(postings) => postings.iter().for_each(|posting| state.insert(posting)),
+        Batch::Remove(documents) => documents.iter().for_each(|&document| state.remove_document(document)),
+        Batch::Write(batch) => batch.operations().iter().for_each(|operation| carry_out(state, operation)),
+    }
+}
+
+/// Carries out one operation. It acts on what the ones before it leave.
+fn carry_out(state: &mut State, operation: &Operation) {
+    let raw = |key: &PostingKey| (key.document_id.0, key.start, key.length);
+    match operation {
+        Operation::Add(posting) => state.insert(posting),
+        Operation::ReplaceDocument(document, postings) => {
+            state.remove_document(*document);
+            postings.iter().for_each(|posting| state.insert(posting));
         }
-        Batch::Remove(documents) => state.retain(|key, _| !documents.contains(&DocumentId(key.0))),
+        Operation::RemoveDocument(document) => state.remove_document(*document),
+        Operation::RemovePosting(key) => {
+            state.vectors.remove(&raw(key));
+            state.tags.remove(&raw(key));
+        }
+        Operation::SetTags(key, tags) => state.set_tags(raw(key), *tags),
+        Operation::SetPayload(document, payload) => {
+            state.payloads.insert(document.0, payload.clone());
+        }
+        Operation::RemovePayload(document) => {
+            state.payloads.remove(&document.0);
+        }
+        Operation::SetCursor { cursor, .. } => state.cursor.clone_from(cursor),
     }
 }
 
@@ -201,7 +273,19 @@ pub fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
         .map_err(|e| format!("P4: {e}"))?
         .to_response();
     let results = found.results.len();
-    let state: State = found.results.into_iter().map(|r| ((r.document_id.0, r.start, r.length), r.vector)).collect();
+    let mut state = State::new();
+    for r in found.results {
+        state.insert(&Posting { document_id: r.document_id, start: r.start, length: r.length, vector: r.vector, tags: r.tags });
+    }
+    for content in snapshot.payloads.iter() {
+        let bytes = content.read(engine.data()).map_err(|e| format!("P4: {e}"))?.to_vec();
+        match content.owner() {
+            PayloadOwner::Cursor => state.cursor = bytes,
+            PayloadOwner::Document(document) => {
+                state.payloads.insert(document.0, bytes);
+            }
+        }
+    }
     if state.len() != results || results as u64 != snapshot.live {
         return Err(format!("P2: {results} results, {} keys, {} live postings", state.len(), snapshot.live));
     }
@@ -216,8 +300,9 @@ fn test_query(dimension: usize, n: usize) -> Vec<f32> {
 /// Reports whether two contents are equal. Under the cosine metric, vectors may differ by rounding.
 #[must_use]
 pub fn same(held: &State, expected: &State, metric: Metric) -> bool {
-    held.len() == expected.len()
-        && held.iter().zip(expected).all(|((a, x), (b, y))| {
+    same_but_vectors(held, expected)
+        && held.len() == expected.len()
+        && held.iter().zip(expected.iter()).all(|((a, x), (b, y))| {
             a == b
                 && match metric {
                     // The norm and the direction are stored and rounded separately.
@@ -225,6 +310,12 @@ pub fn same(held: &State, expected: &State, metric: Metric) -> bool {
                     _ => x == y,
                 }
         })
+}
+
+/// Reports whether tags, payloads and cursor of two contents are equal.
+#[must_use]
+pub fn same_but_vectors(held: &State, expected: &State) -> bool {
+    (&held.tags, &held.payloads, &held.cursor) == (&expected.tags, &expected.payloads, &expected.cursor)
 }
 
 /// Compares three exact searches with a brute-force search (P3).
@@ -277,6 +368,9 @@ fn by_cells<S: Storage>(engine: &Engine<S>, state: &State, query: &[f32]) -> Res
         };
         if !keys.insert(key) {
             return Err(format!("P3: {key:?} was found twice by cells"));
+        }
+        if result.tags != state.tags.get(&key).copied().unwrap_or(0) {
+            return Err(format!("P3: {key:?} was found by cells with tags {:x}", result.tags));
         }
         let (found, least) = (-f64::from(result.similarity_score), distance(metric, query, vector));
         if (found - least).abs() > 1e-4 * least.abs().max(1.0) {

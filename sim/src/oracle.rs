@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use shardex::{Engine, Metric, lease::PageRange, storage::Storage};
 
 use crate::{
-    fsck::{self, Files, Finding, FindingKind, Level, Part, Report, Span, What},
-    model::State,
+    fsck::{self, Contents, Files, Finding, FindingKind, Level, Part, Report, Span, What},
+    model::{State, same_but_vectors},
     storage::SimStorage,
 };
 
@@ -43,7 +43,8 @@ impl Image {
     /// Returns the finding that prevents it.
     pub fn contents(&self, report: &Report) -> Result<State, String> {
         let contents = report.contents(&self.files()).map_err(|finding| finding.to_string())?;
-        Ok(contents.into_iter().collect())
+        let Contents { vectors, tags, payloads, cursor } = contents;
+        Ok(State { vectors, tags, payloads, cursor })
     }
 }
 
@@ -95,7 +96,7 @@ fn without_damaged_cells(report: &Report) -> Report {
 pub fn is_lazily_read(finding: &Finding) -> bool {
     // A damaged vector also makes the sum of its shard's vectors wrong.
     let of_older_log = finding.part == Part::Log && finding.slot.is_some();
-    of_older_log || matches!(finding.part, Part::Extent | Part::Cells) || finding.kind == FindingKind::SumMismatch
+    of_older_log || matches!(finding.part, Part::Extent | Part::Cells | Part::Payload) || finding.kind == FindingKind::SumMismatch
 }
 
 /// Reports whether the content read from the files equals that of the model. Under the cosine metric, components may
@@ -109,5 +110,7 @@ pub fn same(held: &State, expected: &State, metric: Metric) -> bool {
         }
         _ => x == y,
     };
-    held.len() == expected.len() && held.iter().zip(expected).all(|((a, x), (b, y))| a == b && near(x, y))
+    same_but_vectors(held, expected)
+        && held.len() == expected.len()
+        && held.iter().zip(expected.iter()).all(|((a, x), (b, y))| a == b && near(x, y))
 }

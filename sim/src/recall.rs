@@ -57,6 +57,7 @@ impl<S: Storage> Kept<S> {
             start: 0,
             length: 1,
             vector: vector.clone(),
+            tags: 0,
         };
         self.engine.add(&rows.iter().map(posting).collect::<Vec<_>>())?;
         for (n, vector) in rows {

@@ -122,6 +122,28 @@ fn steps(step: &Step) -> Vec<Step> {
             });
             std::iter::once(slow.clone()).chain(plainer).collect()
         }
+        Step::RemovePostings { first, count, start } => {
+            below(count, 1).into_iter().map(|count| Step::RemovePostings { first, count, start }).collect()
+        }
+        Step::Tag { first, count, tags } => {
+            below(count, 1).into_iter().map(|count| Step::Tag { first, count, tags }).collect()
+        }
+        Step::Payload { first, count, bytes, salt } => below(count, 1)
+            .into_iter()
+            .map(|count| Step::Payload { first, count, bytes, salt })
+            .chain(below(bytes, 0).into_iter().map(|bytes| Step::Payload { first, count, bytes, salt }))
+            .collect(),
+        Step::RemovePayloads { first, count } => {
+            below(count, 1).into_iter().map(|count| Step::RemovePayloads { first, count }).collect()
+        }
+        Step::Edit { first, count, bytes, salt } => std::iter::once(Step::Payload { first, count, bytes, salt })
+            .chain(below(count, 1).into_iter().map(|count| Step::Edit { first, count, bytes, salt }))
+            .chain(below(bytes, 0).into_iter().map(|bytes| Step::Edit { first, count, bytes, salt }))
+            .collect(),
+        Step::Cursor { bytes, salt } => {
+            below(bytes, 0).into_iter().map(|bytes| Step::Cursor { bytes, salt }).collect()
+        }
+        Step::Batch { count, seed } => below(count, 1).into_iter().map(|count| Step::Batch { count, seed }).collect(),
         Step::Flush => vec![Step::Commit],
         Step::Reopen => vec![Step::Close],
         Step::OptimizeUntil { questions } => std::iter::once(Step::Optimize)
@@ -171,6 +193,7 @@ fn plainer(case: &Case) -> Vec<Case> {
     vec![
         change(&|case| case.garbage = false),
         change(&|case| case.seed = 1),
+        change(&|case| case.workload.from_version_1 = false),
         change(&|case| (case.workload.page_size, case.workload.sector_size) = (256, 64)),
         change(&|case| case.workload.config.vector_size = 3),
         change(&|case| case.workload.config.shard_size = 4),

@@ -113,7 +113,7 @@ pub(super) fn batch(rows: &[Vec<f32>], first: u128) -> Vec<Posting> {
 }
 
 pub(super) fn posting(vector: &[f32], id: u128) -> Posting {
-    Posting { document_id: DocumentId(id), start: 0, length: 1, vector: vector.to_vec() }
+    Posting { document_id: DocumentId(id), start: 0, length: 1, vector: vector.to_vec(), tags: 0 }
 }
 
 /// Opens an index whose searches run on one thread only.

@@ -60,7 +60,7 @@ pub(super) fn vector(seed: u64, n: u64) -> Vec<f32> {
 }
 
 pub(super) fn postings(seed: u64, ids: std::ops::Range<u64>) -> Vec<Posting> {
-    ids.map(|n| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(seed, n) }).collect()
+    ids.map(|n| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(seed, n), tags: 0 }).collect()
 }
 
 pub(super) fn run(output: &Output) -> Outcome {

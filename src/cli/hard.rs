@@ -153,5 +153,5 @@ impl Case {
 }
 
 fn posting(n: usize, row: &[f32]) -> Posting {
-    Posting { document_id: DocumentId(n as u128), start: 0, length: 1, vector: row.to_vec() }
+    Posting { document_id: DocumentId(n as u128), start: 0, length: 1, vector: row.to_vec(), tags: 0 }
 }

@@ -268,7 +268,7 @@ impl<'a> Load<'a> {
             let postings = vectors
                 .into_iter()
                 .zip(ids)
-                .map(|(vector, id)| Posting { document_id: DocumentId(id), start: 0, length: 1, vector })
+                .map(|(vector, id)| Posting { document_id: DocumentId(id), start: 0, length: 1, vector, tags: 0 })
                 .collect();
             self.index.add_postings(postings).await.map_err(|error| self.by_row(error))?;
             self.done += count;

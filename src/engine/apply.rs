@@ -15,25 +15,32 @@ use rand::RngExt as _;
 
 use super::{
     batch::Row,
+    payload_changes::PayloadChanges,
+    plan::Plan,
     working::{Totals, TouchedShards, Working},
 };
 use crate::{
-    env::{Clock, derived_rng},
+    env::derived_rng,
     error::Result,
     failpoint::{protects, reached},
-    id::{DocumentId, ShardId},
+    id::ShardId,
     lease::Allocation,
+    posting::PostingKey,
     shard::{DataFile, Lookup, Shard, SharedShard, StoreReason, StoredPosting, split},
     storage::StorageFile,
     tuning,
 };
 
-/// Outcome of an applied batch.
+/// Outcome of an applied batch. The counts compare the state before the batch with that after it.
 #[derive(Debug, Default)]
 pub struct Applied {
     /// Numbers of the shards that were changed, created or dissolved.
     pub changed: Vec<u32>,
-    /// Number of postings removed or replaced.
+    /// Number of added postings whose key was not stored.
+    pub added: u64,
+    /// Number of added postings that replaced a stored one.
+    pub replaced: u64,
+    /// Number of stored postings removed and not replaced.
     pub removed: u64,
 }
 
@@ -41,8 +48,9 @@ pub struct Applied {
 pub struct Context<F> {
     /// Data file that receives the bytes.
     pub data: Arc<DataFile<F>>,
-    /// Clock for the timestamps in shard ids.
-    pub clock: Arc<dyn Clock>,
+    /// Time for the ids of new shards, in milliseconds since 1970. It comes from the record, so that a replay gives the
+    /// same ids.
+    pub unix_ms: u64,
     /// Seed of the random draws.
     pub index_id: u128,
 }
@@ -61,46 +69,40 @@ pub(super) struct Apply<'a, F: StorageFile> {
     pub(super) shrunk: BTreeSet<u32>,
     pub(super) before: Totals,
     pub(super) candidates: Vec<usize>,
+    /// Payloads and cursor after the batch, if it changes them.
+    pub(super) payloads: Option<PayloadChanges<F>>,
 }
 
-/// Adds postings with distinct keys. A stored posting with the same key is replaced.
+/// Applies the plan of a batch.
 ///
 /// # Errors
 /// Returns `OutOfSpace`, `Io` or `Corruption`. The working state is then unchanged.
-pub fn add<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, rows: &[Row<'_>]) -> Result<Applied> {
+pub fn apply<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, plan: &Plan<'_>) -> Result<Applied> {
     Apply::run(work, context, |apply| {
-        let mut removed = 0;
+        let mut counts = Applied::default();
         // All removals precede all appends, so lookups find only stored postings and never staged ones.
-        for row in rows {
-            let StoredPosting { document_id, start, length, .. } = row.posting;
-            removed += apply.remove(Lookup::Key(document_id, start, length))?;
+        for &document in &plan.documents {
+            apply.remove(Lookup::Document(document), plan, &mut counts)?;
         }
-        if apply.is_bulk(rows.len()) {
-            apply.load(rows);
+        for &key in &plan.keys {
+            apply.remove(Lookup::Key(key), plan, &mut counts)?;
+        }
+        for row in &plan.rows {
+            apply.remove(Lookup::Key(row.posting.key()), plan, &mut counts)?;
+        }
+        for (&key, &tags) in &plan.tags {
+            apply.set_tags(key, tags)?;
+        }
+        counts.added = plan.rows.len() as u64 - counts.replaced;
+        if apply.is_bulk(plan.rows.len()) {
+            apply.load(&plan.rows);
         } else {
-            for row in rows {
-                apply.add_posting(row.posting, &row.vector)?;
+            for row in &plan.rows {
+                apply.add_posting(row.posting, row.tags, &row.vector)?;
             }
         }
-        Ok(removed)
-    })
-}
-
-/// Removes all postings of the given documents. Documents without postings are ignored.
-///
-/// # Errors
-/// Returns `Io` or `Corruption`. The working state is then unchanged.
-pub fn remove<F: StorageFile>(
-    work: &mut Working<F>,
-    context: &Context<F>,
-    documents: &[DocumentId],
-) -> Result<Applied> {
-    Apply::run(work, context, |apply| {
-        let mut removed = 0;
-        for &document in documents {
-            removed += apply.remove(Lookup::Document(document))?;
-        }
-        Ok(removed)
+        apply.set_payloads(plan)?;
+        Ok(counts)
     })
 }
 
@@ -108,7 +110,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     fn run(
         work: &'a mut Working<F>,
         context: &'a Context<F>,
-        steps: impl FnOnce(&mut Self) -> Result<u64>,
+        steps: impl FnOnce(&mut Self) -> Result<Applied>,
     ) -> Result<Applied> {
         let before = work.totals;
         let mut apply = Self {
@@ -121,15 +123,16 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             shrunk: BTreeSet::new(),
             before,
             candidates: Vec::new(),
+            payloads: None,
         };
-        let done = steps(&mut apply).and_then(|removed| {
+        let done = steps(&mut apply).and_then(|counts| {
             apply.free_empty();
             apply.merge_all()?;
             apply.store_all()?;
-            Ok(removed)
+            Ok(counts)
         });
         match done {
-            Ok(removed) => Ok(apply.switch_in(removed)),
+            Ok(counts) => Ok(apply.switch_in(counts)),
             Err(error) => {
                 if protects!(ErrorCheck) {
                     reached!(BatchUndone);
@@ -154,13 +157,17 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         }
     }
 
-    /// Removes the live postings that a lookup finds, and returns their number.
-    pub(super) fn remove(&mut self, lookup: Lookup) -> Result<u64> {
+    /// Calls `act` with each shard in which a lookup finds live postings, and the slots found. Returns their number.
+    fn with_found(
+        &mut self,
+        lookup: Lookup,
+        mut act: impl FnMut(&mut Self, u32, &[(usize, StoredPosting)]),
+    ) -> Result<u64> {
         let mut candidates = std::mem::take(&mut self.candidates);
         self.work.finder.candidates(lookup, &mut candidates);
         self.work.finder.counts.lookups += 1;
         let mut found = Vec::new();
-        let mut removed = 0;
+        let mut count = 0;
         for &number in &candidates {
             let data = &self.context.data;
             let Working { finder, shards, figures, .. } = &mut *self.work;
@@ -169,20 +176,39 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             if finder.find(data, number, shard, lookup, &mut found)? {
                 figures.note(number as u32);
             }
-            if found.is_empty() {
-                continue;
+            if !found.is_empty() {
+                act(self, number as u32, &found);
+                count += found.len() as u64;
             }
-            let shard = self.touch(number as u32);
-            for &(slot, _) in &found {
-                shard.remove(slot, data.geometry());
-            }
-            self.shrunk.insert(number as u32);
-            removed += found.len() as u64;
         }
         self.candidates = candidates;
+        Ok(count)
+    }
+
+    /// Removes the live postings that a lookup finds, and counts them.
+    fn remove(&mut self, lookup: Lookup, plan: &Plan<'_>, counts: &mut Applied) -> Result<()> {
+        let removed = self.with_found(lookup, |apply, number, found| {
+            let geometry = *apply.context.data.geometry();
+            let shard = apply.touch(number);
+            found.iter().for_each(|&(slot, _)| shard.remove(slot, &geometry));
+            apply.shrunk.insert(number);
+            let replaced = found.iter().filter(|(_, posting)| plan.adds(&posting.key())).count() as u64;
+            counts.replaced += replaced;
+            counts.removed += found.len() as u64 - replaced;
+        })?;
         self.work.totals.live -= removed;
         self.work.totals.removed += removed;
-        Ok(removed)
+        Ok(())
+    }
+
+    /// Sets the tags of a stored posting, if it exists.
+    fn set_tags(&mut self, key: PostingKey, tags: u64) -> Result<()> {
+        let found = self.with_found(Lookup::Key(key), |apply, number, found| {
+            let geometry = *apply.context.data.geometry();
+            let shard = apply.touch(number);
+            found.iter().for_each(|&(slot, _)| shard.set_tags(slot, tags, &geometry));
+        });
+        found.map(drop)
     }
 
     /// Reports whether the batch is loaded into new shards of its own. That takes at least `BULK_SHARDS` shards' worth
@@ -213,7 +239,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             reached!(Loaded);
             let number = self.create(split::mean(vectors.into_iter()).into());
             for &i in &part {
-                self.append(number, rows[i].posting, &rows[i].vector);
+                self.append(number, rows[i].posting, rows[i].tags, &rows[i].vector);
             }
         }
         self.work.totals.live += rows.len() as u64;
@@ -222,7 +248,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     /// Appends a posting to the shard with the nearest centroid, and splits that shard first if it is full.
     ///
     /// It may split a second shard: if a third shard, nearer to the posting than both halves, is full too.
-    fn add_posting(&mut self, posting: StoredPosting, vector: &[f32]) -> Result<()> {
+    fn add_posting(&mut self, posting: StoredPosting, tags: u64, vector: &[f32]) -> Result<()> {
         let shard_size = self.context.data.geometry().shard_size;
         let number = match self.work.routing.nearest(vector) {
             Some(number) => number,
@@ -238,19 +264,19 @@ impl<'a, F: StorageFile> Apply<'a, F> {
                 None => self.create(vector.into()),
             };
             if self.shard(number).is_none_or(|shard| shard.len() == shard_size) {
-                return self.add_posting(posting, vector);
+                return self.add_posting(posting, tags, vector);
             }
-            self.append(number, posting, vector);
+            self.append(number, posting, tags, vector);
         } else {
-            self.append(number, posting, vector);
+            self.append(number, posting, tags, vector);
         }
         self.work.totals.live += 1;
         Ok(())
     }
 
-    pub(super) fn append(&mut self, number: u32, posting: StoredPosting, vector: &[f32]) {
+    pub(super) fn append(&mut self, number: u32, posting: StoredPosting, tags: u64, vector: &[f32]) {
         let geometry = self.context.data.geometry();
-        self.touch(number).stage(posting, vector, geometry);
+        self.touch(number).stage(posting, tags, vector, geometry);
         self.work.finder.insert(number as usize, &posting);
     }
 
@@ -260,7 +286,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         self.work.numbers.set(number, true);
         let draw: u128 = derived_rng(self.context.index_id, self.work.totals.draws).random();
         self.work.totals.draws += 1;
-        let id = ShardId::from_parts(self.context.clock.unix_ms(), draw);
+        let id = ShardId::from_parts(self.context.unix_ms, draw);
         let shard = Shard::new(id, centroid, self.context.data.geometry());
         self.work.index(number, Some(&shard));
         self.touched.insert(number, Some(shard));
@@ -299,21 +325,24 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     }
 
     /// Puts the copies into the working state and retires the extents of dissolved shards.
-    fn switch_in(self, removed: u64) -> Applied {
-        let Self { work, touched, dropped, .. } = self;
+    fn switch_in(self, counts: Applied) -> Applied {
+        let Self { work, touched, dropped, payloads, .. } = self;
         let changed = touched.keys().copied().collect();
         for (number, shard) in touched {
             work.put(number, shard.map(Arc::new));
         }
         dropped.into_iter().for_each(|allocation| work.retire_extent(allocation));
-        Applied { changed, removed }
+        if let Some(payloads) = payloads {
+            payloads.switch_in(work);
+        }
+        Applied { changed, ..counts }
     }
 
-    /// Restores the working state of before the batch: drops the copies, and frees the extents that the batch
+    /// Restores the working state of before the batch: drops the copies, and frees the extents and blocks that the batch
     /// allocated.
     fn undo(self) {
-        let Self { work, touched, taken, before, dropped, .. } = self;
-        drop(dropped);
+        let Self { work, touched, taken, before, dropped, payloads, .. } = self;
+        drop((dropped, payloads));
         for (number, copy) in touched {
             drop(copy);
             let original = work.shards.get(number as usize).cloned().flatten();

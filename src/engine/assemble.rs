@@ -1,12 +1,18 @@
 //! Assembly of an engine from the files of an index, before recovery.
 
-use std::{collections::BTreeSet, ptr, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    ptr,
+    sync::Arc,
+};
 
 use super::{
     cell_store,
     core::{Counters, Engine},
-    directory::{self, Directory},
+    directory::{self, Directory, identity, in_data},
     index_files::IndexFiles,
+    load_payloads,
+    state_blocks::StateBlocks,
     roots::{self, Roots},
     working::{self, Totals, Working},
 };
@@ -15,7 +21,7 @@ use crate::{
     env::Env,
     error::{Result, ShardexError},
     failpoint::{protects, reached},
-    format::{node::BlockPointer, root::Root},
+    format::root::Root,
     index::{Snapshot, SnapshotSource},
     lease::PageRange,
     shard::{DataFile, Shard},
@@ -50,16 +56,20 @@ impl<F: StorageFile> IndexFiles<F> {
             Origin::Existing => self.fill_holes()?,
         };
         let directory = Directory::load(&self.newest, &self.data)?;
-        let work = self.working(&directory, options.shardex_segment_size)?;
+        let bucket_directory = load_payloads::bucket_directory(&self.newest, &self.data)?;
+        let mut state_blocks = StateBlocks::default();
+        let trees = DirectorySet { directory: &directory, buckets: &bucket_directory };
+        let work = self.working(&trees, &mut state_blocks, options.shardex_segment_size)?;
         let wal = self.wal_writer(&options, origin)?;
         let Self { lock, root_file, wal_file, data, newest, newest_slot, older, recovery, .. } = self;
-        let empty = Snapshot::empty(newest.checkpoint);
+        let empty = Snapshot::empty(newest.checkpoint, data.geometry());
         let numbers = 0..work.shards.len() as u32;
         let state = SnapshotSource {
             shards: &work.shards,
             cells: working::searched(&work.cells),
             lsn: newest.checkpoint,
             live: newest.live,
+            payloads: &work.payloads,
             encodes: false,
         };
         let durable = Arc::new(empty.with_changes(data.geometry(), numbers, state));
@@ -74,7 +84,12 @@ impl<F: StorageFile> IndexFiles<F> {
             wal,
             epoch_open: origin == Origin::Created,
             roots: Roots::new(root_file, newest, newest_slot, older),
+            upgrades: false,
+            stays_at_version_1: false,
             directory,
+            bucket_directory,
+            state_blocks,
+            cursors: VecDeque::new(),
             work,
             flush: None,
             published: Arc::clone(&durable),
@@ -111,9 +126,9 @@ impl<F: StorageFile> IndexFiles<F> {
 
     /// Returns the working state of the newest root, with its cells, and holds the allocations that only the older root
     /// names. An older root whose tree is damaged is dropped.
-    fn working(&mut self, directory: &Directory, step: usize) -> Result<Working<F>> {
+    fn working(&mut self, trees: &DirectorySet<'_>, named: &mut StateBlocks, step: usize) -> Result<Working<F>> {
         let Self { data, newest, older, recovery, .. } = self;
-        let mut work = load(newest, directory, data, step)?;
+        let mut work = load(newest, trees, data, named, step)?;
         match cell_store::load(newest.cells, data, &mut work, newest.index_id) {
             Ok(cells) => work.cells = cells,
             // Cells are derived from the postings, so nothing is lost. The next root names no cells.
@@ -127,7 +142,7 @@ impl<F: StorageFile> IndexFiles<F> {
         if let Some(root) = &*older
             && protects!(Ordering)
         {
-            match hold_older(&mut work, root, directory, data) {
+            match hold_older(&mut work, root, trees, named, data) {
                 Ok(with_cells) => recovery.cells_lost |= !with_cells,
                 // The newest root doesn't depend on the older one. An older root with a damaged tree is treated like an
                 // unreadable one.
@@ -170,13 +185,15 @@ pub(super) fn wal_limits(options: &OpenOptions) -> WalLimits {
     WalLimits { max_bytes: options.wal_max_bytes, target_bytes }
 }
 
-fn in_data<F: StorageFile>(data: &DataFile<F>, page: u64, what: String) -> ShardexError {
-    let offset = page.saturating_mul(data.geometry().page_size as u64);
-    ShardexError::Corruption { file: data.path(), offset, what }
-}
-
 /// Loads the working state of a root. Reads shard states only, neither vectors nor postings.
-fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, step: usize) -> Result<Working<F>> {
+fn load<F: StorageFile>(
+    root: &Root,
+    trees: &DirectorySet<'_>,
+    data: &DataFile<F>,
+    named: &mut StateBlocks,
+    step: usize,
+) -> Result<Working<F>> {
+    let directory = trees.directory;
     let geometry = data.geometry();
     // The root gives the length, not the file: pages beyond it may be in the page cache alone (R10). Growing into those
     // pages again makes the next sync cover the length.
@@ -202,7 +219,8 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         let runs: Vec<_> =
             state.extents.iter().map(|extent| (PageRange { page: extent.page, pages }, Use::Extent)).collect();
         let allocations = work.space.adopt(&runs).map_err(|(run, why)| in_data(data, run.page, why))?;
-        let shard = Shard::load(state, data, &allocations)?;
+        let tags = load_payloads::load_tags(&state, data, &mut work, named)?;
+        let shard = Shard::load(state, tags, data, &allocations)?;
         work.index(number, Some(&shard));
         work.put(number, Some(Arc::new(shard)));
     }
@@ -215,15 +233,18 @@ fn load<F: StorageFile>(root: &Root, directory: &Directory, data: &DataFile<F>, 
         let what = format!("root {} counts {expected} {of}, its directory {found}", root.generation);
         return Err(in_data(data, root.directory.page, what));
     }
+    load_payloads::load_buckets(root, trees.buckets, data, &mut work, named)?;
     let &Root { live, removed, draws, splits, merges, .. } = root;
     work.totals = Totals { live, removed, draws, splits, merges };
     work.dirty.clear();
+    work.dirty_buckets.clear();
     Ok(work)
 }
 
-/// Identity of a block pointer: page, length and checksum.
-fn identity(entry: &BlockPointer) -> (u64, u32, u32) {
-    (entry.page, entry.len, entry.crc)
+/// DirectorySet of the newest root.
+pub(super) struct DirectorySet<'a> {
+    directory: &'a Directory,
+    buckets: &'a Directory,
 }
 
 /// Holds the allocations that only the older root names. They become free when that root is no longer retained. Returns
@@ -231,13 +252,15 @@ fn identity(entry: &BlockPointer) -> (u64, u32, u32) {
 fn hold_older<F: StorageFile>(
     work: &mut Working<F>,
     older: &Root,
-    newest: &Directory,
+    trees: &DirectorySet<'_>,
+    named: &StateBlocks,
     data: &DataFile<F>,
 ) -> Result<bool> {
     let geometry = data.geometry();
-    let mut with_cells = true;
     let directory = Directory::load(older, data)?;
-    let known: BTreeSet<(u64, u32, u32)> = newest.entries().map(identity).collect();
+    let buckets = load_payloads::bucket_directory(older, data)?;
+    let of_newest = trees.directory.entries().chain(trees.buckets.entries()).chain(named.iter());
+    let known: BTreeSet<(u64, u32, u32)> = of_newest.map(identity).collect();
     let extents: BTreeSet<u64> = work
         .shards
         .iter()
@@ -246,6 +269,7 @@ fn hold_older<F: StorageFile>(
         .collect();
     let mut only: Vec<(PageRange, Use)> = directory
         .entries()
+        .chain(buckets.entries())
         .filter(|entry| !known.contains(&identity(entry)))
         .map(|entry| (directory::run_of(entry, geometry), Use::Meta))
         .collect();
@@ -260,7 +284,24 @@ fn hold_older<F: StorageFile>(
         for extent in state.extents.iter().filter(|extent| !extents.contains(&extent.page)) {
             only.push((PageRange { page: extent.page, pages: geometry.extent_pages() }, Use::Extent));
         }
+        let tags = state.tags.iter().filter(|tags| !tags.is_none() && !known.contains(&identity(tags)));
+        only.extend(tags.map(|tags| (directory::run_of(tags, geometry), Use::Meta)));
     }
+    only.extend(load_payloads::only_in_older(older, &buckets, work, named, &known, data)?);
+    let with_cells = cells_only_in_older(work, older, data, &mut only)?;
+    only.sort_unstable();
+    only.dedup();
+    work.space.adopt_for(older.generation, &only).map_err(|(run, why)| in_data(data, run.page, why))?;
+    Ok(with_cells)
+}
+
+/// Appends the page ranges of cells that only the older root names. Returns false if its cells can't be read.
+fn cells_only_in_older<F: StorageFile>(
+    work: &Working<F>,
+    older: &Root,
+    data: &DataFile<F>,
+    only: &mut Vec<(PageRange, Use)>,
+) -> Result<bool> {
     if !older.cells.is_none() && work.cells.as_ref().is_none_or(|&(_, head)| head != older.cells) {
         match cell_store::read_table(&older.cells, data) {
             Ok((_, runs)) => {
@@ -274,13 +315,10 @@ fn hold_older<F: StorageFile>(
             // Cells are derived, so the older root remains usable without them.
             Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {
                 reached!(CellsLost);
-                with_cells = false;
+                return Ok(false);
             }
             Err(error) => return Err(error),
         }
     }
-    only.sort_unstable();
-    only.dedup();
-    work.space.adopt_for(older.generation, &only).map_err(|(run, why)| in_data(data, run.page, why))?;
-    Ok(with_cells)
+    Ok(true)
 }

@@ -91,7 +91,7 @@ pub const BARRIERS: [Barrier; 8] = [
     },
     Barrier {
         name: "**B5** sync of the root's twin",
-        when: "last in a recovery, and before the first write after a clean open",
+        when: "last in a recovery, last in an upgrade, and before the first write after a clean open",
         buys: "both roots name the new epoch",
         without: "if the newest root is damaged, a recovery from the older one ignores the records of the new epoch, \
                   without an error",

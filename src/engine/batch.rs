@@ -1,7 +1,7 @@
 //! Validation of the callers' input, and its conversion to the stored form. Invalid input is rejected here and nowhere
 //! else.
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::borrow::Cow;
 
 use crate::{
     config::Metric,
@@ -61,42 +61,39 @@ pub struct Row<'a> {
     pub posting: StoredPosting,
     /// The vector in its stored form.
     pub vector: Cow<'a, [f32]>,
+    /// Tags.
+    pub tags: u64,
+    /// The posting as the caller passed it.
+    pub given: &'a Posting,
+    /// Whether a later operation of the batch has taken the addition back.
+    pub is_superseded: bool,
 }
 
-/// Validates a batch of postings. Of postings with equal keys only the last is kept, because it would replace the
-/// others.
+/// Validates the posting at position `index` of a batch.
 ///
 /// # Errors
-/// Returns `InvalidDimension`, `InvalidVector` or `InvalidPosting` with the index of the first invalid posting.
-pub fn rows<'a>(postings: &'a [Posting], geometry: &IndexParams) -> Result<Vec<Row<'a>>> {
-    let mut rows = Vec::with_capacity(postings.len());
-    for (index, posting) in postings.iter().enumerate() {
-        let refuse = |reason: String| Err(ShardexError::InvalidPosting { index, reason });
-        if posting.length == 0 {
-            return refuse("its length is 0".into());
-        }
-        if posting.start.checked_add(posting.length).is_none() {
-            return refuse(format!("start {} + length {} is over {}", posting.start, posting.length, u32::MAX));
-        }
-        let norm = norm(&posting.vector, index, geometry)?;
-        rows.push(Row {
-            posting: StoredPosting {
-                document_id: posting.document_id,
-                start: posting.start,
-                length: posting.length,
-                norm: if geometry.metric == Metric::Cosine { norm as f32 } else { 1.0 },
-            },
-            vector: stored(&posting.vector, norm, geometry.metric),
-        });
+/// Returns `InvalidDimension`, `InvalidVector` or `InvalidPosting` with the position.
+pub fn row<'a>(index: usize, posting: &'a Posting, geometry: &IndexParams) -> Result<Row<'a>> {
+    let refuse = |reason: String| Err(ShardexError::InvalidPosting { index, reason });
+    if posting.length == 0 {
+        return refuse("its length is 0".into());
     }
-    let mut seen = BTreeSet::new();
-    let mut last: Vec<bool> = rows
-        .iter()
-        .rev()
-        .map(|row| seen.insert((row.posting.document_id, row.posting.start, row.posting.length)))
-        .collect();
-    rows.retain(|_| last.pop().unwrap_or(false));
-    Ok(rows)
+    if posting.start.checked_add(posting.length).is_none() {
+        return refuse(format!("start {} + length {} is over {}", posting.start, posting.length, u32::MAX));
+    }
+    let norm = norm(&posting.vector, index, geometry)?;
+    Ok(Row {
+        posting: StoredPosting {
+            document_id: posting.document_id,
+            start: posting.start,
+            length: posting.length,
+            norm: if geometry.metric == Metric::Cosine { norm as f32 } else { 1.0 },
+        },
+        vector: stored(&posting.vector, norm, geometry.metric),
+        tags: posting.tags,
+        given: posting,
+        is_superseded: false,
+    })
 }
 
 /// Validates a query vector, and converts it to the form in which it is compared with stored vectors.

@@ -5,6 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     cell_store,
+    check_payloads::{check_buckets, check_payloads_of_roots},
+    check_tools::{mark, note, read},
     core::Engine,
     directory::{self, Directory},
     findings::{At, Component, ConsistencyReport},
@@ -13,7 +15,7 @@ use super::{
     roots::{self, RootSlot},
 };
 use crate::{
-    error::{Result, ShardexError},
+    error::Result,
     failpoint::holds,
     format::{
         crc32c,
@@ -21,7 +23,6 @@ use crate::{
         root::Root,
     },
     lease::{Allocation, PageRange},
-    shard::DataFile,
     space::{SpaceMap, Use},
     storage::{Storage, StorageFile},
     wal,
@@ -36,30 +37,6 @@ pub(super) fn check_all_but_contents<S: Storage>(
     let mut report = check_figures(engine);
     check_files(engine, taken, &mut report)?;
     Ok(report)
-}
-
-pub(super) fn read<F: StorageFile>(
-    report: &mut ConsistencyReport,
-    data: &DataFile<F>,
-    offset: u64,
-    len: usize,
-) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; len];
-    data.raw().read_at(offset, &mut bytes)?;
-    report.bytes_read += len as u64;
-    Ok(bytes)
-}
-
-/// Turns `Corruption` into a finding. All other errors are returned.
-fn note<T>(report: &mut ConsistencyReport, component: Component, result: Result<T>) -> Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(ShardexError::Corruption { file, offset, what }) => {
-            report.add(At::new(component).location(file, offset), &what, "intact bytes", "damaged ones");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 /// Checks headers, roots, directories, shard states, WAL and free space, as read from the disk.
@@ -117,9 +94,13 @@ fn mark_working<S: Storage>(
             mark(report, space, seen, extent.allocation().run(), Use::Extent);
         }
     }
+    for block in engine.work.payload_space.allocations() {
+        mark(report, space, seen, block.run(), Use::Meta);
+    }
     // The root of a flush under way is in memory only, but its shard states and nodes already have allocations.
     if taken.is_none() {
         check_extents_of_roots(engine, report)?;
+        check_payloads_of_roots(engine, report)?;
     }
     for allocation in engine.flush.iter().flat_map(PendingFlush::taken).chain(taken.unwrap_or_default()) {
         mark(report, space, seen, allocation.run(), Use::Meta);
@@ -280,27 +261,13 @@ fn check_tree<S: Storage>(
             let run = PageRange { page: extent.page, pages: engine.data.geometry().extent_pages() };
             mark(report, space, seen, run, Use::Extent);
         }
+        for tags in state.tags.iter().filter(|tags| !tags.is_none()) {
+            note(report, Component::Directory, directory::read(tags, &engine.data, "a page of tags"))?;
+            mark(report, space, seen, directory::run_of(tags, engine.data.geometry()), Use::Meta);
+        }
     }
+    check_buckets(engine, report, root, space, seen)?;
     let what = format!("live postings below root {}", root.generation);
     report.expect(At::new(Component::Directory), &what, root.live, live);
     Ok(())
-}
-
-fn mark(
-    report: &mut ConsistencyReport,
-    space: &mut SpaceMap,
-    seen: &mut BTreeSet<PageRange>,
-    run: PageRange,
-    used_as: Use,
-) {
-    if !seen.insert(run) {
-        return;
-    }
-    let marked = match used_as {
-        Use::Extent => space.mark_extent(run.page),
-        Use::Meta => space.mark_meta(run),
-    };
-    if let Err(why) = marked {
-        report.add(At::new(Component::Space), "an allocation belongs to one owner", "one", why);
-    }
 }

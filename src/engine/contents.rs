@@ -6,7 +6,9 @@
 use std::{collections::BTreeSet, ops::Deref, sync::Arc};
 
 use super::{
-    check_files::{check_all_but_contents, read},
+    check_files::check_all_but_contents,
+    check_payloads::check_contents,
+    check_tools::read,
     core::{Engine, Lent},
     findings::{At, Component, ConsistencyReport},
 };
@@ -19,6 +21,7 @@ use crate::{
     format::{cells::CoveredShard, crc32c},
     index::Snapshot,
     lease::{Allocation, Lease},
+    payload::PayloadIndex,
     shard::{DataFile, Finder, Fingerprints, Lookup, Shard, SharedShard, StoredPosting, record, row},
     storage::{Storage, StorageFile},
 };
@@ -35,6 +38,7 @@ pub struct CheckJob<S: Storage> {
     shards: Vec<Option<SharedShard<S::File>>>,
     finder: Finder,
     cells: Option<Arc<CellIndex<Lease<Lent<S>>>>>,
+    payloads: PayloadIndex<Lent<S>>,
     /// Snapshot that searches use, with the codes of unindexed postings.
     published: Arc<Snapshot<Lent<S>>>,
 }
@@ -48,6 +52,7 @@ impl<S: Storage> CheckJob<S> {
             shards: engine.work.shards.clone(),
             finder: engine.work.finder.clone(),
             cells: engine.work.cells.as_ref().map(|(cells, _)| Arc::clone(cells)),
+            payloads: engine.work.payloads.clone(),
             published: engine.snapshot(),
         })
     }
@@ -66,6 +71,7 @@ impl<S: Storage> CheckJob<S> {
                 check_bytes(&mut report, number, shard, &*self.data, &self.finder, &mut keys, cancel)?;
             }
         }
+        check_contents::<S>(&mut report, &self.payloads, &self.data, cancel)?;
         self.check_cells(&mut report, cancel)?;
         Ok(report)
     }
@@ -195,7 +201,7 @@ fn check_lookups<L: Deref<Target = [u8]> + Clone>(
         report.add(At::shard(number).slot(slot), "the bloom filter knows the document", id.to_string(), "no");
     }
     let mut candidates = Vec::new();
-    for lookup in [Lookup::Document(id), Lookup::Key(id, posting.start, posting.length)] {
+    for lookup in [Lookup::Document(id), Lookup::Key(posting.key())] {
         finder.candidates(lookup, &mut candidates);
         if !candidates.contains(&(number as usize)) {
             report.add(At::shard(number).slot(slot), "a lookup finds the shard of", id.to_string(), "not");

@@ -1,9 +1,10 @@
 //! The engine's state, shared by all its operations.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     directory::Directory,
+    state_blocks::StateBlocks,
     pending_flush::PendingFlush,
     roots::Roots,
     stats::{FlushStats, RecoveryStats},
@@ -79,7 +80,19 @@ pub struct Engine<S: Storage> {
     /// Whether both roots carry the WAL's epoch, so that records may be appended.
     pub(super) epoch_open: bool,
     pub(super) roots: Roots<S::File>,
+    /// Whether the next root is of the newest format version, whatever the version of the root before it.
+    pub(super) upgrades: bool,
+    /// Whether the engine writes as a build of version 1 did, for tests of the upgrade. Such an engine has created the
+    /// index. A later open upgrades it.
+    pub(super) stays_at_version_1: bool,
     pub(super) directory: Directory,
+    /// Directory of the buckets of payloads.
+    pub(super) bucket_directory: Directory,
+    /// Pages of tags and further parts of buckets that the newest root reaches.
+    pub(super) state_blocks: StateBlocks,
+    /// Cursors of accepted batches that are not known to be durable, and the last durable one, in the order of their
+    /// LSNs.
+    pub(super) cursors: VecDeque<(Lsn, Arc<[u8]>)>,
     pub(super) work: Working<S::File>,
     pub(super) flush: Option<PendingFlush<S>>,
     /// Snapshot that searches use.
@@ -208,6 +221,7 @@ impl<S: Storage> Engine<S> {
             cells: searched(&self.work.cells),
             lsn: self.wal.last_lsn(),
             live: self.work.totals.live,
+            payloads: &self.work.payloads,
             encodes,
         };
         let next = self.published.with_changes(self.data.geometry(), changed.iter().copied(), state);
@@ -230,7 +244,7 @@ impl<S: Storage> Engine<S> {
             self.work.shards.iter().flatten().flat_map(|shard| shard.extents()).map(|extent| extent.allocation());
         let cells = self.work.cells.iter().flat_map(|(cells, _)| cells.allocations());
         let flush = self.flush.iter().flat_map(PendingFlush::taken);
-        extents.chain(cells).chain(flush).map(|allocation| allocation.run())
+        extents.chain(cells).chain(flush).chain(self.work.payload_space.allocations()).map(|allocation| allocation.run())
     }
 
     /// Returns the cost of document and key lookups since the open.

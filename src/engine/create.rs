@@ -23,10 +23,11 @@ use crate::{
         geometry::IndexParams,
         header::{self, DATA_MAGIC, WAL_MAGIC},
         node::BlockPointer,
-        root::Root,
+        root::{PayloadRoot, Root},
     },
     id::{Generation, Lsn},
     lease::{IndexLock, LendingFile, PlainFile},
+    limits::FORMAT_VERSION,
     space::SpaceMap,
     storage::{Purpose, Storage, StorageFile},
     wal::WalLayout,
@@ -43,14 +44,26 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// Returns `Config`, `ConfigMismatch` or `AlreadyExists`, and all errors of [`open`](Self::open).
     pub fn create(storage: S, config: &ShardexConfig, env: &Env) -> Result<Self> {
-        create(storage, config, env)
+        create(storage, config, env, FORMAT_VERSION)
+    }
+
+    /// Creates an index of version 1, and writes to it as a build of version 1 did until it is dropped. For tests of the
+    /// upgrade.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    #[cfg(feature = "internals")]
+    pub fn create_version_1(storage: S, config: &ShardexConfig, env: &Env) -> Result<Self> {
+        let mut engine = create(storage, config, env, 1)?;
+        engine.stays_at_version_1 = !engine.roots.are_of(FORMAT_VERSION);
+        Ok(engine)
     }
 }
 
 /// Creates an index in an empty or new directory, or opens the existing one.
 ///
 /// The root file appears by a rename once everything else is durable, so an index exists whole or not at all.
-fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) -> Result<Engine<S>> {
+fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env, version: u32) -> Result<Engine<S>> {
     config.validate(storage.page_size())?;
     let geometry = IndexParams::of(config, storage.page_size(), storage.sector_size());
     if !storage.exists()? {
@@ -80,7 +93,7 @@ fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env) -> Result<E
         recovery.leftovers_removed += 1;
         reached!(LeftoversCleared);
     }
-    let lock = make_files(&storage, locked, geometry, env.new_index_id)?;
+    let lock = make_files(&storage, locked, geometry, env.new_index_id, version)?;
     let found = IndexFiles::read(&storage, lock, recovery)?;
     let began = env.clock.elapsed();
     let mut engine = found.engine(storage, config.options.clone(), env, Origin::Created)?;
@@ -106,6 +119,7 @@ fn make_files<S: Storage>(
     locked: LockedDirectory<S>,
     geometry: IndexParams,
     index_id: u128,
+    version: u32,
 ) -> Result<IndexLock> {
     const ALLOCATE: Purpose = Purpose("create: allocate");
     let layout = WalLayout::new(&geometry);
@@ -119,6 +133,7 @@ fn make_files<S: Storage>(
     file.store(0, &header::encode_file(&WAL_MAGIC, index_id), HEADER)?;
     file.sync_all(C1).run()?;
     let root = Root {
+        version,
         index_id,
         generation: Generation(1),
         geometry,
@@ -136,6 +151,7 @@ fn make_files<S: Storage>(
         data_pages,
         wal_segments: FIRST_SEGMENTS as u32,
         cells: BlockPointer::default(),
+        payload: PayloadRoot::default(),
     };
     let file = PlainFile::create(storage, names::ROOT_NEW, MAKE, &lock)?;
     Roots::store_first(&file, &root)?;

@@ -17,7 +17,7 @@ use crate::{
     storage::StorageFile,
 };
 
-/// Block pointers of the directory, by level. Level 0 points to shard states. Level `i` points to the nodes that hold
+/// Block pointers of a directory, by level. Level 0 points to shard states, or to buckets of payloads. Level `i` points to the nodes that hold
 /// the entries of level `i - 1`. The last level has one entry, the one in the root.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
@@ -39,27 +39,40 @@ impl Directory {
     /// # Errors
     /// Returns `Corruption` that names the damaged node, or `Io`.
     pub fn load<F: StorageFile>(root: &Root, data: &DataFile<F>) -> Result<Self> {
-        if root.directory.is_none() {
+        Self::load_tree(root.directory, root.shard_numbers, &root.geometry, data)
+    }
+
+    /// Reads all nodes of a tree with `len` entries at its lowest level.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_tree<F: StorageFile>(
+        top: BlockPointer,
+        len: u32,
+        geometry: &IndexParams,
+        data: &DataFile<F>,
+    ) -> Result<Self> {
+        if top.is_none() {
             return Ok(Self::default());
         }
-        let depth = root.geometry.node_levels(root.shard_numbers as usize) as usize;
-        let mut levels = vec![vec![root.directory]];
+        let depth = geometry.node_levels(len as usize) as usize;
+        let mut levels = vec![vec![top]];
         for level in (0..depth as u32).rev() {
             let mut below = Vec::new();
             for entry in levels.last().into_iter().flatten() {
                 if entry.is_none() {
-                    below.resize(below.len() + root.geometry.node_fanout(), BlockPointer::default());
+                    below.resize(below.len() + geometry.node_fanout(), BlockPointer::default());
                     continue;
                 }
-                if entry.len as usize != root.geometry.page_size {
+                if entry.len as usize != geometry.page_size {
                     return Err(damaged(entry, data, &format!("a directory node of {} bytes", entry.len)));
                 }
                 let bytes = read(entry, data, "a directory node")?;
                 below.extend(node::decode(&bytes).map_err(|e| damaged(entry, data, &e.to_string()))?);
             }
-            // The last node of a level is seldom full, so the level is cut to the entries that the shard numbers need.
-            let reach = root.geometry.node_fanout().saturating_pow(level);
-            below.truncate((root.shard_numbers as usize).div_ceil(reach));
+            // The last node of a level is seldom full, so the level is cut to the entries that are needed.
+            let reach = geometry.node_fanout().saturating_pow(level);
+            below.truncate((len as usize).div_ceil(reach));
             levels.push(below);
         }
         levels.reverse();
@@ -153,6 +166,17 @@ impl Directory {
             entries[i] = entry;
         }
     }
+}
+
+/// Returns the error for a page of the data file.
+pub fn in_data<F: StorageFile>(data: &DataFile<F>, page: u64, what: String) -> ShardexError {
+    let offset = page.saturating_mul(data.geometry().page_size as u64);
+    ShardexError::Corruption { file: data.path(), offset, what }
+}
+
+/// Returns the identity of a block pointer: page, length and checksum.
+pub fn identity(entry: &BlockPointer) -> (u64, u32, u32) {
+    (entry.page, entry.len, entry.crc)
 }
 
 /// Reads the bytes that an entry points to, and checks their length and checksum.

@@ -8,7 +8,7 @@ use std::{fmt, path::PathBuf};
 pub enum Component {
     /// The root slots.
     Root,
-    /// The directory and the shard states.
+    /// The directory, the shard states, the tags, and the buckets of payloads.
     Directory,
     /// A shard's vectors, postings, counts, sums or filters.
     Shard,
@@ -16,6 +16,8 @@ pub enum Component {
     Wal,
     /// The free-space map.
     Space,
+    /// The bytes of payloads and of the cursor.
+    Payload,
     /// The cells: codes that searches scan. Cells are derived, so damage to them loses nothing.
     Cells,
 }

@@ -24,8 +24,9 @@ use super::{
     barriers::{B1, B2, B3},
     check,
     core::Engine,
-    directory::{self, DirectoryChanges},
+    directory,
     findings::Component,
+    state_blocks::BlockChanges,
     pending_flush::{PendingFlush, Stage},
     quick_check::quick_check,
     stats::FlushStats,
@@ -34,8 +35,9 @@ use crate::{
     config::CheckLevel,
     error::{Result, ShardexError},
     failpoint::{protects, reached},
-    format::{crc32c, node::BlockPointer, root::Root},
-    lease::{Allocation, SyncJob},
+    format::root::Root,
+    lease::SyncJob,
+    limits::FORMAT_VERSION,
     space::Use,
     storage::Storage,
 };
@@ -130,6 +132,7 @@ impl<S: Storage> Engine<S> {
         let newest = self.roots.newest();
         let totals = self.work.totals;
         let root = Root {
+            version: if self.upgrades { FORMAT_VERSION } else { newest.version },
             generation: newest.generation.next(),
             checkpoint: self.wal.last_lsn(),
             epoch: self.wal.epoch(),
@@ -166,9 +169,13 @@ impl<S: Storage> Engine<S> {
             wal_up_to: (root.checkpoint, self.counters.operations),
             root,
             dirty,
+            dirty_buckets: mem::take(&mut self.work.dirty_buckets),
+            payloads: self.work.payloads.clone(),
             snapshot: Arc::clone(&self.published),
             cells_changed,
             changes: BTreeMap::new(),
+            bucket_changes: BTreeMap::new(),
+            blocks: BlockChanges::default(),
             taken: Vec::new(),
             operations: self.counters.operations,
         }
@@ -248,49 +255,6 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Stores the shard states and directory nodes into free pages and completes the root.
-    fn prepare(&mut self, run: &mut PendingFlush<S>) -> Result<()> {
-        let geometry = *self.data.geometry();
-        let (work, data, taken) = (&mut self.work, &*self.data, &mut run.taken);
-        let states: Vec<(usize, Vec<u8>)> = run
-            .dirty
-            .iter()
-            .filter_map(|(number, shard)| Some((*number as usize, shard.as_ref()?.state(*number).encode(&geometry))))
-            .collect();
-        let sizes: Vec<u32> = states.iter().map(|(_, bytes)| geometry.pages(bytes.len())).collect();
-        work.take_meta_together(data, &sizes, taken)?;
-        let mut blobs: Vec<(Arc<Allocation>, Vec<u8>)> = Vec::with_capacity(states.len());
-        let entry = |allocation: &Allocation, bytes: &[u8]| BlockPointer {
-            page: allocation.run().page,
-            len: bytes.len() as u32,
-            crc: crc32c(0, bytes),
-        };
-        // A freed shard gets an empty block pointer.
-        let mut changes: DirectoryChanges =
-            run.dirty.iter().map(|(number, _)| ((0, *number as usize), BlockPointer::default())).collect();
-        for ((number, bytes), allocation) in states.into_iter().zip(taken.iter()) {
-            changes.insert((0, number), entry(allocation, &bytes));
-            blobs.push((Arc::clone(allocation), bytes));
-        }
-        let mut store_node = |bytes: Vec<u8>| -> Result<BlockPointer> {
-            let allocation = work.take_meta(data, geometry.pages(bytes.len()))?;
-            taken.push(Arc::clone(&allocation));
-            let entry = entry(&allocation, &bytes);
-            blobs.push((allocation, bytes));
-            Ok(entry)
-        };
-        run.changes =
-            self.directory.nodes_above(changes, run.root.shard_numbers as usize, &geometry, &mut store_node)?;
-        for (allocations, bytes) in neighbours_together(blobs, geometry.page_size) {
-            let allocations: Vec<&Allocation> = allocations.iter().map(|allocation| &**allocation).collect();
-            data.store_meta(&allocations, &bytes)?;
-        }
-        run.root.directory = self.directory.top_after(&run.changes);
-        run.root.data_pages = self.work.space.map().pages_of(self.work.space.map().chunks());
-        run.stats.shards_synced = run.dirty.len();
-        Ok(())
-    }
-
     /// Runs the check that a flush must pass before its root is stored.
     fn check_before_root(&self, run: &PendingFlush<S>) -> Result<()> {
         let report = match self.options.flush_check {
@@ -312,6 +276,7 @@ impl<S: Storage> Engine<S> {
         run.taken.into_iter().for_each(|allocation| self.work.space.undo(allocation));
         self.work.cells_changed |= run.cells_changed;
         self.work.dirty.extend(run.dirty.into_iter().map(|(number, _)| number));
+        self.work.dirty_buckets.extend(run.dirty_buckets);
     }
 
     /// Step 2: stores the root. If the store fails, the flush stays pending and the next call stores the same bytes
@@ -352,14 +317,18 @@ impl<S: Storage> Engine<S> {
 
     /// Step 4: frees superseded allocations and WAL segments, and records the statistics.
     fn complete(&mut self, run: PendingFlush<S>) -> FlushStep<S::File> {
-        let PendingFlush { mut stats, root, changes, snapshot, mut stage_began, .. } = run;
+        let PendingFlush { mut stats, root, changes, bucket_changes, blocks, snapshot, mut stage_began, .. } = run;
         stats.wal_flush_duration = self.lap(&mut stage_began);
         let geometry = *self.data.geometry();
         let before = self.roots.newest().generation;
-        for entry in self.directory.superseded(&changes) {
+        let mut superseded = self.state_blocks.apply(blocks);
+        superseded.extend(self.directory.superseded(&changes));
+        superseded.extend(self.bucket_directory.superseded(&bucket_changes));
+        for entry in superseded {
             self.work.space.retire_named(directory::run_of(&entry, &geometry), Use::Meta, before);
         }
         self.directory.apply(changes);
+        self.bucket_directory.apply(bucket_changes);
         self.roots.stored(root);
         if protects!(ErrorCheck) {
             self.durable = snapshot;
@@ -389,28 +358,4 @@ impl<S: Storage> Engine<S> {
         assert!(self.wal.durable_lsn() <= self.wal.last_lsn(), "the WAL is durable past its end");
         assert_eq!(newest.directory, self.directory.top(), "the root names another directory than is in use");
     }
-}
-
-/// Joins the bytes of adjacent allocations, so that one call stores each adjacent group.
-fn neighbours_together(
-    mut blobs: Vec<(Arc<Allocation>, Vec<u8>)>,
-    page_size: usize,
-) -> Vec<(Vec<Arc<Allocation>>, Vec<u8>)> {
-    blobs.sort_by_key(|(allocation, _)| allocation.run());
-    let mut together: Vec<(Vec<Arc<Allocation>>, Vec<u8>)> = Vec::new();
-    for (allocation, bytes) in blobs {
-        match together.last_mut() {
-            Some((allocations, buffer))
-                if allocations.last().is_some_and(|last| last.run().end() == allocation.run().page) =>
-            {
-                let pages: u32 = allocations.iter().map(|allocation| allocation.run().pages).sum();
-                buffer.resize(pages as usize * page_size, 0);
-                reached!(StatesTogether);
-                buffer.extend_from_slice(&bytes);
-                allocations.push(allocation);
-            }
-            _ => together.push((vec![allocation], bytes)),
-        }
-    }
-    together
 }

@@ -9,11 +9,10 @@ use crate::{
     error::{Result, ShardexError},
     failpoint::{holds, reached},
     format::{
-        header::{self, DATA_MAGIC, FILE_HEADER_BYTES, FileKind, WAL_MAGIC},
+        header::{self, DATA_MAGIC, FILE_HEADER_BYTES, FileKind, HEADER_VERSION, WAL_MAGIC},
         root::Root,
     },
     lease::{IndexLock, PlainFile},
-    limits::FORMAT_VERSION,
     shard::DataFile,
     storage::{Storage, StorageFile},
     wal::WalLayout,
@@ -152,9 +151,9 @@ fn check_part<F: StorageFile>(file: &F, magic: &[u8; 8], index_id: u128) -> Resu
     }
     file.read_at(0, &mut bytes)?;
     match header::kind(&bytes, magic) {
-        FileKind::Ours => {}
-        FileKind::OtherVersion(found) => {
-            return Err(ShardexError::UnsupportedVersion { file: file.path(), found, supported: FORMAT_VERSION });
+        FileKind::Version(HEADER_VERSION) => {}
+        FileKind::Version(found) => {
+            return Err(ShardexError::UnsupportedVersion { file: file.path(), found, supported: HEADER_VERSION });
         }
         FileKind::Foreign => {
             let reason = format!("its first bytes are \"{}\"", bytes[..8].escape_ascii());

@@ -1,13 +1,14 @@
 //! The pending flush: its stage and everything that it has stored.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::{directory::DirectoryChanges, stats::FlushStats};
+use super::{directory::DirectoryChanges, state_blocks::BlockChanges, stats::FlushStats};
 use crate::{
     format::root::Root,
     id::Lsn,
     index::Snapshot,
     lease::Allocation,
+    payload::PayloadIndex,
     shard::SharedShard,
     storage::{Storage, StorageFile},
 };
@@ -34,11 +35,16 @@ pub(super) struct PendingFlush<S: Storage> {
     /// Shards that changed since the previous flush, as of X, the last write that the flush covers. `None` is a freed
     /// shard.
     pub(super) dirty: Vec<(u32, Option<SharedShard<S::File>>)>,
+    /// Buckets of payloads that changed since the previous flush, and all payloads, as of X.
+    pub(super) dirty_buckets: BTreeSet<u32>,
+    pub(super) payloads: PayloadIndex<<S::File as StorageFile>::Lent>,
     /// Snapshot of the state at X.
     pub(super) snapshot: Arc<Snapshot<<S::File as StorageFile>::Lent>>,
     /// Whether the root names other cells than the root before it.
     pub(super) cells_changed: bool,
     pub(super) changes: DirectoryChanges,
+    pub(super) bucket_changes: DirectoryChanges,
+    pub(super) blocks: BlockChanges,
     pub(super) taken: Vec<Arc<Allocation>>,
     /// Operations accepted since the open, up to X.
     pub(super) operations: u64,

@@ -6,7 +6,7 @@ use crate::{
     env::derived_rng,
     error::{Result, ShardexError},
     failpoint::reached,
-    shard::{DataFile, Shard, StoreReason, StoredPosting, split},
+    shard::{DataFile, StoredRow, Shard, StoreReason, split},
     storage::StorageFile,
     tuning,
 };
@@ -16,8 +16,9 @@ use std::sync::Arc;
 pub(super) fn owned_rows<F: StorageFile>(
     shard: &Shard<F::Lent>,
     data: &DataFile<F>,
-) -> Result<Vec<(StoredPosting, Vec<f32>)>> {
-    Ok(shard.live_rows(data)?.into_iter().map(|(posting, vector)| (posting, vector.to_vec())).collect())
+) -> Result<Vec<StoredRow<Vec<f32>>>> {
+    let owned = |row: StoredRow<&[f32]>| StoredRow { posting: row.posting, tags: row.tags, vector: row.vector.to_vec() };
+    Ok(shard.live_rows(data)?.into_iter().map(owned).collect())
 }
 
 impl<'a, F: StorageFile> Apply<'a, F> {
@@ -35,7 +36,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         let Some(shard) = self.shard(number) else { return Ok(()) };
         let parent = Arc::clone(&shard.centroid);
         let live = owned_rows(shard, &context.data)?;
-        let rows: Vec<&[f32]> = live.iter().map(|(_, vector)| vector.as_slice()).collect();
+        let rows: Vec<&[f32]> = live.iter().map(|row| row.vector.as_slice()).collect();
         self.dissolve(number);
         if rows.is_empty() {
             return Ok(());
@@ -44,7 +45,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             let number = self.create(split::mean(rows.iter().copied()).into());
             self.causes.insert(number, StoreReason::Split);
             reached!(Rewritten);
-            live.iter().for_each(|(posting, vector)| self.append(number, *posting, vector));
+            live.iter().for_each(|row| self.append(number, row.posting, row.tags, &row.vector));
             return Ok(());
         }
         let mut rng = derived_rng(context.index_id, self.work.totals.draws);
@@ -55,14 +56,14 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         let neighbours = self.work.routing.nearest_few(&parent, tuning::SPLIT_NEIGHBOURS, &[]);
         let [first, second] = halves.centroids.map(|centroid| self.create(centroid.into()));
         self.causes.extend([first, second].map(|half| (half, StoreReason::Split)));
-        for ((posting, vector), in_second) in live.iter().zip(halves.second) {
+        for (StoredRow { posting, tags, vector }, in_second) in live.iter().zip(halves.second) {
             let target = if in_second { second } else { first };
             let nearer = self.nearest_with_room(&neighbours, vector, self.distance(target, vector));
             if nearer.is_some() {
                 reached!(Moved);
             }
             let number = nearer.unwrap_or(target);
-            self.append(number, *posting, vector);
+            self.append(number, *posting, *tags, vector);
         }
         for &neighbour in neighbours.iter().take(tuning::ADOPTION_NEIGHBOURS) {
             self.adopt(neighbour, [first, second]);
@@ -89,8 +90,10 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             if self.room(half) <= 1 {
                 continue;
             }
-            self.touch(from).remove(slot, data.geometry());
-            self.append(half, posting, &vector);
+            let from = self.touch(from);
+            from.remove(slot, data.geometry());
+            let tags = from.tags().get(slot);
+            self.append(half, posting, tags, &vector);
             self.work.totals.removed += 1;
             reached!(Adopted);
         }
@@ -149,7 +152,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         reached!(Merged);
         self.work.totals.merges = self.work.totals.merges.saturating_add(1);
         self.dissolve(number);
-        for (posting, vector) in &live {
+        for StoredRow { posting, tags, vector } in &live {
             let distance = |&(target, _): &(u32, usize)| self.distance(target, vector);
             let nearest = (0..targets.len()).min_by(|&a, &b| distance(&targets[a]).total_cmp(&distance(&targets[b])));
             let Some(nearest) = nearest else { unreachable!("there is room for all") };
@@ -160,7 +163,7 @@ impl<'a, F: StorageFile> Apply<'a, F> {
                 targets.remove(nearest);
             }
             self.causes.entry(target).or_insert(StoreReason::Merge);
-            self.append(target, *posting, vector);
+            self.append(target, *posting, *tags, vector);
         }
         Ok(())
     }

@@ -35,17 +35,18 @@ use super::{
     apply,
     assemble::wal_limits,
     barriers::{B4, B5, E1, E2},
-    batch,
     core::Engine,
     names,
+    plan::Plan,
     purposes::NAME,
     roots,
 };
 use crate::{
     error::{Result, ShardexError},
     failpoint::{holds, protects, reached},
-    format::{frame::FrameKind, record, root::Root},
+    format::{batch::BatchRecord, frame::FrameKind, record, root::Root},
     lease::PlainFile,
+    limits::FORMAT_VERSION,
     storage::Storage,
     wal::{self, Record, Tail, WalLayout, WalWriter},
 };
@@ -184,23 +185,30 @@ impl<S: Storage> Engine<S> {
             offset: record.offset,
             what: format!("record {}: {e}", record.lsn),
         };
+        // Records hold only valid batches, so an invalid one means that the bytes differ from those written.
+        let invalid = |e: ShardexError| damaged(crate::format::FormatError::new(0, e.to_string()));
+        let geometry = *self.data.geometry();
+        // A record of version 1 doesn't have the time for the ids of new shards.
+        let now = self.context(self.clock.unix_ms());
         let operations = match record.kind {
+            FrameKind::Batch => {
+                let batch = BatchRecord::decode(&record.payload, geometry.dimension).map_err(damaged)?;
+                let plan = Plan::of_record(&batch, &geometry).map_err(invalid)?;
+                let context = self.context(batch.unix_ms);
+                apply::apply(&mut self.work, &context, &plan)?;
+                plan.len()
+            }
             FrameKind::Add => {
-                let postings = record::decode_add(&record.payload, self.data.geometry().dimension).map_err(damaged)?;
-                // Records hold only valid batches, so an invalid one means that the bytes differ from those written.
-                let rows = batch::rows(&postings, self.data.geometry())
-                    .map_err(|e| damaged(crate::format::FormatError::new(0, e.to_string())))?;
-                let context = self.context();
-                apply::add(&mut self.work, &context, &rows)?;
+                let postings = record::decode_add(&record.payload, geometry.dimension).map_err(damaged)?;
+                apply::apply(&mut self.work, &now, &Plan::of_postings(&postings, &geometry).map_err(invalid)?)?;
                 postings.len()
             }
             FrameKind::Remove => {
                 let documents = record::decode_remove(&record.payload).map_err(damaged)?;
-                let context = self.context();
-                apply::remove(&mut self.work, &context, &documents)?;
+                apply::apply(&mut self.work, &now, &Plan::of_documents(documents.iter().copied()))?;
                 documents.len()
             }
-            FrameKind::Pad | FrameKind::Close => 0,
+            FrameKind::Pad | FrameKind::Close | FrameKind::Unknown(_) => 0,
         };
         self.recovery.records_replayed += 1;
         reached!(RecordReplayed);
@@ -217,6 +225,34 @@ impl<S: Storage> Engine<S> {
             return Ok(());
         }
         self.flush_once(true)?;
+        self.store_twin()?;
+        self.epoch_open = true;
+        Ok(())
+    }
+
+    /// Prepares the index for writes: makes both roots name the epoch to append to and the newest format version.
+    ///
+    /// Invariant: a record, a state or a payload of version 2 is stored only once both roots are of version 2. An older
+    /// build then refuses the index. Before that it recovers everything from a root of version 1 and the WAL.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub(super) fn open_for_writes(&mut self) -> Result<()> {
+        if self.stays_at_version_1 || holds!(Ordering, self.roots.are_of(FORMAT_VERSION)) {
+            return self.open_epoch();
+        }
+        self.upgrades = true;
+        let flushed = self.flush_once(true);
+        self.upgrades = false;
+        flushed?;
+        self.store_twin()?;
+        reached!(Upgraded);
+        self.epoch_open = true;
+        Ok(())
+    }
+
+    /// Stores the newest root once more, as the next generation, in the other slot.
+    fn store_twin(&mut self) -> Result<()> {
         let twin = Root { generation: self.roots.newest().generation.next(), ..self.roots.newest().clone() };
         self.work.space.begin(twin.generation);
         let job = self.roots.store_next(&twin, B5)?;
@@ -226,7 +262,6 @@ impl<S: Storage> Engine<S> {
         }
         self.roots.stored(twin);
         self.work.space.made_durable(self.roots.newest().generation);
-        self.epoch_open = true;
         Ok(())
     }
 

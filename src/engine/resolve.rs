@@ -1,69 +1,91 @@
-//! Resolves removals before they are recorded in the WAL: finds which of the named documents are stored.
+//! Resolves the plan of a batch before it is recorded in the WAL: drops what changes nothing, because it is not stored.
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
-use super::working::Working;
+use super::{plan::Plan, working::Working};
 use crate::{
     error::Result,
+    format::bucket::PayloadOwner,
     id::DocumentId,
-    shard::{DataFile, Lookup, record},
+    shard::{DataFile, Lookup, StoredPosting, record},
     storage::StorageFile,
 };
 
 /// Lower bound on the number of postings that a scan compares in the time of one lookup.
 const LOOKUP_POSTINGS: u128 = 64;
 
-/// Returns the given documents that have a posting, in the given order, each once.
+/// Drops the removals of what is not stored, and the tags that a posting has already.
 ///
 /// # Errors
-/// Returns `Io`, or `Corruption` if a shard that may hold one of the documents is damaged.
-pub fn documents<F: StorageFile>(
-    work: &mut Working<F>,
-    data: &DataFile<F>,
-    documents: impl IntoIterator<Item = DocumentId>,
-) -> Result<Vec<DocumentId>> {
-    let (mut stored, mut known) = (Vec::new(), BTreeSet::new());
-    let (mut candidates, mut found) = (Vec::new(), Vec::new());
-    let Working { shards, finder, figures, .. } = work;
-    for document in documents {
-        let lookup = Lookup::Document(document);
-        finder.counts.lookups += 1;
-        finder.candidates(lookup, &mut candidates);
-        for &number in &candidates {
-            let Some(Some(shard)) = shards.get(number) else { continue };
-            found.clear();
-            if finder.find(data, number, shard, lookup, &mut found)? {
-                figures.note(number as u32);
-            }
-            if !found.is_empty() {
-                if known.insert(document) {
-                    stored.push(document);
-                }
-                break;
-            }
+/// Returns `Io`, or `Corruption` if a shard that may hold a match is damaged.
+pub fn changes<F: StorageFile>(plan: &mut Plan<'_>, work: &mut Working<F>, data: &DataFile<F>) -> Result<()> {
+    let mut failed = Ok(());
+    let mut stored = |work: &mut Working<F>, lookup| match first(work, data, lookup) {
+        Ok(found) => found,
+        Err(error) => {
+            failed = Err(error);
+            None
         }
-    }
-    Ok(stored)
+    };
+    plan.documents.retain(|&document| stored(work, Lookup::Document(document)).is_some());
+    plan.keys.retain(|&key| stored(work, Lookup::Key(key)).is_some());
+    plan.tags.retain(|&key, tags| stored(work, Lookup::Key(key)).is_some_and(|found| found != *tags));
+    failed?;
+    drop_absent_payloads(plan, work);
+    Ok(())
 }
 
-/// Returns the documents of a range that have a posting, in ascending order.
+/// Drops the removals of payloads that are not stored.
+pub fn drop_absent_payloads<F: StorageFile>(plan: &mut Plan<'_>, work: &Working<F>) {
+    let is_stored = |document| work.payloads.find(PayloadOwner::Document(document)).is_some();
+    plan.payloads.retain(|&document, payload| payload.is_some() || is_stored(document));
+}
+
+/// Returns the tags of the first posting that a lookup finds; `None` if it finds none.
+fn first<F: StorageFile>(work: &mut Working<F>, data: &DataFile<F>, lookup: Lookup) -> Result<Option<u64>> {
+    let Working { shards, finder, figures, .. } = work;
+    let mut candidates = Vec::new();
+    let mut found: Vec<(usize, StoredPosting)> = Vec::new();
+    finder.counts.lookups += 1;
+    finder.candidates(lookup, &mut candidates);
+    for number in candidates {
+        let Some(Some(shard)) = shards.get(number) else { continue };
+        if finder.find(data, number, shard, lookup, &mut found)? {
+            figures.note(number as u32);
+        }
+        if let Some(&(slot, _)) = found.first() {
+            return Ok(Some(shard.tags().get(slot)));
+        }
+    }
+    Ok(None)
+}
+
+/// Documents of a range.
+pub struct RangeDocuments {
+    /// Ids in ascending order.
+    pub documents: Vec<DocumentId>,
+    /// Whether each of them is known to have a posting or a payload.
+    pub are_stored: bool,
+}
+
+/// Returns the documents of a range that may have a posting or a payload.
 ///
-/// Cost: a lookup for each id of the range if that is cheaper than a scan, otherwise a scan of every posting.
+/// Cost: none if lookups of all ids of the range are cheaper than a scan, otherwise a scan of every posting.
 ///
 /// # Errors
-/// Returns `Io`, or `Corruption` if a shard that the lookup or the scan reads is damaged.
+/// Returns `Io`, or `Corruption` if a shard that the scan reads is damaged.
 pub fn range<F: StorageFile>(
     work: &mut Working<F>,
     data: &DataFile<F>,
     range: &RangeInclusive<DocumentId>,
-) -> Result<Vec<DocumentId>> {
+) -> Result<RangeDocuments> {
     let (first, last) = (range.start().0, range.end().0);
     if first > last {
-        return Ok(Vec::new());
+        return Ok(RangeDocuments { documents: Vec::new(), are_stored: true });
     }
     // A lookup tests the filters of all shards. A scanned posting costs one comparison.
-    if (last - first).saturating_mul(LOOKUP_POSTINGS) < u128::from(work.totals.live) {
-        return documents(work, data, (first..=last).map(DocumentId));
+    if (last - first).saturating_mul(LOOKUP_POSTINGS) < u128::from(work.totals.live + work.payloads.payloads()) {
+        return Ok(RangeDocuments { documents: (first..=last).map(DocumentId).collect(), are_stored: false });
     }
     let geometry = data.geometry();
     let slots = geometry.extent_slots();
@@ -75,5 +97,10 @@ pub fn range<F: StorageFile>(
             stored.extend(live.map(|i| record(bytes, i, geometry).document_id).filter(|id| range.contains(id)));
         }
     }
-    Ok(stored.into_iter().collect())
+    let with_payload = work.payloads.iter().filter_map(|content| match content.owner() {
+        PayloadOwner::Document(document) => Some(document),
+        PayloadOwner::Cursor => None,
+    });
+    stored.extend(with_payload.filter(|id| range.contains(id)));
+    Ok(RangeDocuments { documents: stored.into_iter().collect(), are_stored: true })
 }

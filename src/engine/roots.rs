@@ -14,7 +14,7 @@ use crate::{
     failpoint::{holds, reached},
     format::{
         header::{self, FileKind, ROOT_MAGIC},
-        root::{ROOT_BYTES, Root},
+        root::{self, ROOT_BYTES, Root},
     },
     lease::{IndexLock, PlainFile, SyncJob},
     limits::FORMAT_VERSION,
@@ -87,7 +87,7 @@ pub fn read_slots<F: StorageFile>(file: &F, page_size: usize) -> Result<[RootSlo
     let versions: Vec<u32> = kinds
         .iter()
         .filter_map(|kind| match kind {
-            FileKind::OtherVersion(version) => Some(*version),
+            FileKind::Version(version) if !root::VERSIONS.contains(version) => Some(*version),
             _ => None,
         })
         .collect();
@@ -165,6 +165,13 @@ impl<F: StorageFile> Roots<F> {
     #[must_use]
     pub fn newest(&self) -> &Root {
         &self.newest
+    }
+
+    /// Reports whether both slots hold a durable root of a format version.
+    #[must_use]
+    pub fn are_of(&self, version: u32) -> bool {
+        let is_of = |root: &Root| root.version == version;
+        is_of(&self.newest) && self.older.as_ref().is_some_and(is_of)
     }
 
     /// Returns the durable root before the newest, if its slot is readable.

@@ -16,6 +16,7 @@ use crate::{
     format::{geometry::IndexParams, node::BlockPointer},
     index::RoutingTable,
     lease::{Allocation, Lease},
+    payload::{PayloadSpace, PayloadIndex},
     shard::{DataFile, Finder, Shard, SharedShard},
     space::{Reclaimer, Use},
     storage::StorageFile,
@@ -67,6 +68,12 @@ pub struct Working<F: StorageFile> {
     pub cells_changed: bool,
     /// Shards that changed since the last flush began.
     pub dirty: BTreeSet<u32>,
+    /// Payloads and the cursor.
+    pub payloads: PayloadIndex<F::Lent>,
+    /// Blocks of payloads.
+    pub payload_space: PayloadSpace,
+    /// Buckets of payloads that changed since the last flush began.
+    pub dirty_buckets: BTreeSet<u32>,
 }
 
 impl<F: StorageFile> Working<F> {
@@ -84,6 +91,9 @@ impl<F: StorageFile> Working<F> {
             cells: None,
             cells_changed: false,
             dirty: BTreeSet::new(),
+            payloads: PayloadIndex::new(geometry),
+            payload_space: PayloadSpace::default(),
+            dirty_buckets: BTreeSet::new(),
         }
     }
 
@@ -184,7 +194,8 @@ impl<F: StorageFile> Working<F> {
     pub fn memory(&self) -> usize {
         let shards = self.figures.totalled::<F>(&self.shards).memory;
         let cells = self.cells.as_ref().map_or(0, |(cells, _)| cells.memory());
-        shards + self.shards.len() * 8 + self.routing.memory() + self.finder.memory() + cells
+        let payloads = self.payloads.memory() + self.payload_space.memory();
+        shards + self.shards.len() * 8 + self.routing.memory() + self.finder.memory() + cells + payloads
     }
 }
 

@@ -4,11 +4,12 @@ use std::{ops::RangeInclusive, sync::Arc};
 
 use super::{
     apply::{self, Applied, Context},
-    batch,
     core::Engine,
-    resolve,
+    plan::Plan,
+    resolve::{self, RangeDocuments},
 };
 use crate::{
+    batch::{WriteBatch, Written},
     error::{Result, ShardexError},
     format::{frame::FrameKind, record},
     id::{DocumentId, Lsn},
@@ -17,49 +18,67 @@ use crate::{
     storage::Storage,
 };
 
+/// Encodes the head of a plan as a record of version 1.
+///
+/// # Panics
+/// Panics if version 1 has no record for the plan: a mistake of the test.
+fn version_1(plan: &Plan<'_>, dimension: usize) -> (FrameKind, Vec<u8>) {
+    let is_removal = plan.len() == plan.documents.len();
+    assert!(is_removal || plan.len() == plan.rows.len(), "version 1 has additions and removals only");
+    if is_removal {
+        let documents: Vec<DocumentId> = plan.documents.iter().copied().collect();
+        return (FrameKind::Remove, record::encode_remove(&documents));
+    }
+    let postings: Vec<Posting> = plan.rows.iter().map(|row| Posting::new(row.posting.key(), Vec::new())).collect();
+    (FrameKind::Add, record::encode_add_keys(&postings, dimension))
+}
+
 /// Bytes of accepted records in the WAL buffer: if the buffer holds this much, the next write first stores it in the
 /// file, without a sync.
 const WRITE_OUT_BYTES: u64 = 1 << 20;
 
 impl<S: Storage> Engine<S> {
-    /// Adds postings. A posting whose key is already stored replaces the stored one. Within the batch, the last of
-    /// equal keys counts. On `Ok` the batch is accepted: searches see it.
+    /// Carries out a batch, as a whole or not at all. On `Ok` it is accepted: searches see it.
     ///
-    /// # Errors
-    /// Returns `InvalidDimension`, `InvalidVector`, `InvalidPosting`, `BatchTooLarge`, `OutOfSpace`, `Io` or
-    /// `Corruption`: no posting has changed. A write may flush first, to open the epoch or to make room in the WAL. If
-    /// a sync of that flush fails, the engine is poisoned too. Returns `Poisoned` after a failed sync, `ReadOnly`
-    /// if the open found no space, and `Inconsistent` if the check of that flush failed.
-    pub fn add(&mut self, postings: &[Posting]) -> Result<Lsn> {
-        self.check_writable()?;
-        let rows = batch::rows(postings, self.geometry())?;
-        if rows.is_empty() {
-            return Ok(self.wal.last_lsn());
-        }
-        let dimension = self.geometry().dimension;
-        self.reserve_wal(record::add_len(postings.len(), dimension))?;
-        let context = self.context();
-        let applied = apply::add(&mut self.work, &context, &rows)?;
-        let keys = record::encode_add_keys(postings, dimension);
-        let mut parts: Vec<&[u8]> = vec![&keys];
-        parts.extend(postings.iter().map(|posting| bytemuck::cast_slice::<f32, u8>(&posting.vector)));
-        self.accept(FrameKind::Add, &parts, postings.len(), &applied);
-        Ok(self.wal.last_lsn())
-    }
-
-    /// Removes all postings of the given documents and returns the LSN and the number of removed postings.
-    ///
-    /// Only documents with a posting are recorded in the WAL. If there are none, nothing is recorded, and the LSN is
+    /// Only what the batch changes is recorded in the WAL. If it changes nothing, nothing is recorded, and the LSN is
     /// that of the last write.
     ///
     /// # Errors
-    /// Returns `BatchTooLarge`, `OutOfSpace`, `Io` or `Corruption`: no posting has changed. If a sync of a flush fails
-    /// that the write runs first, the engine is poisoned too. Returns `Poisoned` after a failed sync, `ReadOnly`
-    /// if the open found no space, and `Inconsistent` if the check of that flush failed.
+    /// Returns `InvalidDimension`, `InvalidVector`, `InvalidPosting`, `InvalidOperation`, `CursorMismatch`,
+    /// `BatchTooLarge`, `OutOfSpace`, `Io` or `Corruption`: nothing has changed. A write may flush first, to open the
+    /// epoch, to upgrade the index, or to make room in the WAL. If a sync of that flush fails, the engine is poisoned
+    /// too. Returns `Poisoned` after a failed sync, `ReadOnly` if the open found no space, and `Inconsistent` if the
+    /// check of that flush failed.
+    pub fn write(&mut self, batch: &WriteBatch) -> Result<Written> {
+        self.check_writable()?;
+        let cursor = self.cursor()?;
+        let mut plan = Plan::of(batch.operations(), &cursor, self.data.geometry())?;
+        resolve::changes(&mut plan, &mut self.work, &self.data)?;
+        self.carry_out(plan, batch.len())
+    }
+
+    /// Adds postings. A posting whose key is already stored replaces the stored one. Within the batch, the last of
+    /// equal keys counts.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn add(&mut self, postings: &[Posting]) -> Result<Lsn> {
+        self.check_writable()?;
+        let plan = Plan::of_postings(postings, self.data.geometry())?;
+        Ok(self.carry_out(plan, postings.len())?.lsn)
+    }
+
+    /// Removes all postings and the payloads of the given documents, and returns the LSN and the number of removed
+    /// postings.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
     pub fn remove(&mut self, documents: &[DocumentId]) -> Result<(Lsn, u64)> {
         self.check_writable()?;
-        let stored = resolve::documents(&mut self.work, &self.data, documents.iter().copied())?;
-        self.remove_stored(&stored, documents.len())
+        let mut plan = Plan::of_documents(documents.iter().copied());
+        resolve::changes(&mut plan, &mut self.work, &self.data)?;
+        let written = self.carry_out(plan, documents.len())?;
+        Ok((written.lsn, written.removed))
     }
 
     /// Removes all documents with ids in a range, in one batch. An empty range removes nothing.
@@ -68,39 +87,60 @@ impl<S: Storage> Engine<S> {
     /// record of the index.
     ///
     /// # Errors
-    /// As [`remove`](Self::remove). Returns `BatchTooLarge` if the WAL cannot hold the ids found: the caller must give
+    /// As [`write`](Self::write). Returns `BatchTooLarge` if the WAL cannot hold the ids found: the caller must give
     /// smaller ranges.
     pub fn remove_range(&mut self, documents: &RangeInclusive<DocumentId>) -> Result<(Lsn, u64)> {
         self.check_writable()?;
-        let stored = resolve::range(&mut self.work, &self.data, documents)?;
-        self.remove_stored(&stored, stored.len())
-    }
-
-    /// Removes stored documents, and counts `named` operations.
-    fn remove_stored(&mut self, documents: &[DocumentId], named: usize) -> Result<(Lsn, u64)> {
-        if documents.is_empty() {
-            return Ok((self.wal.last_lsn(), 0));
+        let RangeDocuments { documents, are_stored } = resolve::range(&mut self.work, &self.data, documents)?;
+        let named = documents.len();
+        let mut plan = Plan::of_documents(documents);
+        if are_stored {
+            resolve::drop_absent_payloads(&mut plan, &self.work);
+        } else {
+            resolve::changes(&mut plan, &mut self.work, &self.data)?;
         }
-        let payload = record::encode_remove(documents);
-        self.reserve_wal(payload.len() as u64)?;
-        let context = self.context();
-        let applied = apply::remove(&mut self.work, &context, documents)?;
-        self.accept(FrameKind::Remove, &[&payload], named, &applied);
-        Ok((self.wal.last_lsn(), applied.removed))
+        let written = self.carry_out(plan, named)?;
+        Ok((written.lsn, written.removed))
     }
 
-    pub(super) fn context(&self) -> Context<S::File> {
-        Context { data: Arc::clone(&self.data), clock: Arc::clone(&self.clock), index_id: self.index_id }
+    /// Carries out a plan of `operations` operations.
+    fn carry_out(&mut self, plan: Plan<'_>, operations: usize) -> Result<Written> {
+        if plan.is_empty() {
+            return Ok(Written { lsn: self.wal.last_lsn(), ..Written::default() });
+        }
+        let record = plan.record(self.clock.unix_ms());
+        let dimension = self.data.geometry().dimension;
+        let (kind, head) = match self.stays_at_version_1 {
+            false => (FrameKind::Batch, record.encode_head(dimension)),
+            true => version_1(&plan, dimension),
+        };
+        let mut parts: Vec<&[u8]> = vec![&head];
+        parts.extend(record.bulk());
+        self.reserve_wal(parts.iter().map(|part| part.len() as u64).sum())?;
+        let context = self.context(record.unix_ms);
+        let applied = apply::apply(&mut self.work, &context, &plan)?;
+        self.wal.append(kind, &parts);
+        self.accepted(&applied, operations);
+        if let Some(cursor) = plan.cursor {
+            self.cursor_changed(cursor);
+        }
+        let Applied { added, replaced, removed, .. } = applied;
+        Ok(Written { lsn: self.wal.last_lsn(), added, replaced, removed })
     }
 
-    /// Opens the epoch and makes room in the WAL for a record of `payload` bytes. Flushes up to twice if the WAL is
-    /// full.
+    /// Returns the context in which a batch of that time is applied.
+    pub(super) fn context(&self, unix_ms: u64) -> Context<S::File> {
+        Context { data: Arc::clone(&self.data), unix_ms, index_id: self.index_id }
+    }
+
+    /// Opens the epoch and makes room in the WAL for a record of `payload` bytes. Upgrades an index of an older format
+    /// version. Flushes up to twice if the WAL is full.
     fn reserve_wal(&mut self, payload: u64) -> Result<()> {
         let limit = self.wal.max_payload().min(limits::MAX_BATCH_BYTES);
         if payload > limit {
             return Err(ShardexError::BatchTooLarge { bytes: payload, limit });
         }
-        self.open_epoch()?;
+        self.open_for_writes()?;
         if self.wal.pending_bytes() >= WRITE_OUT_BYTES {
             self.wal.write_out()?;
         }
@@ -116,9 +156,8 @@ impl<S: Storage> Engine<S> {
         self.wal.reserve(payload)
     }
 
-    /// Appends the record of an applied batch to the WAL buffer and publishes the batch.
-    fn accept(&mut self, kind: FrameKind, parts: &[&[u8]], operations: usize, applied: &Applied) {
-        self.wal.append(kind, parts);
+    /// Counts and publishes a batch whose record is in the WAL buffer.
+    fn accepted(&mut self, applied: &Applied, operations: usize) {
         self.counters.operations += operations as u64;
         self.publish(&applied.changed);
     }

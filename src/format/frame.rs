@@ -26,6 +26,34 @@ pub enum FrameKind {
     Pad,
     /// Closing mark: the index was closed here. No frame follows in this epoch.
     Close,
+    /// Batch of version 2.
+    Batch,
+    /// Kind of a later version, which this build cannot read.
+    Unknown(u8),
+}
+
+impl FrameKind {
+    fn code(self) -> u8 {
+        match self {
+            Self::Add => 1,
+            Self::Remove => 2,
+            Self::Pad => 3,
+            Self::Close => 4,
+            Self::Batch => 5,
+            Self::Unknown(code) => code,
+        }
+    }
+
+    fn of(code: u8) -> Self {
+        match code {
+            1 => Self::Add,
+            2 => Self::Remove,
+            3 => Self::Pad,
+            4 => Self::Close,
+            5 => Self::Batch,
+            other => Self::Unknown(other),
+        }
+    }
 }
 
 /// Frame header.
@@ -79,15 +107,7 @@ impl Frame {
         out.put_u32(self.len);
         out.put_u64(self.lsn);
         out.put_u64(self.durable);
-        out.put(&[
-            match self.kind {
-                FrameKind::Add => 1,
-                FrameKind::Remove => 2,
-                FrameKind::Pad => 3,
-                FrameKind::Close => 4,
-            },
-            u8::from(self.first) | u8::from(self.last) << 1,
-        ]);
+        out.put(&[self.kind.code(), u8::from(self.first) | u8::from(self.last) << 1]);
         out.put(&self.slack.to_le_bytes());
         out.put_u32(0);
         for part in parts {
@@ -100,6 +120,8 @@ impl Frame {
 
     /// Parses the frame at the start of `bytes`. Returns the header and the payload.
     ///
+    /// A frame of an unknown kind is a frame: its checksum says that a later build wrote it.
+    ///
     /// # Errors
     /// Returns `FormatError` if the bytes are not a frame of the epoch that `seed` belongs to.
     pub fn decode(bytes: &[u8], seed: u32) -> Result<(Self, &[u8]), FormatError> {
@@ -107,13 +129,7 @@ impl Frame {
         r.u32()?;
         let len = r.u32()?;
         let (lsn, durable) = (r.u64()?, r.u64()?);
-        let kind = match (r.at(), r.u8()?) {
-            (_, 1) => FrameKind::Add,
-            (_, 2) => FrameKind::Remove,
-            (_, 3) => FrameKind::Pad,
-            (_, 4) => FrameKind::Close,
-            (at, other) => return Err(FormatError::new(at, format!("frame kind {other}"))),
-        };
+        let kind = FrameKind::of(r.u8()?);
         let part = r.u8()?;
         let frame = Self { kind, first: part & 1 != 0, last: part & 2 != 0, lsn, durable, len, slack: r.u16()? };
         r.u32()?;

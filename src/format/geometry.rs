@@ -16,6 +16,10 @@ pub const POSTING_BYTES: usize = 32;
 const STATE_FIXED_BYTES: usize = 40;
 /// Length in bytes of an extent's entry in a shard state.
 const STATE_EXTENT_BYTES: usize = 16;
+/// Length in bytes of the pointer to a page of tags in a shard state.
+const STATE_TAGS_BYTES: usize = 16;
+/// Bytes of a shard state of version 2 that are zeros.
+pub const STATE_SPARE_BYTES: usize = 16;
 
 /// Parameters that are fixed for the life of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,20 +105,37 @@ impl IndexParams {
         self.pages(self.extent_slots() * self.slot_bytes())
     }
 
-    /// Returns the length in bytes of the state of a shard with `len` used slots.
+    /// Returns the number of pages that hold the tags of `len` slots.
     #[must_use]
-    pub fn state_bytes(&self, len: usize) -> usize {
-        STATE_FIXED_BYTES
+    pub fn tag_pages(&self, len: usize) -> usize {
+        len.div_ceil(self.page_slots())
+    }
+
+    /// Returns the number of slots whose tags fit a page.
+    #[must_use]
+    pub fn page_slots(&self) -> usize {
+        self.page_size / 8
+    }
+
+    /// Returns the length in bytes of the state of a shard with `len` used slots, in a format version.
+    #[must_use]
+    pub fn state_bytes(&self, len: usize, version: u32) -> usize {
+        let of_tags = if version == 1 { 0 } else { self.tag_pages(len) * STATE_TAGS_BYTES + STATE_SPARE_BYTES };
+        of_tags
+            + STATE_FIXED_BYTES
             + len.div_ceil(self.extent_slots()) * STATE_EXTENT_BYTES
             + len.div_ceil(64) * 8
             + self.bloom_bytes
             + self.dimension * 12
     }
 
-    /// Returns the length in bytes of the largest shard state.
+    /// Returns the length in bytes of the largest shard state of version 1, from which the size of a chunk follows.
+    ///
+    /// The chunks of a file never change their size, so version 2 keeps it. A state of version 2 fits a chunk too: it is
+    /// at most twice as long.
     #[must_use]
     pub fn max_state_bytes(&self) -> usize {
-        self.state_bytes(self.shard_size)
+        self.state_bytes(self.shard_size, 1)
     }
 
     /// Returns the number of pages that `bytes` bytes occupy.

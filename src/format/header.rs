@@ -4,7 +4,7 @@ use super::{
     FormatError,
     codec::{self, Put as _, Reader},
 };
-use crate::{limits::FORMAT_VERSION, tuning::MAX_COUNT};
+use crate::tuning::MAX_COUNT;
 
 /// First bytes of the data file.
 pub const DATA_MAGIC: [u8; 8] = *b"SHXDATA\0";
@@ -14,6 +14,10 @@ pub const WAL_MAGIC: [u8; 8] = *b"SHXWAL\0\0";
 pub const ROOT_MAGIC: [u8; 8] = *b"SHXROOT\0";
 /// First bytes of each WAL segment.
 pub const SEGMENT_MAGIC: [u8; 8] = *b"SHXSEGM\0";
+
+/// Version in the headers of files and segments. Their layout has not changed since version 1. The version of an index
+/// is that of its root.
+pub const HEADER_VERSION: u32 = 1;
 
 /// Offset of the version in every structure that starts with an 8-byte magic.
 pub const VERSION_AT: usize = 8;
@@ -27,10 +31,8 @@ pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// Classification of a structure by its magic and version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
-    /// Has the expected magic and the version of this build.
-    Ours,
-    /// Has the expected magic and another version, given here.
-    OtherVersion(u32),
+    /// Has the expected magic and this version.
+    Version(u32),
     /// Has another magic, or is too short.
     Foreign,
 }
@@ -43,8 +45,7 @@ pub fn kind(bytes: &[u8], magic: &[u8; 8]) -> FileKind {
         return FileKind::Foreign;
     }
     match r.u32() {
-        Ok(FORMAT_VERSION) => FileKind::Ours,
-        Ok(other) => FileKind::OtherVersion(other),
+        Ok(version) => FileKind::Version(version),
         Err(_) => FileKind::Foreign,
     }
 }
@@ -54,7 +55,7 @@ pub fn kind(bytes: &[u8], magic: &[u8; 8]) -> FileKind {
 pub fn encode_file(magic: &[u8; 8], index_id: u128) -> Vec<u8> {
     let mut out = Vec::with_capacity(FILE_HEADER_BYTES);
     out.put(magic);
-    out.put_u32(FORMAT_VERSION);
+    out.put_u32(HEADER_VERSION);
     out.put_u32(0);
     out.put_u128(index_id);
     codec::seal(&mut out, CRC_AT, 0);
@@ -69,7 +70,7 @@ pub fn decode_file(bytes: &[u8], magic: &[u8; 8]) -> Result<u128, FormatError> {
     let bytes = Reader::new(bytes).take(FILE_HEADER_BYTES)?;
     let mut r = Reader::new(bytes);
     r.expect(magic)?;
-    r.expect(&FORMAT_VERSION.to_le_bytes())?;
+    r.expect(&HEADER_VERSION.to_le_bytes())?;
     codec::check_seal(bytes, CRC_AT, 0)?;
     r.u32()?;
     r.u128()
@@ -94,7 +95,7 @@ impl SegmentHeader {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(SEGMENT_HEADER_BYTES);
         out.put(&SEGMENT_MAGIC);
-        out.put_u32(FORMAT_VERSION);
+        out.put_u32(HEADER_VERSION);
         out.put_u32(0);
         out.put_u128(self.index_id);
         out.put_u64(self.epoch);
@@ -114,7 +115,7 @@ impl SegmentHeader {
         let bytes = Reader::new(bytes).take(SEGMENT_HEADER_BYTES)?;
         let mut r = Reader::new(bytes);
         r.expect(&SEGMENT_MAGIC)?;
-        r.expect(&FORMAT_VERSION.to_le_bytes())?;
+        r.expect(&HEADER_VERSION.to_le_bytes())?;
         codec::check_seal(bytes, CRC_AT, 0)?;
         r.u32()?;
         let header = Self { index_id: r.u128()?, epoch: r.u64()?, seq: r.u64()?, first_lsn: r.u64()? };

@@ -8,6 +8,8 @@
 //!    passes for the newer one.
 //! 4. Parsing never panics, for any input bytes.
 
+pub mod batch;
+pub mod bucket;
 pub mod calibration;
 pub mod cells;
 pub mod codec;

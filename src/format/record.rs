@@ -1,4 +1,5 @@
-//! Payloads of WAL records: batches of additions and removals.
+//! Payloads of WAL records of version 1: batches of additions and removals. This build only reads them, and writes them in
+//! tests.
 //!
 //! An addition holds the postings exactly as the caller passed them. A removal holds each named document once, and only
 //! those that have a posting.
@@ -7,7 +8,10 @@ use super::{
     FormatError,
     codec::{Put as _, Reader},
 };
-use crate::{id::DocumentId, posting::Posting};
+use crate::{
+    id::DocumentId,
+    posting::{Posting, PostingKey},
+};
 
 /// Length in bytes of the fields before the keys of an addition: count, dimension.
 const ADD_HEADER_BYTES: usize = 8;
@@ -47,12 +51,8 @@ pub fn decode_add(payload: &[u8], dimension: usize) -> Result<Vec<Posting>, Form
     }
     let mut postings = Vec::with_capacity(count);
     for _ in 0..count {
-        postings.push(Posting {
-            document_id: DocumentId(r.u128()?),
-            start: r.u32()?,
-            length: r.u32()?,
-            vector: Vec::new(),
-        });
+        let key = PostingKey { document_id: DocumentId(r.u128()?), start: r.u32()?, length: r.u32()? };
+        postings.push(Posting::new(key, Vec::new()));
     }
     for posting in &mut postings {
         // `pod_collect_to_vec` copies, so the payload needs no alignment.

@@ -3,6 +3,8 @@
 //! A root lies in one of two root slots, each on its own page. It holds its own checksum because no structure points to
 //! it.
 
+use std::ops::RangeInclusive;
+
 use super::{
     FormatError,
     codec::{self, Put as _, Reader},
@@ -18,10 +20,30 @@ use crate::{
     tuning::MAX_COUNT,
 };
 
-/// Length of an encoded root in bytes. It is less than the smallest page (256 bytes).
-pub const ROOT_BYTES: usize = 192;
+/// Length of an encoded root in bytes. A root of version 1 takes the first 192 of them. It fits the smallest page.
+pub const ROOT_BYTES: usize = 256;
+/// Length of an encoded root of version 1 in bytes.
+const ROOT_BYTES_1: usize = 192;
+
+/// Versions of roots that this build reads.
+pub const VERSIONS: RangeInclusive<u32> = 1..=FORMAT_VERSION;
 
 const _: () = assert!(ROOT_BYTES <= 256);
+
+/// Payloads and the cursor below a root: zeros in a root of version 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PayloadRoot {
+    /// Pointer to the top node of the directory of buckets. No pointer if no bucket has a number.
+    pub directory: BlockPointer,
+    /// Number of buckets.
+    pub buckets: u32,
+    /// Number of entries that the directory covers. Those after the buckets point to nothing.
+    pub entries: u32,
+    /// Number of documents with a payload.
+    pub payloads: u64,
+    /// Bytes of all payloads and of the cursor.
+    pub bytes: u64,
+}
 
 /// Position in the WAL at which a frame starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,9 +54,14 @@ pub struct WalPosition {
     pub offset: u64,
 }
 
+/// Bytes at the end of a root that are zeros, for later use.
+const SPARE_BYTES: usize = 20;
+
 /// Checked root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
+    /// Format version of the index: 1 or 2. Version 1 has no tags, payloads and cursor.
+    pub version: u32,
     /// Id of the index.
     pub index_id: u128,
     /// Generation of the root. Of two valid roots, the one with the higher (epoch, generation) is the newest.
@@ -70,6 +97,26 @@ pub struct Root {
     pub cells: BlockPointer,
     /// Number of merges made.
     pub merges: u32,
+    /// Payloads and the cursor.
+    pub payload: PayloadRoot,
+}
+
+/// Number of the vector encoding f32.
+const F32_VECTORS: u32 = 1;
+
+impl PayloadRoot {
+    fn decode(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let (directory, at) = (BlockPointer::decode(r)?, r.at());
+        let buckets = r.u32()?;
+        r.expect(&F32_VECTORS.to_le_bytes())?;
+        let root = Self { directory, buckets, payloads: r.u64()?, bytes: r.u64()?, entries: r.u32()? };
+        r.expect(&[0; SPARE_BYTES])?;
+        if directory.is_none() != (root.entries == 0) || buckets > root.entries {
+            let what = format!("{buckets} buckets of {} entries below {directory:?}", root.entries);
+            return Err(FormatError::new(at, what));
+        }
+        Ok(root)
+    }
 }
 
 fn metric_code(metric: Metric) -> u32 {
@@ -87,7 +134,7 @@ impl Root {
         let g = &self.geometry;
         let mut out = Vec::with_capacity(ROOT_BYTES);
         out.put(&ROOT_MAGIC);
-        out.put_u32(FORMAT_VERSION);
+        out.put_u32(self.version);
         out.put_u32(0);
         out.put_u128(self.index_id);
         out.put_u64(self.generation.0);
@@ -113,7 +160,16 @@ impl Root {
         out.put_u32(self.wal_segments);
         self.cells.encode(&mut out);
         out.put_u32(self.merges);
-        assert_eq!(out.len(), ROOT_BYTES, "a root fills its slot");
+        assert_eq!(out.len(), ROOT_BYTES_1, "a root of version 1 has its length");
+        if self.version > 1 {
+            self.payload.directory.encode(&mut out);
+            out.put_u32(self.payload.buckets);
+            out.put_u32(F32_VECTORS);
+            out.put_u64(self.payload.payloads);
+            out.put_u64(self.payload.bytes);
+            out.put_u32(self.payload.entries);
+            out.resize(ROOT_BYTES, 0);
+        }
         codec::seal(&mut out, CRC_AT, 0);
         out
     }
@@ -123,10 +179,13 @@ impl Root {
     /// # Errors
     /// Returns `FormatError` if the magic, the version or the checksum is wrong, or if a number is out of range.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let bytes = Reader::new(bytes).take(ROOT_BYTES)?;
         let mut r = Reader::new(bytes);
         r.expect(&ROOT_MAGIC)?;
-        r.expect(&FORMAT_VERSION.to_le_bytes())?;
+        let (at, version) = (r.at(), r.u32()?);
+        if !VERSIONS.contains(&version) {
+            return Err(FormatError::new(at, format!("version {version}, 1 to {FORMAT_VERSION} expected")));
+        }
+        let bytes = Reader::new(bytes).take(if version == 1 { ROOT_BYTES_1 } else { ROOT_BYTES })?;
         codec::check_seal(bytes, CRC_AT, 0)?;
         r.u32()?;
         let index_id = r.u128()?;
@@ -149,6 +208,7 @@ impl Root {
         }
         .validated()?;
         Self {
+            version,
             index_id,
             generation,
             geometry,
@@ -166,6 +226,7 @@ impl Root {
             wal_segments: r.u32()?,
             cells: BlockPointer::decode(&mut r)?,
             merges: r.u32()?,
+            payload: if version == 1 { PayloadRoot::default() } else { PayloadRoot::decode(&mut r)? },
         }
         .validated()
     }
@@ -184,6 +245,8 @@ impl Root {
             (152, "count of splits", self.splits),
             // The length of the data file in bytes must also be in range.
             (160, "count of pages", self.data_pages.saturating_mul(self.geometry.page_size as u64)),
+            (216, "count of payloads", self.payload.payloads),
+            (224, "count of bytes in payloads", self.payload.bytes),
         ];
         if let Some((at, what, n)) = counts.into_iter().find(|&(.., n)| n > MAX_COUNT) {
             return Err(FormatError::new(at, format!("{what} {n} is more than {MAX_COUNT}")));

@@ -7,12 +7,15 @@ use bytemuck::allocation::pod_collect_to_vec;
 use super::{
     FormatError,
     codec::{Put as _, Reader},
-    geometry::IndexParams,
+    geometry::{IndexParams, STATE_SPARE_BYTES},
+    node::BlockPointer,
 };
 use crate::{id::ShardId, limits::MAX_NORM};
 
-/// First bytes of a shard state.
-pub const STATE_MAGIC: [u8; 4] = *b"SHST";
+/// First bytes of a shard state of version 1, which has no tags.
+pub const STATE_MAGIC_1: [u8; 4] = *b"SHST";
+/// First bytes of a shard state of version 2.
+pub const STATE_MAGIC: [u8; 4] = *b"SHS2";
 
 /// Entry of an extent in a shard state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,17 +47,20 @@ pub struct ShardState {
     pub sum: Vec<f64>,
     /// Routing centroid.
     pub centroid: Vec<f32>,
+    /// Pages of tags in slot order, as many as `len` slots need. A page that is not stored holds zeros.
+    pub tags: Vec<BlockPointer>,
 }
 
 impl ShardState {
-    /// Encodes the state.
+    /// Encodes the state in a format version. Version 1 has no tags.
     ///
     /// # Panics
     /// Panics if the fields do not have the lengths that `len` and `geometry` imply.
     #[must_use]
-    pub fn encode(&self, geometry: &IndexParams) -> Vec<u8> {
-        let mut out = Vec::with_capacity(geometry.state_bytes(self.len as usize));
-        out.put(&STATE_MAGIC);
+    pub fn encode(&self, geometry: &IndexParams, version: u32) -> Vec<u8> {
+        let bytes = geometry.state_bytes(self.len as usize, version);
+        let mut out = Vec::with_capacity(bytes);
+        out.put(if version == 1 { &STATE_MAGIC_1 } else { &STATE_MAGIC });
         out.put_u32(self.number);
         out.put_u128(self.id.0);
         out.put_u32(self.len);
@@ -70,7 +76,11 @@ impl ShardState {
         out.put(bytemuck::cast_slice(&self.bloom));
         out.put(bytemuck::cast_slice(&self.sum));
         out.put(bytemuck::cast_slice(&self.centroid));
-        assert_eq!(out.len(), geometry.state_bytes(self.len as usize), "a state of another size than it says");
+        if version > 1 {
+            self.tags.iter().for_each(|page| page.encode(&mut out));
+            out.resize(out.len() + STATE_SPARE_BYTES, 0);
+        }
+        assert_eq!(out.len(), bytes, "a state of another size than it says");
         out
     }
 
@@ -81,7 +91,8 @@ impl ShardState {
     /// returns it if the sum or the centroid is not finite, or if the centroid's norm is too large.
     pub fn decode(bytes: &[u8], geometry: &IndexParams, number: u32) -> Result<Self, FormatError> {
         let mut r = Reader::new(bytes);
-        r.expect(&STATE_MAGIC)?;
+        let version = if bytes.starts_with(&STATE_MAGIC_1) { 1 } else { 2 };
+        r.expect(if version == 1 { &STATE_MAGIC_1 } else { &STATE_MAGIC })?;
         r.expect(&number.to_le_bytes())?;
         let id = ShardId(r.u128()?);
         let at = r.at();
@@ -91,8 +102,8 @@ impl ShardState {
         if slots > geometry.shard_size || live > len {
             return Err(FormatError::new(at, format!("{live} live of {slots} slots, {} at most", geometry.shard_size)));
         }
-        if bytes.len() != geometry.state_bytes(slots) {
-            let expected = geometry.state_bytes(slots);
+        let expected = geometry.state_bytes(slots, version);
+        if bytes.len() != expected {
             return Err(FormatError::new(at, format!("{expected} bytes expected, {} found", bytes.len())));
         }
         let extents = (0..slots.div_ceil(geometry.extent_slots()))
@@ -123,6 +134,17 @@ impl ShardState {
         if norm > 1.001 * MAX_NORM {
             return Err(FormatError::new(at, format!("a centroid of norm {norm:e}")));
         }
-        Ok(Self { number, id, len, live, extents, tombstones, bloom, sum, centroid })
+        let mut tags = vec![BlockPointer::default(); geometry.tag_pages(slots)];
+        if version > 1 {
+            for page in &mut tags {
+                let at = r.at();
+                *page = BlockPointer::decode(&mut r)?;
+                if !page.is_none() && page.len as usize != geometry.page_size {
+                    return Err(FormatError::new(at, format!("a page of tags of {} bytes", page.len)));
+                }
+            }
+            r.expect(&[0; STATE_SPARE_BYTES])?;
+        }
+        Ok(Self { number, id, len, live, extents, tombstones, bloom, sum, centroid, tags })
     }
 }

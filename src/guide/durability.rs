@@ -28,7 +28,7 @@
 //! let options = OpenOptions::default().durability(Durability::Manual);
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(1).options(options))?;
 //! let posting = |n: u32| {
-//!     Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vec![n as f32 + 1.0] }
+//!     Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vec![n as f32 + 1.0], tags: 0 }
 //! };
 //! index.add_postings((0..10).map(posting).collect())?;
 //! assert_eq!(index.stats()?.uncommitted_operations, 10);

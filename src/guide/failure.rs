@@ -27,7 +27,7 @@
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let path = dir.path().join("index");
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(2))?;
-//! let posting = |vector| Posting { document_id: DocumentId(1), start: 0, length: 1, vector };
+//! let posting = |vector| Posting { document_id: DocumentId(1), start: 0, length: 1, vector, tags: 0 };
 //! let batch = vec![posting(vec![1.0, 2.0]), posting(vec![1.0, f32::NAN])];
 //! match index.add_postings(batch) {
 //!     Err(error @ ShardexError::InvalidVector { .. }) => println!("{error}"), // names posting 1

@@ -15,7 +15,8 @@
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(2))?;
 //! let part = |start, vector: [f32; 2]| Posting {
 //!     document_id: DocumentId(1), start, length: 10, vector: vector.to_vec(),
-//! };
+//!,
+tags: 0, };
 //! index.add_postings(vec![part(0, [1.0, 0.0]), part(10, [0.0, 1.0])])?;
 //! index.add_postings(vec![part(10, [0.6, 0.8])])?; // replaces the second part
 //! assert_eq!(index.stats()?.total_postings, 2);

@@ -18,7 +18,8 @@
 //!     start: 0,
 //!     length: 1,
 //!     vector: vec![1.0, n as f32, 0.5],
-//! });
+//!,
+tags: 0, });
 //! index.add_postings(batch.collect()).await?;
 //!
 //! // Searches see a write as soon as its call has returned.

@@ -29,7 +29,7 @@
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(16).options(options))?;
 //! let vector = |n: u32| (0..16).map(|i| ((n * 31 + i * 17) % 101) as f32 + 1.0).collect::<Vec<_>>();
 //! for first in (0..1_000).step_by(250) {
-//!     let posting = |n: u32| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(n) };
+//!     let posting = |n: u32| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(n), tags: 0 };
 //!     let batch = (first..first + 250).map(posting);
 //!     index.add_postings(batch.collect())?;
 //! }

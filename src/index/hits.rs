@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{
-    snapshot::{Snapshot, extent_slot},
+    snapshot::{Snapshot, extent_slot, shard_of},
     topk::Candidate,
 };
 use crate::{
@@ -56,6 +56,8 @@ pub struct Hit<'a> {
     pub norm: f32,
     /// Score, higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
     pub similarity_score: f32,
+    /// Tags of the posting.
+    pub tags: u64,
 }
 
 impl<F: StorageFile> Hits<F> {
@@ -119,6 +121,7 @@ impl<F: StorageFile> Hits<F> {
             norm: posting.norm,
             // `0.0 - distance` and not `-distance`, so that a distance of 0 gives a score of 0 and not -0.
             similarity_score: 0.0 - candidate.distance,
+            tags: shard_of(&self.snapshot, candidate.shard).map_or(0, |shard| shard.tags().get(candidate.slot as usize)),
         }
     }
 
@@ -132,6 +135,7 @@ impl<F: StorageFile> Hits<F> {
             length: hit.length,
             vector: if cosine { hit.vector.iter().map(|x| x * hit.norm).collect() } else { hit.vector.to_vec() },
             similarity_score: hit.similarity_score,
+            tags: hit.tags,
         };
         SearchResponse {
             results: self.iter().map(result).collect(),

@@ -6,12 +6,10 @@ use super::snapshot::{CHUNK_SHARDS, Snapshot, shard_of};
 use crate::{
     error::Result,
     id::DocumentId,
-    shard::{DataFile, Lookup, Shard, StoredPosting, record, row},
+    posting::PostingKey,
+    shard::{DataFile, StoredRow, Lookup, Shard, StoredPosting, record, row},
     storage::StorageFile,
 };
-
-/// Key of a posting: document id, start, length. Keys order as these three do.
-pub type PostingKey = (DocumentId, u32, u32);
 
 /// Slot of a live posting in a snapshot, with its record.
 #[derive(Clone, Copy, Debug)]
@@ -22,17 +20,14 @@ pub struct StoredSlot {
     pub slot: u32,
     /// Posting record.
     pub posting: StoredPosting,
+    /// Tags of the posting.
+    pub tags: u64,
 }
 
 impl StoredSlot {
     fn key(&self) -> PostingKey {
-        key_of(&self.posting)
+        self.posting.key()
     }
-}
-
-/// Returns the key of a posting.
-fn key_of(posting: &StoredPosting) -> PostingKey {
-    (posting.document_id, posting.start, posting.length)
 }
 
 /// Finds the live postings that match a lookup, in the order of their keys.
@@ -69,13 +64,13 @@ fn find_in<F: StorageFile>(
     if shard.known_fingerprints().is_some() {
         let mut slots = Vec::new();
         shard.find(data, lookup, &mut slots)?;
-        let stored = |(slot, posting)| StoredSlot { shard: number, slot: slot as u32, posting };
+        let stored = |(slot, posting)| StoredSlot { shard: number, slot: slot as u32, posting, tags: shard.tags().get(slot) };
         found.extend(slots.into_iter().map(stored));
         return Ok(());
     }
     for_each_live(shard, data, |slot, posting| {
         if lookup.wants(&posting) {
-            found.push(StoredSlot { shard: number, slot, posting });
+            found.push(StoredSlot { shard: number, slot, posting, tags: shard.tags().get(slot as usize) });
         }
     })
 }
@@ -115,7 +110,7 @@ pub fn page_by_key<F: StorageFile>(
     let mut least: BinaryHeap<(PostingKey, u32, u32)> = BinaryHeap::new();
     for (number, shard) in snapshot.iter().filter(|_| most > 0) {
         for_each_live(shard, data, |slot, posting| {
-            let key = key_of(&posting);
+            let key = posting.key();
             if after.is_some_and(|after| key <= after) {
                 return;
             }
@@ -180,7 +175,8 @@ pub fn posting_at<'a, F: StorageFile>(
     let (extent, i) = (slot as usize / slots, slot as usize % slots);
     let bytes = shard.extents()[extent].slots(data)?;
     let posting = record(bytes, i, geometry);
-    Ok((StoredSlot { shard: number, slot, posting }, row(bytes, i, geometry)))
+    let tags = shard.tags().get(slot as usize);
+    Ok((StoredSlot { shard: number, slot, posting, tags }, row(bytes, i, geometry)))
 }
 
 /// Position in the storage order of a snapshot: by shard number, then by slot. The default is the first position.
@@ -198,7 +194,7 @@ pub fn scan_next<'a, F: StorageFile>(
     snapshot: &'a Snapshot<F::Lent>,
     data: &DataFile<F>,
     position: &mut ScanPosition,
-) -> Result<Option<(StoredPosting, &'a [f32])>> {
+) -> Result<Option<StoredRow<&'a [f32]>>> {
     let (geometry, slots) = (data.geometry(), data.geometry().extent_slots());
     let end = (snapshot.chunks.len() * CHUNK_SHARDS) as u32;
     while position.shard < end {
@@ -214,7 +210,8 @@ pub fn scan_next<'a, F: StorageFile>(
         match shard.extents()[slot / slots].slots(data) {
             Ok(bytes) => {
                 position.slot += 1;
-                return Ok(Some((record(bytes, slot % slots, geometry), row(bytes, slot % slots, geometry))));
+                let (posting, vector) = (record(bytes, slot % slots, geometry), row(bytes, slot % slots, geometry));
+                return Ok(Some(StoredRow { posting, tags: shard.tags().get(slot), vector }));
             }
             Err(error) => {
                 position.slot = ((slot / slots + 1) * slots) as u32;

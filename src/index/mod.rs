@@ -26,7 +26,7 @@ mod visited;
 
 pub use calibration::{CellsUnderTest, calibrate};
 pub use hits::{Hit, Hits};
-pub use lookup::{PostingKey, ScanPosition, StoredSlot, documents, find, page_by_key, posting_at, scan_next};
+pub use lookup::{ScanPosition, StoredSlot, documents, find, page_by_key, posting_at, scan_next};
 pub use routing::RoutingTable;
 pub use search::{SearchScope, in_group_order, search, search_on, warm};
 pub use snapshot::{CHUNK_SHARDS, Chunk, NewCodes, Snapshot, SnapshotSource};

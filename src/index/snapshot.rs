@@ -14,6 +14,7 @@ use crate::{
     format::geometry::IndexParams,
     id::{Lsn, ShardId},
     lease::Lease,
+    payload::PayloadIndex,
     shard::{DataFile, Extent, Shard},
     storage::StorageFile,
 };
@@ -58,6 +59,8 @@ pub struct Snapshot<L> {
     pub lsn: Lsn,
     /// Number of live postings.
     pub live: u64,
+    /// Payloads and the cursor.
+    pub payloads: PayloadIndex<L>,
     /// Number of shards.
     pub shards: usize,
     /// Estimated number of postings that were added, removed, or moved by splits and merges since the calibration. It
@@ -76,6 +79,8 @@ pub struct SnapshotSource<'a, L: Deref<Target = [u8]> + Clone> {
     pub lsn: Lsn,
     /// Number of live postings.
     pub live: u64,
+    /// Payloads and the cursor.
+    pub payloads: &'a PayloadIndex<L>,
     /// Whether new unindexed slots of the changed shards are encoded. If the cells have another coordinate frame than
     /// before, nothing is encoded, because every unindexed slot would need a new code.
     pub encodes: bool,
@@ -84,8 +89,9 @@ pub struct SnapshotSource<'a, L: Deref<Target = [u8]> + Clone> {
 impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
     /// Creates a snapshot without shards.
     #[must_use]
-    pub fn empty(lsn: Lsn) -> Self {
-        Self { chunks: Vec::new(), cells: None, lsn, live: 0, shards: 0, moved: 0 }
+    pub fn empty(lsn: Lsn, geometry: &IndexParams) -> Self {
+        let payloads = PayloadIndex::new(geometry);
+        Self { chunks: Vec::new(), cells: None, lsn, live: 0, payloads, shards: 0, moved: 0 }
     }
 
     /// Returns the heap bytes of the codes and centroid bytes of unindexed postings.
@@ -192,7 +198,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
             *chunk = Arc::new(Chunk { shards, centroids, unindexed, unindexed_rows, unindexed_slots });
         }
         let Self { lsn, live, shards, moved, .. } = *self;
-        Self { chunks, cells: self.cells.clone(), lsn, live, shards, moved }
+        Self { chunks, cells: self.cells.clone(), lsn, live, payloads: self.payloads.clone(), shards, moved }
     }
 
     /// Iterates all shards with their numbers, in ascending order.
@@ -215,7 +221,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
         changed: impl IntoIterator<Item = u32>,
         published: SnapshotSource<'_, L>,
     ) -> Self {
-        let SnapshotSource { shards, cells, lsn, live, encodes } = published;
+        let SnapshotSource { shards, cells, lsn, live, payloads, encodes } = published;
         let same_cells = cells.map(Arc::as_ptr) == self.cells.as_ref().map(Arc::as_ptr);
         let frames = self.cells.as_ref().zip(cells).map(|(old, new)| [old, new].map(|cells| cells.frame()));
         let other_frame = frames.is_some_and(|[old, new]| !Arc::ptr_eq(old, new));
@@ -259,7 +265,8 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
                 None => chunks.push(chunk),
             }
         }
-        let mut next = Self { chunks, cells: cells.cloned(), lsn, live, shards: count, moved: 0 };
+        let payloads = payloads.clone();
+        let mut next = Self { chunks, cells: cells.cloned(), lsn, live, payloads, shards: count, moved: 0 };
         next.moved = cells.map_or(0, |cells| cells.calibration().moved(live, next.unindexed_slots()));
         next
     }

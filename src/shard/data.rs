@@ -17,12 +17,14 @@ use crate::{
     },
     id::DocumentId,
     lease::{Allocation, IndexLock, Lease, LendingFile, SyncJob},
+    posting::PostingKey,
     storage::{Purpose, Storage, StorageFile},
 };
 
 const GROW: Purpose = Purpose("data: grow");
 const META: Purpose = Purpose("data: states and directory");
 const CELLS: Purpose = Purpose("data: cells");
+const PAYLOADS: Purpose = Purpose("data: payloads");
 
 /// Reason for storing postings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,12 @@ pub struct StoredPosting {
 }
 
 impl StoredPosting {
+    /// Returns the key of the posting.
+    #[must_use]
+    pub fn key(&self) -> PostingKey {
+        PostingKey { document_id: self.document_id, start: self.start, length: self.length }
+    }
+
     /// Appends the encoded record.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u128(self.document_id.0);
@@ -201,6 +209,14 @@ impl<F: StorageFile> DataFile<F> {
     /// Returns `OutOfSpace` or `Io`.
     pub fn store_cells(&self, allocation: &Allocation, bytes: &[u8]) -> Result<()> {
         self.write(&[allocation], 0, bytes, CELLS)
+    }
+
+    /// Stores bytes of payloads into a block, from byte `at` of it.
+    ///
+    /// # Errors
+    /// Returns `OutOfSpace` or `Io`.
+    pub fn store_payloads(&self, block: &Allocation, at: usize, bytes: &[u8]) -> Result<()> {
+        self.write(&[block], at, bytes, PAYLOADS)
     }
 
     fn write(&self, allocations: &[&Allocation], at: usize, bytes: &[u8], purpose: Purpose) -> Result<()> {

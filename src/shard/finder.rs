@@ -100,7 +100,7 @@ impl Finder {
     pub fn insert(&mut self, number: usize, posting: &StoredPosting) {
         self.documents.insert(number, posting.document_id.0);
         if !self.is_unknown(number) {
-            let key = fingerprints::key_fingerprint(posting.document_id, posting.start, posting.length);
+            let key = fingerprints::key_fingerprint(posting.key());
             self.keys.insert(number, key.into());
         }
     }
@@ -110,8 +110,8 @@ impl Finder {
         let document = lookup.document().0;
         match lookup {
             Lookup::Document(_) => self.documents.candidates(document, |_| u64::MAX, found),
-            Lookup::Key(document_id, start, length) => {
-                let key = self.keys.rows(fingerprints::key_fingerprint(document_id, start, length).into());
+            Lookup::Key(key) => {
+                let key = self.keys.rows(fingerprints::key_fingerprint(key).into());
                 let unknown = |word: usize| self.unknown.get(word).copied().unwrap_or(0);
                 self.documents.candidates(document, |word| self.keys.word(&key, word) | unknown(word), found);
             }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::data::StoredPosting;
-use crate::id::DocumentId;
+use crate::{id::DocumentId, posting::PostingKey};
 
 /// Number of slots per block of fingerprints. Copies of a shard share all blocks except the last one when it grows.
 const BLOCK_SLOTS: usize = 64;
@@ -17,7 +17,7 @@ pub enum Lookup {
     /// All postings of a document.
     Document(DocumentId),
     /// Postings with a key: document id, start, length.
-    Key(DocumentId, u32, u32),
+    Key(PostingKey),
 }
 
 impl Lookup {
@@ -25,7 +25,8 @@ impl Lookup {
     #[must_use]
     pub fn document(&self) -> DocumentId {
         match *self {
-            Self::Document(document) | Self::Key(document, ..) => document,
+            Self::Document(document) => document,
+            Self::Key(key) => key.document_id,
         }
     }
 
@@ -34,15 +35,13 @@ impl Lookup {
     pub fn wants(&self, posting: &StoredPosting) -> bool {
         match *self {
             Self::Document(document) => posting.document_id == document,
-            Self::Key(document, start, length) => {
-                (posting.document_id, posting.start, posting.length) == (document, start, length)
-            }
+            Self::Key(key) => posting.key() == key,
         }
     }
 }
 
 /// Finaliser of splitmix64: every bit of the result depends on every bit of `x`.
-pub(super) fn mix(mut x: u64) -> u64 {
+pub fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
@@ -55,7 +54,8 @@ fn document_fingerprint(document: DocumentId) -> u16 {
 }
 
 /// Returns the fingerprint of a key.
-pub(super) fn key_fingerprint(document: DocumentId, start: u32, length: u32) -> u32 {
+pub(super) fn key_fingerprint(key: PostingKey) -> u32 {
+    let PostingKey { document_id: document, start, length } = key;
     let low = mix((document.0 as u64).wrapping_add(0xD1B5_4A32_D192_ED03));
     let whole = mix(low ^ (document.0 >> 64) as u64);
     (mix(whole ^ (u64::from(start) << 32 | u64::from(length))) >> 32) as u32
@@ -102,7 +102,7 @@ impl Fingerprints {
         let Some(block) = self.blocks.last_mut() else { unreachable!("one was pushed") };
         let block = Arc::make_mut(block);
         block.documents[at] = document_fingerprint(posting.document_id);
-        block.keys[at] = key_fingerprint(posting.document_id, posting.start, posting.length);
+        block.keys[at] = key_fingerprint(posting.key());
         self.len += 1;
     }
 
@@ -118,8 +118,8 @@ impl Fingerprints {
                 let print = document_fingerprint(document);
                 self.equal(|block| &block.documents, print, slots);
             }
-            Lookup::Key(document, start, length) => {
-                let print = key_fingerprint(document, start, length);
+            Lookup::Key(key) => {
+                let print = key_fingerprint(key);
                 self.equal(|block| &block.keys, print, slots);
             }
         }
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(fingerprints.len(), 1_000);
         let (mut slots, mut vain) = (Vec::new(), 0);
         for n in 0..2_000u32 {
-            for lookup in [Lookup::Document(DocumentId(n.into())), Lookup::Key(DocumentId(n.into()), n % 7, 1)] {
+            for lookup in [Lookup::Document(DocumentId(n.into())), Lookup::Key(PostingKey::new(u128::from(n), n % 7, 1))] {
                 slots.clear();
                 fingerprints.slots(lookup, &mut slots);
                 assert!(slots.is_sorted());

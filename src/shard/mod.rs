@@ -17,6 +17,7 @@ mod extent;
 mod finder;
 mod fingerprints;
 pub mod split;
+mod tags;
 
 use std::{
     mem,
@@ -26,12 +27,14 @@ use std::{
 pub use data::{DataFile, StoreReason, StoredPosting};
 pub use extent::Extent;
 pub use finder::{Finder, LookupCounts};
-pub use fingerprints::{Fingerprints, Lookup};
+pub use fingerprints::{Fingerprints, Lookup, mix};
+pub use tags::{TagPage, Tags, tag_bytes};
 
 use crate::{
     error::Result,
     format::{
         geometry::{IndexParams, POSTING_BYTES},
+        node::BlockPointer,
         state::ShardState,
     },
     id::ShardId,
@@ -57,6 +60,7 @@ pub struct Shard<L> {
     tombstones: Vec<u64>,
     bloom: Bloom,
     sum: Vec<f64>,
+    tags: Tags,
     /// Encoded slots that are appended but not stored. Empty whenever the shard is published.
     staged: Vec<u8>,
     /// Fingerprints of all slots, created at the first lookup, because an open reads no slots.
@@ -75,19 +79,21 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             tombstones: Vec::new(),
             bloom: Bloom::new(geometry.bloom_bytes),
             sum: vec![0.0; geometry.dimension],
+            tags: Tags::default(),
             centroid,
             staged: Vec::new(),
             fingerprints: OnceLock::from(Fingerprints::default()),
         }
     }
 
-    /// Creates a shard from a state read from disk, with its extents in `allocations`. Reads no vectors and no
-    /// postings.
+    /// Creates a shard from a state and the tags read from disk, with its extents in `allocations`. Reads no vectors and
+    /// no postings.
     ///
     /// # Errors
     /// Returns `Io`, also if an extent lies past the end of the file.
     pub fn load<F: StorageFile<Lent = L>>(
         state: ShardState,
+        tags: Tags,
         data: &DataFile<F>,
         allocations: &[Arc<Allocation>],
     ) -> Result<Self> {
@@ -106,17 +112,18 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             tombstones: state.tombstones,
             bloom: Bloom::from_words(state.bloom),
             sum: state.sum,
+            tags,
             staged: Vec::new(),
             fingerprints: OnceLock::new(),
         })
     }
 
-    /// Returns the state that a flush stores for shard number `number`.
+    /// Returns the state that a flush stores for shard number `number`, with its pages of tags in `tags`.
     ///
     /// # Panics
     /// Panics if staged slots are not stored.
     #[must_use]
-    pub fn state(&self, number: u32) -> ShardState {
+    pub fn state(&self, number: u32, tags: Vec<BlockPointer>) -> ShardState {
         assert!(self.staged.is_empty(), "a shard is stored before its state");
         ShardState {
             number,
@@ -128,7 +135,19 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             bloom: self.bloom.words().to_vec(),
             sum: self.sum.clone(),
             centroid: self.centroid.to_vec(),
+            tags,
         }
+    }
+
+    /// Returns the tags of the slots.
+    #[must_use]
+    pub fn tags(&self) -> &Tags {
+        &self.tags
+    }
+
+    /// Sets the tags of a used slot.
+    pub fn set_tags(&mut self, slot: usize, tags: u64, geometry: &IndexParams) {
+        self.tags.set(slot, tags, geometry);
     }
 
     /// Returns the number of used slots, including slots with a tombstone.
@@ -195,6 +214,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             + self.bloom.words().len() * 8
             + self.sum.len() * 8
             + self.centroid.len() * 4
+            + self.tags.memory()
             + self.fingerprints.get().map_or(0, Fingerprints::memory)
     }
 
@@ -202,8 +222,9 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     ///
     /// # Panics
     /// Panics if the shard is full. The caller splits it first.
-    pub fn stage(&mut self, posting: StoredPosting, vector: &[f32], geometry: &IndexParams) {
+    pub fn stage(&mut self, posting: StoredPosting, tags: u64, vector: &[f32], geometry: &IndexParams) {
         assert!(self.len() < geometry.shard_size, "a full shard takes nothing");
+        self.tags.set(self.len(), tags, geometry);
         if self.len.is_multiple_of(64) {
             self.tombstones.push(0);
         }
@@ -318,7 +339,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         self.live -= 1;
     }
 
-    /// Returns all live postings with their vectors, in slot order. Checks the checksum of every extent again.
+    /// Returns all live postings with their tags and vectors, in slot order. Checks the checksum of every extent again.
     ///
     /// # Errors
     /// Returns `Corruption` if an extent fails its check.
@@ -328,7 +349,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     pub fn live_rows<'a, F: StorageFile<Lent = L>>(
         &'a self,
         data: &'a DataFile<F>,
-    ) -> Result<Vec<(StoredPosting, &'a [f32])>> {
+    ) -> Result<Vec<StoredRow<&'a [f32]>>> {
         assert!(self.staged.is_empty(), "a shard is stored before it is read");
         let geometry = data.geometry();
         let slots = geometry.extent_slots();
@@ -336,7 +357,8 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         for (e, extent) in self.extents.iter().enumerate() {
             let bytes = extent.verified_slots(data)?;
             for i in (0..extent.used()).filter(|i| self.is_live(e * slots + i)) {
-                rows.push((record(bytes, i, geometry), row(bytes, i, geometry)));
+                let (posting, vector) = (record(bytes, i, geometry), row(bytes, i, geometry));
+                rows.push(StoredRow { posting, tags: self.tags.get(e * slots + i), vector });
             }
         }
         Ok(rows)
@@ -375,6 +397,17 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         }
         picked
     }
+}
+
+/// Live posting of a shard.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredRow<V> {
+    /// Posting record.
+    pub posting: StoredPosting,
+    /// Tags.
+    pub tags: u64,
+    /// Vector in its stored form.
+    pub vector: V,
 }
 
 /// Returns the vector in slot `i` of an extent's bytes.

@@ -18,9 +18,9 @@ mod tasks;
 mod timers;
 mod view;
 mod writer;
+mod writing;
 
 use std::{
-    ops::RangeInclusive,
     path::Path,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
@@ -36,9 +36,8 @@ use crate::{
     },
     env::Env,
     error::Result,
-    id::DocumentId,
     index::Hits,
-    posting::{Posting, SearchOptions, SearchResponse, SearchResult},
+    posting::{SearchOptions, SearchResponse, SearchResult},
     runtime::Task,
     storage::{MmapStorage, Storage},
 };
@@ -206,57 +205,6 @@ impl<S: Storage> Shardex<S> {
         let Some(queue) = &self.inner.queue else { return Err(shared.gone()) };
         queue.send(command(reply)).await.ok_or_else(|| shared.gone())?;
         answer.await.unwrap_or_else(|_| Err(shared.gone()))
-    }
-
-    /// Adds postings, all or none.
-    ///
-    /// A posting whose key (document id, start, length) is stored already replaces the stored one. Of equal keys in one
-    /// batch the last counts. An empty batch does nothing.
-    ///
-    /// On `Ok` searches see the batch. It is durable at the next commit, or on return under `Durability::Immediate`.
-    ///
-    /// Cost: one distance per shard and posting, a copy into the WAL's buffer, a copy into the shard, and occasionally
-    /// a split. Above 1,024 shards a posting is compared only with the shards near the nearest pivots. The first write
-    /// after an open, and one that finds the WAL full, flush first.
-    ///
-    /// # Errors
-    /// Returns `InvalidDimension`, `InvalidVector` or `InvalidPosting` with the index of the first bad posting. Returns
-    /// `BatchTooLarge` if the WAL can't hold the batch, `OutOfSpace` or `Io` if a store fails, and `Corruption` if a
-    /// shard is damaged. Nothing has changed then. Under `Durability::Immediate` an error of the commit leaves the
-    /// batch accepted.
-    ///
-    /// Returns `Undurable` if background commits or flushes fail and more is undurable than the options allow. Nothing
-    /// has changed then, and writes are accepted again once a commit or flush succeeds. Returns `Inconsistent` if the write had to
-    /// flush first and the flush's check failed, `ReadOnly` if the open found no space to recover, `Poisoned` if a sync
-    /// has failed, and `Closed` if the handle is closed.
-    pub async fn add_postings(&self, postings: Vec<Posting>) -> Result<()> {
-        self.ask(|reply| Command::Add(postings, reply)).await
-    }
-
-    /// Removes all postings of the given documents and returns the number of removed postings.
-    ///
-    /// Unknown documents are ignored. They add nothing to the WAL.
-    ///
-    /// Cost: per document a lookup in the bloom filters, and reads of the posting records found.
-    ///
-    /// # Errors
-    /// Returns the errors of [`add_postings`](Self::add_postings).
-    pub async fn remove_documents(&self, document_ids: Vec<DocumentId>) -> Result<u64> {
-        self.ask(|reply| Command::Remove(document_ids, reply)).await
-    }
-
-    /// Removes all postings of the documents with ids in a range, all or none, and returns the number of removed postings.
-    ///
-    /// An empty range removes nothing.
-    ///
-    /// Cost: one lookup per id for a range of fewer ids than 1/64 of the postings, otherwise one read of every posting
-    /// record. The WAL gets the ids found.
-    ///
-    /// # Errors
-    /// Returns the errors of [`add_postings`](Self::add_postings). `BatchTooLarge` means that the WAL can't hold the
-    /// ids found: pass smaller ranges.
-    pub async fn remove_document_range(&self, documents: RangeInclusive<DocumentId>) -> Result<u64> {
-        self.ask(|reply| Command::RemoveRange(documents, reply)).await
     }
 
     /// Makes everything accepted before the call durable.

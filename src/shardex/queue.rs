@@ -5,6 +5,7 @@ use std::{ops::RangeInclusive, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
+    batch::{WriteBatch, Written},
     config::CheckLevel,
     engine::{
         ConsistencyReport,
@@ -12,7 +13,6 @@ use crate::{
     },
     error::Result,
     id::DocumentId,
-    posting::Posting,
 };
 
 pub(super) struct Reply<T>(oneshot::Sender<Result<T>>);
@@ -35,8 +35,7 @@ impl<T> Reply<T> {
 }
 
 pub(super) enum Command {
-    Add(Vec<Posting>, Reply<()>),
-    Remove(Vec<DocumentId>, Reply<u64>),
+    Write(WriteBatch, Reply<Written>),
     RemoveRange(RangeInclusive<DocumentId>, Reply<u64>),
     Commit(Reply<()>),
     Flush(Reply<FlushStats>),
@@ -49,7 +48,7 @@ pub(super) enum Command {
 impl Command {
     /// Reports whether the command is a write, which may wait for a flush.
     pub(super) fn is_write(&self) -> bool {
-        matches!(self, Self::Add(..) | Self::Remove(..) | Self::RemoveRange(..))
+        matches!(self, Self::Write(..) | Self::RemoveRange(..))
     }
 }
 

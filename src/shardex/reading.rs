@@ -3,11 +3,14 @@
 use super::{Shardex, snapshot::IndexSnapshot};
 use crate::{
     config::Metric,
+    engine::Lent,
     error::Result,
+    format::bucket::PayloadOwner,
     id::DocumentId,
-    index::{self, PostingKey, ScanPosition, StoredSlot},
-    posting::Posting,
-    shard::{Lookup, StoredPosting},
+    index::{self, ScanPosition, StoredSlot},
+    payload::Payload,
+    posting::{Posting, PostingKey},
+    shard::{StoredRow, Lookup},
     storage::{MmapStorage, Storage},
 };
 
@@ -42,7 +45,7 @@ impl<S: Storage> Iterator for PostingScan<S> {
     fn next(&mut self) -> Option<Self::Item> {
         let IndexSnapshot { snapshot, data, .. } = &self.snapshot;
         let next = index::scan_next(snapshot, data, &mut self.position);
-        next.map(|next| next.map(|(posting, vector)| self.snapshot.given(&posting, vector))).transpose()
+        next.map(|next| next.map(|row| self.snapshot.given(row))).transpose()
     }
 }
 
@@ -64,8 +67,8 @@ impl<S: Storage> IndexSnapshot<S> {
     ///
     /// # Errors
     /// Returns `Corruption` as [`get`](Self::get) does.
-    pub fn get_posting(&self, document: DocumentId, start: u32, length: u32) -> Result<Option<Posting>> {
-        let found = index::find(&self.snapshot, &self.data, Lookup::Key(document, start, length))?;
+    pub fn get_posting(&self, key: PostingKey) -> Result<Option<Posting>> {
+        let found = index::find(&self.snapshot, &self.data, Lookup::Key(key))?;
         Ok(self.copies(found)?.pop())
     }
 
@@ -125,22 +128,67 @@ impl<S: Storage> IndexSnapshot<S> {
         self.copies(index::page_by_key(&self.snapshot, &self.data, after, most)?)
     }
 
+    /// Returns the payload of a document, read in place; `None` if it has none.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if the payload is damaged.
+    pub fn payload(&self, document: DocumentId) -> Result<Option<Payload<Lent<S>>>> {
+        let content = self.snapshot.payloads.find(PayloadOwner::Document(document));
+        content.map(|content| content.read(&self.data)).transpose()
+    }
+
+    /// Returns the part of a document's payload that a posting covers, as text: `length` bytes from byte `start` on.
+    /// `None` if the document has no payload.
+    ///
+    /// The ends are moved outwards to the boundaries of characters, and limited to the payload. For a posting whose range
+    /// is in other units, use [`payload`](Self::payload).
+    ///
+    /// # Errors
+    /// Returns `Corruption` if the payload is damaged, and `InvalidArgument` if it is not UTF-8 there.
+    pub fn snippet(&self, key: PostingKey) -> Result<Option<String>> {
+        self.payload(key.document_id)?.map(|payload| payload.snippet(key.start, key.length)).transpose()
+    }
+
+    /// Returns the ids of the documents with a payload that are after `after`, up to `most`, in ascending order.
+    ///
+    /// Cost: one comparison per document with a payload.
+    #[must_use]
+    pub fn documents_with_payload(&self, after: Option<DocumentId>, most: usize) -> Vec<DocumentId> {
+        let owners = self.snapshot.payloads.iter().filter_map(|content| match content.owner() {
+            PayloadOwner::Document(document) => Some(document),
+            PayloadOwner::Cursor => None,
+        });
+        let mut documents: Vec<_> = owners.filter(|&document| Some(document) > after).collect();
+        documents.sort_unstable();
+        documents.truncate(most);
+        documents
+    }
+
+    /// Returns the application's cursor in this snapshot; empty if none was set. A crash may undo it.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if the stored cursor is damaged.
+    pub fn cursor(&self) -> Result<Vec<u8>> {
+        let content = self.snapshot.payloads.find(PayloadOwner::Cursor);
+        content.map_or(Ok(Vec::new()), |content| Ok(content.read(&self.data)?.to_vec()))
+    }
+
     fn copies(&self, found: Vec<StoredSlot>) -> Result<Vec<Posting>> {
         let copy = |at: StoredSlot| {
             let (stored, vector) = index::posting_at(&self.snapshot, &self.data, at.shard, at.slot)?;
-            Ok(self.given(&stored.posting, vector))
+            Ok(self.given(StoredRow { posting: stored.posting, tags: stored.tags, vector }))
         };
         found.into_iter().map(copy).collect()
     }
 
     /// Returns a posting as it was added.
-    fn given(&self, posting: &StoredPosting, vector: &[f32]) -> Posting {
-        let &StoredPosting { document_id, start, length, norm } = posting;
+    fn given(&self, StoredRow { posting, tags, vector }: StoredRow<&[f32]>) -> Posting {
+        let norm = posting.norm;
         let vector = match self.data.geometry().metric {
             Metric::Cosine => vector.iter().map(|x| x * norm).collect(),
             Metric::L2 | Metric::Dot => vector.to_vec(),
         };
-        Posting { document_id, start, length, vector }
+        Posting::new(posting.key(), vector).tagged(tags)
     }
 }
 
@@ -157,8 +205,8 @@ impl<S: Storage> Shardex<S> {
     ///
     /// # Errors
     /// Returns the errors of [`get`](Self::get).
-    pub async fn get_posting(&self, document: DocumentId, start: u32, length: u32) -> Result<Option<Posting>> {
-        self.view()?.get_posting(document, start, length)
+    pub async fn get_posting(&self, key: PostingKey) -> Result<Option<Posting>> {
+        self.view()?.get_posting(key)
     }
 
     /// Reports whether a document has a posting.
@@ -167,6 +215,14 @@ impl<S: Storage> Shardex<S> {
     /// Returns the errors of [`get`](Self::get).
     pub async fn contains(&self, document: DocumentId) -> Result<bool> {
         self.view()?.contains(document)
+    }
+
+    /// Returns a copy of the payload of a document; `None` if it has none.
+    ///
+    /// # Errors
+    /// Returns the errors of [`IndexSnapshot::payload`], and `Closed` if the handle is closed.
+    pub async fn payload(&self, document: DocumentId) -> Result<Option<Vec<u8>>> {
+        Ok(self.view()?.payload(document)?.map(|payload| payload.to_vec()))
     }
 
     /// Returns the number of postings of a document.

@@ -45,12 +45,15 @@ impl<S: Storage> Shared<S> {
 pub(super) struct View<S: Storage> {
     pub(super) snapshot: Arc<Snapshot<Lent<S>>>,
     pub(super) data: Arc<DataFile<S::File>>,
+    /// Cursor that no crash can undo; empty if there is none.
+    pub(super) durable_cursor: Arc<[u8]>,
 }
 
 impl<S: Storage> View<S> {
     /// Returns the view of the snapshot that the engine has published.
     pub(super) fn of(engine: &Engine<S>) -> Arc<Self> {
-        Arc::new(Self { snapshot: engine.snapshot(), data: Arc::clone(engine.data()) })
+        let (snapshot, data) = (engine.snapshot(), Arc::clone(engine.data()));
+        Arc::new(Self { snapshot, data, durable_cursor: engine.durable_cursor() })
     }
 }
 

@@ -25,13 +25,13 @@ use super::{
     view::{Shared, View},
 };
 use crate::{
+    batch::{WriteBatch, Written},
     cells::BuiltCells,
     config::Durability,
     engine::{ConsistencyReport, Engine, stats::FlushStats},
     error::{Result, ShardexError},
     id::{DocumentId, Lsn},
     index::NewCodes,
-    posting::Posting,
     runtime::Runtime,
     storage::Storage,
     tuning,
@@ -45,8 +45,7 @@ type Answer = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// Change of the index, with the callers to answer.
 pub(super) enum Write {
-    Add(Vec<Posting>, Reply<()>),
-    Remove(Vec<DocumentId>, Reply<u64>),
+    Batch(WriteBatch, Reply<Written>),
     RemoveRange(RangeInclusive<DocumentId>, Reply<u64>),
     /// Installation of built cells.
     Cells(Option<Box<BuiltCells>>, Vec<Reply<()>>),
@@ -173,8 +172,7 @@ impl<S: Storage> Writer<S> {
     /// Carries out or queues one request. Returns the reply channel of a close request.
     fn serve(&mut self, command: Command, slot: OwnedSemaphorePermit) -> Option<Reply<()>> {
         match command {
-            Command::Add(postings, reply) => self.queue(Write::Add(postings, reply), Some(slot)),
-            Command::Remove(documents, reply) => self.queue(Write::Remove(documents, reply), Some(slot)),
+            Command::Write(batch, reply) => self.queue(Write::Batch(batch, reply), Some(slot)),
             Command::RemoveRange(documents, reply) => self.queue(Write::RemoveRange(documents, reply), Some(slot)),
             Command::Commit(reply) => self.waiting.push(Box::new(|done| reply.send(done))),
             Command::Flush(reply) => {
@@ -260,26 +258,21 @@ impl<S: Storage> Writer<S> {
         let under_way = self.flushing.is_some();
         let waits = |error: Option<&ShardexError>| under_way && matches!(error, Some(ShardexError::FlushInProgress));
         match write {
-            Write::Add(postings, reply) => {
-                let done = self.may_accept().and_then(|()| self.engine.add(&postings));
+            Write::Batch(batch, reply) => {
+                let done = self.may_accept().and_then(|()| self.engine.write(&batch));
                 if waits(done.as_ref().err()) {
-                    return Some(Write::Add(postings, reply));
+                    return Some(Write::Batch(batch, reply));
                 }
-                self.written(done.map(drop), Box::new(|done| reply.send(done)));
-            }
-            Write::Remove(documents, reply) => {
-                let done = self.may_accept().and_then(|()| self.engine.remove(&documents));
-                if waits(done.as_ref().err()) {
-                    return Some(Write::Remove(documents, reply));
-                }
-                self.removed(done, reply);
+                let written = done.as_ref().copied().unwrap_or_default();
+                self.written(done.map(drop), Box::new(move |done| reply.send(done.map(|()| written))));
             }
             Write::RemoveRange(documents, reply) => {
                 let done = self.may_accept().and_then(|()| self.engine.remove_range(&documents));
                 if waits(done.as_ref().err()) {
                     return Some(Write::RemoveRange(documents, reply));
                 }
-                self.removed(done, reply);
+                let removed = done.as_ref().map_or(0, |&(_, removed)| removed);
+                self.written(done.map(drop), Box::new(move |done| reply.send(done.map(|()| removed))));
             }
             Write::Cells(built, waiters) => {
                 let done = self.engine.install_cells(built.as_deref().cloned());
@@ -291,12 +284,6 @@ impl<S: Storage> Writer<S> {
             }
         }
         None
-    }
-
-    /// Answers a removal, or queues its answer until the commit.
-    fn removed(&mut self, done: Result<(Lsn, u64)>, reply: Reply<u64>) {
-        let removed = done.as_ref().map_or(0, |&(_, removed)| removed);
-        self.written(done.map(drop), Box::new(move |done| reply.send(done.map(|()| removed))));
     }
 
     /// Answers a write, or queues its answer until the commit that makes it durable.

@@ -13,13 +13,14 @@ use crate::{
         root::WalPosition,
     },
     id::Lsn,
+    limits::FORMAT_VERSION,
     storage::StorageFile,
 };
 
 /// Complete record.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Kind of the record: `Add` or `Remove`.
+    /// Kind of the record: `Batch`, or `Add` or `Remove` of version 1.
     pub kind: FrameKind,
     /// LSN of its last frame.
     pub lsn: Lsn,
@@ -131,6 +132,11 @@ impl Replay {
                 match chain.link(&frame, payload, offset) {
                     Link::Broken => return Ok(()),
                     Link::Pad => {}
+                    Link::Unknown => {
+                        // Its checksum holds, so it is neither torn nor damaged: a later build wrote it.
+                        let (file, found) = (file.path(), FORMAT_VERSION + 1);
+                        return Err(ShardexError::UnsupportedVersion { file, found, supported: FORMAT_VERSION });
+                    }
                     Link::Part => tail.closed = false,
                     Link::Closed => {
                         tail.closed = true;
@@ -291,6 +297,8 @@ struct Chain {
 
 enum Link {
     Broken,
+    /// The next frame, of a kind that a later version has added.
+    Unknown,
     Pad,
     Part,
     Whole(Record),
@@ -304,6 +312,9 @@ impl Chain {
         }
         if !holds!(ErrorCheck, frame.lsn == self.last.next().0) {
             return Link::Broken;
+        }
+        if protects!(ErrorCheck, matches!(frame.kind, FrameKind::Unknown(_))) {
+            return Link::Unknown;
         }
         let mut record = match (self.partial.take(), frame.first) {
             (None, true) => Record { kind: frame.kind, lsn: Lsn(0), payload: Vec::new(), offset },

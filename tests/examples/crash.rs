@@ -12,7 +12,7 @@ use shardex::{CheckLevel, DocumentId, Durability, OpenOptions, Posting, ShardexC
 
 fn posting(n: u64) -> Posting {
     let vector = vec![n as f32, 1.0, -1.0];
-    Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector }
+    Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector, tags: 0 }
 }
 
 /// Writes postings, and prints the number of each one that is durable.

@@ -22,7 +22,7 @@ fn postings(document_id: DocumentId, text: &str) -> Vec<Posting> {
     let mut postings = Vec::new();
     for sentence in text.split_inclusive('.') {
         let length = sentence.len() as u32;
-        postings.push(Posting { document_id, start, length, vector: embed(sentence) });
+        postings.push(Posting { document_id, start, length, vector: embed(sentence), tags: 0 });
         start += length;
     }
     postings
@@ -49,7 +49,7 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A part with the same key replaces the stored one.
     let (document_id, start, length) = (nearest.document_id, nearest.start, nearest.length);
     let vector = embed("a sphinx of black quartz");
-    index.add_postings(vec![Posting { document_id, start, length, vector }]).await?;
+    index.add_postings(vec![Posting { document_id, start, length, vector, tags: 0 }]).await?;
     assert_eq!(index.stats().await?.total_postings, 4);
 
     // Removing a document removes all its postings.

@@ -10,7 +10,7 @@ const WRITES: u64 = 50;
 
 fn posting(n: u64) -> Posting {
     let vector = (0..8).map(|i| ((n * 31 + i * 7) % 17) as f32 + 1.0).collect();
-    Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector }
+    Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector, tags: 0 }
 }
 
 /// Runs the example.

@@ -10,7 +10,7 @@ use shardex::{DocumentId, Engine, OpenOptions, Posting, ShardexConfig, storage::
 use shardex_sim::{CrashKind, SimStorage, Stop, workload};
 
 fn posting(n: u64) -> Posting {
-    Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vec![n as f32, 1.0] }
+    Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vec![n as f32, 1.0], tags: 0 }
 }
 
 /// The program under test: adds postings, commits every third, and reports how many are durable.

@@ -8,7 +8,7 @@ use shardex::{DocumentId, Posting, SearchOptions, Shardex, ShardexConfig};
 
 fn posting(n: u64) -> Posting {
     let vector = vec![(n as f32 * 0.1).cos(), (n as f32 * 0.1).sin(), 0.5];
-    Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector }
+    Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector, tags: 0 }
 }
 
 /// Runs the example.

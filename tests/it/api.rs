@@ -608,6 +608,7 @@ fn creates_and_opens_that_race_end_well() {
                                         start: 0,
                                         length: 1,
                                         vector: vec![1.0, 2.0, i as f32],
+                                        tags: 0,
                                     };
                                     index.add_postings(vec![posting]).await?;
                                     index.close().await
@@ -664,6 +665,7 @@ fn postings_that_tie_come_in_the_order_of_their_keys() {
             start,
             length,
             vector: vector(7, DIMENSION),
+            tags: 0,
         };
         let mut postings: Vec<Posting> = (1..=60).rev().map(|length| tie(5, 3, length)).collect();
         postings.extend([tie(5, 2, 90), tie(4, 9, 90), tie(6, 0, 1)]);

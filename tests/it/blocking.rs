@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 fn posting(n: u64) -> Posting {
     let vector = vec![n as f32, 1.0, 0.5];
-    Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector }
+    Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector, tags: 0 }
 }
 
 #[test]

@@ -48,6 +48,7 @@ fn batch(writer: u64, n: u64) -> Vec<Posting> {
             start: 0,
             length: 1,
             vector: vector(n * 1_000 + writer * BATCH + i, DIMENSION),
+            tags: 0,
         })
         .collect()
 }
@@ -332,6 +333,7 @@ fn a_search_on_all_cores_answers_as_one_on_a_single_thread() {
             start: 0,
             length: 1,
             vector: vector(n / 2, DIMENSION),
+            tags: 0,
         });
         index.add_postings(postings.collect()).await.expect("accepted");
         assert!(index.stats().await.expect("stats").total_shards > 256);

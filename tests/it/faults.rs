@@ -48,6 +48,7 @@ fn batch(n: u64) -> Batch {
             start: 0,
             length: 1,
             vector: vector(id + n * 1_000, DIMENSION),
+            tags: 0,
         };
         Batch::Add(range.map(posting).collect())
     };
@@ -62,6 +63,7 @@ fn apply<S: shardex::storage::Storage>(engine: &mut Engine<S>, batch: &Batch) ->
     match batch {
         Batch::Add(postings) => engine.add(postings).map(drop),
         Batch::Remove(documents) => engine.remove(documents).map(drop),
+        Batch::Write(batch) => engine.write(batch).map(drop),
     }
 }
 

@@ -4,14 +4,18 @@
 use std::fmt::Write as _;
 
 use shardex::{
-    DocumentId, Generation, Lsn, Metric, ShardId, ShardexConfig, ShardexError,
+    DocumentId, Generation, Lsn, Metric, PostingKey, ShardId, ShardexConfig, ShardexError,
     format::{
+        batch::{BatchRecord, PayloadChange, RecordRow, TagChange},
+        bucket::{
+            PayloadBytes, PayloadEntry, PayloadOwner, PayloadRun, decode_entries, decode_part, encode_entries, encode_part,
+        },
         frame::{self, Frame, FrameKind},
         geometry::IndexParams,
         header::{self, DATA_MAGIC, SegmentHeader, WAL_MAGIC},
         node::{self, BlockPointer},
         record,
-        root::{ROOT_BYTES, Root, WalPosition},
+        root::{PayloadRoot, ROOT_BYTES, Root, WalPosition},
         state::{ExtentState, ShardState},
     },
     shard::{StoredPosting, bloom::Bloom},
@@ -39,6 +43,7 @@ fn geometry() -> IndexParams {
 
 fn root() -> Root {
     Root {
+        version: 2,
         index_id: 0x0F0E_0D0C_0B0A_0908_0706_0504_0302_0100,
         generation: Generation(7),
         geometry: geometry(),
@@ -56,6 +61,13 @@ fn root() -> Root {
         wal_segments: 11,
         cells: BlockPointer { page: 33, len: 24, crc: 0xCE11_CE11 },
         merges: 12,
+        payload: PayloadRoot {
+            directory: BlockPointer { page: 41, len: 256, crc: 0xB0C4_E750 },
+            buckets: 3,
+            entries: 4,
+            payloads: 5,
+            bytes: 4321,
+        },
     }
 }
 
@@ -72,6 +84,7 @@ fn state() -> ShardState {
         bloom: bloom.words().to_vec(),
         sum: vec![1.5, -2.0, 0.0],
         centroid: vec![0.5, -1.0, 0.25],
+        tags: vec![BlockPointer { page: 51, len: 256, crc: 0x7A65_7A65 }],
     }
 }
 
@@ -79,6 +92,14 @@ fn state() -> ShardState {
 fn a_root_is_these_bytes() {
     let bytes = root().encode();
     assert_eq!((bytes.len(), Root::decode(&bytes)), (ROOT_BYTES, Ok(root())));
+    insta::assert_snapshot!(hex(&bytes));
+}
+
+#[test]
+fn a_root_of_version_1_is_these_bytes() {
+    let root = Root { version: 1, payload: PayloadRoot::default(), ..root() };
+    let bytes = root.encode();
+    assert_eq!((bytes.len(), Root::decode(&bytes)), (192, Ok(root)));
     insta::assert_snapshot!(hex(&bytes));
 }
 
@@ -95,13 +116,16 @@ fn headers_are_these_bytes() {
 
 #[test]
 fn a_state_and_a_node_are_these_bytes() {
-    let bytes = state().encode(&geometry());
+    let bytes = state().encode(&geometry(), 2);
     assert_eq!(ShardState::decode(&bytes, &geometry(), 2), Ok(state()));
     assert!(ShardState::decode(&bytes, &geometry(), 3).is_err(), "another shard's state");
+    let untagged = ShardState { tags: vec![BlockPointer::default()], ..state() };
+    let of_version_1 = untagged.encode(&geometry(), 1);
+    assert_eq!(ShardState::decode(&of_version_1, &geometry(), 2), Ok(untagged));
     let entries = [BlockPointer::default(), BlockPointer { page: 3, len: 200, crc: 0x0BAD_CAFE }];
     let node = node::encode(&entries, 64);
     assert_eq!(node::decode(&node).expect("a node")[..2], entries);
-    insta::assert_snapshot!(format!("{}\n{}", hex(&bytes), hex(&node)));
+    insta::assert_snapshot!(format!("{}\n{}\n{}", hex(&bytes), hex(&of_version_1), hex(&node)));
 }
 
 #[test]
@@ -132,6 +156,73 @@ fn frames_and_records_are_these_bytes() {
     insta::assert_snapshot!(format!("{}\n{}\n{}", hex(&bytes), hex(&removal), hex(&stored)));
 }
 
+#[test]
+fn a_batch_is_these_bytes() {
+    let postings = [posting(1, 2, vec![1.0, 2.0, 3.0]), posting(u128::MAX, 0, vec![-1.0, 0.5, 0.0])];
+    let key = PostingKey::new(6, 7, 8);
+    let record = |tags: [u64; 2]| BatchRecord {
+        unix_ms: 0x0123_4567_89AB,
+        documents: vec![DocumentId(3), DocumentId(4)],
+        keys: vec![PostingKey::new(5, 1, 2)],
+        postings: postings.iter().zip(tags).map(|(given, tags)| RecordRow { given, tags }).collect(),
+        tags: vec![TagChange { key, tags: 0xF0 }],
+        payloads: vec![
+            PayloadChange { document: DocumentId(3), payload: None },
+            PayloadChange { document: DocumentId(9), payload: Some(b"a text".as_slice()) },
+        ],
+        cursor: Some(b"offset 12".as_slice()),
+    };
+    let bytes = |tags| {
+        let record = record(tags);
+        let mut bytes = record.encode_head(3);
+        record.bulk().for_each(|part| bytes.extend_from_slice(part));
+        bytes
+    };
+    let (tagged, untagged) = (bytes([0, 1 << 63]), bytes([0, 0]));
+    let decoded = BatchRecord::decode(&tagged, 3).expect("a batch");
+    assert_eq!(decoded.postings, [postings[0].clone(), postings[1].clone().tagged(1 << 63)]);
+    let expected = record([0, 0]);
+    assert_eq!((decoded.documents, decoded.keys), (expected.documents, expected.keys));
+    assert_eq!(decoded.tags, expected.tags);
+    assert_eq!(decoded.payloads[1].payload.as_deref(), Some(b"a text".as_slice()));
+    assert_eq!((decoded.payloads[0].payload.as_ref(), decoded.cursor.as_deref()), (None, Some(b"offset 12".as_slice())));
+    assert_eq!(BatchRecord::decode(&untagged, 3).expect("a batch").postings, postings);
+    for len in 0..tagged.len() {
+        assert!(BatchRecord::decode(&tagged[..len], 3).is_err(), "{len} bytes");
+    }
+    assert!(BatchRecord::decode(&[tagged.as_slice(), &[0]].concat(), 3).is_err(), "a byte too many");
+    assert!(BatchRecord::decode(&tagged, 4).is_err(), "another dimension");
+    insta::assert_snapshot!(format!("{}\n{}", hex(&tagged), hex(&untagged)));
+}
+
+#[test]
+fn a_bucket_is_these_bytes() {
+    let run = |offset, len| PayloadRun { page: 33, pages: 2, offset, len };
+    let entry = |owner, content| PayloadEntry { owner, len: 3, crc: 0x5EED_5EED, content };
+    let document = |n| PayloadOwner::Document(DocumentId(n));
+    let entries = [
+        entry(PayloadOwner::Cursor, PayloadBytes::Inline(vec![1, 2, 3])),
+        entry(document(7), PayloadBytes::Runs(vec![run(510, 1), run(0, 2)])),
+        entry(document(u128::MAX), PayloadBytes::Inline(vec![4, 5, 6])),
+    ];
+    let bytes = encode_entries(&entries);
+    assert_eq!(bytes.len(), entries.iter().map(PayloadEntry::bytes).sum::<usize>());
+    assert_eq!(decode_entries(&bytes, &geometry()), Ok(entries.to_vec()));
+    (1..bytes.len()).filter(|len| ![31, 99].contains(len)).for_each(|len| {
+        assert!(decode_entries(&bytes[..len], &geometry()).is_err(), "{len} bytes");
+    });
+    let next = BlockPointer { page: 5, len: 99, crc: 0xABCD_EF01 };
+    let part = encode_part(4, 1, &bytes, next);
+    assert_eq!(decode_part(&part, 4, 1), Ok((bytes.as_slice(), next)));
+    assert!(decode_part(&part, 4, 0).is_err() && decode_part(&part, 5, 1).is_err(), "another part");
+    let refused = |entries: &[PayloadEntry]| decode_entries(&encode_entries(entries), &geometry()).is_err();
+    assert!(refused(&[entries[1].clone(), entries[0].clone()]), "not ascending");
+    assert!(refused(&[entry(document(1), PayloadBytes::Runs(vec![run(511, 2), run(0, 1)]))]), "a run past its block");
+    assert!(refused(&[entry(document(1), PayloadBytes::Runs(vec![run(0, 2)]))]), "runs of another length");
+    assert!(refused(&[PayloadEntry { len: 65, ..entry(document(1), PayloadBytes::Inline(vec![0; 65])) }]), "too long");
+    insta::assert_snapshot!(hex(&part));
+}
+
 /// Every flipped bit in a structure with a checksum is detected. No truncation panics.
 #[test]
 fn every_flipped_bit_and_every_truncation_is_refused() {
@@ -159,7 +250,7 @@ fn every_flipped_bit_and_every_truncation_is_refused() {
         }
         (0..bytes.len()).for_each(|len| assert!(!parses(&bytes[..len]), "{len} bytes"));
     }
-    let state = state().encode(&geometry());
+    let state = state().encode(&geometry(), 2);
     (0..state.len()).for_each(|len| assert!(ShardState::decode(&state[..len], &geometry(), 2).is_err()));
 }
 
@@ -206,14 +297,14 @@ fn another_version_a_foreign_file_and_a_swapped_one_are_told_apart() {
     for name in ["root", "data", "wal"] {
         let error = after(&|copy| {
             copy.patch(name, |bytes| {
-                bytes[8] = 2;
+                bytes[8] = 3;
                 if name == "root" {
-                    bytes[4096 + 8] = 2;
+                    bytes[4096 + 8] = 3;
                 }
             });
         });
         assert!(
-            matches!(&error, ShardexError::UnsupportedVersion { file, found: 2, supported: 1 } if file.ends_with(name)),
+            matches!(&error, ShardexError::UnsupportedVersion { file, found: 3, .. } if file.ends_with(name)),
             "{name}: {error}"
         );
         let error = after(&|copy| copy.patch(name, |bytes| bytes.fill(0x20)));

@@ -40,6 +40,7 @@ fn batch(n: u64) -> Batch {
         start: 0,
         length: 1,
         vector: vector(id * 31 + salt, DIMENSION),
+        tags: 0,
     };
     match n % 5 {
         3 => Batch::Remove((n.saturating_sub(3) * 11..n * 11 - 15).map(|id| DocumentId(id.into())).collect()),
@@ -74,6 +75,7 @@ fn child() {
         match batch(n) {
             Batch::Add(postings) => drop(engine.add(&postings).expect("accepted")),
             Batch::Remove(documents) => drop(engine.remove(&documents).expect("accepted")),
+            Batch::Write(batch) => drop(engine.write(&batch).expect("accepted")),
         }
         if n % 4 == 3 {
             engine.flush().expect("flushed");
@@ -242,7 +244,7 @@ fn killed_in_every_step_of_create_a_second_create_succeeds() {
             let storage = MmapStorage::new(&config.directory_path);
             let mut engine = Engine::create(storage, &config, &Env::system()).expect(step);
             engine
-                .add(&[Posting { document_id: DocumentId(1), start: 0, length: 1, vector: vector(1, DIMENSION) }])
+                .add(&[Posting { document_id: DocumentId(1), start: 0, length: 1, vector: vector(1, DIMENSION), tags: 0 }])
                 .expect(step);
             engine.flush().expect(step);
             drop(engine);

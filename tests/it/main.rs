@@ -3,6 +3,7 @@
 mod api;
 mod async_faults;
 mod background;
+mod batches;
 mod blocking;
 mod cells;
 #[cfg(feature = "cli")]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
-use shardex::{DocumentId, IndexSnapshot, Metric, OpenOptions, Posting, Shardex, ShardexConfig, ShardexError};
+use shardex::{DocumentId, IndexSnapshot, Metric, OpenOptions, Posting, PostingKey, Shardex, ShardexConfig, ShardexError};
 use tempfile::TempDir;
 
 use crate::support::{block_on, vector};
@@ -55,7 +55,7 @@ fn agrees(snapshot: &IndexSnapshot, model: &Model, metric: Metric, rng: &mut Cha
         loop {
             let page = snapshot.scan_by_key(after, most).expect("readable");
             let Some(last) = page.last() else { break };
-            after = Some((last.document_id, last.start, last.length));
+            after = Some(last.key());
             paged.extend(page);
         }
         assert_eq!(paged.iter().map(key).collect::<Vec<_>>(), model.keys().copied().collect::<Vec<_>>());
@@ -84,7 +84,7 @@ fn agrees(snapshot: &IndexSnapshot, model: &Model, metric: Metric, rng: &mut Cha
         assert_eq!(snapshot.count(document).expect("readable"), expected.len() as u64);
         assert_eq!(snapshot.contains(document).expect("readable"), !expected.is_empty());
         for start in 0..4 {
-            let one = snapshot.get_posting(document, start, 2).expect("readable");
+            let one = snapshot.get_posting(PostingKey::new(document, start, 2)).expect("readable");
             assert_eq!(one.is_some(), model.contains_key(&(id, start, 2)));
             one.iter().for_each(|posting| same(metric, posting, &model[&(id, start, 2)]));
         }
@@ -108,6 +108,7 @@ fn what_was_accepted_is_read_back() {
                         start: rng.random_range(0..4),
                         length: rng.random_range(1..3),
                         vector: vector(rng.next_u64(), DIMENSION),
+                        tags: rng.random_range(0..4),
                     })
                     .collect();
                 model.extend(postings.iter().map(|posting| (key(posting), posting.vector.clone())));
@@ -136,7 +137,7 @@ fn what_was_accepted_is_read_back() {
             }
             let (&(document, start, length), given) = model.iter().next().expect("not empty");
             let document = DocumentId(document);
-            same(metric, &index.get_posting(document, start, length).await?.expect("stored"), given);
+            same(metric, &index.get_posting(PostingKey::new(document, start, length)).await?.expect("stored"), given);
             assert!(index.contains(document).await?);
             assert_eq!(index.count(document).await?, index.get(document).await?.len() as u64);
             index.close().await?;
@@ -159,6 +160,7 @@ fn damage_is_no_posting_and_ends_no_scan() {
             start: 0,
             length: 1,
             vector: vector(n.into(), DIMENSION),
+            tags: 0,
         })
     };
     block_on(async {

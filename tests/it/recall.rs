@@ -122,6 +122,7 @@ fn a_recall_holds_without_cells_and_with_damaged_ones() {
             start: 0,
             length: 1,
             vector: row.clone(),
+            tags: 0,
         };
         engine.add(&(first..).zip(some).map(posting).collect::<Vec<_>>()).expect("added");
     }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::support::block_on;
 
 fn posting(id: u128, vector: Vec<f32>) -> Posting {
-    Posting { document_id: DocumentId(id), start: 0, length: 1, vector }
+    Posting { document_id: DocumentId(id), start: 0, length: 1, vector, tags: 0 }
 }
 
 /// A shard's running sum keeps the rounding errors of vectors that were removed. The full check compared them with the magnitudes of

@@ -21,7 +21,7 @@ struct Bytes {
 fn shards(engine: &Engine<MmapStorage>) -> BTreeMap<u32, Bytes> {
     let snapshot = engine.snapshot();
     let bytes = snapshot.iter().map(|(number, shard)| {
-        let state = shard.state(number);
+        let state = shard.state(number, Vec::new());
         let extents = shard.extents().iter().map(|extent| (extent.state().crc, extent.lent().to_vec())).collect();
         // The upper 48 bits of an id are the system's time. The other 80 bits are drawn from the index's own generator.
         let id = state.id.0 & ((1 << 80) - 1);

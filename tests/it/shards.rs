@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _};
 
-use shardex::{CheckLevel, DocumentId, Engine, Posting, distance, storage::MmapStorage};
+use shardex::{CheckLevel, DocumentId, Engine, Posting, distance, shard::StoredRow, storage::MmapStorage};
 
 use crate::support::{DIMENSION, TestIndex, check_clean, documents, ids, posting};
 
@@ -37,7 +37,7 @@ fn at_home(engine: &Engine<MmapStorage>) -> BTreeMap<u128, bool> {
     let snapshot = engine.snapshot();
     let mut homes = BTreeMap::new();
     for (number, shard) in snapshot.iter() {
-        for (posting, vector) in shard.live_rows(engine.data()).expect("no damage") {
+        for StoredRow { posting, vector, .. } in shard.live_rows(engine.data()).expect("no damage") {
             let distances =
                 snapshot.iter().map(|(other, shard)| (distance::squared_l2(vector, &shard.centroid), other));
             let nearest = distances.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other);

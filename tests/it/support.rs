@@ -106,7 +106,7 @@ pub(crate) fn vector(n: u64, dimension: usize) -> Vec<f32> {
 }
 
 pub(crate) fn posting(id: u128, start: u32, vector: Vec<f32>) -> Posting {
-    Posting { document_id: DocumentId(id), start, length: 1, vector }
+    Posting { document_id: DocumentId(id), start, length: 1, vector, tags: 0 }
 }
 
 /// Builds one posting of document `n` for each `n` in the range.

@@ -14,7 +14,7 @@ use shardex::{DocumentId, Engine, Posting, ShardexError, failpoint};
 
 /// Returns postings that no case adds.
 pub(super) fn extra(dimension: usize) -> Vec<Posting> {
-    vec![Posting { document_id: DocumentId(1 << 40), start: 0, length: 1, vector: vector(1, 1, dimension) }]
+    vec![Posting { document_id: DocumentId(1 << 40), start: 0, length: 1, vector: vector(1, 1, dimension), tags: 0 }]
 }
 
 impl CaseRun<'_> {
@@ -60,7 +60,11 @@ impl CaseRun<'_> {
                 self.forget_roots();
             }
             next_turn();
-            let opened = Engine::create(self.rig.clone(), &self.case.workload.config, &self.env);
+            // A build of version 1 creates the index. After a crash this build opens it.
+            let old = self.case.workload.from_version_1 && self.sim.on_device("root").is_empty();
+            self.runner.is_version_1 = old;
+            let create = if old { Engine::create_version_1 } else { Engine::create };
+            let opened = create(self.rig.clone(), &self.case.workload.config, &self.env);
             next_turn();
             let now = self.sim.counters();
             if opened.is_ok() && !self.sim.stopped() {

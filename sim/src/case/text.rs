@@ -27,6 +27,9 @@ impl fmt::Display for Case {
             if config.options.flush_check == CheckLevel::Full { "full" } else { "quick" },
         )?;
         writeln!(f, "chance seed={} garbage={}", self.seed, self.garbage)?;
+        if self.workload.from_version_1 {
+            writeln!(f, "from-version-1")?;
+        }
         for event in &self.events {
             match event {
                 Event::Do(step) => writeln!(f, "{step}")?,
@@ -88,6 +91,7 @@ impl FromStr for Case {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut workload = Workload::generated(0);
         workload.name = "unnamed".into();
+        workload.from_version_1 = false;
         workload.steps.clear();
         let mut case = Self { workload, seed: 0, garbage: false, events: Vec::new() };
         for (n, line) in text.lines().enumerate() {
@@ -116,6 +120,27 @@ fn step_of(words: &Words<'_>) -> Result<Step, String> {
         "overlapped-flush" => {
             Step::OverlappedFlush { first: words.get("first")?, count: words.get("count")?, salt: words.get("salt")? }
         }
+        "remove-postings" => Step::RemovePostings {
+            first: words.get("first")?,
+            count: words.get("count")?,
+            start: words.get("start")?,
+        },
+        "tag" => Step::Tag { first: words.get("first")?, count: words.get("count")?, tags: words.get("tags")? },
+        "payload" => Step::Payload {
+            first: words.get("first")?,
+            count: words.get("count")?,
+            bytes: words.get("bytes")?,
+            salt: words.get("salt")?,
+        },
+        "remove-payloads" => Step::RemovePayloads { first: words.get("first")?, count: words.get("count")? },
+        "edit" => Step::Edit {
+            first: words.get("first")?,
+            count: words.get("count")?,
+            bytes: words.get("bytes")?,
+            salt: words.get("salt")?,
+        },
+        "cursor" => Step::Cursor { bytes: words.get("bytes")?, salt: words.get("salt")? },
+        "batch" => Step::Batch { count: words.get("count")?, seed: words.get("seed")? },
         "commit" => Step::Commit,
         "flush" => Step::Flush,
         "optimize" => Step::Optimize,
@@ -161,6 +186,10 @@ impl Case {
                             .flush_on_close(words.get("flush_on_close")?)
                             .flush_check(check),
                     );
+                return Ok(());
+            }
+            "from-version-1" => {
+                self.workload.from_version_1 = true;
                 return Ok(());
             }
             "chance" => {

@@ -118,7 +118,7 @@ pub(super) fn prefixes(states: &[State]) -> HashedMap<u128, Arc<[usize]>> {
     by_hash.into_iter().map(|(hash, prefixes)| (hash, prefixes.into())).collect()
 }
 
-/// Returns a hash of the keys. Vectors are compared once the prefix is known.
+/// Returns a hash of everything but the vectors. They are compared once the prefix is known.
 pub(super) fn hash_state(state: &State) -> u128 {
     let mut hasher = Xxh3::new();
     for (document, start, length) in state.keys() {
@@ -126,6 +126,14 @@ pub(super) fn hash_state(state: &State) -> u128 {
         hasher.update(&start.to_le_bytes());
         hasher.update(&length.to_le_bytes());
     }
+    for ((document, start, length), tags) in &state.tags {
+        hasher.update(format!("{document} {start} {length} {tags}").as_bytes());
+    }
+    for (document, payload) in &state.payloads {
+        hasher.update(format!("{document} {}", payload.len()).as_bytes());
+        hasher.update(payload);
+    }
+    hasher.update(&state.cursor);
     hasher.digest128()
 }
 

@@ -37,6 +37,7 @@ pub(super) fn more(dimension: usize) -> Vec<Posting> {
             start: 0,
             length: 1,
             vector: vector(n, 77, dimension),
+            tags: 0,
         })
         .collect()
 }

@@ -4,13 +4,66 @@ use std::collections::BTreeMap;
 
 use super::bytes::{f32_at, u32_at, u128_at};
 use super::root::{Metric, RootInfo};
-use super::{End, Files, Finding, FindingKind, Part, RecordBody, Report, RootSlot, Tree};
+use super::{Added, Batch, End, Files, Finding, FindingKind, Part, RecordBody, Report, RootSlot, Tree};
 
 /// Key of a posting: document id, start and length.
 pub type Key = (u128, u32, u32);
 
-/// Vectors by key. Under cosine they are normalised.
-pub type Contents = BTreeMap<Key, Vec<f32>>;
+/// Contents of an index.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Contents {
+    /// Vectors by key. Under cosine they are normalised.
+    pub vectors: BTreeMap<Key, Vec<f32>>,
+    /// Tags by key, of the postings that have some.
+    pub tags: BTreeMap<Key, u64>,
+    /// Payloads by document.
+    pub payloads: BTreeMap<u128, Vec<u8>>,
+    /// Cursor of the application.
+    pub cursor: Vec<u8>,
+}
+
+impl Contents {
+    fn insert(&mut self, key: Key, tags: u64, vector: Vec<f32>) {
+        self.vectors.insert(key, vector);
+        self.set_tags(key, tags);
+    }
+
+    fn set_tags(&mut self, key: Key, tags: u64) {
+        self.tags.remove(&key);
+        if tags != 0 && self.vectors.contains_key(&key) {
+            self.tags.insert(key, tags);
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.vectors.remove(key);
+        self.tags.remove(key);
+    }
+
+    fn remove_document(&mut self, document: u128) {
+        let of_document = self.vectors.range((document, 0, 0)..=(document, u32::MAX, u32::MAX));
+        for key in of_document.map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.remove(&key);
+        }
+    }
+
+    /// Applies the net effect of a batch.
+    fn apply(&mut self, batch: Batch, cosine: bool) {
+        batch.documents.into_iter().for_each(|document| self.remove_document(document));
+        batch.keys.iter().for_each(|key| self.remove(key));
+        for Added { key, tags, vector } in batch.added {
+            self.insert(key, tags, if cosine { normalised(&vector) } else { vector });
+        }
+        batch.tags.into_iter().for_each(|(key, tags)| self.set_tags(key, tags));
+        for (document, payload) in batch.payloads {
+            match payload {
+                Some(payload) => drop(self.payloads.insert(document, payload)),
+                None => drop(self.payloads.remove(&document)),
+            }
+        }
+        self.cursor = batch.cursor.unwrap_or_else(|| std::mem::take(&mut self.cursor));
+    }
+}
 
 /// Posting as stored in its slot.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +103,20 @@ fn placed(root: &RootInfo, tree: &Tree, data: &[u8]) -> Vec<(u64, Posting)> {
         postings.extend(live.filter_map(|slot| {
             let (at, bytes) = shard.slot(root, data, slot)?;
             Some((at, Posting::read(bytes, root.dimension)?))
+        }));
+    }
+    postings
+}
+
+/// Returns the readable live postings of a tree with their tags.
+fn tagged(root: &RootInfo, tree: &Tree, data: &[u8]) -> Vec<(u64, Posting)> {
+    let mut postings = Vec::new();
+    for shard in &tree.shards {
+        let live = (0..shard.slots).filter(|slot| !shard.is_removed(*slot));
+        postings.extend(live.filter_map(|slot| {
+            let (_, bytes) = shard.slot(root, data, slot)?;
+            let tags = shard.tags.get(slot as usize).copied().unwrap_or_default();
+            Some((tags, Posting::read(bytes, root.dimension)?))
         }));
     }
     postings
@@ -116,9 +183,13 @@ pub fn contents(report: &Report, files: &Files<'_>) -> Result<Contents, Finding>
     }
     let (Some(wal), false) = (files.wal, report.log.end == End::Unread) else { return Err(missing("no log is there")) };
     let cosine = root.metric == Metric::Cosine;
-    let mut contents: Contents = BTreeMap::new();
-    for posting in report.postings(files, newest) {
-        contents.insert(posting.key(), posting.vector);
+    let mut contents = Contents::default();
+    if let (Some(tree), Some(data)) = (&report.trees[newest], files.data) {
+        contents.payloads.clone_from(&tree.payloads);
+        contents.cursor.clone_from(&tree.cursor);
+        for (tags, posting) in tagged(root, tree, data) {
+            contents.insert(posting.key(), tags, posting.vector);
+        }
     }
     for record in &report.log.records {
         let bad = |what: String| Finding {
@@ -130,18 +201,14 @@ pub fn contents(report: &Report, files: &Files<'_>) -> Result<Contents, Finding>
         };
         match record.body(wal, root.dimension).map_err(bad)? {
             RecordBody::Add(postings) => {
-                contents.extend(postings.into_iter().map(|(document, start, length, vector)| {
-                    ((document, start, length), if cosine { normalised(&vector) } else { vector })
-                }))
-            }
-            RecordBody::Remove(documents) => {
-                for document in documents {
-                    let of_document = contents.range((document, 0, 0)..=(document, u32::MAX, u32::MAX));
-                    for key in of_document.map(|(key, _)| *key).collect::<Vec<_>>() {
-                        contents.remove(&key);
-                    }
+                for (document, start, length, vector) in postings {
+                    contents.insert((document, start, length), 0, if cosine { normalised(&vector) } else { vector });
                 }
             }
+            RecordBody::Remove(documents) => {
+                documents.into_iter().for_each(|document| contents.remove_document(document));
+            }
+            RecordBody::Batch(batch) => contents.apply(batch, cosine),
         }
     }
     Ok(contents)

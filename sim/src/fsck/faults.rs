@@ -87,10 +87,10 @@ fn metadata_alone_reads_no_vector_and_no_group() {
 fn contents_are_the_shards_with_the_log_replayed() {
     let image = image();
     let held = image.check().contents(&image.files()).expect("nothing is wrong");
-    let documents: Vec<u128> = held.keys().map(|(document, ..)| *document).collect();
+    let documents: Vec<u128> = held.vectors.keys().map(|(document, ..)| *document).collect();
     assert_eq!(documents, [1, 4, 5, 30, 31, 41, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59]);
-    assert_eq!(held[&(41, 7, 9)], vector(41));
-    assert_eq!(held[&(4, 7, 9)], vector(4));
+    assert_eq!(held.vectors[&(41, 7, 9)], vector(41));
+    assert_eq!(held.vectors[&(4, 7, 9)], vector(4));
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn either_root_leads_to_the_same_contents() {
     assert_eq!((report.findings.len(), report.newest), (0, Some(1)));
     // No WAL record removes document 3: only the newer root's state does. The older root therefore still has it.
     let mut wanted = held.expect("nothing is wrong");
-    wanted.insert((3, 7, 9), vector(3));
+    wanted.vectors.insert((3, 7, 9), vector(3));
     assert_eq!(report.contents(&image.files()).expect("nothing is wrong"), wanted);
 }
 

@@ -17,7 +17,7 @@ fn a_torn_end_is_no_fault() {
     assert_eq!((report.log.end, report.log.unfinished), (End::Torn { at, missing: 9 }, Some(8)));
     assert_eq!(report.log.last_lsn, 7);
     let held = report.contents(&image.files()).expect("nothing is wrong");
-    assert!(!held.contains_key(&(50, 7, 9)));
+    assert!(!held.vectors.contains_key(&(50, 7, 9)));
 }
 
 #[test]

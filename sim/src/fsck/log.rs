@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::bytes::{crc, crc_on, crc_without, f32_at, part, u16_at, u32_at, u64_at, u128_at};
 use super::root::RootInfo;
+use super::log_batch::{Batch, batch};
 use super::{Finding, FindingKind, Part};
 
 /// Size of a frame's header in bytes.
@@ -24,6 +25,8 @@ pub enum RecordKind {
     Padding,
     /// Closing mark: the index was closed.
     Close,
+    /// Batch of version 2.
+    Batch,
 }
 
 /// Frame of the WAL.
@@ -141,6 +144,7 @@ impl<'a> Wal<'a> {
             2 => RecordKind::Remove,
             3 => RecordKind::Padding,
             4 => RecordKind::Close,
+            5 => RecordKind::Batch,
             _ => return None,
         };
         let bits = *head.get(25)?;
@@ -217,6 +221,8 @@ pub enum RecordBody {
     Add(Vec<(u128, u32, u32, Vec<f32>)>),
     /// Ids of the removed documents.
     Remove(Vec<u128>),
+    /// Net effect of a batch.
+    Batch(Batch),
 }
 
 /// Chain of frames after the checkpoint of a root.
@@ -374,6 +380,7 @@ impl Record {
         let body = match self.kind {
             RecordKind::Add => add(&bytes, dimension),
             RecordKind::Remove => remove(&bytes),
+            RecordKind::Batch => batch(&bytes, dimension).map(RecordBody::Batch),
             RecordKind::Padding | RecordKind::Close => None,
         };
         body.ok_or_else(|| format!("record {} of {} bytes is no {:?}", self.lsn, bytes.len(), self.kind))

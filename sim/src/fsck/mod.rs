@@ -31,6 +31,8 @@ mod faults_map;
 #[cfg(test)]
 mod fuzz;
 pub mod log;
+mod log_batch;
+mod payloads;
 mod report;
 pub mod root;
 mod space;
@@ -40,6 +42,7 @@ use bytes::{u32_at, u64_at};
 
 pub use bytes::{crc, crc_on};
 pub use contents::{Contents, Key, Posting, contents, normalised};
+pub use log_batch::{Added, Batch};
 pub use log::{End, Log, Record, RecordBody, RecordKind};
 pub use report::{Report, RootSlot, ShardInfo, Tree};
 pub use root::{Invalid, Metric, Parameters, RootInfo};
@@ -141,6 +144,10 @@ pub enum Part {
     State,
     /// An extent.
     Extent,
+    /// A bucket of payloads, or a node of the directory of buckets.
+    Bucket,
+    /// The bytes of a payload or of the cursor.
+    Payload,
     /// The head, the table or a group of the cells.
     Cells,
     /// The WAL.
@@ -236,6 +243,27 @@ pub enum What {
     CellsPart,
     /// Cell group.
     CellsGroup,
+    /// Page of tags of a shard.
+    Tags {
+        /// Number of the shard.
+        shard: u32,
+        /// Index of the page within its shard.
+        index: u32,
+    },
+    /// Node of the directory of buckets; the lowest nodes have level 0.
+    BucketNode {
+        /// Level of the node.
+        level: u32,
+    },
+    /// Part of a bucket of payloads.
+    Bucket {
+        /// Number of the bucket.
+        bucket: u32,
+        /// Index of the part.
+        index: u32,
+    },
+    /// Block of payloads.
+    Block,
 }
 
 impl What {
@@ -251,6 +279,9 @@ impl What {
             Self::State { .. } => Part::State,
             Self::Extent { .. } => Part::Extent,
             Self::CellsHead | Self::CellsPart | Self::CellsGroup => Part::Cells,
+            Self::Tags { .. } => Part::State,
+            Self::BucketNode { .. } | Self::Bucket { .. } => Part::Bucket,
+            Self::Block => Part::Payload,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Results of a check: root slots, shards, trees and the report.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::bytes::part;
 use super::root::RootInfo;
@@ -43,6 +43,8 @@ pub struct ShardInfo {
     pub extents: Vec<Entry>,
     /// Tombstones: one bit per slot, set if the posting was removed.
     pub tombstones: Vec<u64>,
+    /// Tags of each slot.
+    pub tags: Vec<u64>,
 }
 
 impl ShardInfo {
@@ -70,6 +72,10 @@ pub struct Tree {
     pub runs: Vec<PageSpan>,
     /// Shards in ascending order of their numbers.
     pub shards: Vec<ShardInfo>,
+    /// Payloads by document.
+    pub payloads: BTreeMap<u128, Vec<u8>>,
+    /// Cursor of the application.
+    pub cursor: Vec<u8>,
     /// Number of live postings of all shard states.
     pub live: u64,
     /// Number of removed postings of all shard states whose slots are still in use.

@@ -1,13 +1,18 @@
 //! Parses root slots and file headers, and derives sizes from them.
 
-use super::bytes::{crc_without, part, u32_at, u64_at, u128_at};
+use super::bytes::{crc_without, part, u32_at, u64_at, u128_at, zeros};
 use super::{Entry, FindingKind};
 
-/// Size of a root in bytes.
-pub const ROOT_BYTES: u64 = 192;
+/// Size of a root of version 2 in bytes.
+pub const ROOT_BYTES: u64 = 256;
+/// Size of a root of version 1 in bytes.
+const ROOT_BYTES_1: u64 = 192;
 /// Size of the header of `data` and of `wal` in bytes.
 pub const HEADER_BYTES: u64 = 32;
+/// Version in the headers of files and segments.
 const VERSION: u32 = 1;
+/// Versions of roots.
+const VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
 /// Smallest and largest valid page size in bytes.
 const PAGES: std::ops::RangeInclusive<u64> = 256..=1 << 20;
 /// Largest valid dimension.
@@ -32,6 +37,7 @@ pub enum Metric {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are those of FORMAT.md, by their names there")]
 pub struct RootInfo {
+    pub version: u32,
     pub index_id: u128,
     pub generation: u64,
     pub dimension: u32,
@@ -56,6 +62,11 @@ pub struct RootInfo {
     pub wal_segments: u32,
     pub cells: Entry,
     pub merges: u32,
+    pub bucket_directory: Entry,
+    pub buckets: u32,
+    pub bucket_entries: u32,
+    pub payloads: u64,
+    pub payload_bytes: u64,
 }
 
 /// Reason why a slot holds no valid root, or a file no valid header.
@@ -97,11 +108,31 @@ impl RootInfo {
         (self.epoch, self.generation)
     }
 
-    /// Computes the size in bytes of the state of a shard with `slots` used slots.
+    /// Computes the size in bytes of the state of a shard with `slots` used slots, in a version.
     #[must_use]
-    pub fn state_bytes(&self, slots: u64) -> u64 {
+    pub fn state_bytes(&self, slots: u64, version: u32) -> u64 {
         let extents = slots.div_ceil(self.extent_slots());
-        40 + 16 * extents + 8 * slots.div_ceil(64) + u64::from(self.bloom_bytes) + 12 * u64::from(self.dimension)
+        let of_tags = if version == 1 { 0 } else { 16 * self.tag_pages(slots) + 16 };
+        of_tags + 40 + 16 * extents + 8 * slots.div_ceil(64) + u64::from(self.bloom_bytes) + 12 * u64::from(self.dimension)
+    }
+
+    /// Computes the number of pages that hold the tags of `slots` slots.
+    #[must_use]
+    pub fn tag_pages(&self, slots: u64) -> u64 {
+        (8 * slots).div_ceil(self.page)
+    }
+
+    /// Computes the number of levels of a tree of nodes with `entries` entries at its lowest level.
+    #[must_use]
+    pub fn levels(&self, entries: u32) -> u32 {
+        let fanout = self.page / 16;
+        let mut levels = u32::from(entries > 0);
+        let mut reach = fanout;
+        while reach < u64::from(entries) {
+            reach *= fanout;
+            levels += 1;
+        }
+        levels
     }
 
     fn extent_slots(&self) -> u64 {
@@ -120,14 +151,8 @@ impl RootInfo {
         let slot_bytes = (4 * u64::from(self.dimension) + 32).next_multiple_of(64);
         let extent_slots = self.extent_slots();
         let extent_pages = self.pages_of(slot_bytes * extent_slots);
-        let state_pages = self.pages_of(self.state_bytes(u64::from(self.shard_size)));
-        let fanout = self.page / 16;
-        let mut levels = u32::from(self.shard_numbers > 0);
-        let mut reach = fanout;
-        while reach < u64::from(self.shard_numbers) {
-            reach *= fanout;
-            levels += 1;
-        }
+        let state_pages = self.pages_of(self.state_bytes(u64::from(self.shard_size), 1));
+        let (fanout, levels) = (self.page / 16, self.levels(self.shard_numbers));
         let chunk_pages = (8 * extent_pages).max(4 * state_pages);
         Parameters { slot_bytes, extent_slots, extent_pages, state_pages, chunk_pages, fanout, levels }
     }
@@ -154,24 +179,35 @@ pub fn parse_root(slot: &[u8], at: u64) -> Result<RootInfo, Invalid> {
     if bytes.get(..8) != Some(b"SHXROOT\0") {
         return invalid(FindingKind::BadMagic, "no root's magic");
     }
+    let version = u32_at(bytes, 8).unwrap_or_default();
+    let bytes = part(bytes, 0, if version == 1 { ROOT_BYTES_1 } else { ROOT_BYTES }).unwrap_or(bytes);
     if u32_at(bytes, 12) != Some(crc_without(0, bytes, 12)) {
         return invalid(FindingKind::ChecksumMismatch, "the root's checksum does not hold");
     }
-    if u32_at(bytes, 8) != Some(VERSION) {
-        return invalid(FindingKind::BadVersion, format!("format version {:?}", u32_at(bytes, 8)));
+    if !VERSIONS.contains(&version) {
+        return invalid(FindingKind::BadVersion, format!("format version {version}"));
     }
-    let Some(root) = fields(bytes) else {
-        return invalid(FindingKind::BadConfiguration, "no such metric");
+    let Some(root) = fields(bytes, version) else {
+        return invalid(FindingKind::BadConfiguration, "no such metric, or no such encoding of vectors");
     };
+    if version > 1 && !bytes.get(236..).is_some_and(zeros) {
+        return invalid(FindingKind::NonZeroReserved, "the root's zeros");
+    }
     match nonsense(&root, at) {
         Some(what) => invalid(FindingKind::BadConfiguration, what),
         None => Ok(root),
     }
 }
 
-fn fields(bytes: &[u8]) -> Option<RootInfo> {
+fn fields(bytes: &[u8], version: u32) -> Option<RootInfo> {
     let (u32_of, u64_of) = (|at| u32_at(bytes, at), |at| u64_at(bytes, at));
+    // Vectors are of 32-bit numbers.
+    if version > 1 && u32_of(212)? != 1 {
+        return None;
+    }
+    let later = |at| if version > 1 { u64_of(at) } else { Some(0) };
     Some(RootInfo {
+        version,
         index_id: u128_at(bytes, 16)?,
         generation: u64_of(32)?,
         dimension: u32_of(40)?,
@@ -201,6 +237,11 @@ fn fields(bytes: &[u8]) -> Option<RootInfo> {
         wal_segments: u32_of(168)?,
         cells: Entry::read(bytes, 172)?,
         merges: u32_of(188)?,
+        bucket_directory: if version > 1 { Entry::read(bytes, 192)? } else { Entry::default() },
+        buckets: if version > 1 { u32_of(208)? } else { 0 },
+        bucket_entries: if version > 1 { u32_of(232)? } else { 0 },
+        payloads: later(216)?,
+        payload_bytes: later(224)?,
     })
 }
 

@@ -111,6 +111,7 @@ fn may_share(one: &PageSpan, other: &PageSpan) -> bool {
         (What::Extent { used_slots, crc, .. }, What::Extent { used_slots: others, crc: sum, .. }) => {
             one.page == other.page && (used_slots != others || crc == sum)
         }
+        (What::Block, What::Block) => (one.page, one.pages) == (other.page, other.pages),
         // Both roots must reach the same bytes with the same meaning. The number of a node or state follows from the
         // referring entry.
         _ => one == other,

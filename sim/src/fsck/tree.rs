@@ -29,6 +29,7 @@ pub fn walk(root: &RootInfo, data: &[u8], level: Level, slot: Option<usize>) -> 
     walk.extent_of_file();
     walk.directory();
     walk.totals();
+    walk.payloads();
     walk.cells();
     let Walk { mut tree, mut findings, geometry, .. } = walk;
     tree.runs.sort_unstable();
@@ -62,6 +63,11 @@ impl<'a> Walk<'a> {
     /// Adds a finding at byte `at` of the allocation that starts at `page`.
     pub(super) fn find_in(&mut self, kind: FindingKind, part: Part, page: u64, at: u64, what: impl Into<String>) {
         self.find(kind, part, page.saturating_mul(self.root.page).saturating_add(at), what);
+    }
+
+    /// Returns the number of findings so far.
+    pub(super) fn found(&self) -> usize {
+        self.findings.len()
     }
 
     fn extent_of_file(&mut self) {
@@ -172,16 +178,17 @@ impl<'a> Walk<'a> {
         let Some((slots, live)) = u32_at(bytes, 24).zip(u32_at(bytes, 28)) else { return false };
         let removed =
             tombstones(self.root, bytes, slots).map(|all| all.iter().map(|word| word.count_ones()).sum::<u32>());
-        let whole = self.root.state_bytes(u64::from(slots)) == bytes.len() as u64;
-        bytes.starts_with(b"SHST") && u32_at(bytes, 4) == Some(number) && whole && removed == slots.checked_sub(live)
+        let Some(version) = state_version(bytes) else { return false };
+        let whole = self.root.state_bytes(u64::from(slots), version) == bytes.len() as u64;
+        u32_at(bytes, 4) == Some(number) && whole && removed == slots.checked_sub(live)
     }
 
     fn state(&mut self, entry: Entry, number: u32) {
         let Some(bytes) = self.follow(entry, What::State { shard: number }) else { return };
         let fail = |walk: &mut Self, kind, at, what: String| walk.find_in(kind, Part::State, entry.page, at, what);
-        if !bytes.starts_with(b"SHST") {
+        let Some(version) = state_version(bytes).filter(|version| *version <= self.root.version) else {
             return fail(self, FindingKind::BadMagic, 0, "no state's magic".into());
-        }
+        };
         if u32_at(bytes, 4) != Some(number) {
             let what = format!("shard {number}'s state says that it is {:?}'s", u32_at(bytes, 4));
             fail(self, FindingKind::WrongParent, 4, what);
@@ -197,7 +204,7 @@ impl<'a> Walk<'a> {
                 format!("{slots} slots, of {} at most", self.root.shard_size),
             );
         }
-        let wanted = self.root.state_bytes(u64::from(slots));
+        let wanted = self.root.state_bytes(u64::from(slots), version);
         if wanted != bytes.len() as u64 {
             return fail(self, FindingKind::WrongLength, 0, format!("{} bytes instead of {wanted}", bytes.len()));
         }
@@ -207,7 +214,8 @@ impl<'a> Walk<'a> {
         let tombstones = tombstones(self.root, bytes, slots).unwrap_or_default();
         self.check_tombstones(entry.page, &tombstones, slots, live);
         let extents = self.extents(entry.page, bytes, number, slots);
-        let shard = ShardInfo { number, id, slots, live, state: entry, extents, tombstones };
+        let tags = if version > 1 { self.tags(entry.page, bytes, number, slots) } else { vec![0; slots as usize] };
+        let shard = ShardInfo { number, id, slots, live, state: entry, extents, tombstones, tags };
         if self.level == Level::Full {
             self.check_postings(&shard, bytes);
         }
@@ -258,6 +266,35 @@ impl<'a> Walk<'a> {
         extents
     }
 
+    /// Reads the pages of tags of a shard of version 2. Tags of a page that is not stored are zeros.
+    fn tags(&mut self, page: u64, state: &[u8], shard: u32, slots: u32) -> Vec<u64> {
+        let first = self.root.state_bytes(slots.into(), 1);
+        let pages = self.root.tag_pages(slots.into());
+        let mut tags = Vec::new();
+        for index in 0..pages {
+            let Some(entry) = Entry::read(state, first + 16 * index) else { break };
+            let per_page = self.root.page / 8;
+            if entry.is_empty() {
+                tags.extend((0..per_page).map(|_| 0));
+                continue;
+            }
+            if u64::from(entry.len) != self.root.page {
+                let what = format!("a page of tags of {} bytes", entry.len);
+                self.find_in(FindingKind::WrongLength, Part::State, page, first + 16 * index, what);
+            }
+            let words = self.follow(entry, What::Tags { shard, index: index as u32 }).unwrap_or_default();
+            tags.extend((0..per_page).map(|word| u64_at(words, 8 * word).unwrap_or_default()));
+        }
+        if !state.get((first + 16 * pages) as usize..).is_some_and(zeros) {
+            self.find_in(FindingKind::NonZeroReserved, Part::State, page, first + 16 * pages, "the state's zeros");
+        }
+        if tags.iter().skip(slots as usize).any(|&tags| tags != 0) {
+            self.find_in(FindingKind::OutOfBounds, Part::State, page, first, "tags of slots beyond those used");
+        }
+        tags.resize(slots as usize, 0);
+        tags
+    }
+
     /// Checks the postings of a shard: norms, padding, and the sum of the live vectors.
     fn check_postings(&mut self, shard: &ShardInfo, state: &[u8]) {
         let dimension = u64::from(self.root.dimension);
@@ -273,7 +310,8 @@ impl<'a> Walk<'a> {
                 sum.1 += value.abs();
             }
         }
-        let first = state.len() as u64 - 12 * dimension;
+        let slots = u64::from(shard.slots);
+        let first = self.root.state_bytes(slots, 1) - 12 * dimension;
         for (index, (sum, all)) in sums.into_iter().enumerate() {
             let at = first + 8 * index as u64;
             let stored = f64_at(state, at).unwrap_or(f64::NAN);
@@ -333,6 +371,15 @@ impl<'a> Walk<'a> {
                 );
             }
         }
+    }
+}
+
+/// Returns the version of a shard state by its magic.
+fn state_version(state: &[u8]) -> Option<u32> {
+    match state.get(..4) {
+        Some(b"SHST") => Some(1),
+        Some(b"SHS2") => Some(2),
+        _ => None,
     }
 }
 

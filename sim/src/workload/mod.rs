@@ -1,6 +1,8 @@
 //! Workloads: named ones, and ones generated from a seed.
 
+mod operations;
 mod reference;
+mod reference_batches;
 mod runner;
 
 use std::sync::{
@@ -14,6 +16,7 @@ use shardex::{
     env::{Cancel, CellPolicy, Clock, Env, Inline, Threads},
 };
 
+pub use operations::payload_bytes;
 pub use reference::reference;
 pub use runner::Runner;
 
@@ -37,6 +40,68 @@ pub enum Step {
         first: u64,
         /// Number of documents.
         count: u64,
+    },
+    /// Removes the posting at `start` of each of the documents `first..first + count`, one by one in one batch.
+    RemovePostings {
+        /// First document.
+        first: u64,
+        /// Number of documents.
+        count: u64,
+        /// Start of each posting.
+        start: u32,
+    },
+    /// Sets the tags of the posting at start 0 of each of the documents `first..first + count`.
+    Tag {
+        /// First document.
+        first: u64,
+        /// Number of documents.
+        count: u64,
+        /// Tags.
+        tags: u64,
+    },
+    /// Sets the payload of each of the documents `first..first + count`.
+    Payload {
+        /// First document.
+        first: u64,
+        /// Number of documents.
+        count: u64,
+        /// Length of each payload in bytes.
+        bytes: u64,
+        /// Changes the bytes.
+        salt: u64,
+    },
+    /// Removes the payload of each of the documents `first..first + count`.
+    RemovePayloads {
+        /// First document.
+        first: u64,
+        /// Number of documents.
+        count: u64,
+    },
+    /// Edits each of the documents `first..first + count` in one batch: replaces its postings by one with tags, sets its
+    /// payload, and sets the cursor.
+    Edit {
+        /// First document.
+        first: u64,
+        /// Number of documents.
+        count: u64,
+        /// Length of each payload in bytes.
+        bytes: u64,
+        /// Changes vectors, payloads and the cursor.
+        salt: u64,
+    },
+    /// Sets the cursor to `bytes` bytes, if it is what the model expects.
+    Cursor {
+        /// Length of the cursor in bytes.
+        bytes: u64,
+        /// Changes the bytes.
+        salt: u64,
+    },
+    /// One batch of `count` operations of all kinds, drawn from a seed.
+    Batch {
+        /// Number of operations.
+        count: u64,
+        /// Seed.
+        seed: u64,
     },
     /// Commits.
     Commit,
@@ -84,6 +149,19 @@ impl std::fmt::Display for Step {
                 write!(f, "add first={first} count={count} start={start} salt={salt}")
             }
             Self::Remove { first, count } => write!(f, "remove first={first} count={count}"),
+            Self::RemovePostings { first, count, start } => {
+                write!(f, "remove-postings first={first} count={count} start={start}")
+            }
+            Self::Tag { first, count, tags } => write!(f, "tag first={first} count={count} tags={tags}"),
+            Self::Payload { first, count, bytes, salt } => {
+                write!(f, "payload first={first} count={count} bytes={bytes} salt={salt}")
+            }
+            Self::RemovePayloads { first, count } => write!(f, "remove-payloads first={first} count={count}"),
+            Self::Edit { first, count, bytes, salt } => {
+                write!(f, "edit first={first} count={count} bytes={bytes} salt={salt}")
+            }
+            Self::Cursor { bytes, salt } => write!(f, "cursor bytes={bytes} salt={salt}"),
+            Self::Batch { count, seed } => write!(f, "batch count={count} seed={seed}"),
             Self::Commit => f.write_str("commit"),
             Self::Flush => f.write_str("flush"),
             Self::SlowFlush { first, count, salt } => write!(f, "slow-flush first={first} count={count} salt={salt}"),
@@ -113,6 +191,8 @@ pub struct Workload {
     pub sector_size: usize,
     /// Steps, in order.
     pub steps: Vec<Step>,
+    /// Whether a build of version 1 creates the index and writes to it until the first close.
+    pub from_version_1: bool,
     /// Whether the workload is small enough to crash every recovery at each of its operations in every state.
     pub small: bool,
 }
@@ -178,7 +258,7 @@ pub fn vector(document: u64, salt: u64, dimension: usize) -> Vec<f32> {
 
 pub(crate) fn postings(documents: std::ops::Range<u64>, start: u32, salt: u64, dimension: usize) -> Vec<Posting> {
     documents
-        .map(|id| Posting { document_id: DocumentId(id.into()), start, length: 1, vector: vector(id, salt, dimension) })
+        .map(|id| Posting { document_id: DocumentId(id.into()), start, length: 1, vector: vector(id, salt, dimension), tags: 0 })
         .collect()
 }
 
@@ -203,7 +283,7 @@ impl Workload {
             .metric(metric)
             .wal_segment_size(4 * page_size)
             .options(OpenOptions::default().wal_max_bytes(64 << 10));
-        Self { name: name.to_owned(), config, page_size, sector_size, steps, small: false }
+        Self { name: name.to_owned(), config, page_size, sector_size, steps, from_version_1: false, small: false }
     }
 
     /// Creates a workload without steps. Pages and sectors are 256 and 64 bytes, or 4096 and 512 bytes with
@@ -226,10 +306,10 @@ impl Workload {
         let dimension = [3, 5, 17, 20][rng.random_range(0..4)];
         let shard_size = [2, 4, 5, 8][rng.random_range(0..4)];
         let metric = [Metric::L2, Metric::Dot, Metric::Cosine][rng.random_range(0..3)];
-        let features: [bool; 7] = std::array::from_fn(|_| rng.random_bool(0.7));
-        let [removals, replacements, slow, reopens, large, flushes, cells] = features;
+        let features: [bool; 9] = std::array::from_fn(|_| rng.random_bool(0.7));
+        let [removals, replacements, slow, reopens, large, flushes, cells, batches, edits] = features;
         let steps = (0..rng.random_range(6..16))
-            .map(|n| match rng.random_range(0..12) {
+            .map(|n| match rng.random_range(0..16) {
                 0 | 1 if removals => Step::Remove { first: rng.random_range(0..24), count: rng.random_range(1..16) },
                 2 | 3 if flushes => Step::Flush,
                 2 | 3 => Step::Commit,
@@ -244,6 +324,13 @@ impl Workload {
                 5 | 6 => Step::Commit,
                 8 if cells => Step::Optimize,
                 9 if cells => Step::OptimizeUntil { questions: rng.random_range(0..400) },
+                12 | 13 if batches => Step::Batch { count: rng.random_range(1..12), seed: rng.random_range(0..1 << 32) },
+                14 if edits => Step::Edit {
+                    first: rng.random_range(0..20),
+                    count: rng.random_range(1..5),
+                    bytes: payload_bytes(&mut rng),
+                    salt: n,
+                },
                 7 if reopens => [Step::Close, Step::Reopen][rng.random_range(0..2)].clone(),
                 _ => Step::Add {
                     first: if replacements { rng.random_range(0..20) } else { n * 40 },
@@ -254,10 +341,12 @@ impl Workload {
             })
             .chain([Step::Flush])
             .collect();
+        let from_version_1 = rng.random_bool(0.1);
         let real_pages = rng.random_bool(0.1);
         let mut workload =
             Self::blank(&format!("seed {seed}"), WorkloadParams { dimension, shard_size, metric }, real_pages);
         workload.steps = steps;
+        workload.from_version_1 = from_version_1;
         if rng.random_bool(0.3) {
             workload.config = workload.config.flush_on_close(false);
         }

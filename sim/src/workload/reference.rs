@@ -1,6 +1,6 @@
 //! Reference workloads.
 
-use super::{Step, Workload, WorkloadParams};
+use super::{Step, Workload, WorkloadParams, reference_batches::batches};
 use shardex::Metric;
 
 /// Returns the reference workloads. Each is small enough to be explored completely. Together they cover every kind of
@@ -9,7 +9,7 @@ use shardex::Metric;
 pub fn reference() -> Vec<Workload> {
     use Step::{Commit, Flush, Remove, Reopen, SlowFlush};
     let l2 = |dimension, shard_size| WorkloadParams { dimension, shard_size, metric: Metric::L2 };
-    vec![
+    let mut workloads = vec![
         Workload {
             small: true,
             ..Workload::new("one posting", l2(3, 4), vec![add(0, 1), Commit, Flush, add(1, 1), Flush])
@@ -295,7 +295,9 @@ pub fn reference() -> Vec<Workload> {
                 Flush,
             ],
         ),
-    ]
+    ];
+    workloads.extend(batches());
+    workloads
 }
 
 pub(super) fn add(first: u64, count: u64) -> Step {

@@ -1,6 +1,6 @@
 //! Runner of workloads: carries out their steps on an engine.
 
-use super::{Budget, Step, Workload, postings};
+use super::{Budget, Step, Workload, operations::batch_of, postings};
 use crate::{
     model::{Batch, Model},
     monitor::Event,
@@ -22,6 +22,8 @@ pub struct Runner<S: Storage> {
     pub model: Model,
     /// Number of batches that the last completed flush covers. After a failed sync, searches see at least these.
     pub flushed: usize,
+    /// Whether the engine works as a build of version 1, or the next open makes one that does.
+    pub is_version_1: bool,
     /// Readers kept while the workload runs.
     pub readers: Readers<S>,
     /// Monitor that receives opens and acknowledgements.
@@ -39,6 +41,7 @@ impl<S: Storage + Clone> Runner<S> {
             engine: None,
             model: Model::default(),
             flushed: 0,
+            is_version_1: workload.from_version_1,
             readers,
             watch: None,
         }
@@ -52,7 +55,8 @@ impl<S: Storage + Clone> Runner<S> {
         let engine = match self.engine.take() {
             Some(engine) => engine,
             None => {
-                let engine = Engine::create(storage.clone(), &self.config, &self.env)?;
+                let create = if self.is_version_1 { Engine::create_version_1 } else { Engine::create };
+                let engine = create(storage.clone(), &self.config, &self.env)?;
                 self.tell(&Event::Opened);
                 engine
             }
@@ -121,6 +125,7 @@ impl<S: Storage + Clone> Runner<S> {
     fn close(&mut self, storage: &S) -> Result<()> {
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
         engine.close()?;
+        self.is_version_1 = false;
         self.acknowledge();
         if self.config.options.flush_on_close {
             self.flushed = self.model.accepted();
@@ -134,27 +139,59 @@ impl<S: Storage + Clone> Runner<S> {
         self.tell(&Event::Acknowledge { lsn: self.model.last_lsn() });
     }
 
+    /// Opens the index a second time, which must be refused (R12).
+    fn open_again(&self, storage: &S) -> Result<()> {
+        let second = Engine::open(storage.clone(), self.config.options.clone(), &self.env);
+        match second.map(drop) {
+            Err(ShardexError::Locked { .. }) => Ok(()),
+            _ => Err(ShardexError::Inconsistent { finding: "R12: a second open was not refused".into() }),
+        }
+    }
+
+    /// Removes documents.
+    fn remove(&mut self, documents: std::ops::Range<u64>) -> Result<()> {
+        let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        let batch: Vec<DocumentId> = documents.map(|id| DocumentId(id.into())).collect();
+        let before = engine.last_lsn();
+        let (lsn, _) = engine.remove(&batch)?;
+        // A removal that found nothing writes no record, so it is not a batch.
+        if lsn > before {
+            self.model.accept_at(Batch::Remove(batch), lsn);
+        }
+        Ok(())
+    }
+
     fn step_alone(&mut self, storage: &S, step: &Step) -> Result<()> {
         let dimension = self.config.vector_size;
         next_turn();
         self.open(storage)?;
+        if self.is_version_1 && batch_of(step, &[], dimension).is_some() {
+            // Version 1 has no such batch. This build opens the index and upgrades it.
+            self.close(storage)?;
+            // Without space for the recovery the handle only reads. The step is repeated with another open.
+            if let Err(ShardexError::ReadOnly { cause }) = self.open(storage)?.commit() {
+                self.engine = None;
+                return Err(*cause);
+            }
+        }
         next_turn();
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        if let Some(batch) = batch_of(step, &engine.cursor()?, dimension) {
+            let before = engine.last_lsn();
+            let written = engine.write(&batch)?;
+            // What changes nothing writes no record, so it is no batch.
+            if written.lsn > before {
+                self.model.accept_at(Batch::Write(batch), written.lsn);
+            }
+            return Ok(());
+        }
         match step {
             Step::Add { first, count, start, salt } => {
                 let batch = postings(*first..first + count, *start, *salt, dimension);
                 let lsn = engine.add(&batch)?;
                 self.model.accept_at(Batch::Add(batch), lsn);
             }
-            Step::Remove { first, count } => {
-                let batch: Vec<DocumentId> = (*first..first + count).map(|id| DocumentId(id.into())).collect();
-                let before = engine.last_lsn();
-                let (lsn, _) = engine.remove(&batch)?;
-                // A removal that found nothing writes no record, so it is not a batch.
-                if lsn > before {
-                    self.model.accept_at(Batch::Remove(batch), lsn);
-                }
-            }
+            Step::Remove { first, count } => return self.remove(*first..first + count),
             Step::Commit => {
                 engine.commit()?;
                 self.acknowledge();
@@ -169,28 +206,32 @@ impl<S: Storage + Clone> Runner<S> {
                 return self.flush_with_writes(*first, *count, *salt, overlaps);
             }
             Step::Optimize => engine.optimize()?,
-            Step::OptimizeUntil { questions } => {
-                match engine.cell_build_resume()?.run_until(&Budget::of(*questions)) {
-                    Ok(built) => engine.install_cells(built)?,
-                    // The build was cancelled and leaves nothing to install.
-                    Err(ShardexError::Closed) => {}
-                    Err(error) => return Err(error),
-                }
-            }
+            Step::OptimizeUntil { questions } => optimize_until(engine, *questions)?,
             Step::Close => self.close(storage)?,
             Step::Reopen => {
                 self.close(storage)?;
                 self.open(storage)?;
             }
+            Step::RemovePostings { .. }
+            | Step::Tag { .. }
+            | Step::Payload { .. }
+            | Step::RemovePayloads { .. }
+            | Step::Edit { .. }
+            | Step::Cursor { .. }
+            | Step::Batch { .. } => unreachable!("it is a batch"),
             Step::Read => self.readers.take(engine)?,
-            Step::SecondOpen => {
-                let second = Engine::open(storage.clone(), self.config.options.clone(), &self.env);
-                let locked = matches!(second.map(drop), Err(ShardexError::Locked { .. }));
-                if !locked {
-                    return Err(ShardexError::Inconsistent { finding: "R12: a second open was not refused".into() });
-                }
-            }
+            Step::SecondOpen => return self.open_again(storage),
         }
         Ok(())
+    }
+}
+
+/// Continues a cell build, and cancels it after a number of cancellation checks.
+fn optimize_until<S: Storage>(engine: &mut Engine<S>, questions: u64) -> Result<()> {
+    match engine.cell_build_resume()?.run_until(&Budget::of(questions)) {
+        Ok(built) => engine.install_cells(built),
+        // The build was cancelled and leaves nothing to install.
+        Err(ShardexError::Closed) => Ok(()),
+        Err(error) => Err(error),
     }
 }

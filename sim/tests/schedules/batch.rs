@@ -83,6 +83,7 @@ pub(crate) fn postings(writer: usize, number: u64, parts: &[(u32, u32)]) -> Vec<
             start,
             length: 1,
             vector: vec![number as f32, writer as f32, (id % RANGE % 50) as f32],
+            tags: 0,
         })
         .collect()
 }

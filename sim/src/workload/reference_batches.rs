@@ -1,0 +1,215 @@
+//! Reference workloads of batches: tags, payloads, the cursor, and the upgrade of an index of version 1.
+
+use super::{Step, Workload, WorkloadParams, reference::add};
+use shardex::Metric;
+
+/// Returns the reference workloads of batches.
+pub(super) fn batches() -> Vec<Workload> {
+    use Step::{Commit, Flush, Remove, Reopen};
+    let l2 = |dimension, shard_size| WorkloadParams { dimension, shard_size, metric: Metric::L2 };
+    let tag = |first, count, tags| Step::Tag { first, count, tags };
+    let payload = |first, count, bytes, salt| Step::Payload { first, count, bytes, salt };
+    let edit = |first, count, bytes, salt| Step::Edit { first, count, bytes, salt };
+    let batch = |count, seed| Step::Batch { count, seed };
+    let slow = |first, count, salt| Step::SlowFlush { first, count, salt };
+    vec![
+        Workload::new(
+            "tags",
+            l2(3, 4),
+            vec![
+                add(0, 6),
+                tag(0, 3, 5),
+                Flush,
+                tag(2, 3, 9),
+                Commit,
+                tag(0, 1, 0),
+                add(6, 7),
+                Flush,
+                tag(0, 9, 0),
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "tags on several pages",
+            l2(3, 80),
+            vec![
+                add(0, 75),
+                tag(40, 30, 3),
+                Flush,
+                tag(0, 2, 1),
+                Commit,
+                Flush,
+                tag(70, 1, 0),
+                Reopen,
+                tag(74, 1, 7),
+                Flush,
+            ],
+        ),
+        Workload {
+            small: true,
+            ..Workload::new(
+                "one payload",
+                l2(3, 4),
+                vec![payload(1, 1, 200, 1), Commit, Flush, payload(1, 1, 190, 2), Flush],
+            )
+        },
+        Workload::new(
+            "payloads",
+            l2(3, 4),
+            vec![
+                add(0, 2),
+                payload(0, 3, 40, 1),
+                payload(3, 3, 200, 2),
+                Flush,
+                payload(0, 2, 300, 3),
+                Commit,
+                Step::RemovePayloads { first: 1, count: 4 },
+                Flush,
+                Remove { first: 0, count: 6 },
+                Flush,
+                payload(7, 1, 0, 4),
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "payloads in runs",
+            l2(3, 4),
+            vec![
+                payload(0, 1, 9_000, 1),
+                Commit,
+                Flush,
+                payload(0, 1, 7_000, 2),
+                payload(1, 1, 100, 3),
+                Flush,
+                Reopen,
+                Remove { first: 0, count: 1 },
+                Flush,
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "sparse blocks of payloads",
+            l2(3, 4),
+            vec![
+                payload(0, 8, 150, 1),
+                Flush,
+                payload(8, 4, 150, 2),
+                Remove { first: 0, count: 5 },
+                Commit,
+                payload(20, 3, 120, 3),
+                Flush,
+                Step::RemovePayloads { first: 6, count: 5 },
+                Flush,
+                payload(30, 2, 99, 4),
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "edits",
+            l2(3, 4),
+            vec![
+                edit(0, 4, 80, 1),
+                Commit,
+                edit(0, 4, 90, 2),
+                Commit,
+                edit(2, 3, 30, 3),
+                slow(40, 2, 1),
+                edit(1, 2, 500, 4),
+                Commit,
+                Flush,
+                edit(0, 1, 66, 5),
+                Commit,
+            ],
+        ),
+        Workload::new(
+            "cursors",
+            l2(3, 4),
+            vec![
+                Step::Cursor { bytes: 9, salt: 1 },
+                Commit,
+                Step::Cursor { bytes: 90, salt: 2 },
+                Flush,
+                add(0, 3),
+                Step::Cursor { bytes: 64, salt: 3 },
+                slow(10, 1, 2),
+                Step::Cursor { bytes: 400, salt: 4 },
+                Reopen,
+                Step::Cursor { bytes: 0, salt: 5 },
+                Commit,
+            ],
+        ),
+        Workload::new(
+            "buckets grow",
+            l2(3, 4),
+            vec![
+                payload(0, 6, 20, 1),
+                Flush,
+                payload(6, 14, 50, 2),
+                Commit,
+                payload(20, 10, 70, 3),
+                Flush,
+                Remove { first: 3, count: 20 },
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "postings removed one by one",
+            l2(3, 4),
+            vec![
+                add(0, 9),
+                Step::Add { first: 0, count: 5, start: 1, salt: 8 },
+                payload(0, 2, 10, 1),
+                Flush,
+                Step::RemovePostings { first: 0, count: 4, start: 0 },
+                Commit,
+                Step::RemovePostings { first: 2, count: 9, start: 1 },
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "batches of everything",
+            WorkloadParams { dimension: 5, shard_size: 4, metric: Metric::Cosine },
+            vec![
+                batch(12, 1),
+                Commit,
+                batch(12, 2),
+                Flush,
+                batch(10, 3),
+                batch(10, 4),
+                Flush,
+                Reopen,
+                batch(12, 5),
+                Commit,
+                batch(6, 6),
+                Flush,
+            ],
+        ),
+        Workload {
+            from_version_1: true,
+            ..Workload::new(
+                "an upgrade",
+                l2(3, 4),
+                vec![
+                    add(0, 6),
+                    Flush,
+                    Remove { first: 1, count: 2 },
+                    add(6, 4),
+                    Commit,
+                    Reopen,
+                    edit(0, 3, 70, 1),
+                    Commit,
+                    tag(6, 2, 3),
+                    Flush,
+                ],
+            )
+        },
+        Workload {
+            from_version_1: true,
+            ..Workload::new(
+                "a clean index is upgraded",
+                l2(3, 4),
+                vec![add(0, 5), Reopen, payload(1, 2, 99, 1), Commit, Flush],
+            )
+        },
+    ]
+}
