@@ -95,7 +95,7 @@ pub use engine::{
 #[cfg(feature = "internals")]
 pub use engine::{Engine, FlushStep};
 pub use error::{LockHolder, Result, ShardexError};
-pub use id::{DocumentId, Generation, Lsn, ShardId};
+pub use id::{DocumentId, Generation, Lsn, ParseDocumentIdError, ShardId};
 pub use index::{Hit, Hits, ScanPosition};
 pub use posting::{Posting, PostingKey, SearchOptions, SearchResponse, SearchResult, StopReason};
 pub use shardex::{IndexSnapshot, PostingScan, Shardex};

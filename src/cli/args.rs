@@ -3,7 +3,7 @@
 use std::{ops::Range, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use shardex::Metric;
+use shardex::{DocumentId, Metric, PostingKey};
 
 /// Default number of rows per batch of an ingest.
 pub(crate) const BATCH: usize = 1_000;
@@ -21,10 +21,18 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Add the rows of an .npy file to an index. Create the index if it doesn't exist.
+    /// Add the rows of an .npy, .fvecs or .bvecs file to an index. Create the index if it doesn't exist.
     Ingest(Ingest),
-    /// Search an index for the nearest neighbours of the rows of an .npy file.
+    /// Search an index for the nearest neighbours of the rows of an .npy, .fvecs or .bvecs file.
     Search(Search),
+    /// Print the postings of a document. Exit with 1 if there is none.
+    Get(Lookup),
+    /// Count the postings of a document, or the postings and the documents of an index.
+    Count(Count),
+    /// Print the keys of all postings, one per line: ID:START:LENGTH.
+    Scan(Scan),
+    /// Write the vectors of all postings to an .npy or .fvecs file, and their keys to another.
+    Export(FileOutput),
     /// Remove documents by id.
     Remove(Remove),
     /// Make all writes durable in the shards, and free the part of the WAL that no recovery needs any more.
@@ -67,7 +75,8 @@ pub(crate) enum Progress {
 pub(crate) struct Ingest {
     /// Directory of the index. Its parent must exist.
     pub(crate) dir: PathBuf,
-    /// Vectors: a two-dimensional .npy file of floats or integers, converted to f32. `-` is stdin.
+    /// Vectors: a two-dimensional .npy file of floats or integers, converted to f32, or an .fvecs or .bvecs file. `-`
+    /// is stdin, with an .npy array.
     pub(crate) file: PathBuf,
     /// Metric: cosine, l2 or dot. Default: cosine for a new index, otherwise the metric of the index.
     #[arg(long)]
@@ -87,8 +96,9 @@ pub(crate) struct Ingest {
     /// Bytes of WAL above which a flush starts automatically. 0 turns it off.
     #[arg(long, value_name = "BYTES")]
     pub(crate) flush_wal_bytes: Option<u64>,
-    /// Document id of row 0 of the file. The other rows get the ids that follow.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Document id of row 0 of the file: decimal, 0x and hexadecimal, or a UUID. The other rows get the ids that
+    /// follow.
+    #[arg(long, value_name = "ID", default_value_t = 0, value_parser = raw_id)]
     pub(crate) first_id: u128,
     /// First row to add, as reported by an ingest that stopped. Ids still count from row 0.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -109,7 +119,8 @@ pub(crate) struct Ingest {
 pub(crate) struct Search {
     /// Directory of the index.
     pub(crate) dir: PathBuf,
-    /// Queries: an .npy file of floats or integers with one query per row, or a single vector. `-` is stdin.
+    /// Queries: an .npy file of floats or integers with one query per row, or a single vector, or an .fvecs or .bvecs
+    /// file. `-` is stdin, with an .npy array.
     pub(crate) queries: PathBuf,
     /// Results per query.
     #[arg(short, default_value_t = 10, value_parser = positive)]
@@ -130,8 +141,8 @@ pub(crate) struct Search {
     /// Search for all queries in one call.
     #[arg(long)]
     pub(crate) batched: bool,
-    /// Ids of the true nearest neighbours, to compute the recall: an .npy file of integers with one row per query, of
-    /// which the first k count.
+    /// Ids of the true nearest neighbours, to compute the recall: an .npy file of integers, or an .ivecs file, with one
+    /// row per query, of which the first k count.
     #[arg(long, value_name = "IDS.npy")]
     pub(crate) truth: Option<PathBuf>,
     /// Write the ids found to a new file, as i64, one row of k ids per query. Missing results are -1.
@@ -152,9 +163,85 @@ pub(crate) struct Search {
 pub(crate) struct Remove {
     /// Directory of the index.
     pub(crate) dir: PathBuf,
-    /// Range of document ids: A inclusive, B exclusive.
+    /// Range of document ids: A inclusive, B exclusive. Each is decimal, 0x and hexadecimal, or a UUID.
     #[arg(long, value_name = "A..B", value_parser = id_range, allow_hyphen_values = true)]
     pub(crate) ids: Range<u128>,
+}
+
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub(crate) struct Lookup {
+    /// Directory of the index.
+    pub(crate) dir: PathBuf,
+    /// Document id: decimal, 0x and hexadecimal, or a UUID.
+    pub(crate) id: DocumentId,
+    /// Print only postings with this start.
+    #[arg(long, value_name = "N")]
+    pub(crate) start: Option<u32>,
+    /// Print only postings of this length.
+    #[arg(long, value_name = "N")]
+    pub(crate) length: Option<u32>,
+    /// Print all components of each vector, not only the first. --json always does.
+    #[arg(long)]
+    pub(crate) vectors: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub(crate) struct Count {
+    /// Directory of the index.
+    pub(crate) dir: PathBuf,
+    /// Document id: decimal, 0x and hexadecimal, or a UUID. Default: count all postings, and read the record of each to
+    /// count the documents. `stats` tells the number of postings at once.
+    pub(crate) id: Option<DocumentId>,
+}
+
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub(crate) struct Scan {
+    /// Directory of the index.
+    pub(crate) dir: PathBuf,
+    /// List in the order of keys: id, start, length. Every few ten thousand postings of the list cost a pass over the
+    /// records of all. Default: in the order of the file, in one pass.
+    #[arg(long)]
+    pub(crate) by_key: bool,
+    /// Begin with the first key after this one, such as the last key of an earlier scan.
+    #[arg(long, value_name = "ID:START:LENGTH", value_parser = posting_key, requires = "by_key")]
+    pub(crate) after: Option<PostingKey>,
+    /// Stop after N postings.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+    /// Print the vectors too.
+    #[arg(long)]
+    pub(crate) vectors: bool,
+}
+
+/// Number type of exported vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputDtype {
+    /// Numbers as they are stored.
+    F32,
+    /// Numbers rounded to the nearest f16. A number that is too large for one is an error.
+    F16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FileOutput {
+    /// Directory of the index.
+    pub(crate) dir: PathBuf,
+    /// File to write the vectors to, one row per posting, in the order of `scan`. Its name ends in .npy, for a
+    /// two-dimensional array, or in .fvecs.
+    pub(crate) file: PathBuf,
+    /// Write the keys of the postings too, in the same order: an array of u64 with four columns, which are the low and
+    /// the high half of the id, the start and the length.
+    #[arg(long, value_name = "IDS.npy")]
+    pub(crate) ids: Option<PathBuf>,
+    /// Number type of the vectors in an .npy file.
+    #[arg(long, value_enum, default_value_t = OutputDtype::F32)]
+    pub(crate) dtype: OutputDtype,
+    /// Replace existing files.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -199,15 +286,15 @@ pub(crate) struct Bench {
     /// Rounds. The medians are printed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = up_to::<1_000>)]
     pub(crate) rounds: usize,
-    /// Vectors to measure with: a two-dimensional .npy file, of which the first `--rows` rows are used. Default:
-    /// generated vectors.
+    /// Vectors to measure with: a two-dimensional .npy file, or an .fvecs or .bvecs file, of which the first `--rows`
+    /// rows are used. Default: generated vectors.
     #[arg(long, value_name = "FILE.npy")]
     pub(crate) data: Option<PathBuf>,
-    /// Queries: an .npy file like that of `--data`. Default: some of the vectors.
+    /// Queries: a file like that of `--data`. Default: some of the vectors.
     #[arg(long, value_name = "FILE.npy", requires = "data")]
     pub(crate) queries: Option<PathBuf>,
-    /// Ids of the true nearest neighbours of the queries: an .npy file of integers. Default: computed by an exact
-    /// search.
+    /// Ids of the true nearest neighbours of the queries: an .npy file of integers, or an .ivecs file. Default: computed
+    /// by an exact search.
     #[arg(long, value_name = "IDS.npy", requires = "queries")]
     pub(crate) truth: Option<PathBuf>,
     /// Metric for `--data`. Default: dot.
@@ -257,9 +344,22 @@ fn share(text: &str) -> Result<f32, String> {
     }
 }
 
+fn raw_id(text: &str) -> Result<u128, String> {
+    text.parse::<DocumentId>().map(u128::from).map_err(|error| error.to_string())
+}
+
+fn posting_key(text: &str) -> Result<PostingKey, String> {
+    let form = "give a key as ID:START:LENGTH";
+    let parts: Vec<&str> = text.split(':').collect();
+    let [id, start, length] = parts[..] else { return Err(form.into()) };
+    let number = |text: &str| text.parse::<u32>().map_err(|error| format!("`{text}`: {error}; {form}"));
+    let id = id.parse::<DocumentId>().map_err(|error| format!("`{id}`: {error}; {form}"))?;
+    Ok(PostingKey::new(id, number(start)?, number(length)?))
+}
+
 fn id_range(text: &str) -> Result<Range<u128>, String> {
     let (from, to) = text.split_once("..").ok_or("give two ids as A..B")?;
-    let id = |text: &str| text.parse::<u128>().map_err(|error| format!("`{text}`: {error}; give two ids as A..B"));
+    let id = |text: &str| raw_id(text).map_err(|error| format!("`{text}`: {error}; give two ids as A..B"));
     let range = id(from)?..id(to)?;
     if range.is_empty() { Err(format!("{text} holds no id: A must be less than B")) } else { Ok(range) }
 }
@@ -288,8 +388,18 @@ mod tests {
     #[test]
     fn id_ranges() {
         assert_eq!(id_range("3..7"), Ok(3..7));
-        for bad in ["", "3", "7..3", "3..3", "a..b", "-1..4", "1...4"] {
+        assert_eq!(id_range("0xf..00000000-0000-0000-0000-000000000020"), Ok(15..32));
+        for bad in ["", "3", "7..3", "3..3", "a..b", "-1..4", "1...4", "0x..4"] {
             assert!(id_range(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys() {
+        assert_eq!(posting_key("7:0:4294967295"), Ok(PostingKey::new(7u32, 0, u32::MAX)));
+        assert_eq!(posting_key("0xff:1:2"), Ok(PostingKey::new(255u32, 1, 2)));
+        for bad in ["", "7", "7:0", "7:0:1:2", "7:0:4294967296", "x:0:1", "7:-1:1", "7::1"] {
+            assert!(posting_key(bad).is_err_and(|error| error.contains("ID:START:LENGTH")), "{bad}");
         }
     }
 }

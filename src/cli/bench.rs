@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
     let temporary = tempfile::TempDir::with_prefix_in("shardex-bench-", &within)
         .map_err(|error| Failure(format!("{}: {}", within.display(), error.kind())))?;
     let dir = temporary.path();
-    interrupt.removes(dir)?;
+    interrupt.removes(&[dir])?;
     if let Some(rows) = args.grow {
         return block_on(2, async {
             let sizes = growth::growth(rows as u64, dir, args.rounds, output).await?;

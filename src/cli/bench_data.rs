@@ -11,7 +11,7 @@ use super::{
     Failure,
     args::Bench,
     demo::{DIMENSION, vector},
-    npy::Rows,
+    rows::Rows,
     search::ask_all,
 };
 

@@ -60,14 +60,15 @@ pub(super) fn vector(seed: u64, n: u64) -> Vec<f32> {
 }
 
 pub(super) fn postings(seed: u64, ids: std::ops::Range<u64>) -> Vec<Posting> {
-    ids.map(|n| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(seed, n), tags: 0 }).collect()
+    ids.map(|n| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(seed, n), tags: 0 })
+        .collect()
 }
 
 pub(super) fn run(output: &Output) -> Outcome {
     outside_every_index(&std::env::temp_dir())?;
     let interrupt = Interrupt::listen()?;
     let dir = tempfile::Builder::new().prefix("shardex-demo-").tempdir()?;
-    interrupt.removes(dir.path())?;
+    interrupt.removes(&[dir.path()])?;
     let work = main_job(&dir.path().join("main"), output)?;
     let proof = proof(&dir.path().join("killed"), output)?;
     output.say(&format!("\n{}", table(&work, &proof)));

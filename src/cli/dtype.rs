@@ -1,4 +1,4 @@
-//! Number types of `.npy` files, and their conversion.
+//! Number types of files of rows, their conversion, and the layout of the rows.
 
 use half::f16;
 
@@ -20,7 +20,22 @@ pub(crate) struct Dtype {
     pub(crate) big_endian: bool,
 }
 
+/// Layout of the rows in a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowLayout {
+    pub(crate) dtype: Dtype,
+    pub(crate) rows: usize,
+    /// Numbers per row.
+    pub(crate) columns: usize,
+    /// Whether each row begins with its number of columns, as a little-endian i32.
+    pub(crate) is_counted: bool,
+}
+
 impl Dtype {
+    pub(crate) const F32: Self = Self { kind: ElementKind::Float, size: 4, big_endian: false };
+    pub(crate) const I32: Self = Self { kind: ElementKind::Signed, size: 4, big_endian: false };
+    pub(crate) const U8: Self = Self { kind: ElementKind::Unsigned, size: 1, big_endian: false };
+
     /// Parses the value of `descr` in a header.
     pub(crate) fn parse(descr: &str) -> Result<Self, String> {
         let unknown = || {

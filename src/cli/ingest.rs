@@ -17,8 +17,8 @@ use super::{
     args::{BATCH, Ingest, Progress},
     block_on,
     interrupt::Interrupt,
-    npy::Rows,
     output::{self, Output, command},
+    rows::Rows,
     target::outside_every_index,
 };
 

@@ -65,19 +65,23 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Removes a file, or a directory with its contents, at the first signal, and ends the process.
-    pub(crate) fn removes(self, path: &Path) -> Result<(), Failure> {
-        let path: PathBuf = path.to_path_buf();
+    /// Removes files, or directories with their contents, at the first signal, and ends the process.
+    pub(crate) fn removes(self, paths: &[&Path]) -> Result<(), Failure> {
+        let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
         let runtime = Builder::new_current_thread().build()?;
         thread::Builder::new().name("shardex-remove".into()).spawn(move || {
             runtime.block_on(self.wait());
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            match removed {
-                Ok(()) => output::complain(&format!("interrupted; {} is removed", path.display())),
-                // The file has been renamed to its final name already.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => output::complain("interrupted"),
-                Err(error) => output::complain(&format!("interrupted; remove {}: {error}", path.display())),
+            let mut line = "interrupted".to_owned();
+            for path in &paths {
+                let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+                match removed {
+                    Ok(()) => line.push_str(&format!("; {} is removed", path.display())),
+                    // The file has been renamed to its final name already.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => line.push_str(&format!("; remove {}: {error}", path.display())),
+                }
             }
+            output::complain(&line);
             std::process::exit(self.code().unwrap_or(2).into());
         })?;
         Ok(())

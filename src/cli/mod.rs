@@ -1,7 +1,7 @@
 //! Command-line tool `shardex`: commands, exit codes, output.
 //!
-//! Exit codes: 0 for success. 1 if a check found damage, a promise was broken or a recall was missed. 2 for an error,
-//! with one line on stderr that names the remedy. 130 after SIGINT, 143 after SIGTERM.
+//! Exit codes: 0 for success. 1 if a check found damage, a promise was broken, a recall was missed or `get` found no
+//! posting. 2 for an error, with one line on stderr that names the remedy. 130 after SIGINT, 143 after SIGTERM.
 
 mod admin;
 mod args;
@@ -10,6 +10,7 @@ mod bench_data;
 mod check;
 mod demo;
 mod dtype;
+mod export;
 mod growing;
 mod grown;
 mod growth;
@@ -21,10 +22,13 @@ mod kinds;
 mod measure;
 mod npy;
 mod output;
+mod reading;
+mod rows;
 mod search;
 mod source;
 mod tally;
 mod target;
+mod vecs;
 
 use std::process::ExitCode;
 
@@ -39,7 +43,7 @@ use output::Output;
 pub(crate) enum Answer {
     /// Success.
     Yes,
-    /// The check has findings, a promise was broken or a target recall was missed.
+    /// The check has findings, a promise was broken, a target recall was missed, or there is no such posting.
     No,
     /// A signal stopped the command. The value is the exit code.
     Stopped(u8),
@@ -81,6 +85,10 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Ingest(args) => ingest::run(args, &output),
         Command::Search(args) => search::run(args, &output),
+        Command::Get(args) => reading::get(args, &output),
+        Command::Count(args) => reading::count(args, &output),
+        Command::Scan(args) => reading::scan(args, &output),
+        Command::Export(args) => export::run(args, &output),
         Command::Remove(args) => admin::remove(args, &output),
         Command::Flush(args) => admin::flush(args, &output),
         Command::Optimize(args) => admin::optimize(args, &output),
@@ -91,9 +99,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo => demo::run(&output),
         Command::DemoChild(args) => demo::child(args),
     };
-    let outcome = match outcome {
-        Ok(_) if output::is_unwritten() => Err(Failure("the result could not be written to stdout".into())),
-        outcome => outcome,
+    let outcome = match (outcome, output::unwritten()) {
+        (Ok(_), Some(why)) => Err(Failure(format!("the result could not be written to stdout: {why}"))),
+        (outcome, _) => outcome,
     };
     match outcome {
         Ok(Answer::Yes) => ExitCode::SUCCESS,

@@ -1,188 +1,54 @@
-//! The `.npy` format: reads rows of numbers, and writes rows of ids.
+//! The `.npy` format: reads and writes headers, and writes rows of ids.
 //!
 //! A file starts with `\x93NUMPY`, two version bytes and the length of a header. The header is the text of a Python
 //! dictionary (numpy.lib.format).
 
-use std::{
-    io::{self, Read as _, Write},
-    path::Path,
+use std::io::{self, Write};
+
+use super::{
+    dtype::{Dtype, RowLayout},
+    source::{Source, ended},
 };
-
-use shardex::limits;
-
-use super::{Failure, dtype::Dtype, source::Source};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// Maximum header length read, in bytes. NumPy's own limit is 10,000.
 const MAX_HEADER: u64 = 1 << 16;
-/// Maximum number of bytes of rows read at once (one row, if that is longer). It bounds memory by the data present, not
-/// by the shape in the header.
-const PIECE: usize = 4 << 20;
 
-/// Two-dimensional array in a file or a pipe, read row by row.
-pub(crate) struct Rows {
-    source: Source,
-    dtype: Dtype,
-    rows: usize,
-    columns: usize,
-    /// Index of the next row.
-    at: usize,
-}
-
-impl Rows {
-    /// Opens a two-dimensional array. For a regular file it checks that the length matches the header.
-    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
-        Self::read(path, false)
+/// Reads the header of an array of two dimensions, or of one if `or_one`, which is then a single row.
+///
+/// Returns a text that says what is wrong. For a regular file it checks that the length matches the header.
+pub(crate) fn layout(source: &mut Source, or_one: bool) -> Result<RowLayout, String> {
+    let mut start = [0; 8];
+    source.fill(&mut start).map_err(|e| ended(&e, "no .npy file: it ends in its first bytes"))?;
+    if start[..6] != *MAGIC {
+        return Err("no .npy file: save an array with numpy.save".into());
     }
-
-    /// Opens a two-dimensional array, or a one-dimensional array as a single row.
-    pub(crate) fn open_or_one(path: &Path) -> Result<Self, Failure> {
-        Self::read(path, true)
+    let mut size = [0; 4];
+    let size_len = match start[6] {
+        1 => 2,
+        2 | 3 => 4,
+        other => return Err(format!("version {other} of the .npy format is unknown")),
+    };
+    let short = |e: io::Error| ended(&e, "the file ends in its header");
+    source.fill(&mut size[..size_len]).map_err(short)?;
+    let header_len = u64::from(u32::from_le_bytes(size));
+    if header_len > MAX_HEADER {
+        return Err(format!("its header takes {header_len} bytes, {MAX_HEADER} is the most"));
     }
-
-    fn read(path: &Path, or_one: bool) -> Result<Self, Failure> {
-        let mut source = Source::open(path)?;
-        let name = source.name.clone();
-        let wrong = |what: &str| Failure(format!("{name}: {what}"));
-        let mut start = [0; 8];
-        fill(&mut source, &mut start).map_err(|e| wrong(&ended(&e, "no .npy file: it ends in its first bytes")))?;
-        if start[..6] != *MAGIC {
-            return Err(wrong("no .npy file: save an array with numpy.save"));
-        }
-        let mut size = [0; 4];
-        let size_len = match start[6] {
-            1 => 2,
-            2 | 3 => 4,
-            other => return Err(wrong(&format!("version {other} of the .npy format is unknown"))),
-        };
-        let short = |e: io::Error| wrong(&ended(&e, "the file ends in its header"));
-        fill(&mut source, &mut size[..size_len]).map_err(short)?;
-        let header_len = u64::from(u32::from_le_bytes(size));
-        if header_len > MAX_HEADER {
-            return Err(wrong(&format!("its header takes {header_len} bytes, {MAX_HEADER} is the most")));
-        }
-        let mut header = vec![0; header_len as usize];
-        fill(&mut source, &mut header).map_err(short)?;
-        let (dtype, rows, columns) =
-            parse_header(&String::from_utf8_lossy(&header), or_one).map_err(|what| wrong(&what))?;
-        let expected = (rows as u64)
-            .checked_mul(columns as u64)
-            .and_then(|n| n.checked_mul(dtype.size as u64))
-            .ok_or_else(|| wrong("its shape is too large"))?;
-        let data_at = 8 + size_len as u64 + header_len;
-        if let Some(found) = source.len.map(|len| len.saturating_sub(data_at))
-            && found != expected
-        {
-            return Err(wrong(&format!("{expected} bytes of data expected after the header, {found} found")));
-        }
-        Ok(Self { source, dtype, rows, columns, at: 0 })
+    let mut header = vec![0; header_len as usize];
+    source.fill(&mut header).map_err(short)?;
+    let (dtype, rows, columns) = parse_header(&String::from_utf8_lossy(&header), or_one)?;
+    let expected = (rows as u64)
+        .checked_mul(columns as u64)
+        .and_then(|n| n.checked_mul(dtype.size as u64))
+        .ok_or("its shape is too large")?;
+    let data_at = 8 + size_len as u64 + header_len;
+    if let Some(found) = source.len.map(|len| len.saturating_sub(data_at))
+        && found != expected
+    {
+        return Err(format!("{expected} bytes of data expected after the header, {found} found"));
     }
-
-    /// Returns the name of the source for messages.
-    pub(crate) fn name(&self) -> &str {
-        &self.source.name
-    }
-
-    /// Returns the number of rows in the array.
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Returns the number of columns: numbers per row.
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
-    }
-
-    fn wrong(&self, what: &str) -> Failure {
-        Failure(format!("{}: {what}", self.source.name))
-    }
-
-    /// Reads the next `rows` rows, and converts each with `row`. `row` gets the row number and the bytes, as
-    /// little-endian numbers.
-    ///
-    /// # Panics
-    /// Panics if fewer than `rows` rows are left.
-    fn take<T>(&mut self, rows: usize, row: impl Fn(usize, &[u8]) -> Result<T, String>) -> Result<Vec<T>, Failure> {
-        assert!(rows <= self.rows - self.at, "no more rows are asked for than there are");
-        let mut taken = Vec::new();
-        // A shape without columns may have any number of rows, and its rows take no bytes.
-        let width = self.columns.saturating_mul(self.dtype.size);
-        let at_once = (PIECE / width.max(1)).max(1);
-        let end = self.at + rows;
-        let mut bytes = Vec::new();
-        while self.at < end {
-            let now = at_once.min(end - self.at);
-            bytes.resize(now * width, 0);
-            if let Err(error) = fill(&mut self.source, &mut bytes) {
-                let what = format!("it ends before row {} of {} does", self.at + now - 1, self.rows);
-                return Err(self.wrong(&ended(&error, &what)));
-            }
-            if self.dtype.big_endian {
-                bytes.chunks_exact_mut(self.dtype.size).for_each(<[u8]>::reverse);
-            }
-            for i in 0..now {
-                let made = row(self.at + i, &bytes[i * width..(i + 1) * width]);
-                taken.push(made.map_err(|what| self.wrong(&what))?);
-            }
-            self.at += now;
-        }
-        Ok(taken)
-    }
-
-    /// Skips the next `rows` rows.
-    pub(crate) fn skip(&mut self, rows: usize) -> Result<(), Failure> {
-        self.take(rows, |_, _| Ok(())).map(drop)
-    }
-
-    /// Reads the next `rows` rows as vectors.
-    ///
-    /// Returns a `Failure` if a number is not finite as an f32. The message contains the row and the position in the
-    /// row.
-    pub(crate) fn vectors(&mut self, rows: usize) -> Result<Vec<Vec<f32>>, Failure> {
-        let (dtype, columns) = (self.dtype, self.columns);
-        if rows > 0 && !(1..=limits::MAX_DIMENSION).contains(&columns) {
-            let most = limits::MAX_DIMENSION;
-            return Err(self.wrong(&format!("its rows hold {columns} numbers; a vector has 1 to {most}")));
-        }
-        self.take(rows, |number, bytes| {
-            let numbers = || bytes.chunks_exact(dtype.size);
-            let vector: Vec<f32> = numbers().map(|bytes| dtype.narrow(bytes)).collect();
-            match numbers().zip(&vector).enumerate().find(|(_, (_, x))| !x.is_finite()) {
-                None => Ok(vector),
-                Some((i, (bytes, _))) => {
-                    let wide = dtype.wide(bytes);
-                    let why = if wide.is_finite() { ", which is too large for an f32" } else { "" };
-                    Err(format!("row {number}: number {i} is {wide:?}{why}"))
-                }
-            }
-        })
-    }
-
-    /// Reads the next `rows` rows as ids. Returns a `Failure` if the type is not an integer, or if an id doesn't fit an
-    /// i64.
-    pub(crate) fn ids(&mut self, rows: usize) -> Result<Vec<Vec<i64>>, Failure> {
-        let dtype = self.dtype;
-        if !dtype.is_integer() {
-            return Err(self.wrong("ids of an integer type expected, such as i64; convert them with .astype('int64')"));
-        }
-        self.take(rows, |number, bytes| {
-            let id = |(i, bytes): (usize, &[u8])| {
-                let id = dtype.integer(bytes);
-                i64::try_from(id).map_err(|_| format!("row {number}: id {i} is {id}, which no i64 holds"))
-            };
-            bytes.chunks_exact(dtype.size).enumerate().map(id).collect()
-        })
-    }
-}
-
-/// Reads exactly `bytes.len()` bytes.
-fn fill(source: &mut Source, bytes: &mut [u8]) -> io::Result<()> {
-    source.reader.read_exact(bytes)
-}
-
-/// Returns the message of a failed read: `what` at an unexpected end, else the text of the error.
-fn ended(error: &io::Error, what: &str) -> String {
-    if error.kind() == io::ErrorKind::UnexpectedEof { what.to_owned() } else { error.to_string() }
+    Ok(RowLayout { dtype, rows, columns, is_counted: false })
 }
 
 /// Returns the value of a key in the header's dictionary: a tuple in parentheses, or the text up to the next comma or
@@ -222,9 +88,9 @@ fn parse_header(header: &str, or_one: bool) -> Result<(Dtype, usize, usize), Str
     }
 }
 
-/// Writes rows of ids as an i64 array. A row of fewer than `columns` ids is padded with -1.
-pub(crate) fn write_ids(out: &mut impl Write, rows: &[Vec<i64>], columns: usize) -> io::Result<()> {
-    let mut header = format!("{{'descr': '<i8', 'fortran_order': False, 'shape': ({}, {columns}), }}", rows.len());
+/// Writes the header of a two-dimensional array of the type `descr`, such as `<f4`. The rows follow.
+pub(crate) fn write_header(out: &mut impl Write, descr: &str, rows: u64, columns: usize) -> io::Result<()> {
+    let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
     // The data starts at a multiple of 64 bytes. Magic, version and length take ten bytes, and a line break ends the
     // header.
     let padded = (10 + header.len() + 1).next_multiple_of(64) - 10;
@@ -233,7 +99,12 @@ pub(crate) fn write_ids(out: &mut impl Write, rows: &[Vec<i64>], columns: usize)
     out.write_all(MAGIC)?;
     out.write_all(&[1, 0])?;
     out.write_all(&(header.len() as u16).to_le_bytes())?;
-    out.write_all(header.as_bytes())?;
+    out.write_all(header.as_bytes())
+}
+
+/// Writes rows of ids as an i64 array. A row of fewer than `columns` ids is padded with -1.
+pub(crate) fn write_ids(out: &mut impl Write, rows: &[Vec<i64>], columns: usize) -> io::Result<()> {
+    write_header(out, "<i8", rows.len() as u64, columns)?;
     for row in rows {
         let ids = row.iter().chain(std::iter::repeat_n(&-1, columns.saturating_sub(row.len())));
         ids.take(columns).try_for_each(|id| out.write_all(&id.to_le_bytes()))?;
@@ -245,7 +116,10 @@ pub(crate) fn write_ids(out: &mut impl Write, rows: &[Vec<i64>], columns: usize)
 mod tests {
     use half::f16;
 
-    use super::*;
+    use super::{
+        super::{Failure, rows::Rows},
+        *,
+    };
 
     fn file(bytes: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::TempDir::new().expect("a temporary directory");

@@ -2,8 +2,11 @@
 
 use std::{
     ffi::OsStr,
-    io::{self, IsTerminal as _, Write as _},
-    sync::atomic::{AtomicBool, Ordering},
+    io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -57,26 +60,73 @@ impl Output {
 /// as a full disk, the command fails at its end.
 pub(crate) fn line(text: &str) {
     let mut out = io::stdout().lock();
-    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) {
-        if error.kind() == io::ErrorKind::BrokenPipe {
+    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    let _ = is_written(written);
+}
+
+/// Lines on stdout that are written many at a time. They end as those of [`line`] do.
+pub(crate) struct RowOutput(BufWriter<StdoutLock<'static>>);
+
+impl RowOutput {
+    /// Size of the write buffer in bytes.
+    const BUFFER: usize = 1 << 16;
+
+    pub(crate) fn new() -> Self {
+        Self(BufWriter::with_capacity(Self::BUFFER, io::stdout().lock()))
+    }
+
+    /// Writes a line. Returns false if further lines would be dropped, because stdout is closed or a write failed.
+    #[must_use]
+    pub(crate) fn put(&mut self, text: &str) -> bool {
+        let written = writeln!(self.0, "{text}");
+        is_written(written)
+    }
+
+    /// Writes the lines that are still in the buffer.
+    pub(crate) fn end(mut self) {
+        let written = self.0.flush();
+        let _ = is_written(written);
+    }
+}
+
+/// Reports whether a write to stdout succeeded, and remembers why it did not.
+fn is_written(written: io::Result<()>) -> bool {
+    match written {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             GONE.store(true, Ordering::Relaxed);
-        } else {
-            UNWRITTEN.store(true, Ordering::Relaxed);
+            false
+        }
+        Err(error) => {
+            // The first error is kept.
+            let _ = UNWRITTEN.set(with_remedy(&error));
+            false
         }
     }
 }
 
 static GONE: AtomicBool = AtomicBool::new(false);
-static UNWRITTEN: AtomicBool = AtomicBool::new(false);
+static UNWRITTEN: OnceLock<String> = OnceLock::new();
 
 /// Reports whether the reader of stdout has closed the pipe.
 pub(crate) fn reader_is_gone() -> bool {
     GONE.load(Ordering::Relaxed)
 }
 
-/// Reports whether a write to stdout failed.
-pub(crate) fn is_unwritten() -> bool {
-    UNWRITTEN.load(Ordering::Relaxed)
+/// Returns the text of the first failed write to stdout, if there was one.
+pub(crate) fn unwritten() -> Option<&'static str> {
+    UNWRITTEN.get().map(String::as_str)
+}
+
+/// Returns the text of an error of a write, with the way to recover from a lack of space.
+pub(crate) fn with_remedy(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => format!("{error}: make room and try again"),
+        io::ErrorKind::FileTooLarge => {
+            format!("{error}: write to another file system, or raise the limit of this shell (ulimit -f)")
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// Prints an error as one line on stderr.

@@ -21,8 +21,9 @@ use super::{
     block_on,
     hits::{QueryHits, print},
     interrupt::Interrupt,
-    npy::{self, Rows},
+    npy,
     output::{self, Output, ms},
+    rows::Rows,
     target::Target,
 };
 
@@ -32,7 +33,7 @@ pub(super) fn run(args: &Search, output: &Output) -> Outcome {
     let interrupt = args.out.as_ref().map(|_| Interrupt::listen()).transpose()?;
     let target = target(args)?;
     if let (Some(interrupt), Some(target)) = (interrupt, &target) {
-        interrupt.removes(target.unfinished())?;
+        interrupt.removes(&[target.unfinished()])?;
     }
     let truth = truth(args, rows.rows())?;
     let queries = rows.vectors(rows.rows())?;

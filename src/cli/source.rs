@@ -32,7 +32,7 @@ const BUFFER: usize = 1 << 20;
 pub(crate) struct Source {
     /// Name of the source for messages.
     pub(crate) name: String,
-    pub(crate) reader: Box<dyn Read>,
+    reader: Box<dyn Read>,
     /// Length in bytes, if known before the read.
     pub(crate) len: Option<u64>,
 }
@@ -93,6 +93,11 @@ impl Source {
         }
     }
 
+    /// Reads exactly `bytes.len()` bytes.
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        self.reader.read_exact(bytes)
+    }
+
     fn stdin(name: String) -> Result<Self, Failure> {
         if io::stdin().is_terminal() {
             return Err(Failure(format!("{name} is a terminal: pipe an .npy file into this command, or name one")));
@@ -114,6 +119,11 @@ impl Source {
         fcntl_setfl(&file, flags - OFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
         Ok(Self { name, reader: Box::new(BufReader::with_capacity(BUFFER, Patient(file))), len: None })
     }
+}
+
+/// Returns the message of a failed read: `what` at an unexpected end, else the text of the error.
+pub(crate) fn ended(error: &io::Error, what: &str) -> String {
+    if error.kind() == io::ErrorKind::UnexpectedEof { what.to_owned() } else { error.to_string() }
 }
 
 /// Reports whether this file is the one that stdin is connected to.

@@ -3,7 +3,7 @@
 //! Invariants:
 //! 1. An existing file is replaced only if the caller allows it.
 //! 2. Nothing is written into the directory of an index, also if the caller allows replacement and also through links.
-//! 3. A file appears complete, by a rename, or not at all.
+//! 3. A file appears complete, by a rename after a sync, or not at all.
 
 use std::{
     fs,
@@ -14,7 +14,10 @@ use std::{
 
 use tempfile::NamedTempFile;
 
-use super::Failure;
+use super::{Failure, output::with_remedy};
+
+/// Size of the write buffer in bytes.
+const BUFFER: usize = 1 << 20;
 
 /// Output file under a temporary name until it is finished.
 pub(crate) struct Target {
@@ -69,16 +72,41 @@ impl Target {
         self.file.path()
     }
 
+    /// Reports whether both targets have the same final name.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+
+    /// Returns the message for an error of a write to the file.
+    pub(crate) fn failed(&self, error: &io::Error) -> Failure {
+        failed(&self.name, error)
+    }
+
+    /// Returns a writer of the file. Its buffer must be flushed before [`publish`](Self::publish).
+    pub(crate) fn writer(&self) -> BufWriter<&fs::File> {
+        BufWriter::with_capacity(BUFFER, self.file.as_file())
+    }
+
     /// Writes the file and renames it to its final name.
     pub(crate) fn finish(self, write: impl FnOnce(&mut BufWriter<&fs::File>) -> io::Result<()>) -> Result<(), Failure> {
-        let Self { name, path, replace, file } = self;
-        let failed = |e: io::Error| Failure(format!("{name}: {e}"));
-        let mut out = BufWriter::new(file.as_file());
-        write(&mut out).and_then(|()| out.flush()).map_err(failed)?;
+        let mut out = self.writer();
+        let written = write(&mut out).and_then(|()| out.flush());
         drop(out);
-        let named = if replace { file.persist(&path) } else { file.persist_noclobber(&path) };
-        named.map(drop).map_err(|e| failed(e.error))
+        written.map_err(|e| self.failed(&e))?;
+        self.publish()
     }
+
+    /// Syncs the file and renames it to its final name.
+    pub(crate) fn publish(self) -> Result<(), Failure> {
+        let Self { name, path, replace, file } = self;
+        file.as_file().sync_all().map_err(|e| failed(&name, &e))?;
+        let named = if replace { file.persist(&path) } else { file.persist_noclobber(&path) };
+        named.map(drop).map_err(|e| failed(&name, &e.error))
+    }
+}
+
+fn failed(name: &str, error: &io::Error) -> Failure {
+    Failure(format!("{name}: {}", with_remedy(error)))
 }
 
 /// Returns a `Failure` if the directory is in or below the directory of an index. Commands create nothing there.

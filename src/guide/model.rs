@@ -2,7 +2,8 @@
 //!
 //! # Postings
 //! A [`Posting`](crate::Posting) is a part of a document with a vector: a document id of 128 bits, the start and length
-//! of the part in a unit that the program chooses, and the vector. The index stores no text.
+//! of the part in a unit that the program chooses, and the vector. The index stores no text. An id may be a number, a
+//! UUID, or the hash of a name: [`DocumentId::of_name`](crate::DocumentId::of_name).
 //!
 //! (document id, start, length) is the **key**. Adding a posting with a stored key replaces the stored posting, so
 //! adding the same batch twice changes nothing. Removing a document removes all its postings.

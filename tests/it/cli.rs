@@ -16,7 +16,10 @@ use crate::support::vector;
 
 mod damage;
 mod edges;
+mod export;
+mod reading;
 mod stops;
+mod vecs;
 
 const DIMENSION: usize = 8;
 

@@ -159,11 +159,11 @@ fn frames_and_records_are_these_bytes() {
 #[test]
 fn a_batch_is_these_bytes() {
     let postings = [posting(1, 2, vec![1.0, 2.0, 3.0]), posting(u128::MAX, 0, vec![-1.0, 0.5, 0.0])];
-    let key = PostingKey::new(6, 7, 8);
+    let key = PostingKey::new(6u128, 7, 8);
     let record = |tags: [u64; 2]| BatchRecord {
         unix_ms: 0x0123_4567_89AB,
         documents: vec![DocumentId(3), DocumentId(4)],
-        keys: vec![PostingKey::new(5, 1, 2)],
+        keys: vec![PostingKey::new(5u128, 1, 2)],
         postings: postings.iter().zip(tags).map(|(given, tags)| RecordRow { given, tags }).collect(),
         tags: vec![TagChange { key, tags: 0xF0 }],
         payloads: vec![

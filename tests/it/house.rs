@@ -372,6 +372,7 @@ const PLAIN: &[&str] = &[
     "outcome",
     "output",
     "param",
+    "parse",
     "plain",
     "policy",
     "position",

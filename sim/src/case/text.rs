@@ -120,11 +120,9 @@ fn step_of(words: &Words<'_>) -> Result<Step, String> {
         "overlapped-flush" => {
             Step::OverlappedFlush { first: words.get("first")?, count: words.get("count")?, salt: words.get("salt")? }
         }
-        "remove-postings" => Step::RemovePostings {
-            first: words.get("first")?,
-            count: words.get("count")?,
-            start: words.get("start")?,
-        },
+        "remove-postings" => {
+            Step::RemovePostings { first: words.get("first")?, count: words.get("count")?, start: words.get("start")? }
+        }
         "tag" => Step::Tag { first: words.get("first")?, count: words.get("count")?, tags: words.get("tags")? },
         "payload" => Step::Payload {
             first: words.get("first")?,

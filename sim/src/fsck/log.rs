@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::bytes::{crc, crc_on, crc_without, f32_at, part, u16_at, u32_at, u64_at, u128_at};
-use super::root::RootInfo;
 use super::log_batch::{Batch, batch};
+use super::root::RootInfo;
 use super::{Finding, FindingKind, Part};
 
 /// Size of a frame's header in bytes.

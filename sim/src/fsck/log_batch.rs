@@ -1,7 +1,9 @@
 //! Decodes the payload of a WAL record of version 2.
 
 use super::bytes::{f32_at, part, u32_at, u64_at, u128_at};
-use super::contents::Key;
+
+/// Key of a posting: document id, start and length.
+type Key = (u128, u32, u32);
 
 /// Added posting: its key, its tags and its vector.
 #[derive(Clone, Debug, PartialEq)]

@@ -42,8 +42,8 @@ use bytes::{u32_at, u64_at};
 
 pub use bytes::{crc, crc_on};
 pub use contents::{Contents, Key, Posting, contents, normalised};
-pub use log_batch::{Added, Batch};
 pub use log::{End, Log, Record, RecordBody, RecordKind};
+pub use log_batch::{Added, Batch};
 pub use report::{Report, RootSlot, ShardInfo, Tree};
 pub use root::{Invalid, Metric, Parameters, RootInfo};
 pub use space::{Span, used_map};

@@ -113,7 +113,12 @@ impl RootInfo {
     pub fn state_bytes(&self, slots: u64, version: u32) -> u64 {
         let extents = slots.div_ceil(self.extent_slots());
         let of_tags = if version == 1 { 0 } else { 16 * self.tag_pages(slots) + 16 };
-        of_tags + 40 + 16 * extents + 8 * slots.div_ceil(64) + u64::from(self.bloom_bytes) + 12 * u64::from(self.dimension)
+        of_tags
+            + 40
+            + 16 * extents
+            + 8 * slots.div_ceil(64)
+            + u64::from(self.bloom_bytes)
+            + 12 * u64::from(self.dimension)
     }
 
     /// Computes the number of pages that hold the tags of `slots` slots.

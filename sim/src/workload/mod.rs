@@ -258,7 +258,13 @@ pub fn vector(document: u64, salt: u64, dimension: usize) -> Vec<f32> {
 
 pub(crate) fn postings(documents: std::ops::Range<u64>, start: u32, salt: u64, dimension: usize) -> Vec<Posting> {
     documents
-        .map(|id| Posting { document_id: DocumentId(id.into()), start, length: 1, vector: vector(id, salt, dimension), tags: 0 })
+        .map(|id| Posting {
+            document_id: DocumentId(id.into()),
+            start,
+            length: 1,
+            vector: vector(id, salt, dimension),
+            tags: 0,
+        })
         .collect()
 }
 
@@ -324,7 +330,9 @@ impl Workload {
                 5 | 6 => Step::Commit,
                 8 if cells => Step::Optimize,
                 9 if cells => Step::OptimizeUntil { questions: rng.random_range(0..400) },
-                12 | 13 if batches => Step::Batch { count: rng.random_range(1..12), seed: rng.random_range(0..1 << 32) },
+                12 | 13 if batches => {
+                    Step::Batch { count: rng.random_range(1..12), seed: rng.random_range(0..1 << 32) }
+                }
                 14 if edits => Step::Edit {
                     first: rng.random_range(0..20),
                     count: rng.random_range(1..5),

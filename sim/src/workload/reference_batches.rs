@@ -31,7 +31,7 @@ pub(super) fn batches() -> Vec<Workload> {
         ),
         Workload::new(
             "tags on several pages",
-            l2(3, 80),
+            l2(3, 60),
             vec![
                 add(0, 75),
                 tag(40, 30, 3),

@@ -9,7 +9,7 @@ use crate::{
     watch::Watch,
 };
 use shardex::{
-    DocumentId, Engine, Result, ShardexConfig, ShardexError, env::Env, lease::SyncUnderWay, storage::Storage,
+    DocumentId, Engine, Posting, Result, ShardexConfig, ShardexError, env::Env, lease::SyncUnderWay, storage::Storage,
 };
 
 /// Engine with the model of its accepted batches.
@@ -148,6 +148,14 @@ impl<S: Storage + Clone> Runner<S> {
         }
     }
 
+    /// Adds postings.
+    fn add(&mut self, batch: Vec<Posting>) -> Result<()> {
+        let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        let lsn = engine.add(&batch)?;
+        self.model.accept_at(Batch::Add(batch), lsn);
+        Ok(())
+    }
+
     /// Removes documents.
     fn remove(&mut self, documents: std::ops::Range<u64>) -> Result<()> {
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
@@ -187,9 +195,7 @@ impl<S: Storage + Clone> Runner<S> {
         }
         match step {
             Step::Add { first, count, start, salt } => {
-                let batch = postings(*first..first + count, *start, *salt, dimension);
-                let lsn = engine.add(&batch)?;
-                self.model.accept_at(Batch::Add(batch), lsn);
+                return self.add(postings(*first..first + count, *start, *salt, dimension));
             }
             Step::Remove { first, count } => return self.remove(*first..first + count),
             Step::Commit => {
