@@ -214,10 +214,7 @@ impl<S: Storage + Clone> Runner<S> {
             Step::Optimize => engine.optimize()?,
             Step::OptimizeUntil { questions } => optimize_until(engine, *questions)?,
             Step::Close => self.close(storage)?,
-            Step::Reopen => {
-                self.close(storage)?;
-                self.open(storage)?;
-            }
+            Step::Reopen => self.close(storage).and_then(|()| self.open(storage).map(drop))?,
             Step::RemovePostings { .. }
             | Step::Tag { .. }
             | Step::Payload { .. }
