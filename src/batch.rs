@@ -1,8 +1,8 @@
 //! Input of a write: a batch of operations that is accepted as a whole or not at all.
 
 use crate::{
-    id::{DocumentId, Lsn},
-    posting::{Posting, PostingKey},
+    id::{DocumentId, Lsn, PostingKey},
+    posting::Posting,
 };
 
 /// Operation of a batch.

@@ -35,9 +35,9 @@ use crate::{
     },
     env::Env,
     error::Result,
-    id::DocumentId,
+    id::{DocumentId, PostingKey},
     index::Hits,
-    posting::{Posting, PostingKey, SearchOptions, SearchResponse, SearchResult},
+    posting::{Posting, SearchOptions, SearchResponse, SearchResult},
     shardex::{IndexSnapshot, Shardex as AsyncShardex},
     storage::{MmapStorage, Storage},
 };

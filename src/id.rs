@@ -251,6 +251,31 @@ impl serde::de::Visitor<'_> for IdVisitor {
     }
 }
 
+/// Key of a posting. Keys order by document id, then start, then length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PostingKey {
+    /// Id of the document.
+    pub document_id: DocumentId,
+    /// Start of the part.
+    pub start: u32,
+    /// Length of the part.
+    pub length: u32,
+}
+
+impl PostingKey {
+    /// Creates a key.
+    #[must_use]
+    pub fn new(document_id: impl Into<DocumentId>, start: u32, length: u32) -> Self {
+        Self { document_id: document_id.into(), start, length }
+    }
+}
+
+impl std::fmt::Display for PostingKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.document_id, self.start, self.length)
+    }
+}
+
 /// Log sequence number: position of a WAL frame in the order in which writes were accepted.
 ///
 /// Frames count from 1, and 0 means "before every frame". A record in several segments takes one LSN per frame, and the

@@ -1,6 +1,9 @@
 //! Input and output of the API: postings, search options and search results.
 
-use crate::id::{DocumentId, Lsn};
+use crate::{
+    filter::Filter,
+    id::{DocumentId, Lsn, PostingKey},
+};
 
 /// Part of a document and its vector.
 ///
@@ -39,31 +42,6 @@ impl Posting {
     #[must_use]
     pub fn key(&self) -> PostingKey {
         PostingKey { document_id: self.document_id, start: self.start, length: self.length }
-    }
-}
-
-/// Key of a posting. Keys order by document id, then start, then length.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PostingKey {
-    /// Id of the document.
-    pub document_id: DocumentId,
-    /// Start of the part.
-    pub start: u32,
-    /// Length of the part.
-    pub length: u32,
-}
-
-impl PostingKey {
-    /// Creates a key.
-    #[must_use]
-    pub fn new(document_id: impl Into<DocumentId>, start: u32, length: u32) -> Self {
-        Self { document_id: document_id.into(), start, length }
-    }
-}
-
-impl std::fmt::Display for PostingKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}:{}", self.document_id, self.start, self.length)
     }
 }
 
@@ -117,13 +95,17 @@ pub struct SearchOptions {
     /// Whether the search is exhaustive: it scans every shard, and the answer is that of a brute-force scan. `slop` and
     /// `recall` are ignored then.
     pub exact: bool,
+    /// Filter that every result passes. The `k` nearest are those among the postings that pass, and the target recall
+    /// holds among them. The search effort is that of a search without a filter for as many results as are expected to
+    /// contain `k` that pass. If that is more than 900, every posting that passes is compared.
+    pub filter: Option<Filter>,
 }
 
 impl SearchOptions {
     /// Returns options for the `k` nearest, with every other option at its default.
     #[must_use]
     pub fn new(k: usize) -> Self {
-        Self { k, slop: None, recall: None, exact: false }
+        Self { k, slop: None, recall: None, exact: false, filter: None }
     }
 
     /// Sets the probe count: the number of shards to scan.
@@ -137,6 +119,13 @@ impl SearchOptions {
     #[must_use]
     pub fn recall(mut self, recall: f32) -> Self {
         self.recall = Some(recall);
+        self
+    }
+
+    /// Sets the filter.
+    #[must_use]
+    pub fn filter(mut self, filter: Filter) -> Self {
+        self.filter = Some(filter);
         self
     }
 

@@ -5,6 +5,20 @@
 /// Slots per extent, the unit of space of a shard. A smaller shard capacity reduces it to the next power of two.
 pub const EXTENT_SLOTS: usize = 64;
 
+/// A filter by a list of documents looks each of them up if there are fewer than one in this number times 64 postings.
+/// Otherwise it reads the records of all postings. Chosen, not measured.
+pub const LISTED_DOCUMENTS: usize = 8;
+
+/// A search with a filter whose results are far from the query scans several times as many cells as it takes to the last
+/// one that gives a result. The first number divided by the share that may be missed is the factor, limited to the range
+/// of the others. On 12,000 vectors in 40 clusters of 16 dimensions, a factor of 2 gave recalls of 0.95 to 0.98 at 0.95,
+/// and of 0.97 to 0.99 at 0.99.
+pub const PERSISTENCE: (f32, f32, f32) = (0.1, 2.0, 8.0);
+
+/// Cost of comparing a posting that passes a filter, in the unit of a search's cost, if many pass: 0.09 µs, where a search
+/// by cells takes 0.08 µs per unit (10 % of 100,000 sentence embeddings).
+pub const PASSING_COST: f64 = 1.2;
+
 /// Largest block of payloads in pages. Chosen, not measured: a block is the unit in which space of payloads is moved and
 /// freed.
 pub const BLOCK_PAGES: u32 = 64;

@@ -14,9 +14,9 @@ use crate::{
         batch::{BatchRecord, PayloadChange, RecordRow, TagChange},
         geometry::IndexParams,
     },
-    id::DocumentId,
+    id::{DocumentId, PostingKey},
     limits,
-    posting::{Posting, PostingKey},
+    posting::Posting,
 };
 
 /// Net effect of a batch.

@@ -8,8 +8,8 @@ use super::{
     codec::{Put as _, Reader},
 };
 use crate::{
-    id::DocumentId,
-    posting::{Posting, PostingKey},
+    id::{DocumentId, PostingKey},
+    posting::Posting,
 };
 
 /// Length of the head in bytes: clock, dimension, flags, five counts, length of the cursor, eight zero bytes.

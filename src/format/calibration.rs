@@ -49,6 +49,19 @@ impl SearchEffort {
         let (margin, shard_margin, deviations) = (far, far, far);
         Self { margin, impatience: 0.0, shard_margin, deviations, groups: u32::MAX, cells: u32::MAX }
     }
+
+    /// Returns the least effort that is at least both efforts in every respect.
+    #[must_use]
+    pub fn at_least(&self, other: &Self) -> Self {
+        Self {
+            margin: self.margin.max(other.margin),
+            impatience: self.impatience.min(other.impatience),
+            shard_margin: self.shard_margin.max(other.shard_margin),
+            deviations: self.deviations.max(other.deviations),
+            groups: self.groups.max(other.groups),
+            cells: self.cells.max(other.cells),
+        }
+    }
 }
 
 /// Calibration of searches by cells, measured with queries whose true nearest neighbours are known.

@@ -9,8 +9,8 @@ use super::{
     codec::{Put as _, Reader},
 };
 use crate::{
-    id::DocumentId,
-    posting::{Posting, PostingKey},
+    id::{DocumentId, PostingKey},
+    posting::Posting,
 };
 
 /// Length in bytes of the fields before the keys of an addition: count, dimension.

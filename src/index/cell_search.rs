@@ -15,7 +15,7 @@ use super::{
     cell_queue::CellQueue,
     rerank::{CellSearch, TOGETHER, nearest_first},
     scan::scan_slots,
-    search_limits::{CellResults, Extension, SearchLimits},
+    search_limits::{CellResults, Extension, ResultScope, SearchLimits},
     snapshot::{CHUNK_SHARDS, Snapshot},
     topk::TopK,
     visited::VisitedSet,
@@ -43,7 +43,7 @@ pub(super) fn search_cells<F: StorageFile, B: Deref<Target = [u8]>>(
     k: usize,
     limit: SearchLimits,
 ) -> Result<CellResults> {
-    search_cells_extending(snapshot, data, cells, vector, k, limit, |_| Ok(Extension::No))
+    search_cells_extending(snapshot, data, cells, vector, ResultScope { k, mask: None }, limit, |_| Ok(Extension::No))
 }
 
 /// Searches by cells, and runs a second pass if `extend`, called with the results of the first, returns wider limits.
@@ -59,7 +59,7 @@ pub(super) fn search_cells_extending<F: StorageFile, B: Deref<Target = [u8]>>(
     data: &DataFile<F>,
     cells: &CellIndex<B>,
     vector: &[f32],
-    k: usize,
+    wanted: ResultScope<'_>,
     limit: SearchLimits,
     extend: impl FnOnce(&TopK) -> Result<Extension>,
 ) -> Result<CellResults> {
@@ -73,19 +73,22 @@ pub(super) fn search_cells_extending<F: StorageFile, B: Deref<Target = [u8]>>(
             data,
             cells,
             vector,
-            top: TopK::new(k),
+            top: TopK::new(wanted.k),
             visited,
             computed: 0,
             scanned: 0,
             walked: 0,
             quiet: 0,
             gains: 0,
+            passed: 0,
+            last_gain: 0,
             cut: false,
             in_order: 0,
             abandoned: false,
             looked_up: 0,
             most: limit.most,
             except: limit.except,
+            mask: wanted.mask,
             gained: false,
             held,
             pending: Vec::new(),
@@ -142,6 +145,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
     fn search(&mut self, query: &QuantizedQuery, buffers: &mut WalkBuffers, limit: &SearchLimits) -> Result<()> {
         buffers.found.clear();
         buffers.done.clear();
+        self.passed = 0;
         self.walk(query, buffers, limit)?;
         if !self.abandoned {
             self.take(&mut buffers.found)?;
@@ -156,8 +160,10 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
 
     /// Counts a scanned cell for the stop rule: whether it gave a result, or belongs to an earlier pass.
     fn note_gain(&mut self, was_scanned_before: bool) {
+        self.passed += 1;
         if std::mem::take(&mut self.gained) {
             (self.quiet, self.gains) = (0, self.gains + 1);
+            self.last_gain = self.last_gain.max(self.passed);
         } else if !was_scanned_before {
             self.quiet += 1;
         }
@@ -193,7 +199,8 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
                 let patience =
                     effort.margin - effort.impatience * cells::quietness(self.quiet, self.gains, self.walked as u32);
                 self.cut = self.scanned >= limit.codes;
-                if self.cut || beyond > patience * next.unit {
+                let persists = self.passed < limit.persistence * self.last_gain;
+                if self.cut || (beyond > patience * next.unit && !persists) {
                     return Ok(());
                 }
                 let (planes, step) = (&query.planes, query.plane_step);
@@ -266,7 +273,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
             let around =
                 |slots: Range<usize>| [slots.start..slots.end.min(except), slots.start.max(except + 1)..slots.end];
             for slots in [from..coded.start, coded.end..len].into_iter().flat_map(around) {
-                let n = scan_slots(shard, number, slots, data, vector, &mut self.top)?;
+                let n = scan_slots(shard, number, slots, data, vector, self.mask, &mut self.top)?;
                 self.scanned += n;
                 self.computed += n;
                 self.in_order += n;

@@ -121,7 +121,8 @@ impl<F: StorageFile> Hits<F> {
             norm: posting.norm,
             // `0.0 - distance` and not `-distance`, so that a distance of 0 gives a score of 0 and not -0.
             similarity_score: 0.0 - candidate.distance,
-            tags: shard_of(&self.snapshot, candidate.shard).map_or(0, |shard| shard.tags().get(candidate.slot as usize)),
+            tags: shard_of(&self.snapshot, candidate.shard)
+                .map_or(0, |shard| shard.tags().get(candidate.slot as usize)),
         }
     }
 

@@ -5,9 +5,8 @@ use std::collections::{BTreeSet, BinaryHeap};
 use super::snapshot::{CHUNK_SHARDS, Snapshot, shard_of};
 use crate::{
     error::Result,
-    id::DocumentId,
-    posting::PostingKey,
-    shard::{DataFile, StoredRow, Lookup, Shard, StoredPosting, record, row},
+    id::{DocumentId, PostingKey},
+    shard::{DataFile, Lookup, Shard, StoredPosting, StoredRow, record, row},
     storage::StorageFile,
 };
 
@@ -64,7 +63,8 @@ fn find_in<F: StorageFile>(
     if shard.known_fingerprints().is_some() {
         let mut slots = Vec::new();
         shard.find(data, lookup, &mut slots)?;
-        let stored = |(slot, posting)| StoredSlot { shard: number, slot: slot as u32, posting, tags: shard.tags().get(slot) };
+        let stored =
+            |(slot, posting)| StoredSlot { shard: number, slot: slot as u32, posting, tags: shard.tags().get(slot) };
         found.extend(slots.into_iter().map(stored));
         return Ok(());
     }

@@ -2,6 +2,7 @@
 //! through.
 
 use super::{
+    mask::FilterMask,
     out_of_distribution,
     scan::distance_by,
     snapshot::{Snapshot, shard_of},
@@ -63,8 +64,8 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
         self.ask_for(one.lower_bound, Some(one.reference), covered.number, slot as usize, shard);
     }
 
-    /// Queues a posting for re-ranking and prefetches its slot, if it is live and its lower bound is within the top-k
-    /// bound.
+    /// Queues a posting for re-ranking and prefetches its slot, if it is live, passes the filter, and its lower bound is
+    /// within the top-k bound.
     pub(super) fn ask_for(
         &mut self,
         least: f32,
@@ -75,7 +76,8 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
     ) {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
-        if shard.is_live(slot) && least <= self.top.bound() && self.except != Some((number, slot)) {
+        let passes = self.mask.is_none_or(|mask| mask.contains(number, slot));
+        if passes && shard.is_live(slot) && least <= self.top.bound() && self.except != Some((number, slot)) {
             let extent = &shard.extents()[slot / slots];
             self.prefetch.push(shard::slot_bytes(extent.lent(), slot % slots, geometry));
             self.pending.push(PendingRerank { least, reference, number, slot, extent });
@@ -197,6 +199,10 @@ pub(super) struct CellSearch<'a, F: StorageFile, B> {
     pub(super) quiet: u32,
     /// Number of scanned cells that gave a result when they were scanned.
     pub(super) gains: u32,
+    /// Number of cells that the present pass has scanned.
+    pub(super) passed: usize,
+    /// Position in the order of cells, from 1, of the last one that gave a result in any pass; 0 if none did.
+    pub(super) last_gain: usize,
     /// Whether the search stopped at its limit of scanned codes.
     pub(super) cut: bool,
     /// Number of computed distances whose vectors were read in slot order, without codes.
@@ -209,6 +215,8 @@ pub(super) struct CellSearch<'a, F: StorageFile, B> {
     pub(super) most: f64,
     /// Shard number and slot of the posting that the search ignores.
     pub(super) except: Option<(u32, usize)>,
+    /// Postings that may be results.
+    pub(super) mask: Option<&'a FilterMask>,
     /// Whether a re-ranked candidate was within the top-k bound since this flag was last reset.
     pub(super) gained: bool,
     /// Candidates whose lower bound is within the top-k bound and whose estimate is not.

@@ -3,6 +3,7 @@
 use std::ops::{Deref, Range};
 
 use super::{
+    mask::FilterMask,
     snapshot::{CHUNK_SHARDS, Snapshot},
     topk::{Candidate, TopK},
 };
@@ -63,7 +64,7 @@ pub(super) fn nearest_shards<L: Deref<Target = [u8]> + Clone>(
     near.into_iter().map(|(_, number)| number).collect()
 }
 
-/// Offers every live posting of a shard to the top-k. Returns the number of distances computed.
+/// Offers every live posting of a shard that passes the filter to the top-k. Returns the number of distances computed.
 ///
 /// # Errors
 /// Returns `Corruption` if an extent is damaged.
@@ -72,12 +73,17 @@ pub(super) fn scan<F: StorageFile>(
     number: u32,
     data: &DataFile<F>,
     query: &[f32],
+    mask: Option<&FilterMask>,
     top: &mut TopK,
 ) -> Result<usize> {
-    scan_slots(shard, number, 0..shard.len(), data, query, top)
+    match mask {
+        // A shard of which nothing passes is not read.
+        Some(mask) if mask.words(number).iter().all(|&word| word == 0) => Ok(0),
+        mask => scan_slots(shard, number, 0..shard.len(), data, query, mask, top),
+    }
 }
 
-/// Offers the live postings of a range of slots to the top-k. Returns the number of distances computed.
+/// Offers the live postings of a range of slots that pass the filter to the top-k. Returns the number of distances computed.
 ///
 /// # Errors
 /// Returns `Corruption` if an extent is damaged.
@@ -87,6 +93,7 @@ pub(super) fn scan_slots<F: StorageFile>(
     wanted: Range<usize>,
     data: &DataFile<F>,
     query: &[f32],
+    mask: Option<&FilterMask>,
     top: &mut TopK,
 ) -> Result<usize> {
     if wanted.is_empty() {
@@ -100,7 +107,7 @@ pub(super) fn scan_slots<F: StorageFile>(
         let bytes = extent.slots(data)?;
         for i in wanted.start.saturating_sub(e * slots)..extent.used().min(wanted.end - e * slots) {
             let slot = e * slots + i;
-            if !shard.is_live(slot) {
+            if !shard.is_live(slot) || mask.is_some_and(|mask| !mask.contains(number, slot)) {
                 continue;
             }
             scanned += 1;

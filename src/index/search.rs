@@ -7,7 +7,7 @@ use super::{
     hits::{Hits, SearchSummary},
     out_of_distribution,
     scan::{nearest_shards, scan},
-    search_limits::{CellResults, Extension, SearchLimits},
+    search_limits::{CellResults, Extension, ResultScope, SearchLimits},
     snapshot::{Snapshot, shard_of},
     topk::TopK,
 };
@@ -17,7 +17,7 @@ use crate::{
     env::{Executor, Inline},
     error::Result,
     format::{
-        calibration::{RECALLS, SearchEffort},
+        calibration::{RECALLS, RESULTS, SearchEffort},
         geometry::IndexParams,
     },
     lease::Lease,
@@ -63,6 +63,48 @@ impl SearchScope {
             (None, None) => Some(self.default_recall),
             (None, Some(_)) => None,
         }
+    }
+
+    /// Computes the limits of a search by cells for results that pass a filter; `None` if the search must be exhaustive.
+    fn limit_for<L>(
+        &self,
+        cells: &CellIndex<Lease<L>>,
+        snapshot: &Snapshot<L>,
+        wanted: ResultScope<'_>,
+        part: f32,
+    ) -> Option<SearchLimits>
+    where
+        L: Deref<Target = [u8]> + Clone,
+    {
+        let ResultScope { k, mask: Some(mask) } = wanted else { return self.limit(cells, snapshot, wanted.k, part) };
+        if mask.passing <= k as u64 {
+            return None;
+        }
+        // Number of nearest postings that contain `k` that pass, if these are drawn at random.
+        let among = (k as u64 * snapshot.live).div_ceil(mask.passing.max(1));
+        let among = usize::try_from(among).unwrap_or(usize::MAX);
+        let mut limit = self.limit(cells, snapshot, among, part)?;
+        // If what passes lies together, fewer postings than that contain the results. So the effort is the largest for
+        // any number in between.
+        let between = RESULTS.map(|results| results as usize).into_iter().filter(|fewer| (k..among).contains(fewer));
+        for fewer in between.chain([k]) {
+            limit.effort = limit.effort.at_least(&self.limit(cells, snapshot, fewer, part)?.effort);
+        }
+        if limit.effort != SearchEffort::exhaustive() {
+            let share = mask.passing as f32 / snapshot.live as f32;
+            limit.effort.impatience *= if part < 1.0 { 0.0 } else { share.sqrt().sqrt() };
+        }
+        // No calibration has measured results that are far from the query, or so many.
+        if part < 1.0 || among > RESULTS[RESULTS.len() - 1] as usize {
+            let missed = self.recall().map_or(1.0, |recall| 1.0 - recall);
+            let (share, least, most) = tuning::PERSISTENCE;
+            limit.persistence = (share / missed).clamp(least, most) as usize;
+        }
+        // A search that costs as much as comparing everything that passes is abandoned for that.
+        if limit.codes == usize::MAX && !self.by_cells {
+            limit.most = limit.most.min(tuning::PASSING_COST * mask.passing as f64);
+        }
+        Some(limit)
     }
 
     /// Computes the limits of a search by cells; `None` if the search must be exhaustive. `part` scales the share of
@@ -134,11 +176,19 @@ pub fn search<F: StorageFile>(
     k: usize,
     scope: SearchScope,
 ) -> Result<Hits<F>> {
-    search_on(&Inline, snapshot, data, query, k, scope)
+    search_on(&Inline, snapshot, data, query, ResultScope { k, mask: None }, scope)
 }
 
-/// Finds the `k` nearest postings of a snapshot. A scan of 128 shards or more runs on the threads of `executor`. The
-/// results do not depend on the executor.
+/// Finds the `k` nearest postings of a snapshot that pass the filter, if there is one. A scan of 128 shards or more runs
+/// on the threads of `executor`. The results do not depend on the executor.
+///
+/// With a filter, the search is exhaustive among the postings that pass if they are few, or if an exhaustive search costs
+/// no more. Otherwise it has the effort for as many results as contain `k` that pass, on average, with less impatience:
+/// that cells near the query hold nothing that passes says little about other cells. With the impatience times the fourth
+/// root of the share that passes, the recall at 0.95 was 0.962 to 0.990 on 100,000 sentence embeddings, for sets drawn at
+/// random and for the nearest and the farthest of one vector; with the full impatience 0.953 to 0.979, and at 0.99 less
+/// than asked. If what passes is far from the query, which the second measure of out-of-distribution queries tells, a
+/// second pass has no impatience.
 ///
 /// # Errors
 /// Returns `Corruption` as [`search`] does: of several damaged shards, it names the one that would have been scanned
@@ -148,7 +198,7 @@ pub fn search_on<F: StorageFile>(
     snapshot: &Arc<Snapshot<F::Lent>>,
     data: &Arc<DataFile<F>>,
     query: &[f32],
-    k: usize,
+    wanted: ResultScope<'_>,
     scope: SearchScope,
 ) -> Result<Hits<F>> {
     let hits = |nearest: TopK, scanned, computed, (shards_scanned, cells_scanned), aim| Hits {
@@ -168,9 +218,9 @@ pub fn search_on<F: StorageFile>(
     };
     let mut wasted = (0, 0, 0);
     if let Some(cells) = &snapshot.cells {
-        match scope.limit(cells, snapshot, k, 1.0) {
+        match scope.limit_for(cells, snapshot, wanted, 1.0) {
             // Damaged cells are not used until the next cell build.
-            Some(limit) if !cells.is_damaged() => match by_cells(snapshot, data, cells, query, k, scope, limit) {
+            Some(limit) if !cells.is_damaged() => match by_cells(snapshot, data, cells, query, wanted, scope, limit) {
                 Err(_) if cells.is_damaged() => {}
                 // The search was abandoned and an exhaustive one follows. The statistics include the work of both.
                 Ok((CellResults { abandoned: true, scanned, computed, cells, .. }, _)) => {
@@ -192,7 +242,7 @@ pub fn search_on<F: StorageFile>(
     } else {
         snapshot.iter().map(|(number, _)| number).collect()
     };
-    let (top, scanned) = scan_shards(executor, snapshot, data, query, k, &numbers)?;
+    let (top, scanned) = scan_shards(executor, snapshot, data, query, wanted, &numbers)?;
     let aim = if numbers.len() < snapshot.shards {
         SearchSummary { recall: scope.recall(), stopped: StopReason::Slop, calibrated: scope.recall().is_none() }
     } else {
@@ -211,14 +261,15 @@ fn scan_shards<F: StorageFile>(
     snapshot: &Snapshot<F::Lent>,
     data: &DataFile<F>,
     query: &[f32],
-    k: usize,
+    wanted: ResultScope<'_>,
     numbers: &[u32],
 ) -> Result<(TopK, usize)> {
+    let ResultScope { k, mask } = wanted;
     let scan_part = |numbers: &[u32]| -> Result<(TopK, usize)> {
         let (mut top, mut scanned) = (TopK::new(k), 0);
         for &number in numbers {
             if let Some(shard) = shard_of(snapshot, number) {
-                scanned += scan(shard, number, data, query, &mut top)?;
+                scanned += scan(shard, number, data, query, mask, &mut top)?;
             }
         }
         Ok((top, scanned))
@@ -246,7 +297,7 @@ fn by_cells<F: StorageFile>(
     data: &DataFile<F>,
     cells: &CellIndex<Lease<F::Lent>>,
     query: &[f32],
-    k: usize,
+    wanted: ResultScope<'_>,
     scope: SearchScope,
     limit: SearchLimits,
 ) -> Result<(CellResults, bool)> {
@@ -255,16 +306,16 @@ fn by_cells<F: StorageFile>(
         None => Ok(false),
     };
     let mut out_of_distribution = false;
-    let results = search_cells_extending(snapshot, data, cells, query, k, limit, |top| {
+    let results = search_cells_extending(snapshot, data, cells, query, wanted, limit, |top| {
         out_of_distribution = scope.recall().is_some() && is_out_of_distribution(top)?;
         // A slop limits the work of the whole search, so it allows no second pass.
         if !out_of_distribution || scope.slop.is_some() {
             return Ok(Extension::No);
         }
-        Ok(match scope.limit(cells, snapshot, k, tuning::FAR_MISSED) {
+        Ok(match scope.limit_for(cells, snapshot, wanted, tuning::FAR_MISSED) {
             None => Extension::Everything,
             // The higher target recall may map to the same effort. A second pass would find nothing new.
-            Some(wider) if wider.effort == limit.effort => Extension::No,
+            Some(wider) if wider.effort == limit.effort && wider.persistence == limit.persistence => Extension::No,
             Some(wider) => Extension::To(wider),
         })
     })?;

@@ -1,10 +1,19 @@
 //! Limits and results of a search by cells.
 
-use super::topk::TopK;
+use super::{mask::FilterMask, topk::TopK};
 use crate::{
     format::calibration::{RECALLS, SearchEffort},
     tuning,
 };
+
+/// Results that a search is to find.
+#[derive(Clone, Copy, Debug)]
+pub struct ResultScope<'a> {
+    /// Number of results.
+    pub k: usize,
+    /// Postings that may be results; `None` for all.
+    pub mask: Option<&'a FilterMask>,
+}
 
 /// Limits of a search by cells.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +27,9 @@ pub(super) struct SearchLimits {
     pub(super) unindexed_deviations: f32,
     /// Shard number and slot of a posting that the search ignores.
     pub(super) except: Option<(u32, usize)>,
+    /// The search scans at least this many times as many cells as it takes to the last one that gives a result. 0 for no
+    /// such limit.
+    pub(super) persistence: usize,
     /// Cost limit, in the unit of [`cost`](CellResults::cost). A search that exceeds it is abandoned. With the cost of
     /// an exhaustive search as the limit, the two searches together cost about twice an exhaustive one at most.
     pub(super) most: f64,
@@ -27,7 +39,15 @@ impl SearchLimits {
     /// Returns the limits for an effort and a target recall. Only the effort limits the search.
     pub(super) fn of(effort: SearchEffort, recall: f32) -> Self {
         let unindexed_deviations = unindexed_deviations(recall);
-        Self { effort, codes: usize::MAX, unindexed: true, unindexed_deviations, except: None, most: f64::INFINITY }
+        Self {
+            effort,
+            codes: usize::MAX,
+            unindexed: true,
+            unindexed_deviations,
+            except: None,
+            persistence: 0,
+            most: f64::INFINITY,
+        }
     }
 }
 

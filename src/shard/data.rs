@@ -15,9 +15,8 @@ use crate::{
         codec::Put as _,
         geometry::{IndexParams, POSTING_BYTES},
     },
-    id::DocumentId,
+    id::{DocumentId, PostingKey},
     lease::{Allocation, IndexLock, Lease, LendingFile, SyncJob},
-    posting::PostingKey,
     storage::{Purpose, Storage, StorageFile},
 };
 
@@ -112,6 +111,7 @@ pub struct DataFile<F> {
     file: LendingFile<F>,
     geometry: IndexParams,
     unsynced: Mutex<Unsynced>,
+    open_number: u64,
     bytes_stored: AtomicU64,
 }
 
@@ -122,7 +122,16 @@ impl<F: StorageFile> DataFile<F> {
     /// Returns `Io`.
     pub fn open<S: Storage<File = F>>(storage: &S, lock: &IndexLock, geometry: IndexParams) -> Result<Self> {
         let file = LendingFile::open(storage, lock, geometry.page_size)?;
-        Ok(Self { file, geometry, unsynced: Mutex::default(), bytes_stored: AtomicU64::new(0) })
+        static OPENS: AtomicU64 = AtomicU64::new(0);
+        let open_number = OPENS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { file, geometry, unsynced: Mutex::default(), open_number, bytes_stored: AtomicU64::new(0) })
+    }
+
+    /// Returns the number of this open, which no other open of the process has. Filters remember what they belong to by
+    /// it. It affects no result and no byte.
+    #[must_use]
+    pub fn open_number(&self) -> u64 {
+        self.open_number
     }
 
     /// Returns the underlying file, for reads that copy.

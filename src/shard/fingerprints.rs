@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::data::StoredPosting;
-use crate::{id::DocumentId, posting::PostingKey};
+use crate::{id::DocumentId, id::PostingKey};
 
 /// Number of slots per block of fingerprints. Copies of a shard share all blocks except the last one when it grows.
 const BLOCK_SLOTS: usize = 64;

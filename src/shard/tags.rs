@@ -34,6 +34,16 @@ impl Tags {
         page.map_or(0, |page| page[slot % slots])
     }
 
+    /// Reports whether both are the same pages. Equal tags in other pages are not the same.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let is_same = |pair: (&Option<TagPage>, &Option<TagPage>)| match pair {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        self.pages.len() == other.pages.len() && self.pages.iter().zip(&other.pages).all(is_same)
+    }
+
     /// Reports whether no slot has tags.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -331,6 +331,18 @@ impl<S: Storage> Shardex<S> {
         self.view()?.search_many(queries, options)
     }
 
+    /// Runs one search per query, each with its own options. See [`IndexSnapshot::search_each`].
+    ///
+    /// # Errors
+    /// Returns the errors of [`IndexSnapshot::search_each`], and `Closed` if the handle is closed.
+    pub async fn search_each<Q: AsRef<[f32]> + Sync>(
+        &self,
+        queries: &[Q],
+        options: &[SearchOptions],
+    ) -> Result<Vec<SearchResponse>> {
+        self.view()?.search_each(queries, options)
+    }
+
     /// Runs one search per query on all cores, without copying the results.
     ///
     /// See [`IndexSnapshot::search_many_in_place`].

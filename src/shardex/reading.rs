@@ -6,10 +6,10 @@ use crate::{
     engine::Lent,
     error::Result,
     format::bucket::PayloadOwner,
-    id::DocumentId,
+    id::{DocumentId, PostingKey},
     index::{self, ScanPosition, StoredSlot},
     payload::Payload,
-    posting::{Posting, PostingKey},
+    posting::Posting,
     shard::{StoredRow, Lookup},
     storage::{MmapStorage, Storage},
 };

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use crate::{
     engine::{Lent, batch},
     env::{Executor, Inline},
-    error::Result,
+    error::{Result, ShardexError},
+    filter::Filter,
     id::Lsn,
-    index::{self, Hits, SearchScope, Snapshot},
+    index::{self, FilterMask, Hits, ResultScope, SearchScope, Snapshot},
     posting::{SearchOptions, SearchResponse, SearchResult},
     shard::DataFile,
     storage::{MmapStorage, Storage},
@@ -120,7 +121,37 @@ impl<S: Storage> IndexSnapshot<S> {
         queries: &[Q],
         options: &SearchOptions,
     ) -> Result<Vec<SearchResponse>> {
-        self.answer_many(queries, options, |hits| hits.to_response())
+        batch::search_options(options)?;
+        self.answer_many(queries, |_| options, |hits| hits.to_response())
+    }
+
+    /// Runs one search per query, each with its own options, such as its own filter. Otherwise it is as
+    /// [`search_many`](Self::search_many).
+    ///
+    /// # Errors
+    /// Returns the errors of [`search_many`](Self::search_many), and `InvalidArgument` if there are not as many options as
+    /// queries.
+    pub fn search_each<Q: AsRef<[f32]> + Sync>(
+        &self,
+        queries: &[Q],
+        options: &[SearchOptions],
+    ) -> Result<Vec<SearchResponse>> {
+        if options.len() != queries.len() {
+            let reason = format!("{} for {} queries", options.len(), queries.len());
+            return Err(ShardexError::InvalidArgument { argument: "options", reason });
+        }
+        options.iter().try_for_each(batch::search_options)?;
+        self.answer_many(queries, |i| &options[i], |hits| hits.to_response())
+    }
+
+    /// Returns the number of live postings that pass a filter.
+    ///
+    /// Cost: that of the first search with the filter, or none if it was used since the last write.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if a shard that the filter reads is damaged.
+    pub fn len_of(&self, filter: &Filter) -> Result<u64> {
+        Ok(FilterMask::of(filter, &self.snapshot, &self.data)?.passing)
     }
 
     /// Runs one search per query, on all cores, without copying the results.
@@ -134,23 +165,23 @@ impl<S: Storage> IndexSnapshot<S> {
         queries: &[Q],
         options: &SearchOptions,
     ) -> Result<Vec<Hits<S::File>>> {
-        self.answer_many(queries, options, |hits| hits)
+        batch::search_options(options)?;
+        self.answer_many(queries, |_| options, |hits| hits)
     }
 
-    fn answer_many<Q: AsRef<[f32]> + Sync, T: Send + Sync>(
+    fn answer_many<'o, Q: AsRef<[f32]> + Sync, T: Send + Sync>(
         &self,
         queries: &[Q],
-        options: &SearchOptions,
+        options: impl Fn(usize) -> &'o SearchOptions + Sync,
         answer: impl Fn(Hits<S::File>) -> T + Sync,
     ) -> Result<Vec<T>> {
-        batch::search_options(options)?;
         // Queries that are near each other scan the same cells and read the same vectors, while these are in the CPU's
         // caches. A few queries are spread over as many tasks, so that they use all cores.
         let (most, tasks) = tuning::SEARCH_TASK;
         let order = index::in_group_order(&self.snapshot, self.data.geometry(), queries);
         let chunks: Vec<&[usize]> = order.chunks((queries.len() / tasks).clamp(1, most)).collect();
         let answers = self.executor.map(chunks.len(), |chunk| {
-            let find = |&i: &usize| (i, self.find(&Inline, i, queries[i].as_ref(), options).map(&answer));
+            let find = |&i: &usize| (i, self.find(&Inline, i, queries[i].as_ref(), options(i)).map(&answer));
             chunks[chunk].iter().map(find).collect::<Vec<_>>()
         });
         let mut answers: Vec<(usize, Result<T>)> = answers.into_iter().flatten().collect();
@@ -184,6 +215,9 @@ impl<S: Storage> IndexSnapshot<S> {
             by_cells: false,
             default_recall: self.default_recall,
         };
-        index::search_on(executor, &self.snapshot, &self.data, &query, options.k, scope)
+        let filter = options.filter.as_ref();
+        let mask = filter.map(|filter| FilterMask::of(filter, &self.snapshot, &self.data)).transpose()?;
+        let wanted = ResultScope { k: options.k, mask: mask.as_deref() };
+        index::search_on(executor, &self.snapshot, &self.data, &query, wanted, scope)
     }
 }

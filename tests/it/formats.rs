@@ -282,6 +282,50 @@ fn indexes_of_version_1_open_with_all_they_hold() {
     }
 }
 
+/// Every build opens the indexes written by the first build of version 2, with their tags, payloads and cursor.
+#[test]
+fn indexes_of_version_2_open_with_all_they_hold() {
+    for (kind, replayed) in [("closed", 0), ("crashed", 2)] {
+        let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/format/v2").join(kind);
+        let test = TestIndex::small();
+        std::fs::create_dir(test.path()).expect("a directory");
+        for name in ["data", "wal", "root"] {
+            std::fs::copy(from.join(name), test.path().join(name)).expect("copied");
+        }
+        let mut engine = test.open();
+        assert_eq!(engine.stats().expect("stats").recovery.records_replayed, replayed, "{kind}");
+        check_clean(&engine);
+        let mut found: Vec<_> = everything(&engine)
+            .into_iter()
+            .map(|r| (r.document_id.0 as u32, r.start, r.length, r.vector, r.tags))
+            .collect();
+        found.sort_by_key(|posting| posting.0);
+        let tags = |n: u32| match n {
+            7 => 0,
+            9 => u64::MAX,
+            n => u64::from(n % 4) << 62 | u64::from(n),
+        };
+        let expected: Vec<_> = (0..24u32)
+            .filter(|n| ![3, 4].contains(n))
+            .map(|n| (n, n, 1 + n, vec![n as f32, (n * n % 17) as f32, 0.5], tags(n)))
+            .collect();
+        assert_eq!(found, expected, "{kind}");
+        let payload = |n: u128| {
+            let content = engine.snapshot().payloads.find(PayloadOwner::Document(DocumentId(n))).cloned();
+            content.map(|content| content.read(engine.data()).expect("whole").to_vec())
+        };
+        let payloads: Vec<Option<Vec<u8>>> = (0..7).map(payload).collect();
+        let text = b"another text".to_vec();
+        let expected =
+            [Some(vec![]), Some(vec![2; 10]), Some(text), None, Some(vec![5; 5_000]), None, None];
+        assert_eq!(payloads, expected, "{kind}");
+        assert_eq!(engine.cursor().expect("whole"), vec![0xC5; 100]);
+        engine.add(&[posting(100, 0, vec![1.0, 2.0, 3.0])]).expect("it takes more");
+        engine.flush().expect("flushed");
+        check_clean(&engine);
+    }
+}
+
 #[test]
 fn another_version_a_foreign_file_and_a_swapped_one_are_told_apart() {
     let test = TestIndex::small();

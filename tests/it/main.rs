@@ -15,6 +15,7 @@ mod deadly;
 mod examples;
 mod explore;
 mod faults;
+mod filters;
 mod formats;
 mod fuzz;
 mod house;

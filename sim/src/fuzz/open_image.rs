@@ -97,7 +97,7 @@ pub struct Hostile {
 impl Hostile {
     /// Decodes a value from an input.
     fn of(bytes: &mut Bytes<'_>) -> Self {
-        let kind = SealedKind::ALL[bytes.below(8) as usize];
+        let kind = SealedKind::ALL[bytes.below(SealedKind::ALL.len() as u64) as usize];
         let (which, offset) = (usize::from(bytes.byte()), usize::from(bytes.u16()));
         let width = [1, 2, 4, 8][bytes.below(4) as usize];
         let value = match usize::from(bytes.byte()) {

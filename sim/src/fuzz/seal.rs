@@ -27,6 +27,10 @@ pub enum SealedKind {
     Node,
     /// Shard state.
     State,
+    /// Page of tags.
+    Tags,
+    /// Part of a bucket of payloads.
+    Bucket,
     /// Head of the cells.
     Head,
     /// Part of the cell table.
@@ -41,8 +45,18 @@ pub enum SealedKind {
 
 impl SealedKind {
     /// All kinds.
-    pub const ALL: [Self; 8] =
-        [Self::Root, Self::Node, Self::State, Self::Head, Self::Table, Self::Group, Self::Segment, Self::Frame];
+    pub const ALL: [Self; 10] = [
+        Self::Root,
+        Self::Node,
+        Self::State,
+        Self::Tags,
+        Self::Bucket,
+        Self::Head,
+        Self::Table,
+        Self::Group,
+        Self::Segment,
+        Self::Frame,
+    ];
 }
 
 /// Location of a structure and of its checksum.
@@ -93,7 +107,11 @@ pub fn sealed(storage: &SimStorage) -> Vec<SealedBytes> {
         };
         sealed.push(SealedBytes { kind: SealedKind::Root, at, len: ROOT_BYTES, entry: None, seed: 0 });
         let depth = root.geometry.node_levels(root.shard_numbers as usize);
-        walk_directory(&files, page, root.directory, (false, at + 104), depth, &mut sealed);
+        let shards = Leaves { root: &root, kind: SealedKind::State };
+        walk_directory(&files, &shards, root.directory, (false, at + 104), depth, &mut sealed);
+        let depth = root.geometry.node_levels(root.payload.entries as usize);
+        let buckets = Leaves { root: &root, kind: SealedKind::Bucket };
+        walk_directory(&files, &buckets, root.payload.directory, (false, at + 192), depth, &mut sealed);
         walk_cells(&files, &root, root.cells, (false, at + 172), &mut sealed);
         walk_log(&files, page, &root, &mut sealed);
     }
@@ -108,21 +126,49 @@ fn found<'a>(data: &'a [u8], page: usize, entry: &BlockPointer) -> Option<(usize
     (at > 0).then_some((at, bytes))
 }
 
+/// Structures that the lowest nodes of a tree point to.
+struct Leaves<'a> {
+    root: &'a Root,
+    kind: SealedKind,
+}
+
+/// Returns the offsets of the entries within a shard state or a part of a bucket.
+fn entries_of(leaves: &Leaves<'_>, kind: SealedKind, bytes: &[u8]) -> Vec<usize> {
+    let number = |at: usize| codec::Reader::new(bytes.get(at..).unwrap_or_default()).u32().unwrap_or(0) as usize;
+    match kind {
+        SealedKind::Bucket => vec![16],
+        SealedKind::State if bytes.starts_with(b"SHS2") && number(24) <= leaves.root.geometry.shard_size => {
+            let (slots, geometry) = (number(24), &leaves.root.geometry);
+            (0..geometry.tag_pages(slots)).map(|i| geometry.state_bytes(slots, 1) + i * ENTRY_BYTES).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 fn walk_directory(
     files: &Files,
-    page: usize,
+    leaves: &Leaves<'_>,
     entry: BlockPointer,
     from: (bool, usize),
     level: u32,
     sealed: &mut Vec<SealedBytes>,
 ) {
+    let page = leaves.root.geometry.page_size;
     let Some((at, bytes)) = found(&files.data, page, &entry) else { return };
-    let kind = if level == 0 { SealedKind::State } else { SealedKind::Node };
+    let kind = if level == 0 { leaves.kind } else { SealedKind::Node };
     sealed.push(SealedBytes { kind, at, len: bytes.len(), entry: Some(from), seed: 0 });
     if level > 0 {
         for (i, below) in node::decode(bytes).unwrap_or_default().into_iter().enumerate() {
-            walk_directory(files, page, below, (true, at + i * ENTRY_BYTES), level - 1, sealed);
+            walk_directory(files, leaves, below, (true, at + i * ENTRY_BYTES), level - 1, sealed);
         }
+        return;
+    }
+    for offset in entries_of(leaves, kind, bytes) {
+        let below = BlockPointer::decode(&mut codec::Reader::new(bytes.get(offset..).unwrap_or_default()));
+        let Some((below_at, target)) = below.ok().and_then(|below| found(&files.data, page, &below)) else { continue };
+        let kind = if kind == SealedKind::State { SealedKind::Tags } else { SealedKind::Bucket };
+        let entry = Some((true, at + offset));
+        sealed.push(SealedBytes { kind, at: below_at, len: target.len(), entry, seed: 0 });
     }
 }
 
@@ -198,6 +244,8 @@ pub fn seal(storage: &SimStorage, sealed: &[SealedBytes]) {
         SealedKind::Group,
         SealedKind::Table,
         SealedKind::Head,
+        SealedKind::Tags,
+        SealedKind::Bucket,
         SealedKind::State,
         SealedKind::Node,
         SealedKind::Node,
@@ -254,7 +302,11 @@ mod tests {
         let config =
             Workload::blank("seal", WorkloadParams { dimension: 8, shard_size: 8, metric: Metric::L2 }, false).config;
         let mut engine = Engine::create(storage.clone(), &config, &env()).expect("created");
-        engine.add(&postings(0..40, 0, 0, 8)).expect("added");
+        let tagged: Vec<_> = postings(0..40, 0, 0, 8).into_iter().map(|posting| posting.tagged(5)).collect();
+        engine.add(&tagged).expect("added");
+        let mut batch = shardex::WriteBatch::new();
+        batch.set_payload(1u128, vec![7; 300]).set_cursor("here");
+        engine.write(&batch).expect("accepted");
         engine.optimize().expect("cells are built");
         engine.flush().expect("flushed");
         engine.add(&postings(40..44, 0, 0, 8)).expect("added");

@@ -1,12 +1,18 @@
-//! Fuzz target: parses any bytes as a structure of the WAL.
+//! Fuzz target: parses any bytes as a structure of the WAL, or as a bucket of payloads.
 
-use shardex::format::{
-    frame::{self, Frame},
-    header::SegmentHeader,
-    record,
+use shardex::{
+    ShardexConfig,
+    format::{
+        batch::{BatchRecord, PayloadChange, RecordRow},
+        bucket,
+        frame::{self, Frame},
+        geometry::IndexParams,
+        header::SegmentHeader,
+        record,
+    },
 };
 
-/// Parses the input as a segment header, a frame, or an add or remove record.
+/// Parses the input as a segment header, a frame, a record of either version, or a bucket.
 ///
 /// The first byte chooses the structure, so that a fuzzer reaches each.
 ///
@@ -14,7 +20,7 @@ use shardex::format::{
 /// Panics if parsing panics, or if a parsed structure changes when it is encoded again.
 pub fn wal_record(bytes: &[u8]) {
     let Some((&kind, bytes)) = bytes.split_first() else { return };
-    match kind % 4 {
+    match kind % 6 {
         0 => {
             if let Ok(header) = SegmentHeader::decode(bytes) {
                 assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
@@ -44,9 +50,44 @@ pub fn wal_record(bytes: &[u8]) {
                 assert_eq!(again[8..], bytes[8..]);
             }
         }
-        _ => {
+        3 => {
             if let Ok(documents) = record::decode_remove(bytes) {
                 assert_eq!(record::encode_remove(&documents), bytes);
+            }
+        }
+        4 => {
+            let dimension = usize::from(bytes.get(8).copied().unwrap_or(0));
+            if let Ok(batch) = BatchRecord::decode(bytes, dimension) {
+                let postings = batch.postings.iter().map(|given| RecordRow { given, tags: given.tags }).collect();
+                let payload = |change: &PayloadChange<Vec<u8>>| PayloadChange {
+                    document: change.document,
+                    payload: change.payload.clone(),
+                };
+                let again = BatchRecord {
+                    unix_ms: batch.unix_ms,
+                    documents: batch.documents.clone(),
+                    keys: batch.keys.clone(),
+                    postings,
+                    tags: batch.tags.clone(),
+                    payloads: batch.payloads.iter().map(payload).collect(),
+                    cursor: batch.cursor.clone(),
+                };
+                let mut encoded = again.encode_head(dimension);
+                again.bulk().for_each(|part| encoded.extend_from_slice(part));
+                // NaN is not equal to itself, so bytes are compared. A flag for tags that are all zeros is not kept.
+                if encoded.len() == bytes.len() {
+                    assert_eq!(encoded, bytes);
+                }
+            }
+        }
+        _ => {
+            let config = ShardexConfig::new("fuzz").vector_size(3);
+            let geometry = IndexParams::of(&config, 256, 64);
+            if let Ok(entries) = bucket::decode_entries(bytes, &geometry) {
+                assert_eq!(bucket::encode_entries(&entries), bytes);
+            }
+            if let Ok((entries, next)) = bucket::decode_part(bytes, 1, 0) {
+                assert_eq!(bucket::encode_part(1, 0, entries, next), bytes);
             }
         }
     }

@@ -17,7 +17,16 @@ use shardex::{
 };
 
 pub use operations::payload_bytes;
-pub use reference::reference;
+
+/// Returns the reference workloads. Each is small enough to be explored completely. Together they cover every kind of
+/// change that the engine makes to its files.
+#[must_use]
+pub fn reference() -> Vec<Workload> {
+    let mut workloads = reference::postings();
+    workloads.extend(reference_batches::batches());
+    workloads
+}
+
 pub use runner::Runner;
 
 /// Step of a workload.

@@ -1,15 +1,13 @@
 //! Reference workloads.
 
-use super::{Step, Workload, WorkloadParams, reference_batches::batches};
+use super::{Step, Workload, WorkloadParams};
 use shardex::Metric;
 
-/// Returns the reference workloads. Each is small enough to be explored completely. Together they cover every kind of
-/// change that the engine makes to its files.
-#[must_use]
-pub fn reference() -> Vec<Workload> {
+/// Returns the reference workloads of postings and cells.
+pub(super) fn postings() -> Vec<Workload> {
     use Step::{Commit, Flush, Remove, Reopen, SlowFlush};
     let l2 = |dimension, shard_size| WorkloadParams { dimension, shard_size, metric: Metric::L2 };
-    let mut workloads = vec![
+    vec![
         Workload {
             small: true,
             ..Workload::new("one posting", l2(3, 4), vec![add(0, 1), Commit, Flush, add(1, 1), Flush])
@@ -295,9 +293,7 @@ pub fn reference() -> Vec<Workload> {
                 Flush,
             ],
         ),
-    ];
-    workloads.extend(batches());
-    workloads
+    ]
 }
 
 pub(super) fn add(first: u64, count: u64) -> Step {

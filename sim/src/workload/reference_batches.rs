@@ -50,7 +50,7 @@ pub(super) fn batches() -> Vec<Workload> {
             ..Workload::new(
                 "one payload",
                 l2(3, 4),
-                vec![payload(1, 1, 200, 1), Commit, Flush, payload(1, 1, 190, 2), Flush],
+                vec![payload(1, 1, 256, 1), Commit, Flush, payload(1, 1, 256, 2), Flush],
             )
         },
         Workload::new(

@@ -169,7 +169,7 @@ fn answer<F: StorageFile>(
         let mut top = TopK::new(k(i) + 1);
         for number in nearest_shards(snapshot, data.geometry(), &calibration_queries[i].vector, few) {
             let Some(shard) = shard_of(snapshot, number) else { continue };
-            scan_slots(shard, number, 0..shard.len(), data, &calibration_queries[i].vector, &mut top)?;
+            scan_slots(shard, number, 0..shard.len(), data, &calibration_queries[i].vector, None, &mut top)?;
         }
         Ok(top.bound())
     })?;

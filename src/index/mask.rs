@@ -1,0 +1,214 @@
+//! Masks: which slots of a snapshot a filter lets pass.
+//!
+//! Invariants:
+//! 1. A mask is a function of the filter, and of the shards' slots and tags in the snapshot. Tombstones do not count:
+//!    whether a slot is live is tested apart.
+//! 2. The records of a shard's slots never change, so the mask of a shard is reused for a later snapshot in which the
+//!    shard has the same id, number of slots and tags. Within one open of an index, an LSN identifies all of them.
+
+use std::{ops::Deref, sync::Arc};
+
+use super::{
+    lookup::find,
+    snapshot::{CHUNK_SHARDS, Snapshot},
+};
+use crate::{
+    error::Result,
+    filter::{Condition, Filter},
+    id::{DocumentId, Lsn, ShardId},
+    shard::{DataFile, Lookup, Shard, Tags, record},
+    storage::StorageFile,
+    tuning,
+};
+
+/// Mask of one shard.
+#[derive(Clone, Debug)]
+struct ShardMask {
+    id: ShardId,
+    slots: usize,
+    tags: Tags,
+    /// One bit per slot.
+    words: Arc<[u64]>,
+}
+
+/// Masks of all shards of a snapshot.
+#[derive(Debug)]
+pub struct FilterMask {
+    /// Open of the index.
+    open: u64,
+    lsn: Lsn,
+    /// Masks by shard number.
+    shards: Vec<Option<ShardMask>>,
+    /// Number of live postings that pass.
+    pub passing: u64,
+}
+
+impl FilterMask {
+    /// Reports whether a slot of a shard passes.
+    #[must_use]
+    pub fn contains(&self, number: u32, slot: usize) -> bool {
+        let words = self.words(number);
+        words.get(slot / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
+    }
+
+    /// Returns the bits of a shard.
+    #[must_use]
+    pub fn words(&self, number: u32) -> &[u64] {
+        self.shards.get(number as usize).and_then(Option::as_ref).map_or(&[], |mask| &mask.words)
+    }
+
+    /// Evaluates a filter for a snapshot, or returns what it remembers of it.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if the records of a shard are damaged.
+    pub fn of<F: StorageFile>(filter: &Filter, snapshot: &Snapshot<F::Lent>, data: &DataFile<F>) -> Result<Arc<Self>> {
+        let before = filter.evaluated().and_then(|before| before.downcast::<Self>().ok());
+        let before = before.filter(|before| before.open == data.open_number());
+        if let Some(before) = &before
+            && before.lsn == snapshot.lsn
+        {
+            return Ok(Arc::clone(before));
+        }
+        let numbers = snapshot.chunks.len() * CHUNK_SHARDS;
+        let mut mask = Self { open: data.open_number(), lsn: snapshot.lsn, shards: vec![None; numbers], passing: 0 };
+        let mut stale = Vec::new();
+        for (number, shard) in snapshot.iter() {
+            let known = before.as_ref().and_then(|before| before.shards.get(number as usize)?.as_ref());
+            match known.filter(|known| known.is_of(shard)) {
+                Some(known) => mask.shards[number as usize] = Some(known.clone()),
+                None => stale.push((number, &**shard)),
+            }
+        }
+        mask.evaluate(filter, snapshot, data, &stale)?;
+        mask.passing = snapshot.iter().map(|(number, shard)| mask.passing_in(number, shard)).sum();
+        let mask = Arc::new(mask);
+        filter.remember(Arc::clone(&mask) as _);
+        Ok(mask)
+    }
+
+    /// Returns the number of live postings of a shard that pass.
+    fn passing_in<L: Deref<Target = [u8]> + Clone>(&self, number: u32, shard: &Shard<L>) -> u64 {
+        let words = self.words(number).iter().enumerate();
+        words.map(|(i, word)| u64::from((word & !shard.tombstone_word(i)).count_ones())).sum()
+    }
+
+    /// Evaluates the filter for some shards.
+    fn evaluate<F: StorageFile>(
+        &mut self,
+        filter: &Filter,
+        snapshot: &Snapshot<F::Lent>,
+        data: &DataFile<F>,
+        stale: &[(u32, &Shard<F::Lent>)],
+    ) -> Result<()> {
+        if stale.is_empty() {
+            return Ok(());
+        }
+        if let Condition::Documents(documents) = filter.condition()
+            && documents.len() * tuning::LISTED_DOCUMENTS < snapshot.live as usize / 64
+        {
+            return self.look_up(documents, snapshot, data, stale);
+        }
+        let parts: Vec<Arc<Self>> = match filter.condition() {
+            Condition::All(filters) | Condition::Any(filters) => {
+                filters.iter().map(|filter| Self::of(filter, snapshot, data)).collect::<Result<_>>()?
+            }
+            Condition::Not(filter) => vec![Self::of(filter, snapshot, data)?],
+            _ => Vec::new(),
+        };
+        for &(number, shard) in stale {
+            let len = shard.len().div_ceil(64);
+            let of_part = |part: &Arc<Self>, i: usize| part.words(number).get(i).copied().unwrap_or(0);
+            let words: Vec<u64> = match filter.condition() {
+                Condition::All(_) => {
+                    (0..len).map(|i| parts.iter().fold(u64::MAX, |all, part| all & of_part(part, i))).collect()
+                }
+                Condition::Any(_) => {
+                    (0..len).map(|i| parts.iter().fold(0, |any, part| any | of_part(part, i))).collect()
+                }
+                Condition::Not(_) => (0..len).map(|i| !of_part(&parts[0], i)).collect(),
+                &Condition::Tags { all, any, none } => {
+                    bits(shard.len(), |slot| has(shard.tags().get(slot), all, any, none))
+                }
+                Condition::Documents(documents) => {
+                    of_records(shard, data, |key| documents.binary_search(&key.document_id).is_ok())?
+                }
+                Condition::Matching(matches) => of_records(shard, data, matches)?,
+            };
+            self.put(number, shard, words);
+        }
+        Ok(())
+    }
+
+    /// Keeps the bits of a shard, without those behind its last slot.
+    fn put<L: Deref<Target = [u8]> + Clone>(&mut self, number: u32, shard: &Shard<L>, mut words: Vec<u64>) {
+        if !shard.len().is_multiple_of(64)
+            && let Some(last) = words.last_mut()
+        {
+            *last &= (1 << (shard.len() % 64)) - 1;
+        }
+        let mask = ShardMask { id: shard.id, slots: shard.len(), tags: shard.tags().clone(), words: words.into() };
+        self.shards[number as usize] = Some(mask);
+    }
+
+    /// Looks up the documents of a short list.
+    fn look_up<F: StorageFile>(
+        &mut self,
+        documents: &[DocumentId],
+        snapshot: &Snapshot<F::Lent>,
+        data: &DataFile<F>,
+        stale: &[(u32, &Shard<F::Lent>)],
+    ) -> Result<()> {
+        let mut words: Vec<Vec<u64>> = vec![Vec::new(); self.shards.len()];
+        stale.iter().for_each(|&(number, shard)| words[number as usize] = vec![0; shard.len().div_ceil(64)]);
+        for &document in documents {
+            for found in find(snapshot, data, Lookup::Document(document))? {
+                // Shards whose mask is known have no words here.
+                if let Some(word) = words[found.shard as usize].get_mut(found.slot as usize / 64) {
+                    *word |= 1 << (found.slot % 64);
+                }
+            }
+        }
+        for &(number, shard) in stale {
+            self.put(number, shard, std::mem::take(&mut words[number as usize]));
+        }
+        Ok(())
+    }
+}
+
+impl ShardMask {
+    fn is_of<L: Deref<Target = [u8]> + Clone>(&self, shard: &Shard<L>) -> bool {
+        self.id == shard.id && self.slots == shard.len() && self.tags.is_same(shard.tags())
+    }
+}
+
+fn has(tags: u64, all: u64, any: u64, none: u64) -> bool {
+    tags & all == all && (any == 0 || tags & any != 0) && tags & none == 0
+}
+
+/// Returns one bit per slot.
+fn bits(slots: usize, mut is_set: impl FnMut(usize) -> bool) -> Vec<u64> {
+    let mut words = vec![0u64; slots.div_ceil(64)];
+    for slot in (0..slots).filter(|&slot| is_set(slot)) {
+        words[slot / 64] |= 1 << (slot % 64);
+    }
+    words
+}
+
+/// Returns one bit per slot, by the keys of the records. Slots of removed postings count too.
+fn of_records<F: StorageFile>(
+    shard: &Shard<F::Lent>,
+    data: &DataFile<F>,
+    passes: impl Fn(crate::id::PostingKey) -> bool,
+) -> Result<Vec<u64>> {
+    let geometry = data.geometry();
+    let slots = geometry.extent_slots();
+    let mut words = vec![0u64; shard.len().div_ceil(64)];
+    for (e, extent) in shard.extents().iter().enumerate() {
+        let bytes = extent.slots(data)?;
+        for i in (0..extent.used()).filter(|&i| passes(record(bytes, i, geometry).key())) {
+            let slot = e * slots + i;
+            words[slot / 64] |= 1 << (slot % 64);
+        }
+    }
+    Ok(words)
+}

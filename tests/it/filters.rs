@@ -1,0 +1,247 @@
+//! Filters: results are the nearest of what passes, at every selectivity, against brute force over a model.
+
+use std::collections::BTreeSet;
+
+use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
+use shardex::{
+    DocumentId, Durability, Filter, IndexSnapshot, Metric, OpenOptions, Posting, PostingKey, SearchOptions, Shardex,
+    ShardexConfig, ShardexError, StopReason, WriteBatch,
+};
+use tempfile::TempDir;
+
+use crate::support::block_on;
+
+const DIMENSION: usize = 16;
+
+fn config(dir: &TempDir, metric: Metric) -> ShardexConfig {
+    ShardexConfig::new(dir.path().join("index"))
+        .vector_size(DIMENSION)
+        .metric(metric)
+        .shard_size(64)
+        .options(OpenOptions::default().durability(Durability::Manual))
+}
+
+/// Clustered vectors: near one of 40 centres.
+fn rows(n: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
+    let mut draw = |scale: f32| -> Vec<f32> { (0..DIMENSION).map(|_| scale * (rng.random::<f32>() - 0.5)).collect() };
+    let centres: Vec<Vec<f32>> = (0..40).map(|_| draw(4.0)).collect();
+    (0..n).map(|i| draw(1.0).iter().zip(&centres[i % 40]).map(|(x, c)| x + c).collect()).collect()
+}
+
+fn distance(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
+    match metric {
+        Metric::L2 => a.iter().zip(b).map(|(x, y)| (x - y) * (x - y)).sum(),
+        _ => -a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>(),
+    }
+}
+
+/// Returns the `k` nearest of the rows that pass, nearest first.
+fn nearest(metric: Metric, query: &[f32], rows: &[Vec<f32>], passes: &dyn Fn(usize) -> bool, k: usize) -> Vec<usize> {
+    let mut near: Vec<(f32, usize)> =
+        (0..rows.len()).filter(|&i| passes(i)).map(|i| (distance(metric, query, &rows[i]), i)).collect();
+    near.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    near.into_iter().take(k).map(|(_, i)| i).collect()
+}
+
+/// Filter and the rows that pass it.
+struct Kind {
+    name: String,
+    filter: Filter,
+    passes: Vec<bool>,
+}
+
+/// Returns filters of every kind: sets drawn at random and near or far from a vector, at several shares; tags;
+/// predicates; combinations of wide and narrow ones.
+fn kinds(metric: Metric, rows: &[Vec<f32>], tags: &[u64], rng: &mut ChaCha8Rng) -> Vec<Kind> {
+    let n = rows.len();
+    let kind = |name: &str, filter: Filter, passes: &dyn Fn(usize) -> bool| Kind {
+        name: name.to_owned(),
+        filter,
+        passes: (0..n).map(passes).collect(),
+    };
+    let documents = |set: &BTreeSet<usize>| Filter::documents(set.iter().map(|&i| DocumentId(i as u128)));
+    let order = nearest(metric, &rows[3], rows, &|_| true, n);
+    let mut kinds = Vec::new();
+    for share in [0.0001, 0.001, 0.01, 0.1, 0.5, 0.9] {
+        let count = ((n as f64 * share) as usize).max(1);
+        let random: BTreeSet<usize> = (0..count).map(|_| rng.random_range(0..n)).collect();
+        let near: BTreeSet<usize> = order[..count].iter().copied().collect();
+        let far: BTreeSet<usize> = order[n - count..].iter().copied().collect();
+        for (name, set) in [("random", &random), ("near", &near), ("far", &far)] {
+            kinds.push(kind(&format!("{name} {share}"), documents(set), &|i| set.contains(&i)));
+        }
+        kinds.push(kind(&format!("all but random {share}"), !documents(&random), &|i| !random.contains(&i)));
+    }
+    kinds.push(kind("all of tags", Filter::all_tags(0b11), &|i| tags[i] & 0b11 == 0b11));
+    kinds.push(kind("any of tags", Filter::any_tags(0b110), &|i| tags[i] & 0b110 != 0));
+    kinds.push(kind("none of tags", Filter::no_tags(0b101), &|i| tags[i] & 0b101 == 0));
+    let odd = |key: PostingKey| key.start % 2 == 1;
+    kinds.push(kind("a predicate", Filter::matching(odd), &|i| i % 2 == 1));
+    let few: BTreeSet<usize> = (0..n / 50).map(|i| i * 37 % n).collect();
+    kinds
+        .push(kind("wide and narrow", Filter::no_tags(1) & documents(&few), &|i| tags[i] & 1 == 0 && few.contains(&i)));
+    let either = documents(&few) | Filter::all_tags(0b111) | Filter::matching(|key| key.start < 30);
+    kinds.push(kind("one of three", either, &|i| few.contains(&i) || tags[i] & 0b111 == 0b111 || i < 30));
+    let nested = !(Filter::matching(odd) | !(Filter::any_tags(0b10) & !documents(&few)));
+    kinds.push(kind("nested", nested, &|i| i % 2 == 0 && tags[i] & 0b10 != 0 && !few.contains(&i)));
+    kinds
+}
+
+/// Compares searches by every filter with brute force.
+fn compare(snapshot: &IndexSnapshot, metric: Metric, rows: &[Vec<f32>], kinds: &[Kind], queries: &[Vec<f32>]) {
+    for Kind { name, filter, passes } in kinds {
+        let passing = passes.iter().filter(|&&passes| passes).count();
+        assert_eq!(snapshot.len_of(filter).expect("readable"), passing as u64, "{name}");
+        for (k, recall) in [(10, None), (10, Some(0.95)), (1, Some(0.9)), (100, Some(0.95))] {
+            let (mut wanted, mut found) = (0, 0);
+            for query in queries {
+                let expected = nearest(metric, query, rows, &|i| passes[i], k);
+                let options = SearchOptions::new(k).filter(filter.clone());
+                let options = recall.map_or(options.clone().exact(), |recall| options.recall(recall));
+                let answer = snapshot.search_with(query, &options).expect("searched");
+                let ids: Vec<usize> = answer.results.iter().map(|r| r.document_id.0 as usize).collect();
+                assert_eq!(ids.len(), k.min(passing), "{name}: always k results where k pass");
+                assert!(ids.iter().all(|&i| passes[i]), "{name}: every result passes");
+                assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "{name}: each once");
+                if recall.is_none() {
+                    let of = |i: &usize| distance(metric, query, &rows[*i]);
+                    assert_eq!(answer.stopped, StopReason::Everything);
+                    let close = ids.iter().map(of).zip(expected.iter().map(of)).all(|(a, b)| (a - b).abs() <= 1e-4);
+                    assert!(close, "{name}: {ids:?}, {expected:?}");
+                }
+                wanted += expected.len();
+                found += ids.iter().filter(|i| expected.contains(i)).count();
+            }
+            let reached = found as f64 / wanted.max(1) as f64;
+            let asked = f64::from(recall.unwrap_or(1.0));
+            // 60 queries with 10 results show a recall of 0.95 to within 0.01.
+            let enough = recall.is_none() || wanted == 0 || reached >= asked - 0.01;
+            assert!(enough, "{name}: recall {reached} of {asked} for {k}");
+        }
+    }
+}
+
+#[test]
+fn the_nearest_of_what_passes_are_found_at_every_selectivity() {
+    for metric in [Metric::L2, Metric::Dot] {
+        let dir = TempDir::new().expect("a directory");
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        let rows = rows(12_000, &mut rng);
+        let tags: Vec<u64> = (0..rows.len()).map(|_| rng.random_range(0..8)).collect();
+        let queries: Vec<Vec<f32>> = (0..60).map(|i| rows[i * 101].iter().map(|x| x + 0.05).collect()).collect();
+        block_on(async {
+            let index = Shardex::create(config(&dir, metric)).await?;
+            let posting =
+                |i: usize| Posting::new(PostingKey::new(i as u128, i as u32, 1), rows[i].clone()).tagged(tags[i]);
+            index.add_postings((0..rows.len()).map(posting).collect()).await?;
+            index.optimize().await?;
+            let kinds = kinds(metric, &rows, &tags, &mut rng);
+            compare(&index.snapshot().await?, metric, &rows, &kinds, &queries);
+            index.close().await
+        })
+        .expect("no error");
+    }
+}
+
+/// A filter remembers what passed, and never for too long: after every kind of write it is right again.
+#[test]
+fn a_filter_that_is_used_again_follows_the_writes() {
+    let dir = TempDir::new().expect("a directory");
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let rows = rows(600, &mut rng);
+    let key = |i: usize| PostingKey::new((i / 3) as u128, i as u32, 1);
+    block_on(async {
+        let index = Shardex::create(config(&dir, Metric::L2)).await?;
+        let mut stored: Vec<Option<u64>> = vec![None; rows.len()];
+        let tagged = Filter::any_tags(0b10);
+        let some = Filter::documents((0..200).filter(|n| n % 4 == 1).map(DocumentId));
+        let both = tagged.clone() & !some.clone();
+        let few = Filter::documents([DocumentId(7), DocumentId(90)]);
+        for round in 0..40 {
+            let mut batch = WriteBatch::new();
+            for _ in 0..rng.random_range(1..60) {
+                let i = rng.random_range(0..rows.len());
+                match rng.random_range(0..6) {
+                    0..=2 => {
+                        let tags = rng.random_range(0..4);
+                        batch.add(Posting::new(key(i), rows[i].clone()).tagged(tags));
+                        stored[i] = Some(tags);
+                    }
+                    3 => {
+                        batch.remove_posting(key(i));
+                        stored[i] = None;
+                    }
+                    4 => {
+                        let tags = rng.random_range(0..4);
+                        batch.set_tags(key(i), tags);
+                        stored[i] = stored[i].map(|_| tags);
+                    }
+                    _ => {
+                        batch.remove_document(key(i).document_id);
+                        (0..rows.len()).filter(|j| j / 3 == i / 3).for_each(|j| stored[j] = None);
+                    }
+                }
+            }
+            index.write(batch).await?;
+            if round == 20 {
+                index.flush().await?;
+            }
+            let snapshot = index.snapshot().await?;
+            let has_tag = |i: usize| stored[i].is_some_and(|tags| tags & 0b10 != 0);
+            let expect = |filter: &Filter, passes: &dyn Fn(usize) -> bool| {
+                let wanted: BTreeSet<u32> =
+                    (0..rows.len()).filter(|&i| stored[i].is_some() && passes(i)).map(|i| i as u32).collect();
+                let options = SearchOptions::new(1_000).exact().filter(filter.clone());
+                let found = snapshot.search_with(&rows[round], &options).expect("searched").results;
+                assert_eq!(found.iter().map(|r| r.start).collect::<BTreeSet<_>>(), wanted, "round {round}: {filter:?}");
+                assert_eq!(found.len() as u64, snapshot.len_of(filter).expect("readable"));
+            };
+            expect(&tagged, &has_tag);
+            expect(&some, &|i| i / 3 % 4 == 1);
+            expect(&both, &|i| has_tag(i) && i / 3 % 4 != 1);
+            expect(&few, &|i| [7, 90].contains(&(i / 3)));
+        }
+        // The same filters on another index remember nothing of the first.
+        let other = TempDir::new().expect("a directory");
+        let second = Shardex::create(config(&other, Metric::L2)).await?;
+        second.add_postings(vec![Posting::new(key(21), rows[0].clone()).tagged(2)]).await?;
+        let snapshot = second.snapshot().await?;
+        let lens = [&tagged, &some, &both, &few].map(|filter| snapshot.len_of(filter).expect("readable"));
+        assert_eq!(lens, [1, 0, 1, 1]);
+        Ok::<_, ShardexError>(())
+    })
+    .expect("no error");
+}
+
+#[test]
+fn filters_of_nothing_and_of_everything() {
+    let dir = TempDir::new().expect("a directory");
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let rows = rows(50, &mut rng);
+    block_on(async {
+        let index = Shardex::create(config(&dir, Metric::Cosine)).await?;
+        let posting = |i: usize| Posting::new(PostingKey::new(i as u128, 0, 1), rows[i].clone());
+        index.add_postings((0..50).map(posting).collect()).await?;
+        let len = async |filter: Filter| {
+            let results = index.search_with(&rows[0], &SearchOptions::new(100).filter(filter)).await?.results;
+            Ok::<_, ShardexError>(results.len())
+        };
+        let none = || Filter::documents([]);
+        assert_eq!((len(none()).await?, len(!none()).await?), (0, 50));
+        assert_eq!((len(Filter::any_tags(0)).await?, len(Filter::all_tags(0)).await?), (0, 50));
+        assert_eq!((len(Filter::no_tags(0)).await?, len(Filter::no_tags(u64::MAX)).await?), (50, 50));
+        assert_eq!(len(Filter::documents([DocumentId(3), DocumentId(3), DocumentId(u128::MAX)])).await?, 1);
+        assert_eq!(len(Filter::matching(|_| true) & none()).await?, 0);
+        // Each query has its own filter.
+        let queries = &rows[..3];
+        let options = [none(), Filter::documents([DocumentId(9)]), !none()];
+        let options: Vec<SearchOptions> = options.into_iter().map(|f| SearchOptions::new(5).filter(f)).collect();
+        let lens: Vec<usize> =
+            index.search_each(queries, &options).await?.iter().map(|answer| answer.results.len()).collect();
+        assert_eq!(lens, [0, 1, 5]);
+        let refused = index.search_each(queries, &options[..2]).await;
+        assert!(matches!(refused, Err(ShardexError::InvalidArgument { argument: "options", .. })), "{refused:?}");
+        Ok::<_, ShardexError>(())
+    })
+    .expect("no error");
+}
