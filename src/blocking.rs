@@ -1,13 +1,13 @@
 //! The API for programs without an async runtime: each call blocks its thread until it is done.
 //!
 //! ```
-//! use shardex::{DocumentId, Posting, ShardexConfig, blocking::Shardex};
+//! use shardex::{DocumentId, Posting, PostingKey, ShardexConfig, blocking::Shardex};
 //!
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let path = dir.path().join("index");
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(3))?;
 //! let vector = vec![0.1, 0.2, 0.3];
-//! index.add_postings(vec![Posting { document_id: DocumentId(7), start: 0, length: 42, vector, tags: 0 }])?;
+//! index.add_postings(vec![Posting::new(PostingKey::new(7u32, 0, 42), vector)])?;
 //! index.commit()?; // durable from here on
 //! assert_eq!(index.search(&[0.1, 0.2, 0.25], 10, None)?[0].document_id, DocumentId(7));
 //! index.close()?;

@@ -5,7 +5,7 @@
 //! log records every write first.
 //!
 //! ```
-//! use shardex::{DocumentId, Metric, Posting, Shardex, ShardexConfig};
+//! use shardex::{DocumentId, Metric, Posting, PostingKey, Shardex, ShardexConfig};
 //!
 //! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 //! # let dir = tempfile::tempdir().unwrap();
@@ -13,7 +13,7 @@
 //! let config = ShardexConfig::new(&path).vector_size(3).metric(Metric::Cosine);
 //! let index = Shardex::create(config).await?;
 //! let vector = vec![0.1, 0.2, 0.3];
-//! index.add_postings(vec![Posting { document_id: DocumentId(7), start: 0, length: 42, vector, tags: 0 }]).await?;
+//! index.add_postings(vec![Posting::new(PostingKey::new(7u32, 0, 42), vector)]).await?;
 //! index.commit().await?; // durable from here on
 //! let nearest = index.search(&[0.1, 0.2, 0.25], 10, None).await?;
 //! assert_eq!(nearest[0].document_id, DocumentId(7));

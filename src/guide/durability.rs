@@ -21,15 +21,13 @@
 //! the time of a recovery.
 //!
 //! ```
-//! use shardex::{DocumentId, Durability, OpenOptions, Posting, ShardexConfig, blocking::Shardex};
+//! use shardex::{Durability, OpenOptions, Posting, PostingKey, ShardexConfig, blocking::Shardex};
 //!
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let path = dir.path().join("index");
 //! let options = OpenOptions::default().durability(Durability::Manual);
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(1).options(options))?;
-//! let posting = |n: u32| {
-//!     Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vec![n as f32 + 1.0], tags: 0 }
-//! };
+//! let posting = |n: u32| Posting::new(PostingKey::new(n, 0, 1), vec![n as f32 + 1.0]);
 //! index.add_postings((0..10).map(posting).collect())?;
 //! assert_eq!(index.stats()?.uncommitted_operations, 10);
 //! index.commit()?;

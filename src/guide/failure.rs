@@ -5,7 +5,8 @@
 //!
 //! | error | state of the index | what to do |
 //! |---|---|---|
-//! | `InvalidDimension`, `InvalidVector`, `InvalidPosting` | unchanged | correct the posting or query that it names |
+//! | `InvalidDimension`, `InvalidVector`, `InvalidPosting`, `InvalidOperation` | unchanged | correct the posting, operation or query that it names |
+//! | `CursorMismatch` | unchanged: another ingester has moved the cursor | continue from `cursor()` |
 //! | `InvalidArgument`, `Config` | unchanged | correct the argument or field that it names |
 //! | `NotFound`, `AlreadyExists`, `NotAnIndex` | unchanged | pass the right directory; the error says what is wrong with it |
 //! | `ConfigMismatch` | unchanged | open the index with its stored configuration |
@@ -22,12 +23,12 @@
 //! | `Closed` | the handle was closed | open the index again |
 //!
 //! ```
-//! use shardex::{DocumentId, Posting, ShardexConfig, ShardexError, blocking::Shardex};
+//! use shardex::{Posting, PostingKey, ShardexConfig, ShardexError, blocking::Shardex};
 //!
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let path = dir.path().join("index");
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(2))?;
-//! let posting = |vector| Posting { document_id: DocumentId(1), start: 0, length: 1, vector, tags: 0 };
+//! let posting = |vector| Posting::new(PostingKey::new(1u32, 0, 1), vector);
 //! let batch = vec![posting(vec![1.0, 2.0]), posting(vec![1.0, f32::NAN])];
 //! match index.add_postings(batch) {
 //!     Err(error @ ShardexError::InvalidVector { .. }) => println!("{error}"), // names posting 1

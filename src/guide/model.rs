@@ -2,22 +2,22 @@
 //!
 //! # Postings
 //! A [`Posting`](crate::Posting) is a part of a document with a vector: a document id of 128 bits, the start and length
-//! of the part in a unit that the program chooses, and the vector. The index stores no text. An id may be a number, a
+//! of the part in a unit that the program chooses, and the vector. A document may also have a payload, such as its text. An id may be a number, a
 //! UUID, or the hash of a name: [`DocumentId::of_name`](crate::DocumentId::of_name).
 //!
 //! (document id, start, length) is the **key**. Adding a posting with a stored key replaces the stored posting, so
-//! adding the same batch twice changes nothing. Removing a document removes all its postings.
+//! adding the same batch twice changes nothing. Removing a document removes all its postings, and its payload.
+//!
+//! A [`WriteBatch`](crate::WriteBatch) replaces a document, sets its payload and moves the application's cursor at once.
+//! Tags are 64 bits per posting for [filters](crate::Filter).
 //!
 //! ```
-//! use shardex::{DocumentId, Posting, ShardexConfig, blocking::Shardex};
+//! use shardex::{DocumentId, Posting, PostingKey, ShardexConfig, blocking::Shardex};
 //!
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let path = dir.path().join("index");
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(2))?;
-//! let part = |start, vector: [f32; 2]| Posting {
-//!     document_id: DocumentId(1), start, length: 10, vector: vector.to_vec(),
-//!,
-tags: 0, };
+//! let part = |start, vector: [f32; 2]| Posting::new(PostingKey::new(1u32, start, 10), vector.to_vec());
 //! index.add_postings(vec![part(0, [1.0, 0.0]), part(10, [0.0, 1.0])])?;
 //! index.add_postings(vec![part(10, [0.6, 0.8])])?; // replaces the second part
 //! assert_eq!(index.stats()?.total_postings, 2);

@@ -4,7 +4,7 @@
 //! same configuration. Its parent directory must exist.
 //!
 //! ```
-//! use shardex::{DocumentId, Metric, Posting, SearchOptions, Shardex, ShardexConfig};
+//! use shardex::{DocumentId, Metric, Posting, PostingKey, SearchOptions, Shardex, ShardexConfig};
 //!
 //! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 //! # let dir = tempfile::tempdir().unwrap();
@@ -13,13 +13,7 @@
 //! let index = Shardex::create(config).await?;
 //!
 //! // A batch is added as a whole or not at all.
-//! let batch = (0..100u32).map(|n| Posting {
-//!     document_id: DocumentId(n.into()),
-//!     start: 0,
-//!     length: 1,
-//!     vector: vec![1.0, n as f32, 0.5],
-//!,
-tags: 0, });
+//! let batch = (0..100u32).map(|n| Posting::new(PostingKey::new(n, 0, 1), vec![1.0, n as f32, 0.5]));
 //! index.add_postings(batch.collect()).await?;
 //!
 //! // Searches see a write as soon as its call has returned.

@@ -21,7 +21,7 @@
 //! [`Durability::Immediate`](crate::Durability) several tasks that write at once are faster than one.
 //!
 //! ```
-//! use shardex::{DocumentId, OpenOptions, Posting, SearchOptions, ShardexConfig, blocking::Shardex};
+//! use shardex::{DocumentId, OpenOptions, Posting, PostingKey, SearchOptions, ShardexConfig, blocking::Shardex};
 //!
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let path = dir.path().join("index");
@@ -29,7 +29,7 @@
 //! let index = Shardex::create(ShardexConfig::new(&path).vector_size(16).options(options))?;
 //! let vector = |n: u32| (0..16).map(|i| ((n * 31 + i * 17) % 101) as f32 + 1.0).collect::<Vec<_>>();
 //! for first in (0..1_000).step_by(250) {
-//!     let posting = |n: u32| Posting { document_id: DocumentId(n.into()), start: 0, length: 1, vector: vector(n), tags: 0 };
+//!     let posting = |n: u32| Posting::new(PostingKey::new(n, 0, 1), vector(n));
 //!     let batch = (first..first + 250).map(posting);
 //!     index.add_postings(batch.collect())?;
 //! }

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --example quickstart [DIRECTORY]`
 
-use shardex::{DocumentId, Posting, Shardex, ShardexConfig};
+use shardex::{DocumentId, Posting, PostingKey, Shardex, ShardexConfig};
 
 /// Runs the example.
 #[tokio::main(flavor = "current_thread")]
@@ -13,7 +13,7 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Creates the index, or opens the existing one.
     let index = Shardex::create(ShardexConfig::new(path).vector_size(3)).await?;
     let vector = vec![0.1, 0.2, 0.3];
-    index.add_postings(vec![Posting { document_id: DocumentId(7), start: 0, length: 42, vector, tags: 0 }]).await?;
+    index.add_postings(vec![Posting::new(PostingKey::new(7u32, 0, 42), vector)]).await?;
     index.commit().await?; // durable from here on
 
     let hits = index.search(&[0.1, 0.2, 0.25], 10, None).await?;

@@ -55,31 +55,7 @@ pub fn wal_record(bytes: &[u8]) {
                 assert_eq!(record::encode_remove(&documents), bytes);
             }
         }
-        4 => {
-            let dimension = usize::from(bytes.get(8).copied().unwrap_or(0));
-            if let Ok(batch) = BatchRecord::decode(bytes, dimension) {
-                let postings = batch.postings.iter().map(|given| RecordRow { given, tags: given.tags }).collect();
-                let payload = |change: &PayloadChange<Vec<u8>>| PayloadChange {
-                    document: change.document,
-                    payload: change.payload.clone(),
-                };
-                let again = BatchRecord {
-                    unix_ms: batch.unix_ms,
-                    documents: batch.documents.clone(),
-                    keys: batch.keys.clone(),
-                    postings,
-                    tags: batch.tags.clone(),
-                    payloads: batch.payloads.iter().map(payload).collect(),
-                    cursor: batch.cursor.clone(),
-                };
-                let mut encoded = again.encode_head(dimension);
-                again.bulk().for_each(|part| encoded.extend_from_slice(part));
-                // NaN is not equal to itself, so bytes are compared. A flag for tags that are all zeros is not kept.
-                if encoded.len() == bytes.len() {
-                    assert_eq!(encoded, bytes);
-                }
-            }
-        }
+        4 => batch_record(bytes),
         _ => {
             let config = ShardexConfig::new("fuzz").vector_size(3);
             let geometry = IndexParams::of(&config, 256, 64);
@@ -89,6 +65,33 @@ pub fn wal_record(bytes: &[u8]) {
             if let Ok((entries, next)) = bucket::decode_part(bytes, 1, 0) {
                 assert_eq!(bucket::encode_part(1, 0, entries, next), bytes);
             }
+        }
+    }
+}
+
+/// Parses the input as a record of version 2, and encodes it again.
+fn batch_record(bytes: &[u8]) {
+    let dimension = usize::from(bytes.get(8).copied().unwrap_or(0));
+    if let Ok(batch) = BatchRecord::decode(bytes, dimension) {
+        let postings = batch.postings.iter().map(|given| RecordRow { given, tags: given.tags }).collect();
+        let payload = |change: &PayloadChange<Vec<u8>>| PayloadChange {
+            document: change.document,
+            payload: change.payload.clone(),
+        };
+        let again = BatchRecord {
+            unix_ms: batch.unix_ms,
+            documents: batch.documents.clone(),
+            keys: batch.keys.clone(),
+            postings,
+            tags: batch.tags.clone(),
+            payloads: batch.payloads.iter().map(payload).collect(),
+            cursor: batch.cursor.clone(),
+        };
+        let mut encoded = again.encode_head(dimension);
+        again.bulk().for_each(|part| encoded.extend_from_slice(part));
+        // NaN is not equal to itself, so bytes are compared. A flag for tags that are all zeros is not kept.
+        if encoded.len() == bytes.len() {
+            assert_eq!(encoded, bytes);
         }
     }
 }
