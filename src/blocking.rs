@@ -301,6 +301,18 @@ impl<S: Storage> Shardex<S> {
         block_on(self.inner.search_many(queries, options))
     }
 
+    /// Runs one search per query, each with its own options. See [`search_each`](crate::Shardex::search_each).
+    ///
+    /// # Errors
+    /// Returns those of [`search_each`](crate::Shardex::search_each).
+    pub fn search_each<Q: AsRef<[f32]> + Sync>(
+        &self,
+        queries: &[Q],
+        options: &[SearchOptions],
+    ) -> Result<Vec<SearchResponse>> {
+        block_on(self.inner.search_each(queries, options))
+    }
+
     /// Runs one search per query on all cores, without copying the results. See
     /// [`search_many_in_place`](crate::Shardex::search_many_in_place).
     ///

@@ -99,13 +99,20 @@ pub struct SearchOptions {
     /// holds among them. The search effort is that of a search without a filter for as many results as are expected to
     /// contain `k` that pass. If that is more than 900, every posting that passes is compared.
     pub filter: Option<Filter>,
+    /// Least score of a result; `None` for no limit. Of the postings with at least this score, the `k` nearest are
+    /// returned. So a search within a radius `r` has the least score `-(r * r)` under L2, and `k` bounds its results.
+    pub min_score: Option<f32>,
+    /// Number of nearest results that are left out, for pages: the search finds `offset + k` and returns the last `k`. The
+    /// sum is at most [`MAX_K`](crate::limits::MAX_K). Pages of one snapshot fit together if the search is exact.
+    /// Otherwise a later page has the recall of a larger search, and may repeat a result or miss one.
+    pub offset: usize,
 }
 
 impl SearchOptions {
     /// Returns options for the `k` nearest, with every other option at its default.
     #[must_use]
     pub fn new(k: usize) -> Self {
-        Self { k, slop: None, recall: None, exact: false, filter: None }
+        Self { k, slop: None, recall: None, exact: false, filter: None, min_score: None, offset: 0 }
     }
 
     /// Sets the probe count: the number of shards to scan.
@@ -119,6 +126,20 @@ impl SearchOptions {
     #[must_use]
     pub fn recall(mut self, recall: f32) -> Self {
         self.recall = Some(recall);
+        self
+    }
+
+    /// Sets the least score of a result.
+    #[must_use]
+    pub fn min_score(mut self, score: f32) -> Self {
+        self.min_score = Some(score);
+        self
+    }
+
+    /// Leaves out the nearest results.
+    #[must_use]
+    pub fn offset(mut self, offset: usize) -> Self {
+        self.offset = offset;
         self
     }
 

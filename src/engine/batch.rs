@@ -122,6 +122,12 @@ pub fn search_options(options: &SearchOptions) -> Result<()> {
     if options.k == 0 || options.k > limits::MAX_K {
         return refuse("k", format!("{} is not in 1..={}", options.k, limits::MAX_K));
     }
+    if options.k.saturating_add(options.offset) > limits::MAX_K {
+        return refuse("offset", format!("{} + k {} is over {}", options.offset, options.k, limits::MAX_K));
+    }
+    if options.min_score.is_some_and(f32::is_nan) {
+        return refuse("min_score", "it is not a number".into());
+    }
     if options.slop == Some(0) {
         return refuse("slop", "0 shards hold no answer; leave it out for the default".into());
     }

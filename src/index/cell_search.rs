@@ -43,7 +43,7 @@ pub(super) fn search_cells<F: StorageFile, B: Deref<Target = [u8]>>(
     k: usize,
     limit: SearchLimits,
 ) -> Result<CellResults> {
-    search_cells_extending(snapshot, data, cells, vector, ResultScope { k, mask: None }, limit, |_| Ok(Extension::No))
+    search_cells_extending(snapshot, data, cells, vector, ResultScope::nearest(k), limit, |_| Ok(Extension::No))
 }
 
 /// Searches by cells, and runs a second pass if `extend`, called with the results of the first, returns wider limits.
@@ -73,7 +73,7 @@ pub(super) fn search_cells_extending<F: StorageFile, B: Deref<Target = [u8]>>(
             data,
             cells,
             vector,
-            top: TopK::new(wanted.k),
+            top: TopK::within(wanted.k, wanted.farthest),
             visited,
             computed: 0,
             scanned: 0,

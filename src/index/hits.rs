@@ -61,6 +61,11 @@ pub struct Hit<'a> {
 }
 
 impl<F: StorageFile> Hits<F> {
+    /// Drops the first hits.
+    pub(crate) fn skip(&mut self, count: usize) {
+        self.nearest.drain(..count.min(self.nearest.len()));
+    }
+
     /// Returns the number of hits.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -76,7 +76,7 @@ impl SearchScope {
     where
         L: Deref<Target = [u8]> + Clone,
     {
-        let ResultScope { k, mask: Some(mask) } = wanted else { return self.limit(cells, snapshot, wanted.k, part) };
+        let ResultScope { k, mask: Some(mask), .. } = wanted else { return self.limit(cells, snapshot, wanted.k, part) };
         if mask.passing <= k as u64 {
             return None;
         }
@@ -176,7 +176,7 @@ pub fn search<F: StorageFile>(
     k: usize,
     scope: SearchScope,
 ) -> Result<Hits<F>> {
-    search_on(&Inline, snapshot, data, query, ResultScope { k, mask: None }, scope)
+    search_on(&Inline, snapshot, data, query, ResultScope::nearest(k), scope)
 }
 
 /// Finds the `k` nearest postings of a snapshot that pass the filter, if there is one. A scan of 128 shards or more runs
@@ -264,9 +264,9 @@ fn scan_shards<F: StorageFile>(
     wanted: ResultScope<'_>,
     numbers: &[u32],
 ) -> Result<(TopK, usize)> {
-    let ResultScope { k, mask } = wanted;
+    let ResultScope { k, mask, farthest } = wanted;
     let scan_part = |numbers: &[u32]| -> Result<(TopK, usize)> {
-        let (mut top, mut scanned) = (TopK::new(k), 0);
+        let (mut top, mut scanned) = (TopK::within(k, farthest), 0);
         for &number in numbers {
             if let Some(shard) = shard_of(snapshot, number) {
                 scanned += scan(shard, number, data, query, mask, &mut top)?;
@@ -278,7 +278,7 @@ fn scan_shards<F: StorageFile>(
         return scan_part(numbers);
     }
     let parts: Vec<&[u32]> = numbers.chunks(tuning::SCAN_SHARDS).collect();
-    let (mut top, mut scanned) = (TopK::new(k), 0);
+    let (mut top, mut scanned) = (TopK::within(k, farthest), 0);
     for part in executor.map(parts.len(), |i| scan_part(parts[i])) {
         let (nearest, n) = part?;
         scanned += n;

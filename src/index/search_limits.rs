@@ -13,6 +13,16 @@ pub struct ResultScope<'a> {
     pub k: usize,
     /// Postings that may be results; `None` for all.
     pub mask: Option<&'a FilterMask>,
+    /// Largest distance of a result.
+    pub farthest: f32,
+}
+
+impl ResultScope<'_> {
+    /// Returns the scope of the `k` nearest of all postings.
+    #[must_use]
+    pub fn nearest(k: usize) -> Self {
+        Self { k, mask: None, farthest: f32::INFINITY }
+    }
 }
 
 /// Limits of a search by cells.

@@ -69,6 +69,8 @@ impl Eq for Candidate {}
 pub struct TopK {
     k: usize,
     heap: BinaryHeap<Candidate>,
+    /// Candidates farther than this are rejected.
+    farthest: f32,
     /// Whether a kept candidate may be offered again.
     may_repeat: bool,
 }
@@ -77,16 +79,22 @@ impl TopK {
     /// Creates an empty set for `k` candidates.
     #[must_use]
     pub fn new(k: usize) -> Self {
-        Self { k, heap: BinaryHeap::with_capacity(k.min(4_096)), may_repeat: false }
+        Self::within(k, f32::INFINITY)
+    }
+
+    /// Creates an empty set for the `k` nearest candidates up to a distance.
+    #[must_use]
+    pub fn within(k: usize, farthest: f32) -> Self {
+        Self { k, heap: BinaryHeap::with_capacity(k.min(4_096)), farthest, may_repeat: false }
     }
 
     /// Upper bound on the distance of a useful candidate: candidates farther than this are rejected. Candidates at
-    /// equal distance must be offered. Infinite until the set is full.
+    /// equal distance must be offered. Until the set is full it is the distance up to which candidates are kept.
     #[must_use]
     pub fn bound(&self) -> f32 {
         match self.heap.peek() {
             Some(worst) if self.heap.len() == self.k => worst.distance,
-            _ => f32::INFINITY,
+            _ => self.farthest,
         }
     }
 
@@ -115,6 +123,9 @@ impl TopK {
 
     /// Offers a candidate. The set keeps it if it is among the `k` nearest so far.
     pub fn offer(&mut self, candidate: Candidate) {
+        if candidate.distance > self.farthest {
+            return;
+        }
         if self.may_repeat && self.heap.iter().any(|known| known.slot_id() == candidate.slot_id()) {
             return;
         }

@@ -217,7 +217,10 @@ impl<S: Storage> IndexSnapshot<S> {
         };
         let filter = options.filter.as_ref();
         let mask = filter.map(|filter| FilterMask::of(filter, &self.snapshot, &self.data)).transpose()?;
-        let wanted = ResultScope { k: options.k, mask: mask.as_deref() };
-        index::search_on(executor, &self.snapshot, &self.data, &query, wanted, scope)
+        let farthest = options.min_score.map_or(f32::INFINITY, |score| 0.0 - score);
+        let wanted = ResultScope { k: options.k + options.offset, mask: mask.as_deref(), farthest };
+        let mut hits = index::search_on(executor, &self.snapshot, &self.data, &query, wanted, scope)?;
+        hits.skip(options.offset);
+        Ok(hits)
     }
 }

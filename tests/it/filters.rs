@@ -245,3 +245,63 @@ fn filters_of_nothing_and_of_everything() {
     })
     .expect("no error");
 }
+
+/// Searches within a radius find all and only what lies within it, and pages of results follow one another.
+#[test]
+fn radius_and_pages_agree_with_brute_force() {
+    for metric in [Metric::L2, Metric::Dot] {
+        let dir = TempDir::new().expect("a directory");
+        let mut rng = ChaCha8Rng::seed_from_u64(31);
+        let rows = rows(6_000, &mut rng);
+        block_on(async {
+            let index = Shardex::create(config(&dir, metric)).await?;
+            let posting = |i: usize| Posting::new(PostingKey::new(i as u128, 0, 1), rows[i].clone()).tagged(i as u64 % 2);
+            index.add_postings((0..rows.len()).map(posting).collect()).await?;
+            index.optimize().await?;
+            let (mut wanted, mut found) = (0, 0);
+            for query in rows.iter().step_by(101) {
+                let all = nearest(metric, query, &rows, &|_| true, rows.len());
+                for count in [0, 1, 7, 60] {
+                    // Between two neighbours, so that rounding decides nothing.
+                    let at = |i: usize| distance(metric, query, &rows[all[i]]);
+                    let score = if count == 0 { 1e-3 - at(0) } else { -(at(count - 1) + at(count)) / 2.0 };
+                    let options = SearchOptions::new(500).min_score(score);
+                    let exact = index.search_with(query, &options.clone().exact()).await?.results;
+                    let ids: BTreeSet<usize> = exact.iter().map(|r| r.document_id.0 as usize).collect();
+                    assert_eq!(ids, all[..count].iter().copied().collect(), "{count}");
+                    let fast = index.search_with(query, &options.recall(0.95)).await?.results;
+                    assert!(fast.iter().all(|r| r.similarity_score >= score));
+                    wanted += count;
+                    found += fast.len();
+                }
+                let filter = Filter::all_tags(1);
+                let options = SearchOptions::new(12).exact().filter(filter);
+                let mut wide = options.clone();
+                wide.k = 36;
+                let whole = index.search_with(query, &wide).await?.results;
+                let pages = [0, 12, 24].map(|offset| options.clone().offset(offset));
+                let mut paged = Vec::new();
+                for page in pages {
+                    paged.extend(index.search_with(query, &page).await?.results);
+                }
+                assert_eq!(paged, whole);
+            }
+            assert!(found * 100 >= wanted * 94, "{found} of {wanted} within the radius");
+            let beyond = index.search_with(&rows[0], &SearchOptions::new(5).offset(6_000)).await?;
+            assert!(beyond.results.is_empty());
+            for (options, name) in [
+                (SearchOptions::new(5).offset(usize::MAX), "offset"),
+                (SearchOptions::new(5).offset(999_996), "offset"),
+                (SearchOptions::new(5).min_score(f32::NAN), "min_score"),
+            ] {
+                let refused = index.search_with(&rows[0], &options).await;
+                assert!(
+                    matches!(refused, Err(ShardexError::InvalidArgument { argument, .. }) if argument == name),
+                    "{refused:?}"
+                );
+            }
+            Ok::<_, ShardexError>(())
+        })
+        .expect("no error");
+    }
+}
