@@ -94,8 +94,8 @@ pub use engine::{
 };
 #[cfg(feature = "internals")]
 pub use engine::{Engine, FlushStep};
-pub use filter::Filter;
 pub use error::{LockHolder, Result, ShardexError};
+pub use filter::Filter;
 pub use id::{DocumentId, Generation, Lsn, ParseDocumentIdError, PostingKey, ShardId};
 pub use index::{Hit, Hits, ScanPosition};
 pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult, StopReason};

@@ -275,7 +275,13 @@ pub fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
     let results = found.results.len();
     let mut state = State::new();
     for r in found.results {
-        state.insert(&Posting { document_id: r.document_id, start: r.start, length: r.length, vector: r.vector, tags: r.tags });
+        state.insert(&Posting {
+            document_id: r.document_id,
+            start: r.start,
+            length: r.length,
+            vector: r.vector,
+            tags: r.tags,
+        });
     }
     for content in snapshot.payloads.iter() {
         let bytes = content.read(engine.data()).map_err(|e| format!("P4: {e}"))?.to_vec();

@@ -96,7 +96,9 @@ fn without_damaged_cells(report: &Report) -> Report {
 pub fn is_lazily_read(finding: &Finding) -> bool {
     // A damaged vector also makes the sum of its shard's vectors wrong.
     let of_older_log = finding.part == Part::Log && finding.slot.is_some();
-    of_older_log || matches!(finding.part, Part::Extent | Part::Cells | Part::Payload) || finding.kind == FindingKind::SumMismatch
+    of_older_log
+        || matches!(finding.part, Part::Extent | Part::Cells | Part::Payload)
+        || finding.kind == FindingKind::SumMismatch
 }
 
 /// Reports whether the content read from the files equals that of the model. Under the cosine metric, components may

@@ -140,9 +140,7 @@ fn steps(step: &Step) -> Vec<Step> {
             .chain(below(count, 1).into_iter().map(|count| Step::Edit { first, count, bytes, salt }))
             .chain(below(bytes, 0).into_iter().map(|bytes| Step::Edit { first, count, bytes, salt }))
             .collect(),
-        Step::Cursor { bytes, salt } => {
-            below(bytes, 0).into_iter().map(|bytes| Step::Cursor { bytes, salt }).collect()
-        }
+        Step::Cursor { bytes, salt } => below(bytes, 0).into_iter().map(|bytes| Step::Cursor { bytes, salt }).collect(),
         Step::Batch { count, seed } => below(count, 1).into_iter().map(|count| Step::Batch { count, seed }).collect(),
         Step::Flush => vec![Step::Commit],
         Step::Reopen => vec![Step::Close],

@@ -23,7 +23,7 @@ use crate::{
     env::derived_rng,
     error::Result,
     failpoint::{protects, reached},
-    id::{ShardId, PostingKey},
+    id::{PostingKey, ShardId},
     lease::Allocation,
     shard::{DataFile, Lookup, Shard, SharedShard, StoreReason, StoredPosting, split},
     storage::StorageFile,

@@ -12,8 +12,8 @@ use super::{
     directory::{self, Directory, identity, in_data},
     index_files::IndexFiles,
     load_payloads,
-    state_blocks::StateBlocks,
     roots::{self, Roots},
+    state_blocks::StateBlocks,
     working::{self, Totals, Working},
 };
 use crate::{

@@ -4,9 +4,9 @@ use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     directory::Directory,
-    state_blocks::StateBlocks,
     pending_flush::PendingFlush,
     roots::Roots,
+    state_blocks::StateBlocks,
     stats::{FlushStats, RecoveryStats},
     working::{Working, searched},
 };
@@ -92,7 +92,7 @@ pub struct Engine<S: Storage> {
     pub(super) state_blocks: StateBlocks,
     /// Cursors of accepted batches that are not known to be durable, and the last durable one, in the order of their
     /// LSNs.
-    pub(super) cursors: VecDeque<(Lsn, Arc<[u8]>)>,
+    pub(super) cursors: VecDeque<(Lsn, Result<Arc<[u8]>>)>,
     pub(super) work: Working<S::File>,
     pub(super) flush: Option<PendingFlush<S>>,
     /// Snapshot that searches use.
@@ -244,7 +244,11 @@ impl<S: Storage> Engine<S> {
             self.work.shards.iter().flatten().flat_map(|shard| shard.extents()).map(|extent| extent.allocation());
         let cells = self.work.cells.iter().flat_map(|(cells, _)| cells.allocations());
         let flush = self.flush.iter().flat_map(PendingFlush::taken);
-        extents.chain(cells).chain(flush).chain(self.work.payload_space.allocations()).map(|allocation| allocation.run())
+        extents
+            .chain(cells)
+            .chain(flush)
+            .chain(self.work.payload_space.allocations())
+            .map(|allocation| allocation.run())
     }
 
     /// Returns the cost of document and key lookups since the open.

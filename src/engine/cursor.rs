@@ -17,16 +17,18 @@ impl<S: Storage> Engine<S> {
 
     /// Returns the cursor that no crash can undo: that of the last durable batch which set one. Empty before the first
     /// cursor, and if the open found no space for its recovery.
-    #[must_use]
-    pub fn durable_cursor(&self) -> Arc<[u8]> {
+    ///
+    /// # Errors
+    /// Returns `Corruption` if the cursor that the open found is damaged, until a later one is durable.
+    pub fn durable_cursor(&self) -> Result<Arc<[u8]>> {
         let durable = self.wal.durable_lsn();
         let last = self.cursors.iter().take_while(|&&(lsn, _)| lsn <= durable).last();
-        last.map(|(_, cursor)| Arc::clone(cursor)).unwrap_or_default()
+        last.map_or(Ok(Arc::default()), |(_, cursor)| cursor.clone())
     }
 
     /// Records that the batch accepted last has set the cursor.
     pub(super) fn cursor_changed(&mut self, cursor: &[u8]) {
-        self.cursors.push_back((self.wal.last_lsn(), cursor.into()));
+        self.cursors.push_back((self.wal.last_lsn(), Ok(cursor.into())));
         // Of the durable ones only the last is needed.
         let durable = self.wal.durable_lsn();
         while self.cursors.get(1).is_some_and(|&(lsn, _)| lsn <= durable) {
@@ -34,14 +36,11 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Takes the cursor of the recovered state as durable. Without space for a recovery nothing is known to be durable.
-    ///
-    /// # Errors
-    /// Returns `Corruption` if the stored cursor is damaged.
-    pub(super) fn cursor_recovered(&mut self) -> Result<()> {
+    /// Takes the cursor of the recovered state as durable. Without space for a recovery nothing is known to be durable. A
+    /// damaged cursor is an error of the calls that return it, not of the open.
+    pub(super) fn cursor_recovered(&mut self) {
         if self.read_only.is_none() {
-            self.cursors.push_back((Lsn(0), self.cursor()?.into()));
+            self.cursors.push_back((Lsn(0), self.cursor().map(Arc::from)));
         }
-        Ok(())
     }
 }

@@ -26,9 +26,9 @@ use super::{
     core::Engine,
     directory,
     findings::Component,
-    state_blocks::BlockChanges,
     pending_flush::{PendingFlush, Stage},
     quick_check::quick_check,
+    state_blocks::BlockChanges,
     stats::FlushStats,
 };
 use crate::{

@@ -79,7 +79,7 @@ pub(super) fn open_locked<S: Storage>(
         let began = env.clock.elapsed();
         let mut engine = found.engine(storage, options, env, Origin::Existing)?;
         engine.recover()?;
-        engine.cursor_recovered()?;
+        engine.cursor_recovered();
         engine.recovery.duration = env.clock.elapsed().saturating_sub(began);
         Ok(engine)
     };

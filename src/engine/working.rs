@@ -16,7 +16,7 @@ use crate::{
     format::{geometry::IndexParams, node::BlockPointer},
     index::RoutingTable,
     lease::{Allocation, Lease},
-    payload::{PayloadSpace, PayloadIndex},
+    payload::{PayloadIndex, PayloadSpace},
     shard::{DataFile, Finder, Shard, SharedShard},
     space::{Reclaimer, Use},
     storage::StorageFile,

@@ -9,7 +9,7 @@ use super::{
     resolve::{self, RangeDocuments},
 };
 use crate::{
-    batch::{WriteBatch, Written},
+    batch::{Operation, WriteBatch, Written},
     error::{Result, ShardexError},
     format::{frame::FrameKind, record},
     id::{DocumentId, Lsn},
@@ -51,7 +51,9 @@ impl<S: Storage> Engine<S> {
     /// check of that flush failed.
     pub fn write(&mut self, batch: &WriteBatch) -> Result<Written> {
         self.check_writable()?;
-        let cursor = self.cursor()?;
+        // Read only if it is compared, so that a damaged cursor stops no other write, and can be set again.
+        let compares = |operation: &Operation| matches!(operation, Operation::SetCursor { expected: Some(_), .. });
+        let cursor = if batch.operations().iter().any(compares) { self.cursor()? } else { Vec::new() };
         let mut plan = Plan::of(batch.operations(), &cursor, self.data.geometry())?;
         resolve::changes(&mut plan, &mut self.work, &self.data)?;
         self.carry_out(plan, batch.len())

@@ -76,7 +76,9 @@ impl SearchScope {
     where
         L: Deref<Target = [u8]> + Clone,
     {
-        let ResultScope { k, mask: Some(mask), .. } = wanted else { return self.limit(cells, snapshot, wanted.k, part) };
+        let ResultScope { k, mask: Some(mask), .. } = wanted else {
+            return self.limit(cells, snapshot, wanted.k, part);
+        };
         if mask.passing <= k as u64 {
             return None;
         }

@@ -155,7 +155,9 @@ mod tests {
         assert_eq!(fingerprints.len(), 1_000);
         let (mut slots, mut vain) = (Vec::new(), 0);
         for n in 0..2_000u32 {
-            for lookup in [Lookup::Document(DocumentId(n.into())), Lookup::Key(PostingKey::new(u128::from(n), n % 7, 1))] {
+            for lookup in
+                [Lookup::Document(DocumentId(n.into())), Lookup::Key(PostingKey::new(u128::from(n), n % 7, 1))]
+            {
                 slots.clear();
                 fingerprints.slots(lookup, &mut slots);
                 assert!(slots.is_sorted());

@@ -1,5 +1,7 @@
 //! Reading stored postings back: by document, by key, in storage order, and page by page in the order of keys.
 
+use std::collections::BTreeSet;
+
 use super::{Shardex, snapshot::IndexSnapshot};
 use crate::{
     config::Metric,
@@ -10,7 +12,7 @@ use crate::{
     index::{self, ScanPosition, StoredSlot},
     payload::Payload,
     posting::Posting,
-    shard::{StoredRow, Lookup},
+    shard::{Lookup, StoredRow},
     storage::{MmapStorage, Storage},
 };
 
@@ -151,17 +153,21 @@ impl<S: Storage> IndexSnapshot<S> {
 
     /// Returns the ids of the documents with a payload that are after `after`, up to `most`, in ascending order.
     ///
-    /// Cost: one comparison per document with a payload.
+    /// Cost: one comparison per document with a payload. Memory: `most` ids.
     #[must_use]
     pub fn documents_with_payload(&self, after: Option<DocumentId>, most: usize) -> Vec<DocumentId> {
         let owners = self.snapshot.payloads.iter().filter_map(|content| match content.owner() {
             PayloadOwner::Document(document) => Some(document),
             PayloadOwner::Cursor => None,
         });
-        let mut documents: Vec<_> = owners.filter(|&document| Some(document) > after).collect();
-        documents.sort_unstable();
-        documents.truncate(most);
-        documents
+        let mut least = BTreeSet::new();
+        for document in owners.filter(|&document| Some(document) > after) {
+            least.insert(document);
+            if least.len() > most {
+                least.pop_last();
+            }
+        }
+        least.into_iter().collect()
     }
 
     /// Returns the application's cursor in this snapshot; empty if none was set. A crash may undo it.

@@ -16,7 +16,7 @@ use crate::{
     config::OpenOptions,
     engine::{Engine, Lent},
     env::Executor,
-    error::ShardexError,
+    error::{Result, ShardexError},
     index::Snapshot,
     shard::DataFile,
     storage::Storage,
@@ -46,7 +46,7 @@ pub(super) struct View<S: Storage> {
     pub(super) snapshot: Arc<Snapshot<Lent<S>>>,
     pub(super) data: Arc<DataFile<S::File>>,
     /// Cursor that no crash can undo; empty if there is none.
-    pub(super) durable_cursor: Arc<[u8]>,
+    pub(super) durable_cursor: Result<Arc<[u8]>>,
 }
 
 impl<S: Storage> View<S> {

@@ -47,11 +47,12 @@ impl<S: Storage> Shardex<S> {
     /// forgets what was read, wait until this cursor has passed it.
     ///
     /// # Errors
-    /// Returns `Closed` if the handle is closed.
+    /// Returns `Corruption` if the cursor that the open found is damaged, until a later one is durable, and `Closed` if the
+    /// handle is closed.
     pub async fn durable_cursor(&self) -> Result<Vec<u8>> {
         let shared = &self.inner.shared;
         let view = shared.view.load_full().ok_or_else(|| shared.gone())?;
-        Ok(view.durable_cursor.to_vec())
+        view.durable_cursor.as_ref().map(|cursor| cursor.to_vec()).map_err(Clone::clone)
     }
 
     /// Adds postings, all or none.

@@ -535,3 +535,45 @@ fn a_snapshot_keeps_its_tags_and_payloads() {
     })
     .expect("no error");
 }
+
+/// A damaged cursor is an error of the calls that return it. The index opens, and takes a new cursor.
+#[test]
+fn a_damaged_cursor_can_be_set_again() {
+    let test = TestIndex::small();
+    let mut engine = test.create();
+    let cursor = vec![0xC5; 100];
+    engine
+        .write(&batch(|b| {
+            b.add(posting(1, 0, 1)).set_cursor(cursor.clone());
+        }))
+        .expect("accepted");
+    engine.close().expect("closed");
+    drop(engine);
+    test.patch("data", |bytes| {
+        let at = bytes.windows(100).position(|part| part == cursor).expect("it is stored");
+        bytes[at + 50] ^= 1;
+    });
+    let mut engine = test.open();
+    let damaged = |result: Result<(), ShardexError>| matches!(result, Err(ShardexError::Corruption { .. }));
+    assert!(damaged(engine.cursor().map(drop)) && damaged(engine.durable_cursor().map(drop)));
+    assert!(!engine.check(CheckLevel::Full).expect("a report").is_clean());
+    let compared = batch(|b| {
+        b.set_cursor_if("next", cursor.clone());
+    });
+    assert!(damaged(engine.write(&compared).map(drop)));
+    engine.add(&documents(5..8)).expect("other writes go on");
+    engine
+        .write(&batch(|b| {
+            b.set_cursor("next");
+        }))
+        .expect("accepted");
+    assert_eq!(engine.cursor().expect("whole"), b"next");
+    assert!(damaged(engine.durable_cursor().map(drop)), "the new one is not durable yet");
+    engine.commit().expect("durable");
+    assert_eq!(*engine.durable_cursor().expect("durable"), *b"next");
+    engine.flush().expect("flushed");
+    engine.flush().expect("flushed");
+    engine.add(&documents(9..10)).expect("accepted");
+    engine.flush().expect("flushed");
+    check_clean(&engine);
+}

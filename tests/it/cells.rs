@@ -371,7 +371,11 @@ fn one_publication_after_another_comes_to_the_same_as_one_of_everything() {
             payloads: &published.payloads,
             encodes: true,
         };
-        let anew = Snapshot::empty(published.lsn, engine.geometry()).with_changes(engine.geometry(), 0..shards.len() as u32, state);
+        let anew = Snapshot::empty(published.lsn, engine.geometry()).with_changes(
+            engine.geometry(),
+            0..shards.len() as u32,
+            state,
+        );
         assert_eq!((anew.shards, anew.chunks.len()), (published.shards, published.chunks.len()), "write {n}");
         for (known, made) in published.chunks.iter().zip(&anew.chunks) {
             let of = |chunk: &Chunk<_>| -> Vec<(u32, u32, Option<usize>)> {

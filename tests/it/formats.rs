@@ -8,7 +8,8 @@ use shardex::{
     format::{
         batch::{BatchRecord, PayloadChange, RecordRow, TagChange},
         bucket::{
-            PayloadBytes, PayloadEntry, PayloadOwner, PayloadRun, decode_entries, decode_part, encode_entries, encode_part,
+            PayloadBytes, PayloadEntry, PayloadOwner, PayloadRun, decode_entries, decode_part, encode_entries,
+            encode_part,
         },
         frame::{self, Frame, FrameKind},
         geometry::IndexParams,
@@ -185,7 +186,10 @@ fn a_batch_is_these_bytes() {
     assert_eq!((decoded.documents, decoded.keys), (expected.documents, expected.keys));
     assert_eq!(decoded.tags, expected.tags);
     assert_eq!(decoded.payloads[1].payload.as_deref(), Some(b"a text".as_slice()));
-    assert_eq!((decoded.payloads[0].payload.as_ref(), decoded.cursor.as_deref()), (None, Some(b"offset 12".as_slice())));
+    assert_eq!(
+        (decoded.payloads[0].payload.as_ref(), decoded.cursor.as_deref()),
+        (None, Some(b"offset 12".as_slice()))
+    );
     assert_eq!(BatchRecord::decode(&untagged, 3).expect("a batch").postings, postings);
     for len in 0..tagged.len() {
         assert!(BatchRecord::decode(&tagged[..len], 3).is_err(), "{len} bytes");
@@ -316,8 +320,7 @@ fn indexes_of_version_2_open_with_all_they_hold() {
         };
         let payloads: Vec<Option<Vec<u8>>> = (0..7).map(payload).collect();
         let text = b"another text".to_vec();
-        let expected =
-            [Some(vec![]), Some(vec![2; 10]), Some(text), None, Some(vec![5; 5_000]), None, None];
+        let expected = [Some(vec![]), Some(vec![2; 10]), Some(text), None, Some(vec![5; 5_000]), None, None];
         assert_eq!(payloads, expected, "{kind}");
         assert_eq!(engine.cursor().expect("whole"), vec![0xC5; 100]);
         engine.add(&[posting(100, 0, vec![1.0, 2.0, 3.0])]).expect("it takes more");

@@ -244,7 +244,13 @@ fn killed_in_every_step_of_create_a_second_create_succeeds() {
             let storage = MmapStorage::new(&config.directory_path);
             let mut engine = Engine::create(storage, &config, &Env::system()).expect(step);
             engine
-                .add(&[Posting { document_id: DocumentId(1), start: 0, length: 1, vector: vector(1, DIMENSION), tags: 0 }])
+                .add(&[Posting {
+                    document_id: DocumentId(1),
+                    start: 0,
+                    length: 1,
+                    vector: vector(1, DIMENSION),
+                    tags: 0,
+                }])
                 .expect(step);
             engine.flush().expect(step);
             drop(engine);

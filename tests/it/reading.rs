@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
-use shardex::{DocumentId, IndexSnapshot, Metric, OpenOptions, Posting, PostingKey, Shardex, ShardexConfig, ShardexError};
+use shardex::{
+    DocumentId, IndexSnapshot, Metric, OpenOptions, Posting, PostingKey, Shardex, ShardexConfig, ShardexError,
+};
 use tempfile::TempDir;
 
 use crate::support::{block_on, vector};
