@@ -1,10 +1,12 @@
 //! Masks: which slots of a snapshot a filter lets pass.
 //!
 //! Invariants:
-//! 1. A mask is a function of the filter, and of the shards' slots and tags in the snapshot. Tombstones do not count:
-//!    whether a slot is live is tested apart.
+//! 1. A mask is a function of the filter, and of the shards' slots and tags in the snapshot. The bit of a slot
+//!    that is not live means nothing: whether a slot is live is tested apart.
 //! 2. The records of a shard's slots never change, so the mask of a shard is reused for a later snapshot in which the
 //!    shard has the same id, number of slots and tags. Within one open of an index, an LSN identifies all of them.
+//! 3. A mask is never reused for an earlier snapshot. A looked-up document sets the bits of live slots only, and a slot
+//!    that is removed in the later snapshot is live in the earlier one.
 
 use std::{ops::Deref, sync::Arc};
 
@@ -63,7 +65,7 @@ impl FilterMask {
     /// Returns `Corruption` if the records of a shard are damaged.
     pub fn of<F: StorageFile>(filter: &Filter, snapshot: &Snapshot<F::Lent>, data: &DataFile<F>) -> Result<Arc<Self>> {
         let before = filter.evaluated().and_then(|before| before.downcast::<Self>().ok());
-        let before = before.filter(|before| before.open == data.open_number());
+        let before = before.filter(|before| before.open == data.open_number() && before.lsn <= snapshot.lsn);
         if let Some(before) = &before
             && before.lsn == snapshot.lsn
         {

@@ -308,3 +308,29 @@ fn radius_and_pages_agree_with_brute_force() {
         .expect("no error");
     }
 }
+
+#[test]
+fn a_filter_used_on_a_later_snapshot_holds_for_an_earlier_one() {
+    let dir = TempDir::new().expect("a directory");
+    let rows = rows(1_000, &mut ChaCha8Rng::seed_from_u64(11));
+    block_on(async {
+        let index = Shardex::create(config(&dir, Metric::L2)).await?;
+        let posting = |i: usize| Posting::new(PostingKey::new(i as u128, 0, 1), rows[i].clone());
+        index.add_postings((0..rows.len()).map(posting).collect()).await?;
+        let earlier = index.snapshot().await?;
+        index.remove_documents(vec![DocumentId(5)]).await?;
+        let later = index.snapshot().await?;
+        let only = Filter::documents([DocumentId(5)]);
+        let others = !only.clone();
+        assert_eq!((later.len_of(&only)?, later.len_of(&others)?), (0, 999));
+        assert_eq!((earlier.len_of(&only)?, earlier.len_of(&others)?), (1, 999));
+        let nearest = |filter: &Filter| {
+            let options = SearchOptions::new(1).exact().filter(filter.clone());
+            earlier.search_with(&rows[5], &options).map(|answer| answer.results[0].document_id)
+        };
+        assert_eq!(nearest(&only)?, DocumentId(5));
+        assert_ne!(nearest(&others)?, DocumentId(5));
+        index.close().await
+    })
+    .expect("no error");
+}
