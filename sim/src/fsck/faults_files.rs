@@ -35,7 +35,10 @@ fn two_roots_of_two_indexes() {
 
 #[test]
 fn a_root_of_another_version_or_of_nonsense() {
-    let root = only(6, |root| root[8] = 2);
+    let root = only(6, |root| {
+        root[8] = 3;
+        root.resize(256, 0);
+    });
     named(&planted(&Tweaks { root, ..Tweaks::default() }), FindingKind::BadVersion, None, "root", 0);
     for (at, value) in [(40, 0u32), (44, 9), (48, 0), (56, 255), (60, 1 << 20)] {
         let root = only(6, move |root| set(root, at, value.to_le_bytes()));

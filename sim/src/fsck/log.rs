@@ -27,6 +27,8 @@ pub enum RecordKind {
     Close,
     /// Batch of version 2.
     Batch,
+    /// Kind of a later version.
+    Unknown,
 }
 
 /// Frame of the WAL.
@@ -145,7 +147,7 @@ impl<'a> Wal<'a> {
             3 => RecordKind::Padding,
             4 => RecordKind::Close,
             5 => RecordKind::Batch,
-            _ => return None,
+            _ => RecordKind::Unknown,
         };
         let bits = *head.get(25)?;
         let payload = u64::from(u32_at(head, 4)?);
@@ -324,6 +326,11 @@ fn chain(
         let frame = wal.frame(start + within, end);
         let fits = |frame: &Frame| frame.lsn == if frame.kind == RecordKind::Padding { lsn } else { missing };
         let Some(frame) = frame.filter(fits) else { break End::Torn { at: start + within, missing } };
+        // No crash makes a checksum that holds: a later version wrote this frame.
+        if frame.kind == RecordKind::Unknown {
+            find(FindingKind::BadVersion, frame.offset, "a frame of an unknown kind".into());
+            break End::Torn { at: frame.offset, missing };
+        }
         log.frames.push(frame);
         within += frame.bytes;
         lsn = frame.lsn;
@@ -381,7 +388,7 @@ impl Record {
             RecordKind::Add => add(&bytes, dimension),
             RecordKind::Remove => remove(&bytes),
             RecordKind::Batch => batch(&bytes, dimension).map(RecordBody::Batch),
-            RecordKind::Padding | RecordKind::Close => None,
+            RecordKind::Padding | RecordKind::Close | RecordKind::Unknown => None,
         };
         body.ok_or_else(|| format!("record {} of {} bytes is no {:?}", self.lsn, bytes.len(), self.kind))
     }
