@@ -9,11 +9,21 @@ pub const EXTENT_SLOTS: usize = 64;
 /// Otherwise it reads the records of all postings. Chosen, not measured.
 pub const LISTED_DOCUMENTS: usize = 8;
 
-/// A search with a filter whose results are far from the query scans several times as many cells as it takes to the last
-/// one that gives a result. The first number divided by the share that may be missed is the factor, limited to the range
-/// of the others. On 12,000 vectors in 40 clusters of 16 dimensions, a factor of 2 gave recalls of 0.95 to 0.98 at 0.95,
-/// and of 0.97 to 0.99 at 0.99.
-pub const PERSISTENCE: (f32, f32, f32) = (0.1, 2.0, 8.0);
+/// Persistence: a search with a filter scans at least this many times as many cells as it takes to the last one that gives
+/// a result.
+///
+/// On 12,000 vectors in 40 clusters of 16 dimensions, with 27 filters, 14 index ids, two metrics, targets of 0.9, 0.95 and
+/// 0.99, and 1, 10 and 100 results, 72 of 6,804 recalls were lower than asked without persistence, and none with it. It
+/// computes 7 % more distances. On 100,000 sentence embeddings with 10 % that pass it is 1.65 times as fast as the rule
+/// that it replaced, an impatience times the fourth root of the share that passes.
+pub const FILTERED_PERSISTENCE: f32 = 1.5;
+
+/// Persistence of a search with a filter whose results are far from the query: the first number divided by the share that
+/// may be missed, limited to the range of the others.
+///
+/// On 16,000 vectors in 60 clusters of 64 dimensions, where filters let only other clusters pass than the query's, a
+/// factor of 2 gave a recall of 0.87 to 0.94 at 0.95, and a factor of 4 the recall that was asked for.
+pub const PERSISTENCE: (f32, f32, f32) = (0.2, 3.0, 8.0);
 
 /// Cost of comparing a posting that passes a filter, in the unit of a search's cost, if many pass: 0.09 µs, where a search
 /// by cells takes 0.08 µs per unit (10 % of 100,000 sentence embeddings).

@@ -149,8 +149,8 @@ impl BatchRecord<Posting, Vec<u8>> {
     /// Parses the payload of a record.
     ///
     /// # Errors
-    /// Returns `FormatError` if the dimension differs from `dimension`, if an unused byte is not zero, or if the counts
-    /// and lengths do not match the length of the payload.
+    /// Returns `FormatError` if the dimension differs from `dimension`, if an unused byte is not zero, if tags are stored
+    /// that are all zeros, or if the counts and lengths do not match the length of the payload.
     pub fn decode(payload: &[u8], dimension: usize) -> Result<Self, FormatError> {
         let mut r = Reader::new(payload);
         let unix_ms = r.u64()?;
@@ -197,7 +197,11 @@ impl BatchRecord<Posting, Vec<u8>> {
             cursor: None,
         };
         if counts.is_tagged {
+            let at = r.at();
             record.postings.iter_mut().try_for_each(|posting| r.u64().map(|tags| posting.tags = tags))?;
+            if record.postings.iter().all(|posting| posting.tags == 0) {
+                return Err(FormatError::new(at, "tags that are all zeros"));
+            }
         }
         for _ in 0..counts.tags {
             record.tags.push(TagChange { key: read_key(r)?, tags: r.u64()? });

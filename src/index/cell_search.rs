@@ -199,7 +199,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
                 let patience =
                     effort.margin - effort.impatience * cells::quietness(self.quiet, self.gains, self.walked as u32);
                 self.cut = self.scanned >= limit.codes;
-                let persists = self.passed < limit.persistence * self.last_gain;
+                let persists = (self.passed as f32) < limit.persistence * self.last_gain as f32;
                 if self.cut || (beyond > patience * next.unit && !persists) {
                     return Ok(());
                 }

@@ -39,7 +39,7 @@ pub(super) struct SearchLimits {
     pub(super) except: Option<(u32, usize)>,
     /// The search scans at least this many times as many cells as it takes to the last one that gives a result. 0 for no
     /// such limit.
-    pub(super) persistence: usize,
+    pub(super) persistence: f32,
     /// Cost limit, in the unit of [`cost`](CellResults::cost). A search that exceeds it is abandoned. With the cost of
     /// an exhaustive search as the limit, the two searches together cost about twice an exhaustive one at most.
     pub(super) most: f64,
@@ -55,7 +55,7 @@ impl SearchLimits {
             unindexed: true,
             unindexed_deviations,
             except: None,
-            persistence: 0,
+            persistence: 0.0,
             most: f64::INFINITY,
         }
     }

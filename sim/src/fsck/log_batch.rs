@@ -80,6 +80,10 @@ pub(super) fn batch(bytes: &[u8], dimension: u32) -> Option<Batch> {
         for added in &mut batch.added {
             added.tags = at.u64()?;
         }
+        // An encoder stores no tags then, so that a batch has one encoding.
+        if batch.added.iter().all(|added| added.tags == 0) {
+            return None;
+        }
     }
     for _ in 0..count(28)? {
         batch.tags.push((at.key()?, at.u64()?));
