@@ -313,6 +313,23 @@ impl<S: Storage> Shardex<S> {
         block_on(self.inner.search_each(queries, options))
     }
 
+    /// Finds the nearest postings to a stored one. See [`search_like`](crate::Shardex::search_like).
+    ///
+    /// # Errors
+    /// Returns those of [`search_like`](crate::Shardex::search_like).
+    pub fn search_like(&self, posting: PostingKey, options: &SearchOptions) -> Result<SearchResponse> {
+        block_on(self.inner.search_like(posting, options))
+    }
+
+    /// Finds the nearest postings to a stored document. See
+    /// [`search_like_document`](crate::Shardex::search_like_document).
+    ///
+    /// # Errors
+    /// Returns those of [`search_like_document`](crate::Shardex::search_like_document).
+    pub fn search_like_document(&self, document: DocumentId, options: &SearchOptions) -> Result<SearchResponse> {
+        block_on(self.inner.search_like_document(document, options))
+    }
+
     /// Runs one search per query on all cores, without copying the results. See
     /// [`search_many_in_place`](crate::Shardex::search_many_in_place).
     ///

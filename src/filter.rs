@@ -15,7 +15,7 @@ use crate::id::{DocumentId, PostingKey};
 /// recall among them. If few pass, it computes the distances of all of them. Otherwise it scans codes as without a
 /// filter and passes over the others.
 ///
-/// Filters are combined by `&`, `|` and `!`. A clone shares the filter. Make a filter once and use it for many searches:
+/// To exclude some documents or postings, negate a list of them. Filters are combined by `&`, `|` and `!`. A clone shares the filter. Make a filter once and use it for many searches:
 /// it remembers which postings pass. After a write only the changed shards are evaluated again.
 ///
 /// Cost: the first search with a filter evaluates it for every posting of the snapshot: one read of a posting record
@@ -46,6 +46,8 @@ struct FilterNode {
 pub enum Condition {
     /// The document is in the list, which is sorted and has no duplicates.
     Documents(Box<[DocumentId]>),
+    /// The key is in the list, which is sorted and has no duplicates.
+    Postings(Box<[PostingKey]>),
     /// All bits of `all` are set, none of `none`, and at least one of `any` unless that is 0.
     Tags {
         /// Tags that must be set.
@@ -76,12 +78,13 @@ impl Filter {
     /// Cost: a sort, if the ids are not in ascending order.
     #[must_use]
     pub fn documents(documents: impl IntoIterator<Item = DocumentId>) -> Self {
-        let mut documents: Vec<DocumentId> = documents.into_iter().collect();
-        if !documents.is_sorted() {
-            documents.sort_unstable();
-        }
-        documents.dedup();
-        Self::new(Condition::Documents(documents.into()))
+        Self::new(Condition::Documents(sorted(documents)))
+    }
+
+    /// Returns a filter that postings with these keys pass, as [`documents`](Self::documents) does for documents.
+    #[must_use]
+    pub fn postings(keys: impl IntoIterator<Item = PostingKey>) -> Self {
+        Self::new(Condition::Postings(sorted(keys)))
     }
 
     /// Returns a filter that postings pass whose tags contain all the given ones. Every posting has all of none.
@@ -115,9 +118,52 @@ impl Filter {
     }
 
     /// Returns the condition.
+    #[cfg(feature = "internals")]
     #[must_use]
+    pub fn condition(&self) -> &Condition {
+        &self.0.condition
+    }
+
+    #[cfg(not(feature = "internals"))]
     pub(crate) fn condition(&self) -> &Condition {
         &self.0.condition
+    }
+
+    /// Reports whether a posting passes.
+    pub(crate) fn passes(&self, key: PostingKey, tags: u64) -> bool {
+        match self.condition() {
+            Condition::Documents(documents) => documents.binary_search(&key.document_id).is_ok(),
+            Condition::Postings(keys) => keys.binary_search(&key).is_ok(),
+            &Condition::Tags { all, any, none } => has_tags(tags, all, any, none),
+            Condition::Matching(matches) => matches(key),
+            Condition::All(filters) => filters.iter().all(|filter| filter.passes(key, tags)),
+            Condition::Any(filters) => filters.iter().any(|filter| filter.passes(key, tags)),
+            Condition::Not(filter) => !filter.passes(key, tags),
+        }
+    }
+
+    /// Reports whether a part of the filter is a predicate.
+    pub(crate) fn has_predicate(&self) -> bool {
+        match self.condition() {
+            Condition::Matching(_) => true,
+            Condition::All(filters) | Condition::Any(filters) => filters.iter().any(Self::has_predicate),
+            Condition::Not(filter) => filter.has_predicate(),
+            Condition::Documents(_) | Condition::Postings(_) | Condition::Tags { .. } => false,
+        }
+    }
+
+    /// Returns the documents that all passing postings belong to, ascending; `None` if they are not listed.
+    pub(crate) fn listed(&self) -> Option<Vec<DocumentId>> {
+        match self.condition() {
+            Condition::Documents(documents) => Some(documents.to_vec()),
+            Condition::Postings(keys) => {
+                let mut documents: Vec<DocumentId> = keys.iter().map(|key| key.document_id).collect();
+                documents.dedup();
+                Some(documents)
+            }
+            Condition::All(filters) => filters.iter().filter_map(Self::listed).min_by_key(Vec::len),
+            Condition::Tags { .. } | Condition::Matching(_) | Condition::Any(_) | Condition::Not(_) => None,
+        }
     }
 
     /// Returns what the last evaluation has left.
@@ -129,6 +175,21 @@ impl Filter {
     pub(crate) fn remember(&self, evaluated: Arc<dyn Any + Send + Sync>) {
         *self.0.evaluated.lock().unwrap_or_else(PoisonError::into_inner) = Some(evaluated);
     }
+}
+
+/// Sorts a list and removes duplicates.
+fn sorted<T: Ord>(list: impl IntoIterator<Item = T>) -> Box<[T]> {
+    let mut list: Vec<T> = list.into_iter().collect();
+    if !list.is_sorted() {
+        list.sort_unstable();
+    }
+    list.dedup();
+    list.into()
+}
+
+/// Reports whether tags contain all of `all`, none of `none`, and one of `any` unless that is 0.
+pub(crate) fn has_tags(tags: u64, all: u64, any: u64, none: u64) -> bool {
+    tags & all == all && (any == 0 || tags & any != 0) && tags & none == 0
 }
 
 impl BitAnd for Filter {
@@ -174,6 +235,7 @@ impl fmt::Debug for Filter {
         };
         match self.condition() {
             Condition::Documents(documents) => write!(f, "{} documents", documents.len()),
+            Condition::Postings(keys) => write!(f, "{} postings", keys.len()),
             Condition::Tags { all, any, none } => write!(f, "tags(all {all:#x}, any {any:#x}, none {none:#x})"),
             Condition::Matching(_) => f.write_str("a predicate"),
             Condition::All(filters) => list(f, filters, " & "),

@@ -46,7 +46,7 @@
 //! codes    distance   one-bit codes, kernels
 //! lease               read access to bytes of the data file
 //! storage             the contract, the mmap backend
-//! batch config posting filter error id limits tuning env runtime failpoint
+//! batch config posting explain filter error id limits tuning env runtime failpoint
 //! ```
 
 #![cfg_attr(
@@ -74,7 +74,7 @@ macro_rules! internal {
     };
 }
 
-internal! { batch cells codes distance engine error failpoint filter format index lease payload shard space storage tuning wal }
+internal! { batch cells codes distance engine error explain failpoint filter format index lease payload shard space storage tuning wal }
 pub mod blocking;
 mod config;
 pub mod env;
@@ -95,10 +95,11 @@ pub use engine::{
 #[cfg(feature = "internals")]
 pub use engine::{Engine, FlushStep};
 pub use error::{LockHolder, Result, ShardexError};
+pub use explain::{CellStep, FilterStep, SearchPlan, ShardStep, StopReason};
 pub use filter::Filter;
 pub use id::{DocumentId, Generation, Lsn, ParseDocumentIdError, PostingKey, ShardId};
 pub use index::{Hit, Hits, ScanPosition};
-pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult, StopReason};
+pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult};
 pub use shardex::{IndexSnapshot, PostingScan, Shardex};
 
 /// The program in the README compiles.

@@ -1,6 +1,7 @@
 //! Input and output of the API: postings, search options and search results.
 
 use crate::{
+    explain::{SearchPlan, StopReason},
     filter::Filter,
     id::{DocumentId, Lsn, PostingKey},
 };
@@ -61,6 +62,8 @@ pub struct SearchResult {
     pub similarity_score: f32,
     /// Tags of the posting.
     pub tags: u64,
+    /// Payload of the document, if the search asked for it by [`SearchOptions::with_payload`]; `None` if it has none.
+    pub payload: Option<Vec<u8>>,
 }
 
 /// Options of a search.
@@ -106,13 +109,57 @@ pub struct SearchOptions {
     /// sum is at most [`MAX_K`](crate::limits::MAX_K). Pages of one snapshot fit together if the search is exact.
     /// Otherwise a later page has the recall of a larger search, and may repeat a result or miss one.
     pub offset: usize,
+    /// Number of results per document at most; `None` to count postings. With a number, `k` and `offset` count documents:
+    /// the search returns the `k` nearest documents, each with its nearest postings up to this number, in the order of
+    /// their nearest postings. At least 1, and `k` times it at most [`MAX_K`](crate::limits::MAX_K).
+    ///
+    /// A document is as near as its nearest posting, and the target recall holds for documents. Cost: more than for
+    /// postings if many near postings belong to the same documents. If they are more than 900, everything is compared. With
+    /// more than one result per document, all postings of the documents found are compared.
+    pub per_document: Option<usize>,
+    /// Whether the results carry a copy of their document's payload.
+    pub with_payload: bool,
+    /// Whether the response has a [`SearchPlan`]: how the search ran, for people to read.
+    pub explain: bool,
 }
 
 impl SearchOptions {
     /// Returns options for the `k` nearest, with every other option at its default.
     #[must_use]
     pub fn new(k: usize) -> Self {
-        Self { k, slop: None, recall: None, exact: false, filter: None, min_score: None, offset: 0 }
+        Self {
+            k,
+            slop: None,
+            recall: None,
+            exact: false,
+            filter: None,
+            min_score: None,
+            offset: 0,
+            per_document: None,
+            with_payload: false,
+            explain: false,
+        }
+    }
+
+    /// Counts documents: `k` documents, each with `most` results at most.
+    #[must_use]
+    pub fn per_document(mut self, most: usize) -> Self {
+        self.per_document = Some(most);
+        self
+    }
+
+    /// Asks for a copy of the payload with each result.
+    #[must_use]
+    pub fn with_payload(mut self) -> Self {
+        self.with_payload = true;
+        self
+    }
+
+    /// Asks for an explanation of how the search ran.
+    #[must_use]
+    pub fn explain(mut self) -> Self {
+        self.explain = true;
+        self
     }
 
     /// Sets the probe count: the number of shards to scan.
@@ -196,17 +243,6 @@ pub struct SearchResponse {
     pub calibrated: bool,
     /// LSN of the last write that the search saw, or of a closing mark after it.
     pub lsn: Lsn,
-}
-
-/// Reason why a search stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StopReason {
-    /// The search likely reached the target recall. With only a `slop`: it scanned all cells, which have fewer
-    /// codes than `slop` allows.
-    Reached,
-    /// The search was exhaustive.
-    Everything,
-    /// The search used up the work that `slop` allows.
-    Slop,
+    /// How the search ran, if it was asked for by [`SearchOptions::explain`].
+    pub plan: Option<Box<SearchPlan>>,
 }

@@ -43,6 +43,7 @@
 pub mod case;
 pub mod conformance;
 pub mod explorer;
+pub mod filters;
 pub mod fsck;
 pub mod fuzz;
 mod hashed;

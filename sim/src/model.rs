@@ -17,6 +17,7 @@ use shardex::{
     CheckLevel, DocumentId, Engine, Lsn, Metric, Posting, PostingKey, WriteBatch,
     batch::Operation,
     engine::batch,
+    filter::{Condition, Filter},
     format::bucket::PayloadOwner,
     index::{self, SearchScope},
     storage::Storage,
@@ -249,6 +250,15 @@ fn carry_out(state: &mut State, operation: &Operation) {
             state.vectors.remove(&raw(key));
             state.tags.remove(&raw(key));
         }
+        Operation::RemoveMatching(filter) => {
+            let tags_of = |key: &Key| state.tags.get(key).copied().unwrap_or(0);
+            let found: Vec<Key> =
+                state.vectors.keys().filter(|key| is_wanted(filter, **key, tags_of(key))).copied().collect();
+            for key in found {
+                state.vectors.remove(&key);
+                state.tags.remove(&key);
+            }
+        }
         Operation::SetTags(key, tags) => state.set_tags(raw(key), *tags),
         Operation::SetPayload(document, payload) => {
             state.payloads.insert(document.0, payload.clone());
@@ -257,6 +267,24 @@ fn carry_out(state: &mut State, operation: &Operation) {
             state.payloads.remove(&document.0);
         }
         Operation::SetCursor { cursor, .. } => state.cursor.clone_from(cursor),
+    }
+}
+
+/// Reports whether a posting passes a filter. It does not ask the engine's own evaluation.
+#[must_use]
+pub fn is_wanted(filter: &Filter, key: Key, tags: u64) -> bool {
+    match filter.condition() {
+        Condition::Documents(documents) => documents.iter().any(|document| document.0 == key.0),
+        Condition::Postings(keys) => keys.iter().any(|k| (k.document_id.0, k.start, k.length) == key),
+        Condition::Tags { all, any, none } => {
+            let each = |bits: &u64| (0..64).filter(|bit| bits >> bit & 1 == 1).collect::<Vec<u32>>();
+            let has = |bit: &u32| tags >> bit & 1 == 1;
+            each(all).iter().all(has) && (*any == 0 || each(any).iter().any(has)) && !each(none).iter().any(has)
+        }
+        Condition::Matching(matches) => matches(PostingKey::new(key.0, key.1, key.2)),
+        Condition::All(filters) => filters.iter().all(|filter| is_wanted(filter, key, tags)),
+        Condition::Any(filters) => filters.iter().any(|filter| is_wanted(filter, key, tags)),
+        Condition::Not(filter) => !is_wanted(filter, key, tags),
     }
 }
 

@@ -7,12 +7,16 @@ use shardex::{
     engine::Lent,
     env::Env,
     index::{self, SearchScope, Snapshot},
+    shard::DataFile,
     storage::Storage,
 };
 
+use crate::filters::Filters;
+
 /// Reader: a snapshot and the hits of an exact search, both in place and copied.
 struct Reader<S: Storage> {
-    _snapshot: Arc<Snapshot<Lent<S>>>,
+    snapshot: Arc<Snapshot<Lent<S>>>,
+    data: Arc<DataFile<S::File>>,
     hits: Hits<S::File>,
     seen: Vec<SearchResult>,
 }
@@ -42,7 +46,7 @@ impl<S: Storage> Readers<S> {
         let k = snapshot.live as usize + 1;
         let hits = index::search(&snapshot, engine.data(), &query, k, SearchScope::exact())?;
         let seen = hits.to_response().results;
-        self.kept.push(Reader { _snapshot: snapshot, hits, seen });
+        self.kept.push(Reader { snapshot, data: Arc::clone(engine.data()), hits, seen });
         Ok(())
     }
 
@@ -56,6 +60,14 @@ impl<S: Storage> Readers<S> {
         } else {
             Err(wrong("a reader reads something else than it did"))
         }
+    }
+
+    /// Checks that searches by filters of the readers' snapshots find what passes.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Filters::check`].
+    pub fn check_filters(&self, filters: &Filters) -> Result<()> {
+        self.kept.iter().try_for_each(|reader| filters.check::<S>(&reader.snapshot, &reader.data))
     }
 
     /// Checks readers after their engine was dropped: while they live, an open must fail with [`LockHolder::Reader`].

@@ -147,6 +147,7 @@ fn steps(step: &Step) -> Vec<Step> {
         Step::OptimizeUntil { questions } => std::iter::once(Step::Optimize)
             .chain(below(questions, 0).into_iter().map(|questions| Step::OptimizeUntil { questions }))
             .collect(),
+        Step::RemoveMatching { seed } => below(seed, 0).into_iter().map(|seed| Step::RemoveMatching { seed }).collect(),
         Step::Commit | Step::Close | Step::SecondOpen | Step::Optimize | Step::Read => Vec::new(),
     }
 }

@@ -125,6 +125,14 @@ pub fn search_options(options: &SearchOptions) -> Result<()> {
     if options.k.saturating_add(options.offset) > limits::MAX_K {
         return refuse("offset", format!("{} + k {} is over {}", options.offset, options.k, limits::MAX_K));
     }
+    if let Some(most) = options.per_document {
+        if most == 0 {
+            return refuse("per_document", "0 results of a document are none; leave it out to count postings".into());
+        }
+        if options.k.saturating_mul(most) > limits::MAX_K {
+            return refuse("per_document", format!("{most} × k {} is over {}", options.k, limits::MAX_K));
+        }
+    }
     if options.min_score.is_some_and(f32::is_nan) {
         return refuse("min_score", "it is not a number".into());
     }

@@ -10,6 +10,7 @@ use super::batch::{self, Row};
 use crate::{
     batch::Operation,
     error::{Result, ShardexError},
+    filter::Filter,
     format::{
         batch::{BatchRecord, PayloadChange, RecordRow, TagChange},
         geometry::IndexParams,
@@ -38,6 +39,16 @@ pub struct Plan<'a> {
     added: BTreeMap<PostingKey, usize>,
 }
 
+/// Postings that are stored before a batch.
+pub trait StoredPostings {
+    /// Calls `visit` with the key and the tags of each stored posting of the listed documents, or of all documents if
+    /// `listed` is `None`. May visit others too.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if a shard is damaged.
+    fn visit(&mut self, listed: Option<&[DocumentId]>, visit: &mut dyn FnMut(PostingKey, u64)) -> Result<()>;
+}
+
 /// Returns the keys that all postings of a document lie between.
 fn keys_of(document: DocumentId) -> std::ops::RangeInclusive<PostingKey> {
     let key = |start, length| PostingKey { document_id: document, start, length };
@@ -45,12 +56,17 @@ fn keys_of(document: DocumentId) -> std::ops::RangeInclusive<PostingKey> {
 }
 
 impl<'a> Plan<'a> {
-    /// Plans the operations of a batch. `cursor` is the cursor before it.
+    /// Plans the operations of a batch. `cursor` is the cursor before it, `stored` the postings.
     ///
     /// # Errors
     /// Returns `InvalidDimension`, `InvalidVector`, `InvalidPosting` or `InvalidOperation` with the position of the first
-    /// invalid operation, or `CursorMismatch`.
-    pub fn of(operations: &'a [Operation], cursor: &[u8], geometry: &IndexParams) -> Result<Self> {
+    /// invalid operation, or `CursorMismatch`. Returns the errors of `stored`, which is asked for removals by filter only.
+    pub fn of(
+        operations: &'a [Operation],
+        cursor: &[u8],
+        geometry: &IndexParams,
+        stored: &mut impl StoredPostings,
+    ) -> Result<Self> {
         let mut plan = Self::default();
         let mut expected_now = cursor;
         for (index, operation) in operations.iter().enumerate() {
@@ -69,6 +85,11 @@ impl<'a> Plan<'a> {
                 }
                 Operation::RemoveDocument(document) => plan.remove_document(*document),
                 Operation::RemovePosting(key) => plan.remove_posting(*key),
+                Operation::RemoveMatching(filter) if filter.has_predicate() => {
+                    let reason = "its filter has a predicate: list documents or postings, or use tags".into();
+                    return Err(ShardexError::InvalidOperation { index, reason });
+                }
+                Operation::RemoveMatching(filter) => plan.remove_matching(filter, stored)?,
                 Operation::SetTags(key, tags) => plan.set_tags(*key, *tags),
                 Operation::SetPayload(document, payload) => {
                     at_most(index, "payload", payload.len(), limits::MAX_PAYLOAD_BYTES)?;
@@ -198,6 +219,20 @@ impl<'a> Plan<'a> {
         if !self.documents.contains(&key.document_id) {
             self.keys.insert(key);
         }
+    }
+
+    /// Removes what passes a filter, as the operations before have left it.
+    fn remove_matching(&mut self, filter: &Filter, stored: &mut impl StoredPostings) -> Result<()> {
+        let added = self.added.iter().filter(|&(&key, &row)| filter.passes(key, self.rows[row].tags));
+        let mut found: Vec<PostingKey> = added.map(|(&key, _)| key).collect();
+        stored.visit(filter.listed().as_deref(), &mut |key, tags| {
+            let is_gone = self.documents.contains(&key.document_id) || self.keys.contains(&key) || self.adds(&key);
+            if !is_gone && filter.passes(key, self.tags.get(&key).copied().unwrap_or(tags)) {
+                found.push(key);
+            }
+        })?;
+        found.into_iter().for_each(|key| self.remove_posting(key));
+        Ok(())
     }
 
     fn set_tags(&mut self, key: PostingKey, tags: u64) {

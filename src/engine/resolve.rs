@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
-use super::{plan::Plan, working::Working};
+use super::{
+    plan::{Plan, StoredPostings},
+    working::Working,
+};
 use crate::{
     error::Result,
     format::bucket::PayloadOwner,
-    id::DocumentId,
+    id::{DocumentId, PostingKey},
     shard::{DataFile, Lookup, StoredPosting, record},
     storage::StorageFile,
 };
@@ -32,6 +35,66 @@ pub fn changes<F: StorageFile>(plan: &mut Plan<'_>, work: &mut Working<F>, data:
     plan.tags.retain(|&key, tags| stored(work, Lookup::Key(key)).is_some_and(|found| found != *tags));
     failed?;
     drop_absent_payloads(plan, work);
+    Ok(())
+}
+
+/// Postings in the working state.
+pub struct WorkingPostings<'a, F: StorageFile> {
+    /// State to read.
+    pub work: &'a mut Working<F>,
+    /// Data file.
+    pub data: &'a DataFile<F>,
+}
+
+impl<F: StorageFile> StoredPostings for WorkingPostings<'_, F> {
+    fn visit(&mut self, listed: Option<&[DocumentId]>, visit: &mut dyn FnMut(PostingKey, u64)) -> Result<()> {
+        let Self { work, data } = self;
+        match listed {
+            Some(documents) if documents.len() as u128 * LOOKUP_POSTINGS < u128::from(work.totals.live) => {
+                documents.iter().try_for_each(|&document| visit_document(work, data, document, visit))
+            }
+            _ => visit_all(work, data, visit),
+        }
+    }
+}
+
+/// Visits the postings of one document.
+fn visit_document<F: StorageFile>(
+    work: &mut Working<F>,
+    data: &DataFile<F>,
+    document: DocumentId,
+    visit: &mut dyn FnMut(PostingKey, u64),
+) -> Result<()> {
+    let Working { shards, finder, figures, .. } = work;
+    let (mut candidates, mut found) = (Vec::new(), Vec::new());
+    finder.counts.lookups += 1;
+    finder.candidates(Lookup::Document(document), &mut candidates);
+    for number in candidates {
+        let Some(Some(shard)) = shards.get(number) else { continue };
+        if finder.find(data, number, shard, Lookup::Document(document), &mut found)? {
+            figures.note(number as u32);
+        }
+        found.drain(..).for_each(|(slot, posting)| visit(posting.key(), shard.tags().get(slot)));
+    }
+    Ok(())
+}
+
+/// Visits every live posting.
+fn visit_all<F: StorageFile>(
+    work: &Working<F>,
+    data: &DataFile<F>,
+    visit: &mut dyn FnMut(PostingKey, u64),
+) -> Result<()> {
+    let geometry = data.geometry();
+    let slots = geometry.extent_slots();
+    for shard in work.shards.iter().flatten() {
+        for (e, extent) in shard.extents().iter().enumerate() {
+            let bytes = extent.slots(data)?;
+            for i in (0..extent.used()).filter(|i| shard.is_live(e * slots + i)) {
+                visit(record(bytes, i, geometry).key(), shard.tags().get(e * slots + i));
+            }
+        }
+    }
     Ok(())
 }
 
@@ -87,16 +150,12 @@ pub fn range<F: StorageFile>(
     if (last - first).saturating_mul(LOOKUP_POSTINGS) < u128::from(work.totals.live + work.payloads.payloads()) {
         return Ok(RangeDocuments { documents: (first..=last).map(DocumentId).collect(), are_stored: false });
     }
-    let geometry = data.geometry();
-    let slots = geometry.extent_slots();
     let mut stored = BTreeSet::new();
-    for shard in work.shards.iter().flatten() {
-        for (e, extent) in shard.extents().iter().enumerate() {
-            let bytes = extent.slots(data)?;
-            let live = (0..extent.used()).filter(|i| shard.is_live(e * slots + i));
-            stored.extend(live.map(|i| record(bytes, i, geometry).document_id).filter(|id| range.contains(id)));
+    visit_all(work, data, &mut |key, _| {
+        if range.contains(&key.document_id) {
+            stored.insert(key.document_id);
         }
-    }
+    })?;
     let with_payload = work.payloads.iter().filter_map(|content| match content.owner() {
         PayloadOwner::Document(document) => Some(document),
         PayloadOwner::Cursor => None,

@@ -6,7 +6,7 @@ use super::{
     apply::{self, Applied, Context},
     core::Engine,
     plan::Plan,
-    resolve::{self, RangeDocuments},
+    resolve::{self, RangeDocuments, WorkingPostings},
 };
 use crate::{
     batch::{Operation, WriteBatch, Written},
@@ -54,7 +54,8 @@ impl<S: Storage> Engine<S> {
         // Read only if it is compared, so that a damaged cursor stops no other write, and can be set again.
         let compares = |operation: &Operation| matches!(operation, Operation::SetCursor { expected: Some(_), .. });
         let cursor = if batch.operations().iter().any(compares) { self.cursor()? } else { Vec::new() };
-        let mut plan = Plan::of(batch.operations(), &cursor, self.data.geometry())?;
+        let mut stored = WorkingPostings { work: &mut self.work, data: &*self.data };
+        let mut plan = Plan::of(batch.operations(), &cursor, self.data.geometry(), &mut stored)?;
         resolve::changes(&mut plan, &mut self.work, &self.data)?;
         self.carry_out(plan, batch.len())
     }

@@ -73,7 +73,7 @@ pub(super) fn search_cells_extending<F: StorageFile, B: Deref<Target = [u8]>>(
             data,
             cells,
             vector,
-            top: TopK::within(wanted.k, wanted.farthest),
+            top: wanted.top(),
             visited,
             computed: 0,
             scanned: 0,

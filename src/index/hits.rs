@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use super::{
     snapshot::{Snapshot, extent_slot, shard_of},
-    topk::Candidate,
+    candidate::Candidate,
 };
 use crate::{
     config::Metric,
+    explain::{CellStep, ShardStep, StopReason},
     id::DocumentId,
-    posting::{SearchResponse, SearchResult, StopReason},
+    posting::{SearchResponse, SearchResult},
     shard::DataFile,
     storage::{MmapFile, StorageFile},
 };
@@ -27,6 +28,8 @@ pub struct Hits<F: StorageFile = MmapFile> {
     pub(super) shards_scanned: usize,
     pub(super) cells_scanned: usize,
     pub(super) aim: SearchSummary,
+    /// Search by cells that ran, if one did.
+    pub(super) by_cells: Option<CellStep>,
 }
 
 /// Target of a search and the reason why it stopped.
@@ -38,6 +41,22 @@ pub(super) struct SearchSummary {
     pub(super) stopped: StopReason,
     /// Whether the query is like the calibration queries.
     pub(super) calibrated: bool,
+}
+
+impl SearchSummary {
+    /// Returns what holds for this search and another one together.
+    pub(super) fn joined(self, other: Self) -> Self {
+        let recall = match (self.recall, other.recall) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            _ => None,
+        };
+        let stopped = match (self.stopped, other.stopped) {
+            (StopReason::Everything, other) => other,
+            (StopReason::Reached, StopReason::Slop) => StopReason::Slop,
+            (stopped, _) => stopped,
+        };
+        Self { recall, stopped, calibrated: self.calibrated && other.calibrated }
+    }
 }
 
 /// One posting of [`Hits`].
@@ -109,6 +128,13 @@ impl<F: StorageFile> Hits<F> {
         self.aim.calibrated
     }
 
+    /// Returns the search by cells and the comparison of whole shards that ran.
+    pub(crate) fn steps(&self) -> (Option<CellStep>, Option<ShardStep>) {
+        let by_cells = self.by_cells.map_or(0, |step| step.distances);
+        let compared = ShardStep { shards: self.shards_scanned, distances: self.computed.saturating_sub(by_cells) };
+        (self.by_cells, (self.shards_scanned > 0).then_some(compared))
+    }
+
     /// Iterates the hits, nearest first. Equal scores are ordered by (document id, start, length).
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Hit<'_>> {
         self.nearest.iter().map(|candidate| self.hit(candidate))
@@ -142,6 +168,7 @@ impl<F: StorageFile> Hits<F> {
             vector: if cosine { hit.vector.iter().map(|x| x * hit.norm).collect() } else { hit.vector.to_vec() },
             similarity_score: hit.similarity_score,
             tags: hit.tags,
+            payload: None,
         };
         SearchResponse {
             results: self.iter().map(result).collect(),
@@ -153,6 +180,7 @@ impl<F: StorageFile> Hits<F> {
             stopped: self.aim.stopped,
             calibrated: self.aim.calibrated,
             lsn: self.snapshot.lsn,
+            plan: None,
         }
     }
 }

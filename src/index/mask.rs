@@ -16,8 +16,9 @@ use super::{
 };
 use crate::{
     error::Result,
-    filter::{Condition, Filter},
-    id::{DocumentId, Lsn, ShardId},
+    failpoint::holds,
+    filter::{Condition, Filter, has_tags},
+    id::{Lsn, PostingKey, ShardId},
     shard::{DataFile, Lookup, Shard, Tags, record},
     storage::StorageFile,
     tuning,
@@ -105,10 +106,15 @@ impl FilterMask {
         if stale.is_empty() {
             return Ok(());
         }
-        if let Condition::Documents(documents) = filter.condition()
-            && documents.len() * tuning::LISTED_DOCUMENTS < snapshot.live as usize / 64
-        {
-            return self.look_up(documents, snapshot, data, stale);
+        let are_few = |listed: usize| listed * tuning::LISTED_DOCUMENTS < snapshot.live as usize / 64;
+        match filter.condition() {
+            Condition::Documents(documents) if are_few(documents.len()) => {
+                return self.look_up(documents.iter().copied().map(Lookup::Document), snapshot, data, stale);
+            }
+            Condition::Postings(keys) if are_few(keys.len()) => {
+                return self.look_up(keys.iter().copied().map(Lookup::Key), snapshot, data, stale);
+            }
+            _ => {}
         }
         let parts: Vec<Arc<Self>> = match filter.condition() {
             Condition::All(filters) | Condition::Any(filters) => {
@@ -129,11 +135,12 @@ impl FilterMask {
                 }
                 Condition::Not(_) => (0..len).map(|i| !of_part(&parts[0], i)).collect(),
                 &Condition::Tags { all, any, none } => {
-                    bits(shard.len(), |slot| has(shard.tags().get(slot), all, any, none))
+                    bits(shard.len(), |slot| has_tags(shard.tags().get(slot), all, any, none))
                 }
                 Condition::Documents(documents) => {
                     of_records(shard, data, |key| documents.binary_search(&key.document_id).is_ok())?
                 }
+                Condition::Postings(keys) => of_records(shard, data, |key| keys.binary_search(&key).is_ok())?,
                 Condition::Matching(matches) => of_records(shard, data, matches)?,
             };
             self.put(number, shard, words);
@@ -152,18 +159,18 @@ impl FilterMask {
         self.shards[number as usize] = Some(mask);
     }
 
-    /// Looks up the documents of a short list.
+    /// Looks up the documents or postings of a short list.
     fn look_up<F: StorageFile>(
         &mut self,
-        documents: &[DocumentId],
+        listed: impl Iterator<Item = Lookup>,
         snapshot: &Snapshot<F::Lent>,
         data: &DataFile<F>,
         stale: &[(u32, &Shard<F::Lent>)],
     ) -> Result<()> {
         let mut words: Vec<Vec<u64>> = vec![Vec::new(); self.shards.len()];
         stale.iter().for_each(|&(number, shard)| words[number as usize] = vec![0; shard.len().div_ceil(64)]);
-        for &document in documents {
-            for found in find(snapshot, data, Lookup::Document(document))? {
+        for lookup in listed {
+            for found in find(snapshot, data, lookup)? {
                 // Shards whose mask is known have no words here.
                 if let Some(word) = words[found.shard as usize].get_mut(found.slot as usize / 64) {
                     *word |= 1 << (found.slot % 64);
@@ -179,12 +186,10 @@ impl FilterMask {
 
 impl ShardMask {
     fn is_of<L: Deref<Target = [u8]> + Clone>(&self, shard: &Shard<L>) -> bool {
-        self.id == shard.id && self.slots == shard.len() && self.tags.is_same(shard.tags())
+        holds!(Ordering, self.id == shard.id)
+            && holds!(Ordering, self.slots == shard.len())
+            && holds!(Ordering, self.tags.is_same(shard.tags()))
     }
-}
-
-fn has(tags: u64, all: u64, any: u64, none: u64) -> bool {
-    tags & all == all && (any == 0 || tags & any != 0) && tags & none == 0
 }
 
 /// Returns one bit per slot.
@@ -200,7 +205,7 @@ fn bits(slots: usize, mut is_set: impl FnMut(usize) -> bool) -> Vec<u64> {
 fn of_records<F: StorageFile>(
     shard: &Shard<F::Lent>,
     data: &DataFile<F>,
-    passes: impl Fn(crate::id::PostingKey) -> bool,
+    passes: impl Fn(PostingKey) -> bool,
 ) -> Result<Vec<u64>> {
     let geometry = data.geometry();
     let slots = geometry.extent_slots();

@@ -6,11 +6,14 @@
 //! 3. A search reads only the shards and cells of its snapshot.
 
 mod calibration;
+mod candidate;
 mod cell_queue;
 mod cell_search;
 mod hits;
+mod joined_hits;
 mod lookup;
 mod mask;
+mod nearest_documents;
 mod out_of_distribution;
 mod pivots;
 mod quantile;
@@ -26,6 +29,7 @@ mod unindexed;
 mod visited;
 
 pub use calibration::{CellsUnderTest, calibrate};
+pub use candidate::Candidate;
 pub use hits::{Hit, Hits};
 pub use lookup::{ScanPosition, StoredSlot, documents, find, page_by_key, posting_at, scan_next};
 pub use mask::FilterMask;
@@ -33,5 +37,5 @@ pub use routing::RoutingTable;
 pub use search::{SearchScope, in_group_order, search, search_on, warm};
 pub use search_limits::ResultScope;
 pub use snapshot::{CHUNK_SHARDS, Chunk, NewCodes, Snapshot, SnapshotSource};
-pub use topk::{Candidate, TopK};
+pub use topk::TopK;
 pub use unindexed::{UnindexedCentroid, UnindexedCodes, UnindexedShard};

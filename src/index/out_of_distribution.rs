@@ -17,7 +17,7 @@ use super::{
     quantile::{at, exceeded, exceeded_distance, sorted},
     snapshot::{Snapshot, extent_slot, shard_of},
     subspace::outside,
-    topk::Candidate,
+    candidate::Candidate,
 };
 use crate::{
     cells::CellIndex,

@@ -2,11 +2,12 @@
 //! through.
 
 use super::{
+    candidate::Candidate,
     mask::FilterMask,
     out_of_distribution,
     scan::distance_by,
     snapshot::{Snapshot, shard_of},
-    topk::{Candidate, TopK},
+    topk::TopK,
     visited::VisitedSet,
 };
 use crate::{

@@ -3,9 +3,10 @@
 use std::ops::{Deref, Range};
 
 use super::{
+    candidate::Candidate,
     mask::FilterMask,
     snapshot::{CHUNK_SHARDS, Snapshot},
-    topk::{Candidate, TopK},
+    topk::TopK,
 };
 use crate::{
     config::Metric,

@@ -16,12 +16,12 @@ use crate::{
     codes::QuantizedQuery,
     env::{Executor, Inline},
     error::Result,
+    explain::{CellStep, StopReason},
     format::{
         calibration::{RECALLS, RESULTS, SearchEffort},
         geometry::IndexParams,
     },
     lease::Lease,
-    posting::StopReason,
     shard::DataFile,
     storage::StorageFile,
     tuning,
@@ -65,7 +65,8 @@ impl SearchScope {
         }
     }
 
-    /// Computes the limits of a search by cells for results that pass a filter; `None` if the search must be exhaustive.
+    /// Computes the limits of a search by cells for results that pass a filter, or for documents; `None` if the search
+    /// must be exhaustive.
     fn limit_for<L>(
         &self,
         cells: &CellIndex<Lease<L>>,
@@ -76,14 +77,17 @@ impl SearchScope {
     where
         L: Deref<Target = [u8]> + Clone,
     {
-        let ResultScope { k, mask: Some(mask), .. } = wanted else {
-            return self.limit(cells, snapshot, wanted.k, part);
-        };
-        if mask.passing <= k as u64 {
+        let ResultScope { k, mask, documents, passed_over, .. } = wanted;
+        if mask.is_none() && !documents {
+            return self.limit(cells, snapshot, k, part);
+        }
+        let passing = mask.map_or(snapshot.live, |mask| mask.passing);
+        if passing <= k as u64 {
             return None;
         }
-        // Number of nearest postings that contain `k` that pass, if these are drawn at random.
-        let among = (k as u64 * snapshot.live).div_ceil(mask.passing.max(1));
+        // Number of nearest postings that contain the results and what is passed over, if those that pass are drawn at
+        // random.
+        let among = ((k + passed_over) as u64 * snapshot.live).div_ceil(passing);
         let among = usize::try_from(among).unwrap_or(usize::MAX);
         let mut limit = self.limit(cells, snapshot, among, part)?;
         // If what passes lies together, fewer postings than that contain the results. So the effort is the largest for
@@ -106,7 +110,7 @@ impl SearchScope {
         }
         // A search that costs as much as comparing everything that passes is abandoned for that.
         if limit.codes == usize::MAX && !self.by_cells {
-            limit.most = limit.most.min(tuning::PASSING_COST * mask.passing as f64);
+            limit.most = limit.most.min(tuning::PASSING_COST * passing as f64);
         }
         Some(limit)
     }
@@ -183,13 +187,16 @@ pub fn search<F: StorageFile>(
     search_on(&Inline, snapshot, data, query, ResultScope::nearest(k), scope)
 }
 
-/// Finds the `k` nearest postings of a snapshot that pass the filter, if there is one. A scan of 128 shards or more runs
+/// Finds the `k` nearest postings or documents of a snapshot that pass the filter, if there is one. A scan of 128 shards or more runs
 /// on the threads of `executor`. The results do not depend on the executor.
 ///
 /// With a filter, the search is exhaustive among the postings that pass if they are few, or if an exhaustive search costs
 /// no more. Otherwise it has the effort for as many results as contain `k` that pass, on average, and persistence: that
 /// cells near the query hold nothing that passes says little about other cells. If what passes is far from the query,
 /// which the measures of out-of-distribution queries tell, a second pass has more persistence, and no impatience.
+///
+/// If documents are wanted, a second pass has the effort for as many results as the first one found postings as near as
+/// its results.
 ///
 /// # Errors
 /// Returns `Corruption` as [`search`] does: of several damaged shards, it names the one that would have been scanned
@@ -202,7 +209,7 @@ pub fn search_on<F: StorageFile>(
     wanted: ResultScope<'_>,
     scope: SearchScope,
 ) -> Result<Hits<F>> {
-    let hits = |nearest: TopK, scanned, computed, (shards_scanned, cells_scanned), aim| Hits {
+    let hits = |nearest: TopK, scanned, computed, (shards_scanned, cells_scanned), (aim, by_cells)| Hits {
         snapshot: Arc::clone(snapshot),
         data: Arc::clone(data),
         nearest: nearest.into_sorted(),
@@ -211,27 +218,26 @@ pub fn search_on<F: StorageFile>(
         shards_scanned,
         cells_scanned,
         aim,
+        by_cells,
     };
-    let mut slop = match scope {
-        SearchScope { exact: true, .. } => usize::MAX,
-        SearchScope { slop: Some(slop), .. } => slop,
-        _ => usize::MAX,
-    };
-    let mut wasted = (0, 0, 0);
+    let mut slop = scope.slop.filter(|_| !scope.exact).unwrap_or(usize::MAX);
+    let mut wasted: Option<CellStep> = None;
     if let Some(cells) = &snapshot.cells {
         match scope.limit_for(cells, snapshot, wanted, 1.0) {
             // Damaged cells are not used until the next cell build.
             Some(limit) if !cells.is_damaged() => match by_cells(snapshot, data, cells, query, wanted, scope, limit) {
                 Err(_) if cells.is_damaged() => {}
                 // The search was abandoned and an exhaustive one follows. The statistics include the work of both.
-                Ok((CellResults { abandoned: true, scanned, computed, cells, .. }, _)) => {
-                    (slop, wasted) = (usize::MAX, (scanned, computed, cells));
+                Ok((results, _)) if results.abandoned => {
+                    (slop, wasted) = (usize::MAX, Some(results.step(&limit)));
                 }
                 results => {
-                    let (CellResults { top, scanned, computed, cells, cut, .. }, calibrated) = results?;
+                    let (results, calibrated) = results?;
+                    let step = Some(results.step(&limit));
+                    let CellResults { top, scanned, computed, cells, cut, .. } = results;
                     let stopped = if cut { StopReason::Slop } else { StopReason::Reached };
                     let aim = SearchSummary { recall: scope.recall(), stopped, calibrated };
-                    return Ok(hits(top, scanned, computed, (0, cells), aim));
+                    return Ok(hits(top, scanned, computed, (0, cells), (aim, step)));
                 }
             },
             Some(_) => {}
@@ -249,7 +255,8 @@ pub fn search_on<F: StorageFile>(
     } else {
         SearchSummary { recall: Some(1.0), stopped: StopReason::Everything, calibrated: true }
     };
-    Ok(hits(top, scanned + wasted.0, scanned + wasted.1, (numbers.len(), wasted.2), aim))
+    let (codes, distances, cells) = wasted.map_or((0, 0, 0), |step| (step.codes, step.distances, step.cells));
+    Ok(hits(top, scanned + codes, scanned + distances, (numbers.len(), cells), (aim, wasted)))
 }
 
 /// Scans shards, 128 or more of them in parallel on the threads of `executor`. Returns the nearest candidates and the
@@ -265,12 +272,11 @@ fn scan_shards<F: StorageFile>(
     wanted: ResultScope<'_>,
     numbers: &[u32],
 ) -> Result<(TopK, usize)> {
-    let ResultScope { k, mask, farthest } = wanted;
     let scan_part = |numbers: &[u32]| -> Result<(TopK, usize)> {
-        let (mut top, mut scanned) = (TopK::within(k, farthest), 0);
+        let (mut top, mut scanned) = (wanted.top(), 0);
         for &number in numbers {
             if let Some(shard) = shard_of(snapshot, number) {
-                scanned += scan(shard, number, data, query, mask, &mut top)?;
+                scanned += scan(shard, number, data, query, wanted.mask, &mut top)?;
             }
         }
         Ok((top, scanned))
@@ -279,7 +285,7 @@ fn scan_shards<F: StorageFile>(
         return scan_part(numbers);
     }
     let parts: Vec<&[u32]> = numbers.chunks(tuning::SCAN_SHARDS).collect();
-    let (mut top, mut scanned) = (TopK::within(k, farthest), 0);
+    let (mut top, mut scanned) = (wanted.top(), 0);
     for part in executor.map(parts.len(), |i| scan_part(parts[i])) {
         let (nearest, n) = part?;
         scanned += n;
@@ -309,11 +315,13 @@ fn by_cells<F: StorageFile>(
     let mut out_of_distribution = false;
     let results = search_cells_extending(snapshot, data, cells, query, wanted, limit, |top| {
         out_of_distribution = scope.recall().is_some() && is_out_of_distribution(top)?;
+        let wanted = ResultScope { passed_over: top.passed_over(), ..wanted };
+        let part = if out_of_distribution { tuning::FAR_MISSED } else { 1.0 };
         // A slop limits the work of the whole search, so it allows no second pass.
-        if !out_of_distribution || scope.slop.is_some() {
+        if (!out_of_distribution && wanted.passed_over == 0) || scope.slop.is_some() {
             return Ok(Extension::No);
         }
-        Ok(match scope.limit_for(cells, snapshot, wanted, tuning::FAR_MISSED) {
+        Ok(match scope.limit_for(cells, snapshot, wanted, part) {
             None => Extension::Everything,
             // The higher target recall may map to the same effort. A second pass would find nothing new.
             Some(wider) if wider.effort == limit.effort && wider.persistence == limit.persistence => Extension::No,

@@ -2,6 +2,7 @@
 
 use super::{mask::FilterMask, topk::TopK};
 use crate::{
+    explain::CellStep,
     format::calibration::{RECALLS, SearchEffort},
     tuning,
 };
@@ -15,13 +16,22 @@ pub struct ResultScope<'a> {
     pub mask: Option<&'a FilterMask>,
     /// Largest distance of a result.
     pub farthest: f32,
+    /// Whether `k` counts documents. The result of each is its nearest posting.
+    pub documents: bool,
+    /// Number of postings as near as the results, of the same documents.
+    pub passed_over: usize,
 }
 
 impl ResultScope<'_> {
     /// Returns the scope of the `k` nearest of all postings.
     #[must_use]
     pub fn nearest(k: usize) -> Self {
-        Self { k, mask: None, farthest: f32::INFINITY }
+        Self { k, mask: None, farthest: f32::INFINITY, documents: false, passed_over: 0 }
+    }
+
+    /// Creates an empty set for the results.
+    pub(super) fn top(&self) -> TopK {
+        if self.documents { TopK::of_documents(self.k, self.farthest) } else { TopK::within(self.k, self.farthest) }
     }
 }
 
@@ -87,6 +97,22 @@ pub(super) struct CellResults {
     pub(super) abandoned: bool,
     /// Whether the search ran a second pass with wider limits.
     pub(super) extended: bool,
+}
+
+impl CellResults {
+    /// Returns the figures of the search, for its explanation.
+    pub(super) fn step(&self, limit: &SearchLimits) -> CellStep {
+        CellStep {
+            cells: self.cells,
+            codes: self.scanned,
+            distances: self.computed,
+            passes: if self.extended { 2 } else { 1 },
+            abandoned: self.abandoned,
+            margin: limit.effort.margin,
+            deviations: limit.effort.deviations,
+            persistence: limit.persistence,
+        }
+    }
 }
 
 /// Decision after the first pass of a search by cells.

@@ -3,7 +3,7 @@
 use std::{ops::Deref, sync::Arc};
 
 use super::{
-    topk::Candidate,
+    candidate::Candidate,
     unindexed::{UnindexedCodes, UnindexedShard, rows, same_centroids, unindexed},
 };
 use crate::{

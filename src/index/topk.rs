@@ -1,74 +1,16 @@
 //! Selection of the `k` nearest candidates, with one total order for all searches.
 
-use std::{cmp::Ordering, collections::BinaryHeap};
+use std::collections::BinaryHeap;
 
-use crate::{id::DocumentId, shard::StoredPosting};
+use super::{candidate::Candidate, nearest_documents::NearestDocuments};
 
-/// Posting that may be among the nearest.
-///
-/// Candidates are ordered by (distance, document id, start, length). So two searches that scan the same postings return
-/// the same results, independent of the order of the scan.
-#[derive(Clone, Copy, Debug)]
-pub struct Candidate {
-    /// Distance, lower is nearer: a negated product or a squared distance. Never NaN.
-    pub distance: f32,
-    /// Id of the document.
-    pub document_id: DocumentId,
-    /// Start of the part within the document.
-    pub start: u32,
-    /// Length of the part.
-    pub length: u32,
-    /// Number of the shard.
-    pub shard: u32,
-    /// Slot in the shard.
-    pub slot: u32,
-}
-
-impl Candidate {
-    /// Creates a candidate for the posting in a slot of the shard with a number.
-    #[must_use]
-    pub fn new(distance: f32, posting: StoredPosting, shard: u32, slot: usize) -> Self {
-        let StoredPosting { document_id, start, length, .. } = posting;
-        Self { distance, document_id, start, length, shard, slot: slot as u32 }
-    }
-
-    /// Returns the posting's position: the shard's number and the slot.
-    #[must_use]
-    pub fn slot_id(&self) -> (u32, u32) {
-        (self.shard, self.slot)
-    }
-}
-
-impl Ord for Candidate {
-    fn cmp(&self, other: &Self) -> Ordering {
-        // Adding 0.0 turns -0.0 into 0.0, so that the two compare as equal, as in arithmetic.
-        (self.distance + 0.0)
-            .total_cmp(&(other.distance + 0.0))
-            .then(self.document_id.cmp(&other.document_id))
-            .then(self.start.cmp(&other.start))
-            .then(self.length.cmp(&other.length))
-    }
-}
-
-impl PartialOrd for Candidate {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Candidate {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Candidate {}
-
-/// Set of the `k` nearest candidates offered so far.
+/// Set of the `k` nearest candidates offered so far, or of the nearest candidate of each of the `k` nearest documents.
 #[derive(Debug)]
 pub struct TopK {
     k: usize,
     heap: BinaryHeap<Candidate>,
+    /// In place of the heap, if documents are counted.
+    documents: Option<NearestDocuments>,
     /// Candidates farther than this are rejected.
     farthest: f32,
     /// Whether a kept candidate may be offered again.
@@ -85,17 +27,25 @@ impl TopK {
     /// Creates an empty set for the `k` nearest candidates up to a distance.
     #[must_use]
     pub fn within(k: usize, farthest: f32) -> Self {
-        Self { k, heap: BinaryHeap::with_capacity(k.min(4_096)), farthest, may_repeat: false }
+        let heap = BinaryHeap::with_capacity(k.min(4_096));
+        Self { k, heap, documents: None, farthest, may_repeat: false }
+    }
+
+    /// Creates an empty set for the nearest candidate of each of the `k` nearest documents up to a distance.
+    #[must_use]
+    pub fn of_documents(k: usize, farthest: f32) -> Self {
+        Self { documents: Some(NearestDocuments::default()), ..Self::within(k, farthest) }
     }
 
     /// Upper bound on the distance of a useful candidate: candidates farther than this are rejected. Candidates at
     /// equal distance must be offered. Until the set is full it is the distance up to which candidates are kept.
     #[must_use]
     pub fn bound(&self) -> f32 {
-        match self.heap.peek() {
-            Some(worst) if self.heap.len() == self.k => worst.distance,
-            _ => self.farthest,
-        }
+        let worst = match &self.documents {
+            None => self.heap.peek().filter(|_| self.heap.len() == self.k),
+            Some(documents) => documents.farthest().filter(|_| documents.len() == self.k),
+        };
+        worst.map_or(self.farthest, |worst| worst.distance)
     }
 
     /// Returns the number of candidates that the set keeps.
@@ -112,19 +62,29 @@ impl TopK {
     /// Returns the number of candidates missing until the set is full.
     #[must_use]
     pub fn room(&self) -> usize {
-        self.k - self.heap.len()
+        self.k - self.documents.as_ref().map_or(self.heap.len(), NearestDocuments::len)
     }
 
     /// Returns the nearest candidate so far. Cost: a pass over the kept candidates.
     #[must_use]
     pub fn nearest(&self) -> Option<&Candidate> {
-        self.heap.iter().min()
+        self.documents.as_ref().map_or_else(|| self.heap.iter().min(), NearestDocuments::nearest)
+    }
+
+    /// Returns the number of candidates within the bound that were passed over, because a nearer posting of their
+    /// document is kept.
+    #[must_use]
+    pub fn passed_over(&self) -> usize {
+        self.documents.as_ref().map_or(0, |documents| documents.passed_over(self.bound()))
     }
 
     /// Offers a candidate. The set keeps it if it is among the `k` nearest so far.
     pub fn offer(&mut self, candidate: Candidate) {
         if candidate.distance > self.farthest {
             return;
+        }
+        if let Some(documents) = &mut self.documents {
+            return documents.offer(candidate, self.k);
         }
         if self.may_repeat && self.heap.iter().any(|known| known.slot_id() == candidate.slot_id()) {
             return;
@@ -141,13 +101,14 @@ impl TopK {
     /// Returns the kept candidates, nearest first.
     #[must_use]
     pub fn into_sorted(self) -> Vec<Candidate> {
-        self.heap.into_sorted_vec()
+        self.documents.map_or_else(|| self.heap.into_sorted_vec(), NearestDocuments::into_sorted)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::DocumentId;
 
     #[test]
     fn what_is_offered_again_is_kept_once() {

@@ -13,6 +13,7 @@ mod jobs;
 mod queue;
 mod reading;
 mod running;
+mod searching;
 mod snapshot;
 mod tasks;
 mod timers;
@@ -173,6 +174,7 @@ impl<S: Storage> Shardex<S> {
                 closed: AtomicBool::new(false),
                 stopped,
                 executor,
+                clock: Arc::clone(&env.clock),
             });
             Ok((Writer::new(engine, Arc::clone(&shared), syncer, of_writer), shared))
         };
@@ -303,7 +305,7 @@ impl<S: Storage> Shardex<S> {
     /// of range. Returns `Corruption` if a shard read for the first time since the open is damaged, and `Closed` if the
     /// handle is closed.
     pub async fn search_with(&self, query: &[f32], options: &SearchOptions) -> Result<SearchResponse> {
-        Ok(self.search_in_place(query, options).await?.to_response())
+        self.view()?.search_with(query, options)
     }
 
     /// Searches for the nearest postings without copying the results.
@@ -372,7 +374,7 @@ impl<S: Storage> Shardex<S> {
         let view = shared.view.load_full().ok_or_else(|| shared.gone())?;
         let (snapshot, data) = (Arc::clone(&view.snapshot), Arc::clone(&view.data));
         let recall = shared.options.default_recall;
-        Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.executor), recall))
+        Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.executor), Arc::clone(&shared.clock), recall))
     }
 
     /// Closes the index: flushes, or commits if so configured, and writes the closing mark of the WAL.

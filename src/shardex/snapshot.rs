@@ -3,16 +3,14 @@
 use std::sync::Arc;
 
 use crate::{
-    engine::{Lent, batch},
-    env::{Executor, Inline},
-    error::{Result, ShardexError},
+    engine::Lent,
+    env::{Clock, Executor},
+    error::Result,
     filter::Filter,
     id::Lsn,
-    index::{self, FilterMask, Hits, ResultScope, SearchScope, Snapshot},
-    posting::{SearchOptions, SearchResponse, SearchResult},
+    index::{self, FilterMask, Snapshot},
     shard::DataFile,
     storage::{MmapStorage, Storage},
-    tuning,
 };
 
 /// Immutable view of an index after some write. All its searches see the same postings. Later writes don't change it.
@@ -24,9 +22,11 @@ use crate::{
 pub struct IndexSnapshot<S: Storage = MmapStorage> {
     pub(super) snapshot: Arc<Snapshot<Lent<S>>>,
     pub(super) data: Arc<DataFile<S::File>>,
-    executor: Arc<dyn Executor>,
+    pub(super) executor: Arc<dyn Executor>,
+    /// For the times of explanations.
+    pub(super) clock: Arc<dyn Clock>,
     /// Target recall of searches that set neither `recall` nor `slop`.
-    default_recall: f32,
+    pub(super) default_recall: f32,
 }
 
 impl<S: Storage> Clone for IndexSnapshot<S> {
@@ -35,6 +35,7 @@ impl<S: Storage> Clone for IndexSnapshot<S> {
             snapshot: Arc::clone(&self.snapshot),
             data: Arc::clone(&self.data),
             executor: Arc::clone(&self.executor),
+            clock: Arc::clone(&self.clock),
             default_recall: self.default_recall,
         }
     }
@@ -51,9 +52,10 @@ impl<S: Storage> IndexSnapshot<S> {
         snapshot: Arc<Snapshot<Lent<S>>>,
         data: Arc<DataFile<S::File>>,
         executor: Arc<dyn Executor>,
+        clock: Arc<dyn Clock>,
         default_recall: f32,
     ) -> Self {
-        Self { snapshot, data, executor, default_recall }
+        Self { snapshot, data, executor, clock, default_recall }
     }
 
     /// Returns the LSN of the last write in the snapshot.
@@ -74,76 +76,6 @@ impl<S: Storage> IndexSnapshot<S> {
         self.len() == 0
     }
 
-    /// Searches for the `k` nearest postings: in the `slop` nearest shards (see [`SearchOptions::slop`]), or with the
-    /// configured target recall if `slop` is `None`.
-    ///
-    /// # Errors
-    /// Returns the errors of [`search_in_place`](Self::search_in_place).
-    pub fn search(&self, query: &[f32], k: usize, slop: Option<usize>) -> Result<Vec<SearchResult>> {
-        let options = SearchOptions { slop, ..SearchOptions::new(k) };
-        Ok(self.search_with(query, &options)?.results)
-    }
-
-    /// Searches for the nearest postings and copies the results.
-    ///
-    /// # Errors
-    /// Returns the errors of [`search_in_place`](Self::search_in_place).
-    pub fn search_with(&self, query: &[f32], options: &SearchOptions) -> Result<SearchResponse> {
-        Ok(self.search_in_place(query, options)?.to_response())
-    }
-
-    /// Searches for the nearest postings without copying the results, which are read in place.
-    ///
-    /// It runs on the calling thread. A search that scans the vectors of 128 shards or more, such as an exhaustive
-    /// search of a large index, uses all cores.
-    ///
-    /// Cost: with cells a few thousand codes and tens of distances. Without cells one distance per posting in the
-    /// shards scanned, and one per shard if `slop` limits them.
-    ///
-    /// # Errors
-    /// Returns `InvalidDimension` or `InvalidVector` if the query is refused, and `InvalidArgument` if an option is out
-    /// of range. Returns `Corruption` if a shard read for the first time since the open is damaged.
-    pub fn search_in_place(&self, query: &[f32], options: &SearchOptions) -> Result<Hits<S::File>> {
-        batch::search_options(options)?;
-        self.find(&*self.executor, 0, query, options)
-    }
-
-    /// Runs one search per query, on all cores, and copies the results.
-    ///
-    /// The answers are in the order of the queries, and equal to those of [`search_with`](Self::search_with). Each search
-    /// runs on one core. It blocks the calling thread until all answers are computed.
-    ///
-    /// # Errors
-    /// Returns the errors of [`search_in_place`](Self::search_in_place) for the first query that fails. `index` is its
-    /// position.
-    pub fn search_many<Q: AsRef<[f32]> + Sync>(
-        &self,
-        queries: &[Q],
-        options: &SearchOptions,
-    ) -> Result<Vec<SearchResponse>> {
-        batch::search_options(options)?;
-        self.answer_many(queries, |_| options, |hits| hits.to_response())
-    }
-
-    /// Runs one search per query, each with its own options, such as its own filter. Otherwise it is as
-    /// [`search_many`](Self::search_many).
-    ///
-    /// # Errors
-    /// Returns the errors of [`search_many`](Self::search_many), and `InvalidArgument` if there are not as many options as
-    /// queries.
-    pub fn search_each<Q: AsRef<[f32]> + Sync>(
-        &self,
-        queries: &[Q],
-        options: &[SearchOptions],
-    ) -> Result<Vec<SearchResponse>> {
-        if options.len() != queries.len() {
-            let reason = format!("{} for {} queries", options.len(), queries.len());
-            return Err(ShardexError::InvalidArgument { argument: "options", reason });
-        }
-        options.iter().try_for_each(batch::search_options)?;
-        self.answer_many(queries, |i| &options[i], |hits| hits.to_response())
-    }
-
     /// Returns the number of live postings that pass a filter.
     ///
     /// Cost: that of the first search with the filter, or none if it was used since the last write.
@@ -152,41 +84,6 @@ impl<S: Storage> IndexSnapshot<S> {
     /// Returns `Corruption` if a shard that the filter reads is damaged.
     pub fn len_of(&self, filter: &Filter) -> Result<u64> {
         Ok(FilterMask::of(filter, &self.snapshot, &self.data)?.passing)
-    }
-
-    /// Runs one search per query, on all cores, without copying the results.
-    ///
-    /// Copying ten vectors of 384 components takes about a tenth of the time of a query.
-    ///
-    /// # Errors
-    /// Returns the errors of [`search_many`](Self::search_many).
-    pub fn search_many_in_place<Q: AsRef<[f32]> + Sync>(
-        &self,
-        queries: &[Q],
-        options: &SearchOptions,
-    ) -> Result<Vec<Hits<S::File>>> {
-        batch::search_options(options)?;
-        self.answer_many(queries, |_| options, |hits| hits)
-    }
-
-    fn answer_many<'o, Q: AsRef<[f32]> + Sync, T: Send + Sync>(
-        &self,
-        queries: &[Q],
-        options: impl Fn(usize) -> &'o SearchOptions + Sync,
-        answer: impl Fn(Hits<S::File>) -> T + Sync,
-    ) -> Result<Vec<T>> {
-        // Queries that are near each other scan the same cells and read the same vectors, while these are in the CPU's
-        // caches. A few queries are spread over as many tasks, so that they use all cores.
-        let (most, tasks) = tuning::SEARCH_TASK;
-        let order = index::in_group_order(&self.snapshot, self.data.geometry(), queries);
-        let chunks: Vec<&[usize]> = order.chunks((queries.len() / tasks).clamp(1, most)).collect();
-        let answers = self.executor.map(chunks.len(), |chunk| {
-            let find = |&i: &usize| (i, self.find(&Inline, i, queries[i].as_ref(), options(i)).map(&answer));
-            chunks[chunk].iter().map(find).collect::<Vec<_>>()
-        });
-        let mut answers: Vec<(usize, Result<T>)> = answers.into_iter().flatten().collect();
-        answers.sort_unstable_by_key(|&(i, _)| i);
-        answers.into_iter().map(|(_, answer)| answer).collect()
     }
 
     /// Reads and checks all bytes that searches may read, on all cores, so that no later search pays for it.
@@ -198,29 +95,5 @@ impl<S: Storage> IndexSnapshot<S> {
     /// Returns `Corruption` if a vector is damaged.
     pub fn warm(&self) -> Result<()> {
         index::warm(&*self.executor, &self.snapshot, &self.data)
-    }
-
-    fn find(
-        &self,
-        executor: &dyn Executor,
-        index: usize,
-        query: &[f32],
-        options: &SearchOptions,
-    ) -> Result<Hits<S::File>> {
-        let query = batch::query_at(query, index, self.data.geometry())?;
-        let scope = SearchScope {
-            exact: options.exact,
-            slop: options.slop,
-            recall: options.recall,
-            by_cells: false,
-            default_recall: self.default_recall,
-        };
-        let filter = options.filter.as_ref();
-        let mask = filter.map(|filter| FilterMask::of(filter, &self.snapshot, &self.data)).transpose()?;
-        let farthest = options.min_score.map_or(f32::INFINITY, |score| 0.0 - score);
-        let wanted = ResultScope { k: options.k + options.offset, mask: mask.as_deref(), farthest };
-        let mut hits = index::search_on(executor, &self.snapshot, &self.data, &query, wanted, scope)?;
-        hits.skip(options.offset);
-        Ok(hits)
     }
 }

@@ -15,7 +15,7 @@ use super::tasks::StopCause;
 use crate::{
     config::OpenOptions,
     engine::{Engine, Lent},
-    env::Executor,
+    env::{Clock, Executor},
     error::{Result, ShardexError},
     index::Snapshot,
     shard::DataFile,
@@ -32,6 +32,7 @@ pub(super) struct Shared<S: Storage> {
     pub(super) closed: AtomicBool,
     pub(super) stopped: StopCause,
     pub(super) executor: Arc<dyn Executor>,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 impl<S: Storage> Shared<S> {

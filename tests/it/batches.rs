@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 use shardex::{
-    CheckLevel, DocumentId, Durability, Metric, OpenOptions, Posting, PostingKey, SearchOptions, Shardex,
+    CheckLevel, DocumentId, Durability, Filter, Metric, OpenOptions, Posting, PostingKey, SearchOptions, Shardex,
     ShardexConfig, ShardexError, WriteBatch,
     format::{
         frame::{self, Frame, FrameKind},
@@ -36,6 +36,60 @@ fn batch(fill: impl FnOnce(&mut WriteBatch)) -> WriteBatch {
     let mut batch = WriteBatch::new();
     fill(&mut batch);
     batch
+}
+
+/// A removal by filter sees what the operations before it leave: new tags, new postings, removed documents.
+#[test]
+fn a_removal_by_filter_acts_on_what_the_operations_before_leave() {
+    let dir = TempDir::new().expect("a directory");
+    block_on(async {
+        let index = Shardex::create(config(&dir)).await?;
+        let first = batch(|b| {
+            for n in 0..8 {
+                b.add(posting(n, 0, n as u64).tagged(n as u64 % 2)).set_payload(n, "kept");
+            }
+        });
+        index.write(first).await?;
+        let second = batch(|b| {
+            b.set_tags(key(0, 0), 1).set_tags(key(1, 0), 2).remove_document(3u128);
+            b.add(posting(9, 0, 9).tagged(1)).add(posting(5, 0, 50).tagged(4));
+            b.remove_matching(Filter::all_tags(1));
+            b.add(posting(10, 0, 10).tagged(1));
+        });
+        // Of the odd ones 1 and 5 have other tags by then, 3 is gone, 7 goes; 0 goes, 9 was never there.
+        let written = index.write(second).await?;
+        assert_eq!((written.added, written.replaced, written.removed), (1, 1, 3));
+        let snapshot = index.snapshot().await?;
+        let left = snapshot.documents(None, 99)?;
+        assert_eq!(left, [1, 2, 4, 5, 6, 10].map(DocumentId));
+        assert_eq!(snapshot.documents_with_payload(None, 99), [0, 1, 2, 4, 5, 6, 7].map(DocumentId));
+        // Listed documents and postings, combinations, a filter that lets nothing pass.
+        let third = batch(|b| {
+            b.remove_matching(Filter::documents([DocumentId(1), DocumentId(77)]));
+            b.remove_matching(Filter::postings([key(2, 0), key(4, 9)]));
+            b.remove_matching(
+                (Filter::no_tags(4) & Filter::documents([DocumentId(5), DocumentId(6)])) | Filter::any_tags(0),
+            );
+        });
+        assert_eq!(index.write(third).await?.removed, 3);
+        let unchanged = index.write(batch(|b| _ = b.remove_matching(Filter::all_tags(1 << 63)))).await?;
+        assert_eq!((unchanged.removed, unchanged.lsn), (0, index.snapshot().await?.lsn()));
+        // A predicate is refused, and nothing of its batch is carried out.
+        let refused = batch(|b| {
+            b.remove_document(10u128).remove_matching(!Filter::matching(|key| key.start == 0) & Filter::all_tags(1));
+        });
+        let refused = index.write(refused).await;
+        assert!(matches!(refused, Err(ShardexError::InvalidOperation { index: 1, .. })), "{refused:?}");
+        assert_eq!(index.snapshot().await?.documents(None, 99)?, [4, 5, 10].map(DocumentId));
+        // Replay gives the same.
+        drop(snapshot);
+        index.commit().await?;
+        index.close().await?;
+        let index = Shardex::open(dir.path().join("index")).await?;
+        assert_eq!(index.snapshot().await?.documents(None, 99)?, [4, 5, 10].map(DocumentId));
+        Ok::<_, ShardexError>(())
+    })
+    .expect("no error");
 }
 
 /// Each operation acts on what the ones before it leave, and the counts compare before with after.

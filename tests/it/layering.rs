@@ -27,6 +27,7 @@ const ORDER: &[&str] = &[
     "batch",
     "config",
     "posting",
+    "explain",
     "filter",
     "env",
     "runtime",

@@ -29,6 +29,7 @@ mod reclaim;
 mod regressions;
 mod routing;
 mod schedules;
+mod searches;
 mod shards;
 mod support;
 mod traces;

@@ -139,6 +139,7 @@ fn step_of(words: &Words<'_>) -> Result<Step, String> {
         },
         "cursor" => Step::Cursor { bytes: words.get("bytes")?, salt: words.get("salt")? },
         "batch" => Step::Batch { count: words.get("count")?, seed: words.get("seed")? },
+        "remove-matching" => Step::RemoveMatching { seed: words.get("seed")? },
         "commit" => Step::Commit,
         "flush" => Step::Flush,
         "optimize" => Step::Optimize,

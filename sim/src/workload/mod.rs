@@ -112,6 +112,11 @@ pub enum Step {
         /// Seed.
         seed: u64,
     },
+    /// One batch that changes a few documents, and removes what passes a filter, both drawn from a seed.
+    RemoveMatching {
+        /// Seed.
+        seed: u64,
+    },
     /// Commits.
     Commit,
     /// Flushes.
@@ -171,6 +176,7 @@ impl std::fmt::Display for Step {
             }
             Self::Cursor { bytes, salt } => write!(f, "cursor bytes={bytes} salt={salt}"),
             Self::Batch { count, seed } => write!(f, "batch count={count} seed={seed}"),
+            Self::RemoveMatching { seed } => write!(f, "remove-matching seed={seed}"),
             Self::Commit => f.write_str("commit"),
             Self::Flush => f.write_str("flush"),
             Self::SlowFlush { first, count, salt } => write!(f, "slow-flush first={first} count={count} salt={salt}"),
@@ -348,6 +354,7 @@ impl Workload {
                     bytes: payload_bytes(&mut rng),
                     salt: n,
                 },
+                15 if batches => Step::RemoveMatching { seed: rng.random_range(0..1 << 32) },
                 7 if reopens => [Step::Close, Step::Reopen][rng.random_range(0..2)].clone(),
                 _ => Step::Add {
                     first: if replacements { rng.random_range(0..20) } else { n * 40 },

@@ -1,7 +1,7 @@
 //! Batches of the steps of a workload.
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
-use shardex::{DocumentId, Posting, PostingKey, WriteBatch};
+use shardex::{DocumentId, Filter, Posting, PostingKey, WriteBatch};
 
 use super::{Step, postings, vector};
 
@@ -73,9 +73,34 @@ pub fn batch_of(step: &Step, cursor: &[u8], dimension: usize) -> Option<WriteBat
             batch.set_cursor_if(bytes(0, len, salt), cursor);
         }
         Step::Batch { count, seed } => return Some(drawn(count, seed, dimension)),
+        Step::RemoveMatching { seed } => {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            batch = drawn(rng.random_range(0..6), seed, dimension);
+            let filter = filter(&mut rng);
+            batch.remove_matching(filter.clone());
+            if rng.random() {
+                // What is added behind the removal stays, whatever its tags.
+                batch.add(Posting::new(key(3, 1), vector(3, seed, dimension)).tagged(1));
+            }
+        }
         _ => return None,
     }
     Some(batch)
+}
+
+/// Draws a filter without a predicate: what passes is listed, has tags, or is a combination.
+fn filter(rng: &mut ChaCha8Rng) -> Filter {
+    let some =
+        |rng: &mut ChaCha8Rng| (0..rng.random_range(0..6)).map(|_| rng.random_range(0..20u64)).collect::<Vec<_>>();
+    match rng.random_range(0..7) {
+        0 => Filter::documents(some(rng).into_iter().map(|document| DocumentId(document.into()))),
+        1 => Filter::postings(some(rng).into_iter().map(|document| key(document, rng.random_range(0..2)))),
+        2 => Filter::any_tags(rng.random_range(0..4)),
+        3 => Filter::all_tags(1),
+        4 => filter(rng) & filter(rng),
+        5 => filter(rng) | filter(rng),
+        _ => !filter(rng) & Filter::documents((0..8u64).map(|document| DocumentId(document.into()))),
+    }
 }
 
 /// Draws a batch. Documents, starts and lengths are few, so that operations meet each other.

@@ -11,6 +11,7 @@ pub(super) fn batches() -> Vec<Workload> {
     let payload = |first, count, bytes, salt| Step::Payload { first, count, bytes, salt };
     let edit = |first, count, bytes, salt| Step::Edit { first, count, bytes, salt };
     let batch = |count, seed| Step::Batch { count, seed };
+    let matching = |seed| Step::RemoveMatching { seed };
     let slow = |first, count, salt| Step::SlowFlush { first, count, salt };
     vec![
         Workload::new(
@@ -163,6 +164,28 @@ pub(super) fn batches() -> Vec<Workload> {
                 Step::RemovePostings { first: 0, count: 4, start: 0 },
                 Commit,
                 Step::RemovePostings { first: 2, count: 9, start: 1 },
+                Flush,
+            ],
+        ),
+        Workload::new(
+            "removals by filter",
+            l2(3, 4),
+            vec![
+                add(0, 12),
+                tag(0, 5, 1),
+                tag(4, 4, 2),
+                payload(3, 3, 10, 1),
+                Flush,
+                matching(1),
+                Commit,
+                matching(2),
+                batch(8, 21),
+                matching(3),
+                Flush,
+                add(2, 9),
+                matching(6),
+                Reopen,
+                matching(9),
                 Flush,
             ],
         ),

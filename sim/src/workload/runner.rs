@@ -2,6 +2,7 @@
 
 use super::{Budget, Step, Workload, operations::batch_of, postings};
 use crate::{
+    filters::Filters,
     model::{Batch, Model},
     monitor::Event,
     mutant::next_turn,
@@ -26,6 +27,8 @@ pub struct Runner<S: Storage> {
     pub is_version_1: bool,
     /// Readers kept while the workload runs.
     pub readers: Readers<S>,
+    /// Filters that are used again after every step.
+    pub filters: Filters,
     /// Monitor that receives opens and acknowledgements.
     pub watch: Option<Watch>,
 }
@@ -43,6 +46,7 @@ impl<S: Storage + Clone> Runner<S> {
             flushed: 0,
             is_version_1: workload.from_version_1,
             readers,
+            filters: Filters::default(),
             watch: None,
         }
     }
@@ -82,10 +86,23 @@ impl<S: Storage + Clone> Runner<S> {
     /// Carries out one step.
     ///
     /// # Errors
-    /// Returns the errors of the engine. Returns `Inconsistent` if a reader reads different results.
+    /// Returns the errors of the engine. Returns `Inconsistent` if a reader reads different results, or a search by a
+    /// filter finds anything else than what passes.
     pub fn step(&mut self, storage: &S, step: &Step) -> Result<()> {
         self.step_alone(storage, step)?;
-        self.readers.check()
+        self.readers.check()?;
+        match self.check_filters() {
+            // The judge of the case sees damage, too, when it compares the whole content.
+            Err(ShardexError::Corruption { .. }) => Ok(()),
+            checked => checked,
+        }
+    }
+
+    /// Uses the filters on the current snapshot, then on those of the readers.
+    fn check_filters(&self) -> Result<()> {
+        let Some(engine) = &self.engine else { return Ok(()) };
+        self.filters.check::<S>(&engine.snapshot(), engine.data())?;
+        self.readers.check_filters(&self.filters)
     }
 
     /// Flushes and adds documents after each sync, or while each sync runs if `overlaps` is set.
@@ -221,6 +238,7 @@ impl<S: Storage + Clone> Runner<S> {
             | Step::RemovePayloads { .. }
             | Step::Edit { .. }
             | Step::Cursor { .. }
+            | Step::RemoveMatching { .. }
             | Step::Batch { .. } => unreachable!("it is a batch"),
             Step::Read => self.readers.take(engine)?,
             Step::SecondOpen => return self.open_again(storage),

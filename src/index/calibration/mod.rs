@@ -23,7 +23,7 @@ use super::{
     search_limits::{CellResults, SearchLimits},
     snapshot::{Snapshot, shard_of},
     subspace::{self, principal_axes},
-    topk::Candidate,
+    candidate::Candidate,
 };
 use crate::{
     cells::{self, CellIndex, RankedId},

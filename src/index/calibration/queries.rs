@@ -10,9 +10,10 @@
 use std::collections::BTreeSet;
 
 use super::super::{
+    candidate::Candidate,
     scan::{distance_by, nearest_shards, scan_slots},
     snapshot::{Snapshot, shard_of},
-    topk::{Candidate, TopK},
+    topk::TopK,
 };
 use crate::{
     cells::held_out,

@@ -6,7 +6,7 @@ use super::{
     super::{
         quantile::{at, exceeded, sorted},
         search_limits::unindexed_deviations,
-        topk::Candidate,
+        candidate::Candidate,
     },
     queries::CalibrationQuery,
     score::{CalibrationScore, QueryScore},
