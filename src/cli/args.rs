@@ -214,6 +214,10 @@ pub(crate) struct Scan {
     /// Print the vectors too.
     #[arg(long)]
     pub(crate) vectors: bool,
+    /// List nothing: measure the rate at which a scan reads every vector and compares every checksum, beside that of a plain
+    /// read of the data file.
+    #[arg(long, conflicts_with_all = ["by_key", "limit", "vectors"])]
+    pub(crate) measure: bool,
 }
 
 /// Number type of exported vectors.

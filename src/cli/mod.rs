@@ -24,6 +24,7 @@ mod npy;
 mod output;
 mod reading;
 mod rows;
+mod scan_rate;
 mod search;
 mod source;
 mod tally;
@@ -87,6 +88,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Search(args) => search::run(args, &output),
         Command::Get(args) => reading::get(args, &output),
         Command::Count(args) => reading::count(args, &output),
+        Command::Scan(args) if args.measure => scan_rate::measure(&args.dir, &output),
         Command::Scan(args) => reading::scan(args, &output),
         Command::Export(args) => export::run(args, &output),
         Command::Remove(args) => admin::remove(args, &output),

@@ -332,3 +332,16 @@ fn damage_is_an_error_and_no_posting() {
     let left = fs::read_dir(desk.path("")).expect("readable").map(|entry| entry.expect("an entry").file_name());
     assert_eq!(left.collect::<Vec<_>>(), ["index"]);
 }
+
+#[test]
+fn scan_measures_its_rate_over_every_vector() {
+    let (desk, dir) = desk();
+    let (code, measured) = desk.json(&[&"scan", &dir, &"--measure"]);
+    let numbers: usize = expected().iter().map(|(_, vector)| vector.len()).sum();
+    assert_eq!((code, &measured["postings"], &measured["bytes"]), (0, &79.into(), &(4 * numbers).into()));
+    assert!(measured["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0), "{measured}");
+    assert!(measured["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{measured}");
+    let text = String::from_utf8(desk.run(&[&"scan", &dir, &"--measure"]).stdout).expect("text");
+    assert!(text.starts_with("79 postings, ") && text.contains("\nplain read "), "{text}");
+    assert_ne!(desk.run(&[&"scan", &dir, &"--measure", &"--by-key"]).status.code(), Some(0));
+}
