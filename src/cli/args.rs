@@ -3,7 +3,12 @@
 use std::{ops::Range, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use shardex::{DocumentId, Metric, PostingKey};
+use shardex::{DocumentId, Filter, Metric, PostingKey};
+
+use super::{
+    filter,
+    ids::{id_range, posting_key, raw_id},
+};
 
 /// Default number of rows per batch of an ingest.
 pub(crate) const BATCH: usize = 1_000;
@@ -100,6 +105,9 @@ pub(crate) struct Ingest {
     /// follow.
     #[arg(long, value_name = "ID", default_value_t = 0, value_parser = raw_id)]
     pub(crate) first_id: u128,
+    /// Tags of the postings: an .npy array of one non-negative integer per row of the vectors. Default: none.
+    #[arg(long, value_name = "TAGS.npy")]
+    pub(crate) tags: Option<PathBuf>,
     /// First row to add, as reported by an ingest that stopped. Ids still count from row 0.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) from_row: usize,
@@ -135,6 +143,19 @@ pub(crate) struct Search {
     /// Scan every shard.
     #[arg(long)]
     pub(crate) exact: bool,
+    /// Search only what passes: all(TAGS), any(TAGS), none(TAGS), ids(A,B..C) or ids(@FILE), with `and`, `or`, `not` and
+    /// parentheses. Such as "any(0x3) and not ids(5..9)".
+    #[arg(long, value_name = "FILTER", value_parser = filter::parse)]
+    pub(crate) filter: Option<Filter>,
+    /// Find k documents instead of postings, each with its M nearest postings at most.
+    #[arg(long, value_name = "M", value_parser = positive)]
+    pub(crate) per_document: Option<usize>,
+    /// Find only what has at least this score.
+    #[arg(long, value_name = "SCORE")]
+    pub(crate) min_score: Option<f32>,
+    /// Explain how the search for the first query ran.
+    #[arg(long)]
+    pub(crate) explain: bool,
     /// Search threads, at most 1024. With `--batched`, 1 is one thread and more is all cores.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = up_to::<1_024>)]
     pub(crate) threads: usize,
@@ -346,26 +367,6 @@ fn share(text: &str) -> Result<f32, String> {
         Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
         _ => Err("give a number above 0 and at most 1".into()),
     }
-}
-
-fn raw_id(text: &str) -> Result<u128, String> {
-    text.parse::<DocumentId>().map(u128::from).map_err(|error| error.to_string())
-}
-
-fn posting_key(text: &str) -> Result<PostingKey, String> {
-    let form = "give a key as ID:START:LENGTH";
-    let parts: Vec<&str> = text.split(':').collect();
-    let [id, start, length] = parts[..] else { return Err(form.into()) };
-    let number = |text: &str| text.parse::<u32>().map_err(|error| format!("`{text}`: {error}; {form}"));
-    let id = id.parse::<DocumentId>().map_err(|error| format!("`{id}`: {error}; {form}"))?;
-    Ok(PostingKey::new(id, number(start)?, number(length)?))
-}
-
-fn id_range(text: &str) -> Result<Range<u128>, String> {
-    let (from, to) = text.split_once("..").ok_or("give two ids as A..B")?;
-    let id = |text: &str| raw_id(text).map_err(|error| format!("`{text}`: {error}; give two ids as A..B"));
-    let range = id(from)?..id(to)?;
-    if range.is_empty() { Err(format!("{text} holds no id: A must be less than B")) } else { Ok(range) }
 }
 
 #[cfg(test)]

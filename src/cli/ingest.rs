@@ -38,13 +38,14 @@ pub(super) fn run(args: &Ingest, output: &Output) -> Outcome {
     if args.first_id.checked_add(rows.rows() as u128).is_none() {
         return Err(Failure(format!("--first-id {}: the ids of {} rows do not fit", args.first_id, rows.rows())));
     }
+    let tags = args.tags.as_ref().map(|path| Rows::open_or_one(path)?.tags(rows.rows())).transpose()?;
     let interrupt = Interrupt::listen()?;
     rows.skip(args.from_row)?;
     // Read before the index is created, so that an unreadable file creates none.
     let first = rows.vectors(args.batch.min(left))?;
     block_on(1, async {
         let (index, made) = open(args, &rows).await?;
-        let mut load = Load::new(args, &index, rows, output, interrupt);
+        let mut load = Load::new(args, &index, rows, tags, output, interrupt);
         let done = load.run(first).await;
         let stopped = load.stopped(&done).await;
         load.bar.finish_and_clear();
@@ -202,6 +203,8 @@ struct Load<'a> {
     args: &'a Ingest,
     index: &'a Shardex,
     rows: Rows,
+    /// Tags of all rows of the file, if they are given.
+    tags: Option<Vec<u64>>,
     output: &'a Output,
     interrupt: Interrupt,
     bar: indicatif::ProgressBar,
@@ -213,13 +216,20 @@ struct Load<'a> {
 }
 
 impl<'a> Load<'a> {
-    fn new(args: &'a Ingest, index: &'a Shardex, rows: Rows, output: &'a Output, interrupt: Interrupt) -> Self {
+    fn new(
+        args: &'a Ingest,
+        index: &'a Shardex,
+        rows: Rows,
+        tags: Option<Vec<u64>>,
+        output: &'a Output,
+        interrupt: Interrupt,
+    ) -> Self {
         let bar = match args.progress {
             Progress::Plain => indicatif::ProgressBar::hidden(),
             Progress::Bar => output.bar((rows.rows() - args.from_row) as u64, "ingesting"),
         };
         let (done, durable) = (args.from_row, args.from_row);
-        Self { args, index, rows, output, interrupt, bar, done, durable, last_flush: FlushStats::default() }
+        Self { args, index, rows, tags, output, interrupt, bar, done, durable, last_flush: FlushStats::default() }
     }
 
     /// Adds all rows: `first`, and then the rows not read yet. Rebuilds the cells if wanted, flushes, and prints the
@@ -264,12 +274,12 @@ impl<'a> Load<'a> {
             if count == 0 || self.interrupt.code().is_some() {
                 break;
             }
-            let ids = self.args.first_id + self.done as u128..;
-            let postings = vectors
-                .into_iter()
-                .zip(ids)
-                .map(|(vector, id)| Posting { document_id: DocumentId(id), start: 0, length: 1, vector, tags: 0 })
-                .collect();
+            let posting = |(vector, row): (Vec<f32>, usize)| {
+                let document_id = DocumentId(self.args.first_id + row as u128);
+                let tags = self.tags.as_ref().map_or(0, |tags| tags[row]);
+                Posting { document_id, start: 0, length: 1, vector, tags }
+            };
+            let postings = vectors.into_iter().zip(self.done..).map(posting).collect();
             self.index.add_postings(postings).await.map_err(|error| self.by_row(error))?;
             self.done += count;
             if self.args.flush_each.is_some_and(|each| batch % each == 0) {
@@ -356,6 +366,7 @@ impl<'a> Load<'a> {
         option("--flush-each", args.flush_each.map(|each| each.to_string()));
         option("--flush-wal-bytes", args.flush_wal_bytes.map(|bytes| bytes.to_string()));
         option("--first-id", (args.first_id != 0).then(|| args.first_id.to_string()));
+        option("--tags", args.tags.as_ref().map(|path| path.display().to_string()));
         option("--progress", (args.progress == Progress::Plain).then(|| "plain".to_owned()));
         option("--from-row", Some(self.durable.to_string()));
         let flags = [

@@ -130,6 +130,31 @@ impl Rows {
         })
     }
 
+    /// Reads all numbers as the tags of `count` postings: a row of as many numbers, or as many rows of one.
+    ///
+    /// Returns a `Failure` if they are not as many, or no integers of 64 bits without a sign.
+    pub(crate) fn tags(&mut self, count: usize) -> Result<Vec<u64>, Failure> {
+        let RowLayout { dtype, rows, columns, .. } = self.layout;
+        if (rows, columns) != (1, count) && (rows, columns) != (count, 1) {
+            return Err(
+                self.wrong(&format!("{rows} rows of {columns} numbers; one number for each of {count} rows expected"))
+            );
+        }
+        if !dtype.is_integer() {
+            return Err(
+                self.wrong("tags of an integer type expected, such as u64; convert them with .astype('uint64')")
+            );
+        }
+        let all = self.take(rows, |number, bytes| {
+            let tags = |(i, bytes): (usize, &[u8])| {
+                let tags = dtype.integer(bytes);
+                u64::try_from(tags).map_err(|_| format!("number {} is {tags}, which is less than 0", number.max(i)))
+            };
+            bytes.chunks_exact(dtype.size).enumerate().map(tags).collect::<Result<Vec<_>, _>>()
+        })?;
+        Ok(all.into_iter().flatten().collect())
+    }
+
     /// Reads the next `rows` rows as ids. Returns a `Failure` if the type is not an integer, or if an id doesn't fit an
     /// i64.
     pub(crate) fn ids(&mut self, rows: usize) -> Result<Vec<Vec<i64>>, Failure> {

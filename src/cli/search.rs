@@ -37,10 +37,14 @@ pub(super) fn run(args: &Search, output: &Output) -> Outcome {
     }
     let truth = truth(args, rows.rows())?;
     let queries = rows.vectors(rows.rows())?;
+    let first = queries.first().cloned();
     let mut options = SearchOptions::new(args.k);
     options.slop = args.slop;
     options.recall = args.recall;
     options.exact = args.exact;
+    options.filter = args.filter.clone();
+    options.per_document = args.per_document;
+    options.min_score = args.min_score;
     // Without `--batched`, a query runs only on the thread that searches. With `--batched` and more than one thread,
     // the one call uses all cores.
     let executor: Arc<dyn Executor> =
@@ -61,22 +65,35 @@ pub(super) fn run(args: &Search, output: &Output) -> Outcome {
             ask_all(&index, queries, &options, args.threads).await
         };
         let seconds = began.elapsed().as_secs_f64();
+        let plan = explain(args, &index, first.as_deref(), &options).await?;
         index.close().await?;
         let found = found.map_err(|Failure(what)| {
             if what.starts_with("query ") { Failure(format!("{}: {what}", rows.name())) } else { Failure(what) }
         })?;
         if let Some(target) = target {
-            write(target, &found, args.k)?;
+            write(target, &found, args.k * args.per_document.unwrap_or(1))?;
         }
         if !args.quiet {
             print(&found, args.show, output);
         }
-        report(args, &found, seconds, warm, truth.as_deref(), output);
+        report(args, &found, seconds, warm, truth.as_deref(), plan, output);
         if let Some(why) = read_only {
             output::complain(&format!("the index is {why}"));
         }
         Ok(Answer::Yes)
     })
+}
+
+/// Explains how the search for the first query runs, if it is asked for.
+async fn explain(
+    args: &Search,
+    index: &Shardex,
+    first: Option<&[f32]>,
+    options: &SearchOptions,
+) -> Result<Option<String>, Failure> {
+    let Some(query) = first.filter(|_| args.explain) else { return Ok(None) };
+    let answer = index.search_with(query, &options.clone().explain()).await.map_err(|error| of_query(0, error))?;
+    Ok(answer.plan.map(|plan| plan.to_string()))
 }
 
 /// Begins the file for the ids. It begins before the search, so that an invalid path fails early.
@@ -205,6 +222,7 @@ fn report(
     seconds: f64,
     warm: Duration,
     truth: Option<&[Vec<i64>]>,
+    plan: Option<String>,
     output: &Output,
 ) {
     let queries = found.len();
@@ -235,6 +253,10 @@ fn report(
     if let Some(recall) = recall {
         object["recall"] = recall.into();
         text.push_str(&format!("; recall@{} {recall:.4}", args.k));
+    }
+    if let Some(plan) = plan {
+        text = format!("query 0: {plan}\n{text}");
+        object["plan"] = plan.into();
     }
     if unlike > 0 {
         text.push_str(&format!(

@@ -17,6 +17,7 @@ use crate::support::vector;
 mod damage;
 mod edges;
 mod export;
+mod filters;
 mod reading;
 mod stops;
 mod vecs;
