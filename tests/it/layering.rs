@@ -41,11 +41,14 @@ const ORDER: &[&str] = &[
 /// Pairs (A, B) in which A must not depend on B although the order would allow it.
 const STRANGERS: &[(&str, &str)] = &[("wal", "shard"), ("index", "wal"), ("storage", "config"), ("format", "storage")];
 
+/// Collects the source files in a directory. A directory in it that has a manifest is another crate, and left out.
 pub(crate) fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("the sources are there") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
-            sources(&path, into);
+            if !path.join("Cargo.toml").exists() {
+                sources(&path, into);
+            }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             into.push(path);
         }
