@@ -1,6 +1,7 @@
 //! Command-line tool `shardex-columns`: Arrow and Parquet files into an index, and an index into such a file.
 //!
-//! Exit codes: 0 for success, 2 for an error, with one line on stderr, 130 after SIGINT and 143 after SIGTERM.
+//! Exit codes: 0 for success, 2 for an error, with one line on stderr, 130 after SIGINT and 143 after SIGTERM. If a reader
+//! panics on damaged bytes, its message precedes that line.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
