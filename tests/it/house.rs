@@ -520,3 +520,32 @@ fn public_types_are_named_in_words_of_the_glossary() {
     assert!(names > 100, "{names} public types");
     assert!(unknown.is_empty(), "{}", unknown.into_iter().collect::<Vec<_>>().join("\n"));
 }
+
+/// The feature table of the README names tests and files that exist.
+#[test]
+fn every_feature_has_a_test_or_an_example() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("readable");
+    let (_, table) = readme.split_once("\n## Features\n").expect("it has a table of features");
+    let table = table.split("\n## ").next().unwrap_or_default();
+    let (mut missing, mut named) = (Vec::new(), 0);
+    for row in table.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let shown_by = row.trim_end_matches('|').rsplit(" | ").next().unwrap_or_default();
+        let before = named;
+        for test in shown_by.split('`').filter(|part| part.contains("::")) {
+            named += 1;
+            let (module, name) = test.rsplit_once("::").expect("a path");
+            let file = root().join("tests/it").join(module.replace("::", "/")).with_extension("rs");
+            if !fs::read_to_string(file).is_ok_and(|text| text.contains(&format!("fn {name}("))) {
+                missing.push(test.to_owned());
+            }
+        }
+        for path in shown_by.split("](").skip(1).filter_map(|part| part.split(')').next()) {
+            named += 1;
+            if !root().join(path).is_file() {
+                missing.push(path.to_owned());
+            }
+        }
+        assert!(named > before, "nothing shows `{row}`");
+    }
+    assert!(named > 20 && missing.is_empty(), "{missing:?}");
+}
