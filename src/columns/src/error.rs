@@ -33,7 +33,11 @@ pub enum ColumnsError {
 
     /// The file is truncated or damaged, changes while it is read, or uses a feature that this build does not read. To
     /// recover, get a whole copy, or write the file in another way.
-    #[error("{}: it can't be read from row {row} on ({reason}): it may be truncated or damaged", file.display())]
+    #[error(
+        "{}: it can't be read from row {row} on: {reason}: it is truncated, damaged, or written in a way that this build \
+         does not read",
+        file.display()
+    )]
     Unreadable {
         /// File.
         file: PathBuf,
