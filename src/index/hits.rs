@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use super::{
-    snapshot::{Snapshot, extent_slot, shard_of},
     candidate::Candidate,
+    snapshot::{Snapshot, extent_slot, shard_of},
 };
 use crate::{
     config::Metric,

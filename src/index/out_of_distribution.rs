@@ -14,10 +14,10 @@
 use std::ops::Deref;
 
 use super::{
+    candidate::Candidate,
     quantile::{at, exceeded, exceeded_distance, sorted},
     snapshot::{Snapshot, extent_slot, shard_of},
     subspace::outside,
-    candidate::Candidate,
 };
 use crate::{
     cells::CellIndex,

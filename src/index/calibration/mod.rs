@@ -17,13 +17,13 @@ mod requirements;
 mod score;
 
 use super::{
+    candidate::Candidate,
     cell_search::search_cells,
     out_of_distribution::{self, row},
     scan::distance_by,
     search_limits::{CellResults, SearchLimits},
     snapshot::{Snapshot, shard_of},
     subspace::{self, principal_axes},
-    candidate::Candidate,
 };
 use crate::{
     cells::{self, CellIndex, RankedId},

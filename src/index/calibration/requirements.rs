@@ -4,9 +4,9 @@ use crate::{cells::quietness, failpoint::protects, format::calibration::SearchEf
 
 use super::{
     super::{
+        candidate::Candidate,
         quantile::{at, exceeded, sorted},
         search_limits::unindexed_deviations,
-        candidate::Candidate,
     },
     queries::CalibrationQuery,
     score::{CalibrationScore, QueryScore},

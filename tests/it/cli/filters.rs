@@ -49,7 +49,8 @@ fn search_by_filters_finds_what_passes() {
 #[test]
 fn search_explains_itself_and_counts_documents() {
     let (desk, dir, query) = desk();
-    let args = [&"search" as &dyn AsRef<std::ffi::OsStr>, &dir, &query, &"-k", &"3", &"--explain", &"--filter", &"any(1)"];
+    let args =
+        [&"search" as &dyn AsRef<std::ffi::OsStr>, &dir, &query, &"-k", &"3", &"--explain", &"--filter", &"any(1)"];
     let text = String::from_utf8(desk.run(&args).stdout).expect("text");
     for part in ["query 0: 300 postings", "filter tags(all 0x0, any 0x1, none 0x0): 150 pass", "stopped: "] {
         assert!(text.contains(part), "{text}");
