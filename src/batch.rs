@@ -119,7 +119,7 @@ impl WriteBatch {
     /// lets pass is resolved to keys before the batch is recorded, so a crash can't change the outcome.
     ///
     /// Cost: a read of every posting's record, or lookups if the filter lets only a short list of documents or postings
-    /// pass. The WAL gets 24 bytes per removed posting.
+    /// pass; then, as for every removal of a posting, lookups of each. The WAL gets 24 bytes per removed posting.
     pub fn remove_matching(&mut self, filter: Filter) -> &mut Self {
         self.push(Operation::RemoveMatching(filter))
     }

@@ -66,7 +66,7 @@ pub struct CellStep {
     /// Number of distances computed: re-ranked codes and unindexed vectors.
     pub distances: usize,
     /// Number of passes. A second pass follows if the query is unlike the stored vectors, or if documents are counted and
-    /// many postings of the same ones are near.
+    /// many postings of the same ones are near. The searches of several queries for one answer are added up.
     pub passes: usize,
     /// Whether the search by cells was given up because it cost as much as comparing everything that passes.
     pub abandoned: bool,
@@ -78,6 +78,20 @@ pub struct CellStep {
     /// The first pass scanned at least this many times as many cells as it took to the last one with a result; 0 for no
     /// such limit.
     pub persistence: f32,
+}
+
+impl CellStep {
+    /// Returns the figures of the searches for two queries together. The effort is that of the first.
+    pub(crate) fn joined(self, other: &Self) -> Self {
+        Self {
+            cells: self.cells + other.cells,
+            codes: self.codes + other.codes,
+            distances: self.distances + other.distances,
+            passes: self.passes + other.passes,
+            abandoned: self.abandoned || other.abandoned,
+            ..self
+        }
+    }
 }
 
 /// Comparison of whole shards.

@@ -15,8 +15,9 @@ use crate::id::{DocumentId, PostingKey};
 /// recall among them. If few pass, it computes the distances of all of them. Otherwise it scans codes as without a
 /// filter and passes over the others.
 ///
-/// To exclude some documents or postings, negate a list of them. Filters are combined by `&`, `|` and `!`. A clone shares the filter. Make a filter once and use it for many searches:
-/// it remembers which postings pass. After a write only the changed shards are evaluated again.
+/// To exclude some documents or postings, negate a list of them. Filters are combined by `&`, `|` and `!`. A clone shares
+/// the filter. Make a filter once and use it for many searches: it remembers which postings pass. After a write only the
+/// changed shards are evaluated again.
 ///
 /// Cost: the first search with a filter evaluates it for every posting of the snapshot: one read of a posting record
 /// each for lists of documents and predicates, and less for tags. A short list of documents is looked up instead.

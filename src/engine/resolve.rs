@@ -1,6 +1,9 @@
 //! Resolves the plan of a batch before it is recorded in the WAL: drops what changes nothing, because it is not stored.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{
+    collections::BTreeSet,
+    ops::{ControlFlow, RangeInclusive},
+};
 
 use super::{
     plan::{Plan, StoredPostings},
@@ -10,7 +13,7 @@ use crate::{
     error::Result,
     format::bucket::PayloadOwner,
     id::{DocumentId, PostingKey},
-    shard::{DataFile, Lookup, StoredPosting, record},
+    shard::{DataFile, Lookup, record},
     storage::StorageFile,
 };
 
@@ -51,32 +54,16 @@ impl<F: StorageFile> StoredPostings for WorkingPostings<'_, F> {
         let Self { work, data } = self;
         match listed {
             Some(documents) if documents.len() as u128 * LOOKUP_POSTINGS < u128::from(work.totals.live) => {
-                documents.iter().try_for_each(|&document| visit_document(work, data, document, visit))
+                documents.iter().try_for_each(|&document| {
+                    visit_found(work, data, Lookup::Document(document), |key, tags| {
+                        visit(key, tags);
+                        ControlFlow::Continue(())
+                    })
+                })
             }
             _ => visit_all(work, data, visit),
         }
     }
-}
-
-/// Visits the postings of one document.
-fn visit_document<F: StorageFile>(
-    work: &mut Working<F>,
-    data: &DataFile<F>,
-    document: DocumentId,
-    visit: &mut dyn FnMut(PostingKey, u64),
-) -> Result<()> {
-    let Working { shards, finder, figures, .. } = work;
-    let (mut candidates, mut found) = (Vec::new(), Vec::new());
-    finder.counts.lookups += 1;
-    finder.candidates(Lookup::Document(document), &mut candidates);
-    for number in candidates {
-        let Some(Some(shard)) = shards.get(number) else { continue };
-        if finder.find(data, number, shard, Lookup::Document(document), &mut found)? {
-            figures.note(number as u32);
-        }
-        found.drain(..).for_each(|(slot, posting)| visit(posting.key(), shard.tags().get(slot)));
-    }
-    Ok(())
 }
 
 /// Visits every live posting.
@@ -106,9 +93,23 @@ pub fn drop_absent_payloads<F: StorageFile>(plan: &mut Plan<'_>, work: &Working<
 
 /// Returns the tags of the first posting that a lookup finds; `None` if it finds none.
 fn first<F: StorageFile>(work: &mut Working<F>, data: &DataFile<F>, lookup: Lookup) -> Result<Option<u64>> {
+    let mut first = None;
+    visit_found(work, data, lookup, |_, tags| {
+        first = Some(tags);
+        ControlFlow::Break(())
+    })?;
+    Ok(first)
+}
+
+/// Visits the postings that a lookup finds, until `visit` breaks.
+fn visit_found<F: StorageFile>(
+    work: &mut Working<F>,
+    data: &DataFile<F>,
+    lookup: Lookup,
+    mut visit: impl FnMut(PostingKey, u64) -> ControlFlow<()>,
+) -> Result<()> {
     let Working { shards, finder, figures, .. } = work;
-    let mut candidates = Vec::new();
-    let mut found: Vec<(usize, StoredPosting)> = Vec::new();
+    let (mut candidates, mut found) = (Vec::new(), Vec::new());
     finder.counts.lookups += 1;
     finder.candidates(lookup, &mut candidates);
     for number in candidates {
@@ -116,11 +117,13 @@ fn first<F: StorageFile>(work: &mut Working<F>, data: &DataFile<F>, lookup: Look
         if finder.find(data, number, shard, lookup, &mut found)? {
             figures.note(number as u32);
         }
-        if let Some(&(slot, _)) = found.first() {
-            return Ok(Some(shard.tags().get(slot)));
+        for (slot, posting) in found.drain(..) {
+            if visit(posting.key(), shard.tags().get(slot)).is_break() {
+                return Ok(());
+            }
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Documents of a range.

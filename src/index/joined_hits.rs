@@ -64,6 +64,10 @@ impl<F: StorageFile> Hits<F> {
             joined.shards_scanned += other.shards_scanned;
             joined.cells_scanned += other.cells_scanned;
             joined.aim = joined.aim.joined(other.aim);
+            joined.by_cells = match (joined.by_cells, other.by_cells) {
+                (Some(a), Some(b)) => Some(a.joined(&b)),
+                (a, b) => a.or(b),
+            };
         }
         joined.nearest.sort_unstable();
         let mut known = BTreeSet::new();

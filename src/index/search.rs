@@ -187,8 +187,8 @@ pub fn search<F: StorageFile>(
     search_on(&Inline, snapshot, data, query, ResultScope::nearest(k), scope)
 }
 
-/// Finds the `k` nearest postings or documents of a snapshot that pass the filter, if there is one. A scan of 128 shards or more runs
-/// on the threads of `executor`. The results do not depend on the executor.
+/// Finds the `k` nearest postings or documents of a snapshot that pass the filter, if there is one. A scan of 128 shards
+/// or more runs on the threads of `executor`. The results do not depend on the executor.
 ///
 /// With a filter, the search is exhaustive among the postings that pass if they are few, or if an exhaustive search costs
 /// no more. Otherwise it has the effort for as many results as contain `k` that pass, on average, and persistence: that

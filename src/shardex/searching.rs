@@ -169,7 +169,7 @@ impl<S: Storage> IndexSnapshot<S> {
             per_document: options.per_document.map(|_| 1),
             ..options.clone()
         };
-        let start = self.clock.elapsed();
+        let start = self.now_for(&options);
         let mut filter = None;
         let found = self.answer_many(&queries, |_| &each, |found, _| Ok(found))?;
         let hits = found.into_iter().map(|found| {
@@ -180,12 +180,17 @@ impl<S: Storage> IndexSnapshot<S> {
             let reason = format!("document {document} has no posting");
             return Err(ShardexError::InvalidArgument { argument: "document", reason });
         };
-        let search = self.clock.elapsed().saturating_sub(start);
+        let search = self.now_for(&options).saturating_sub(start);
         let mask = self.mask_of(&options)?;
         let queries: Vec<Cow<'_, [f32]>> =
             queries.into_iter().map(|query| batch::query_at(query, 0, self.data.geometry())).collect::<Result<_>>()?;
         let hits = finish(hits, &queries, mask.as_deref(), &options)?;
         self.answer(SearchHits { hits, filter, search }, &options)
+    }
+
+    /// Returns the time if the search explains itself. An ordinary search does not pay for it.
+    fn now_for(&self, options: &SearchOptions) -> Duration {
+        if options.explain { self.clock.elapsed() } else { Duration::ZERO }
     }
 
     fn mask_of(&self, options: &SearchOptions) -> Result<Option<Arc<FilterMask>>> {
@@ -208,10 +213,9 @@ impl<S: Storage> IndexSnapshot<S> {
             by_cells: false,
             default_recall: self.default_recall,
         };
-        let now = || if options.explain { self.clock.elapsed() } else { Duration::ZERO };
-        let start = now();
+        let start = self.now_for(options);
         let mask = self.mask_of(options)?;
-        let masked = now();
+        let masked = self.now_for(options);
         let wanted = ResultScope {
             mask: mask.as_deref(),
             farthest: farthest(options),
@@ -226,12 +230,12 @@ impl<S: Storage> IndexSnapshot<S> {
             passing: mask.passing,
             time: masked.saturating_sub(start),
         });
-        Ok(SearchHits { hits, filter, search: now().saturating_sub(masked) })
+        Ok(SearchHits { hits, filter, search: self.now_for(options).saturating_sub(masked) })
     }
 
     /// Copies the results, with what else the options ask for.
     fn answer(&self, found: SearchHits<S::File>, options: &SearchOptions) -> Result<SearchResponse> {
-        let start = self.clock.elapsed();
+        let start = self.now_for(options);
         let SearchHits { hits, filter, search } = found;
         let mut response = hits.to_response();
         if options.with_payload {
@@ -250,7 +254,7 @@ impl<S: Storage> IndexSnapshot<S> {
                 stopped: response.stopped,
                 calibrated: response.calibrated,
                 search,
-                results: self.clock.elapsed().saturating_sub(start),
+                results: self.now_for(options).saturating_sub(start),
             }));
         }
         Ok(response)

@@ -1,13 +1,17 @@
 //! Searches for documents, for what is like a stored posting or document, with payloads and explanations, against brute
 //! force.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
     DocumentId, Durability, Filter, IndexSnapshot, Metric, OpenOptions, Posting, PostingKey, SearchOptions,
     SearchResponse, Shardex, ShardexConfig, ShardexError, StopReason, WriteBatch, env::Env, storage::MmapStorage,
 };
+use shardex_sim::workload::StoppedClock;
 use tempfile::TempDir;
 
 use crate::support::block_on;
@@ -47,7 +51,7 @@ impl Stored {
             .shard_size(64)
             .options(OpenOptions::default().durability(Durability::Manual));
         let (index, snapshot) = block_on(async {
-            let env = Env { new_index_id: 7, ..Env::system() };
+            let env = Env { new_index_id: 7, clock: Arc::new(StoppedClock), ..Env::system() };
             let index = Shardex::create_on(MmapStorage::new(&config.directory_path), config, env).await?;
             index.add_postings(postings.clone()).await?;
             index.optimize().await?;
