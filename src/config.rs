@@ -157,6 +157,15 @@ pub struct OpenOptions {
     pub max_undurable_bytes: u64,
     /// Whether `close` flushes. Default `true`. Otherwise `close` only commits, and the next open replays the WAL.
     pub flush_on_close: bool,
+    /// Latency from which on a search counts as slow. Default `None`: no search does. A slow search is reported by the
+    /// features `tracing` and `metrics` (see [`observe`](crate::observe)). Without both the option has no effect.
+    pub slow_search: Option<Duration>,
+    /// Whether this handle publishes its figures in the file `stats` of the directory, for `shardex top` and
+    /// [`StatsReport`](crate::observe::StatsReport). Default `false`.
+    ///
+    /// It is written once per second if a figure has changed, and by `close`. An error of it is ignored. Cost: that of
+    /// [`stats`](crate::Shardex::stats) once per second, and a store of one page.
+    pub stats_file: bool,
 }
 
 impl Default for OpenOptions {
@@ -174,6 +183,8 @@ impl Default for OpenOptions {
             max_undurable_ms: 60_000,
             max_undurable_bytes: 64 << 20,
             flush_on_close: true,
+            slow_search: None,
+            stats_file: false,
         }
     }
 }
@@ -218,6 +229,8 @@ macro_rules! with_options {
             max_undurable_ms: u64,
             max_undurable_bytes: u64,
             flush_on_close: bool,
+            slow_search: Option<Duration>,
+            stats_file: bool,
         }
     };
 }

@@ -36,6 +36,7 @@
 //! ```text
 //! blocking            the API for programs without a runtime
 //! shardex             the async API: when to commit, flush, retry, wait, refuse
+//! observe             latencies, spans, metrics, stats file
 //! engine              batches, flush, recovery, check
 //! index               snapshots, routing, search
 //! cells
@@ -82,6 +83,7 @@ pub mod env;
 pub mod guide;
 mod id;
 pub mod limits;
+pub mod observe;
 mod posting;
 pub mod runtime;
 mod shardex;
@@ -90,7 +92,10 @@ pub use batch::{WriteBatch, Written};
 pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};
 pub use engine::{
     Component, ConsistencyReport, Finding,
-    stats::{BackgroundError, BackgroundWork, FlushStats, IndexStats, ReachedRecall, RecallMeasurement, RecoveryStats},
+    stats::{
+        BackgroundError, BackgroundWork, FlushStats, IndexStats, LatencyStats, ReachedRecall, RecallMeasurement,
+        RecoveryStats,
+    },
 };
 #[cfg(feature = "internals")]
 pub use engine::{Engine, FlushStep};

@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Optimize(Dir),
     /// Print statistics of an index.
     Stats(Dir),
+    /// Show the figures of an index that another process has open, such as `ingest`.
+    Top(Top),
     /// Check an index for damage and inconsistencies.
     Check(Check),
     /// Ingest, search, get killed, recover, and prove that no acknowledged write was lost.
@@ -267,6 +269,15 @@ pub(crate) struct FileOutput {
     /// Replace existing files.
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Directory of the index.
+    pub(crate) dir: PathBuf,
+    /// Print the figures once. Default: each second until a signal.
+    #[arg(long)]
+    pub(crate) once: bool,
 }
 
 #[derive(Debug, Args)]

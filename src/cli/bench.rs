@@ -96,6 +96,8 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
 
 /// Creates an index of `rows` generated vectors and flushes it.
 async fn filled(dir: &Path, rows: u64, options: OpenOptions) -> Result<Shardex, Failure> {
+    // For `shardex top`.
+    let options = options.stats_file(true);
     let config = ShardexConfig::new(dir).vector_size(DIMENSION).metric(Metric::Cosine).options(options);
     let index = Shardex::create(config).await?;
     for first in (0..rows).step_by(1_000) {

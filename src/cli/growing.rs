@@ -33,7 +33,7 @@ const LESS: f64 = 0.01;
 /// below the target.
 pub(super) fn run(data: &Data, dir: &Path, output: &Output) -> Outcome {
     block_on(2, async {
-        let options = OpenOptions::default().durability(Durability::Manual);
+        let options = OpenOptions::default().durability(Durability::Manual).stats_file(true);
         let index = Shardex::create(data.config(&dir.join("growing"), options.clone())).await?;
         output.say(&format!(
             "an index that grows in batches of {BATCH}, searched at recall {ASKED} by {} queries: recall, and searches a second on one thread",

@@ -27,8 +27,11 @@ use super::{
 const FRESH_SHARE: u64 = 4;
 
 /// Files of an index, in the order in which a newly created index is removed. Without the first file the directory is
-/// not an index.
+/// not an index. The stats file may be missing, and is removed last.
 const FILES: [&str; 4] = ["root", "data", "wal", "LOCK"];
+
+/// Stats file, which the index may write until it is closed.
+const STATS: &str = "stats";
 
 pub(super) fn run(args: &Ingest, output: &Output) -> Outcome {
     let mut rows = Rows::open(&args.file)?;
@@ -84,7 +87,7 @@ enum Created {
 /// Opens the index and compares it with the arguments, or creates it if it doesn't exist.
 async fn open(args: &Ingest, rows: &Rows) -> Result<(Shardex, Created), Failure> {
     let durability = if args.commit_each { Durability::Manual } else { Durability::Interval };
-    let mut options = OpenOptions::default().durability(durability);
+    let mut options = OpenOptions::default().durability(durability).stats_file(true);
     if let Some(bytes) = args.flush_wal_bytes {
         options = options.flush_wal_bytes(bytes);
     }
@@ -188,6 +191,7 @@ async fn discard(index: &Shardex, args: &Ingest, made: Created) -> Result<bool, 
         std::fs::remove_file(args.dir.join(name))?;
     }
     index.close().await?;
+    let _ = std::fs::remove_file(args.dir.join(STATS));
     if made == Created::Directory {
         match std::fs::remove_dir(&args.dir) {
             // Another process is creating an index in the directory.

@@ -49,7 +49,7 @@ async fn ingest(data: &Data, dir: &Path) -> Result<(Value, String), Failure> {
         (Vec::new(), format!("durable ingest of {} rows into an empty index", data.rows.len()));
     for size in [100, 1_000] {
         let dir = dir.join(format!("ingest-{size}"));
-        let options = OpenOptions::default().durability(Durability::Manual);
+        let options = OpenOptions::default().durability(Durability::Manual).stats_file(true);
         let index = Shardex::create(data.config(&dir, options)).await?;
         // Generated before the clock starts, so that only the index is measured.
         let batches: Vec<_> =
@@ -84,7 +84,7 @@ async fn ingest(data: &Data, dir: &Path) -> Result<(Value, String), Failure> {
 /// Measures searches on one thread: one query per call at several target recalls, and all queries in one call. The
 /// settings take turns in each round.
 async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
-    let index = open(dir, OpenOptions::default()).await?;
+    let index = open(dir, OpenOptions::default().stats_file(true)).await?;
     index.snapshot().await?.warm()?;
     let truth = truth(data, &index).await?;
     let named = RECALLS.iter().map(|&recall| (format!("recall {recall}"), SearchOptions::new(K).recall(recall)));

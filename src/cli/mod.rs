@@ -31,6 +31,7 @@ mod search;
 mod source;
 mod tally;
 mod target;
+mod top;
 mod vecs;
 
 use std::process::ExitCode;
@@ -97,6 +98,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Flush(args) => admin::flush(args, &output),
         Command::Optimize(args) => admin::optimize(args, &output),
         Command::Stats(args) => admin::stats(args, &output),
+        Command::Top(args) => top::run(args, &output),
         Command::Check(args) => check::run(args, &output),
         Command::Bench(args) => bench::run(args, &output),
         Command::BenchChild(args) => bench::child(args),

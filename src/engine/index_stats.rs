@@ -1,6 +1,9 @@
 //! Statistics of an open index.
 
-use super::{core::Engine, stats::IndexStats};
+use super::{
+    core::Engine,
+    stats::{FlushStats, IndexStats, LatencyStats},
+};
 use crate::{
     error::Result,
     storage::{Storage, StorageFile as _},
@@ -11,6 +14,13 @@ impl<S: Storage> Engine<S> {
     #[must_use]
     pub fn shards_figured(&self) -> u64 {
         self.work.figures.looks()
+    }
+
+    /// Returns the number of flushes since the open, the sum of their statistics, and those of the last one.
+    #[must_use]
+    pub fn flushes(&self) -> (u64, &FlushStats, Option<&FlushStats>) {
+        let counters = &self.counters;
+        (counters.flushes, &counters.flush_totals, counters.last_flush.as_ref())
     }
 
     /// Returns the current statistics of the index.
@@ -63,6 +73,10 @@ impl<S: Storage> Engine<S> {
             barriers: counters.barriers,
             bytes_stored: self.bytes_stored(),
             errors: counters.errors,
+            search_latency: LatencyStats::default(),
+            write_latency: LatencyStats::default(),
+            commit_latency: LatencyStats::default(),
+            flush_latency: LatencyStats::default(),
             last_flush: counters.last_flush.clone(),
             flush_totals: counters.flush_totals.clone(),
             recovery: self.recovery.clone(),

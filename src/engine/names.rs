@@ -11,8 +11,10 @@ pub const ROOT: &str = "root";
 pub const ROOT_NEW: &str = "root.new";
 /// Lock file.
 pub const LOCK: &str = "LOCK";
+/// Stats file, if the option `stats_file` was ever set. It is no part of the index.
+pub const STATS: &str = "stats";
 /// Every file name that an index may use.
-pub const ALL: [&str; 5] = [DATA, WAL, ROOT, ROOT_NEW, LOCK];
+pub const ALL: [&str; 6] = [DATA, WAL, ROOT, ROOT_NEW, LOCK, STATS];
 
 /// Entries that a file system or a desktop creates in an empty volume. An index may share a directory with them, and
 /// they are never removed.

@@ -190,6 +190,26 @@ pub struct ReachedRecall {
     pub everything: bool,
 }
 
+/// Latencies of one kind of operation since the open: their number, quantiles and maximum.
+///
+/// A quantile is that of the nearest rank: `p99` is the smallest latency that at least 99 % of the operations did not
+/// exceed. It is off by at most 3.2 % of itself, because latencies are counted in buckets (see
+/// [`observe`](crate::observe)). `count` and `max` are exact. All are zero if there was no such operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LatencyStats {
+    /// Number of operations that succeeded.
+    pub count: u64,
+    /// Median.
+    pub p50: Duration,
+    /// 95 % of the operations took at most this long.
+    pub p95: Duration,
+    /// 99 % of the operations took at most this long.
+    pub p99: Duration,
+    /// Longest latency.
+    pub max: Duration,
+}
+
 /// Statistics of an index at one moment, returned by [`stats`](crate::Shardex::stats).
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
@@ -275,6 +295,20 @@ pub struct IndexStats {
     /// Most recent error of background work since the open. Errors that persist come before others. Always `None` from
     /// the engine without the async API, which runs that work.
     pub background_error: Option<BackgroundError>,
+    /// Latencies of searches: from the check of the query to the hits, without the copy of vectors. A call with several
+    /// queries counts each of them. Like the other latencies always zero from the engine without the async API, which
+    /// has the clock.
+    pub search_latency: LatencyStats,
+    /// Latencies of calls that write (`write`, `add_postings`, `remove_documents` and others): from the call to its
+    /// answer, with the time in the queue and under [`Durability::Immediate`](crate::Durability::Immediate) with the
+    /// commit.
+    pub write_latency: LatencyStats,
+    /// Latencies of commits, those of the timer included: store and sync of the WAL. Calls that share a commit count as
+    /// one, and commits with nothing to sync don't count.
+    pub commit_latency: LatencyStats,
+    /// Latencies of flushes, automatic ones included, from the first step to the last. Flushes of the recovery, and
+    /// those with nothing to do, don't count.
+    pub flush_latency: LatencyStats,
     /// Statistics of the last flush.
     pub last_flush: Option<FlushStats>,
     /// Sums over all flushes since the open. `checkpoint_lsn` and `generation` are those of the last flush.

@@ -6,6 +6,9 @@
 //! [`background_error`](crate::IndexStats::background_error), [`poisoned`](crate::IndexStats::poisoned) and
 //! [`read_only`](crate::IndexStats::read_only).
 //!
+//! The latencies of searches, writes, commits and flushes are there, too: see [`observe`](crate::observe), which also lists
+//! the spans and metrics of the features `tracing` and `metrics`, and says how another process can watch an open index.
+//!
 //! # Checks
 //! [`Shardex::check`](crate::Shardex::check) compares the parts of an index with each other. `Quick` compares counts and
 //! LSNs in memory. `Full` reads every byte in use: metadata, the WAL, and what only the older root names while other

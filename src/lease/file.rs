@@ -18,9 +18,9 @@ use crate::{
 pub const LENDING: &str = "data";
 
 /// Names of the files that are never lent.
-const PLAIN: [&str; 3] = ["wal", "root", "root.new"];
+const PLAIN: [&str; 4] = ["wal", "root", "root.new", "stats"];
 
-/// File that is never lent: the WAL or the root file.
+/// File that is never lent: the WAL, the root file or the stats file.
 #[derive(Debug)]
 pub struct PlainFile<F> {
     file: Arc<F>,

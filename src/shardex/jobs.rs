@@ -1,5 +1,7 @@
 //! Jobs that run beside the writer: cell builds, codes of unindexed postings, and full checks.
 
+use std::sync::Arc;
+
 use super::{
     queue::Reply,
     running::{RunningCellBuild, RunningCheck},
@@ -10,6 +12,7 @@ use crate::{
     cells::BuiltCells,
     config::{CheckLevel, Durability},
     engine::{ConsistencyReport, stats::BackgroundWork},
+    env::Cancel,
     error::{Result, ShardexError},
     index::NewCodes,
     storage::Storage,
@@ -55,7 +58,11 @@ impl<S: Storage> Writer<S> {
         } else {
             self.engine.cell_build_begin()
         };
-        let begun = begun.and_then(|job| Background::run(&*self.runtime, "cells", move |cancel| job.run_until(cancel)));
+        let observer = Arc::clone(&self.observer);
+        let begun = begun.and_then(|job| {
+            let run = move |cancel: &dyn Cancel| observer.cell_build(|| job.run_until(cancel));
+            Background::run(&*self.runtime, "cells", run)
+        });
         let waiters = std::mem::take(&mut self.cell_build_waiters);
         match begun {
             Ok(job) => self.cell_build = Some(RunningCellBuild { job, waiters }),

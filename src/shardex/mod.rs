@@ -15,6 +15,7 @@ mod reading;
 mod running;
 mod searching;
 mod snapshot;
+mod stats_writer;
 mod tasks;
 mod timers;
 mod view;
@@ -22,7 +23,7 @@ mod writer;
 mod writing;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 
@@ -38,12 +39,14 @@ use crate::{
     env::Env,
     error::Result,
     index::Hits,
+    observe::Observer,
     posting::{SearchOptions, SearchResponse, SearchResult},
     runtime::Task,
     storage::{MmapStorage, Storage},
 };
 
 use queue::{Command, Queue, Reply};
+use snapshot::SearchContext;
 use tasks::{StopCause, Syncer, spawn_writer};
 use view::{Shared, View, stopped_by};
 use writer::Writer;
@@ -98,7 +101,7 @@ impl Shardex {
     /// `OutOfSpace` if the disk is full.
     pub async fn create(config: ShardexConfig) -> Result<Self> {
         let (storage, options) = (MmapStorage::new(config.directory_path.clone()), config.options.clone());
-        Self::start(options, Env::system(), move |env| Engine::create(storage, &config, env)).await
+        Self::start(storage.path(), options, Env::system(), move |env| Engine::create(storage, &config, env)).await
     }
 
     /// Opens an index with default options and recovers from a crash.
@@ -130,7 +133,7 @@ impl Shardex {
     /// Returns the errors of [`open`](Self::open).
     pub async fn open_in(path: impl AsRef<Path>, options: OpenOptions, env: Env) -> Result<Self> {
         let storage = MmapStorage::new(path.as_ref().to_path_buf());
-        Self::start(options.clone(), env, move |env| Engine::open(storage, options, env)).await
+        Self::start(storage.path(), options.clone(), env, move |env| Engine::open(storage, options, env)).await
     }
 }
 
@@ -142,22 +145,25 @@ impl<S: Storage> Shardex<S> {
     #[cfg(feature = "internals")]
     pub async fn create_on(storage: S, config: ShardexConfig, env: Env) -> Result<Self> {
         let options = config.options.clone();
-        Self::start(options, env, move |env| Engine::create(storage, &config, env)).await
+        Self::start(storage.path(), options, env, move |env| Engine::create(storage, &config, env)).await
     }
 
     /// Works like [`open_in`](Shardex::open_in), on any storage. Returns the same errors.
     #[cfg(feature = "internals")]
     pub async fn open_on(storage: S, options: OpenOptions, env: Env) -> Result<Self> {
-        Self::start(options.clone(), env, move |env| Engine::open(storage, options, env)).await
+        Self::start(storage.path(), options.clone(), env, move |env| Engine::open(storage, options, env)).await
     }
 
     async fn start(
+        path: PathBuf,
         options: OpenOptions,
         env: Env,
         make: impl FnOnce(&Env) -> Result<Engine<S>> + Send + 'static,
     ) -> Result<Self> {
         options.validate()?;
         let (executor, runtime) = (Arc::clone(&env.executor), Arc::clone(&env.runtime));
+        let (default_recall, slow) = (options.default_recall, options.slow_search);
+        let observer = Arc::new(Observer::new(&path, slow, Arc::clone(&env.clock)));
         let (queue, requests) = Queue::new(options.queue_size);
         let (opened, is_open) = Reply::new();
         let (taken, is_taken) = oneshot::channel();
@@ -166,15 +172,13 @@ impl<S: Storage> Shardex<S> {
         let make = move || {
             // The thread starts before any file is made, because an index can't work without it.
             let syncer = Syncer::start(&of_writer)?;
-            let engine = make(&env)?;
+            let engine = observer.open(|| make(&env))?;
             let shared = Arc::new(Shared {
                 view: ArcSwapOption::new(Some(View::of(&engine))),
-                path: engine.storage().path(),
-                options: engine.options().clone(),
+                path,
                 closed: AtomicBool::new(false),
                 stopped,
-                executor,
-                clock: Arc::clone(&env.clock),
+                context: Arc::new(SearchContext { executor, observer, clock: Arc::clone(&env.clock), default_recall }),
             });
             Ok((Writer::new(engine, Arc::clone(&shared), syncer, of_writer), shared))
         };
@@ -373,8 +377,7 @@ impl<S: Storage> Shardex<S> {
         let shared = &self.inner.shared;
         let view = shared.view.load_full().ok_or_else(|| shared.gone())?;
         let (snapshot, data) = (Arc::clone(&view.snapshot), Arc::clone(&view.data));
-        let recall = shared.options.default_recall;
-        Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.executor), Arc::clone(&shared.clock), recall))
+        Ok(IndexSnapshot::new(snapshot, data, Arc::clone(&shared.context)))
     }
 
     /// Closes the index: flushes, or commits if so configured, and writes the closing mark of the WAL.

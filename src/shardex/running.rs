@@ -10,6 +10,7 @@ use crate::{
     cells::BuiltCells,
     engine::ConsistencyReport,
     error::{Result, ShardexError},
+    observe::Trace,
     runtime::Runtime,
 };
 
@@ -19,6 +20,9 @@ pub(super) struct RunningFlush {
     pub(super) synced: oneshot::Receiver<Result<()>>,
     /// Whether the writer started the flush automatically, without a caller's request.
     pub(super) automatic: bool,
+    /// Span of the flush, and that of the sync.
+    pub(super) trace: Trace,
+    pub(super) stage: Trace,
 }
 
 /// Waits for the sync of the flush under way. Never completes if there is no flush.

@@ -41,7 +41,7 @@ impl<S: Storage> IndexSnapshot<S> {
     /// Returns the errors of [`search_in_place`](Self::search_in_place).
     pub fn search_with(&self, query: &[f32], options: &SearchOptions) -> Result<SearchResponse> {
         batch::search_options(options)?;
-        self.answer(self.find(&*self.executor, 0, query, options)?, options)
+        self.answer(self.find(&*self.context.executor, 0, query, options)?, options)
     }
 
     /// Searches for the nearest postings without copying the results, which are read in place.
@@ -57,7 +57,7 @@ impl<S: Storage> IndexSnapshot<S> {
     /// of range. Returns `Corruption` if a shard read for the first time since the open is damaged.
     pub fn search_in_place(&self, query: &[f32], options: &SearchOptions) -> Result<Hits<S::File>> {
         batch::search_options(options)?;
-        Ok(self.find(&*self.executor, 0, query, options)?.hits)
+        Ok(self.find(&*self.context.executor, 0, query, options)?.hits)
     }
 
     /// Runs one search per query, on all cores, and copies the results.
@@ -122,7 +122,7 @@ impl<S: Storage> IndexSnapshot<S> {
         let (most, tasks) = tuning::SEARCH_TASK;
         let order = index::in_group_order(&self.snapshot, self.data.geometry(), queries);
         let chunks: Vec<&[usize]> = order.chunks((queries.len() / tasks).clamp(1, most)).collect();
-        let answers = self.executor.map(chunks.len(), |chunk| {
+        let answers = self.context.executor.map(chunks.len(), |chunk| {
             let find = |&i: &usize| {
                 let found = self.find(&Inline, i, queries[i].as_ref(), options(i));
                 (i, found.and_then(|found| answer(found, options(i))))
@@ -190,7 +190,7 @@ impl<S: Storage> IndexSnapshot<S> {
 
     /// Returns the time if the search explains itself. An ordinary search does not pay for it.
     fn now_for(&self, options: &SearchOptions) -> Duration {
-        if options.explain { self.clock.elapsed() } else { Duration::ZERO }
+        if options.explain { self.context.clock.elapsed() } else { Duration::ZERO }
     }
 
     fn mask_of(&self, options: &SearchOptions) -> Result<Option<Arc<FilterMask>>> {
@@ -205,13 +205,23 @@ impl<S: Storage> IndexSnapshot<S> {
         query: &[f32],
         options: &SearchOptions,
     ) -> Result<SearchHits<S::File>> {
+        self.context.observer.search(options.k, || self.find_unobserved(executor, index, query, options))
+    }
+
+    fn find_unobserved(
+        &self,
+        executor: &dyn Executor,
+        index: usize,
+        query: &[f32],
+        options: &SearchOptions,
+    ) -> Result<SearchHits<S::File>> {
         let query = batch::query_at(query, index, self.data.geometry())?;
         let scope = SearchScope {
             exact: options.exact,
             slop: options.slop,
             recall: options.recall,
             by_cells: false,
-            default_recall: self.default_recall,
+            default_recall: self.context.default_recall,
         };
         let start = self.now_for(options);
         let mask = self.mask_of(options)?;

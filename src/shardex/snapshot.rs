@@ -9,6 +9,7 @@ use crate::{
     filter::Filter,
     id::Lsn,
     index::{self, FilterMask, Snapshot},
+    observe::Observer,
     shard::DataFile,
     storage::{MmapStorage, Storage},
 };
@@ -22,7 +23,13 @@ use crate::{
 pub struct IndexSnapshot<S: Storage = MmapStorage> {
     pub(super) snapshot: Arc<Snapshot<Lent<S>>>,
     pub(super) data: Arc<DataFile<S::File>>,
+    pub(super) context: Arc<SearchContext>,
+}
+
+/// What the searches of a handle share.
+pub(super) struct SearchContext {
     pub(super) executor: Arc<dyn Executor>,
+    pub(super) observer: Arc<Observer>,
     /// For the times of explanations.
     pub(super) clock: Arc<dyn Clock>,
     /// Target recall of searches that set neither `recall` nor `slop`.
@@ -31,13 +38,7 @@ pub struct IndexSnapshot<S: Storage = MmapStorage> {
 
 impl<S: Storage> Clone for IndexSnapshot<S> {
     fn clone(&self) -> Self {
-        Self {
-            snapshot: Arc::clone(&self.snapshot),
-            data: Arc::clone(&self.data),
-            executor: Arc::clone(&self.executor),
-            clock: Arc::clone(&self.clock),
-            default_recall: self.default_recall,
-        }
+        Self { snapshot: Arc::clone(&self.snapshot), data: Arc::clone(&self.data), context: Arc::clone(&self.context) }
     }
 }
 
@@ -51,11 +52,9 @@ impl<S: Storage> IndexSnapshot<S> {
     pub(super) fn new(
         snapshot: Arc<Snapshot<Lent<S>>>,
         data: Arc<DataFile<S::File>>,
-        executor: Arc<dyn Executor>,
-        clock: Arc<dyn Clock>,
-        default_recall: f32,
+        context: Arc<SearchContext>,
     ) -> Self {
-        Self { snapshot, data, executor, clock, default_recall }
+        Self { snapshot, data, context }
     }
 
     /// Returns the LSN of the last write in the snapshot.
@@ -94,6 +93,6 @@ impl<S: Storage> IndexSnapshot<S> {
     /// # Errors
     /// Returns `Corruption` if a vector is damaged.
     pub fn warm(&self) -> Result<()> {
-        index::warm(&*self.executor, &self.snapshot, &self.data)
+        index::warm(&*self.context.executor, &self.snapshot, &self.data)
     }
 }

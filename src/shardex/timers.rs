@@ -1,4 +1,4 @@
-//! Timers of the writer: commits, flushes, and retries of failed background work.
+//! Timers of the writer: commits, flushes, retries of failed background work, and the stats file.
 //!
 //! Invariants:
 //! 1. An error of a background commit or flush makes another call fail in three cases only. The call waits for that
@@ -16,6 +16,7 @@ use crate::{
     config::Durability,
     engine::stats::{BackgroundWork, IndexStats},
     error::{Result, ShardexError},
+    observe::Levels,
     storage::Storage,
 };
 
@@ -23,6 +24,7 @@ impl<S: Storage> Writer<S> {
     /// Records an error of background work.
     pub(super) fn note_failure(&mut self, work: BackgroundWork, error: &ShardexError) {
         self.engine.count_error();
+        self.observer.background_error(work, error);
         self.failures.add(work, error, self.runtime.now());
     }
 
@@ -67,7 +69,30 @@ impl<S: Storage> Writer<S> {
         let (mut stats, now) = (self.engine.stats()?, self.runtime.now());
         stats.background_error = self.failures.newest(now);
         stats.uncommitted_for = self.undurable_since.map(|since| now.saturating_sub(since));
+        self.observer.complete(&mut stats);
         Ok(stats)
+    }
+
+    /// Publishes the figures that cost nothing.
+    fn observe_levels(&self) {
+        self.observer.levels(&Levels {
+            postings: self.engine.snapshot().live,
+            wal_bytes: self.engine.wal_bytes(),
+            undurable_bytes: self.engine.uncommitted_bytes(),
+        });
+    }
+
+    fn store_stats(&mut self, is_closed: bool) {
+        let Ok(stats) = self.stats() else { return };
+        self.stats_writer.store(&self.engine, &stats, is_closed, self.observer.unix_ms());
+    }
+
+    /// Stores the stats file for the last time, if the option is set.
+    pub(super) fn last_stats(&mut self) {
+        self.observe_flushes();
+        if self.stats_writer.at.take().is_some() {
+            self.store_stats(true);
+        }
     }
 
     /// Runs the commits, flushes and cell builds that are due, and sets the next timers.
@@ -89,6 +114,10 @@ impl<S: Storage> Writer<S> {
             self.build_cells();
         }
         self.publish();
+        self.observe_levels();
+        if self.stats_writer.is_due(now) {
+            self.store_stats(false);
+        }
         self.set_timers(now);
     }
 

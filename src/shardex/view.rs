@@ -11,11 +11,9 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use super::tasks::StopCause;
+use super::{snapshot::SearchContext, tasks::StopCause};
 use crate::{
-    config::OpenOptions,
     engine::{Engine, Lent},
-    env::{Clock, Executor},
     error::{Result, ShardexError},
     index::Snapshot,
     shard::DataFile,
@@ -28,11 +26,10 @@ pub(super) struct Shared<S: Storage> {
     /// thereby its lock.
     pub(super) view: ArcSwapOption<View<S>>,
     pub(super) path: PathBuf,
-    pub(super) options: OpenOptions,
     pub(super) closed: AtomicBool,
     pub(super) stopped: StopCause,
-    pub(super) executor: Arc<dyn Executor>,
-    pub(super) clock: Arc<dyn Clock>,
+    /// Executor and observer of searches.
+    pub(super) context: Arc<SearchContext>,
 }
 
 impl<S: Storage> Shared<S> {

@@ -21,6 +21,7 @@ use super::{
     failures::Failures,
     queue::{Command, Reply, Request},
     running::{RunningCellBuild, RunningCheck, RunningFlush, ended, synced, timer},
+    stats_writer::StatsWriter,
     tasks::{Background, Syncer},
     view::{Shared, View},
 };
@@ -32,6 +33,7 @@ use crate::{
     error::{Result, ShardexError},
     id::{DocumentId, Lsn},
     index::NewCodes,
+    observe::Observer,
     runtime::Runtime,
     storage::Storage,
     tuning,
@@ -91,6 +93,10 @@ pub(super) struct Writer<S: Storage> {
     /// Callers that wait for the next commit.
     waiting: Vec<Answer>,
     pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) observer: Arc<Observer>,
+    /// Number of flushes that the observer knows, and the sum of their durations.
+    pub(super) observed_flushes: (u64, Duration),
+    pub(super) stats_writer: StatsWriter<S>,
     shared: Arc<Shared<S>>,
     pub(super) engine: Engine<S>,
 }
@@ -103,6 +109,8 @@ impl<S: Storage> Writer<S> {
         syncer: Syncer<S::File>,
         runtime: Arc<dyn Runtime>,
     ) -> Self {
+        let stats_writer = StatsWriter::new(engine.options().stats_file.then(|| runtime.now()));
+        let (flushes, totals, _) = engine.flushes();
         Self {
             cell_build: None,
             coding: None,
@@ -123,6 +131,9 @@ impl<S: Storage> Writer<S> {
             closing: false,
             waiting: Vec::new(),
             runtime,
+            observer: Arc::clone(&shared.context.observer),
+            observed_flushes: (flushes, totals.total_duration),
+            stats_writer,
             shared,
             engine,
         }
@@ -132,7 +143,7 @@ impl<S: Storage> Writer<S> {
         self.begin_coding();
         self.background();
         loop {
-            let due = [self.commit_at, self.flush_at].into_iter().flatten().min();
+            let due = [self.commit_at, self.flush_at, self.stats_writer.at].into_iter().flatten().min();
             let timer = timer(&*self.runtime, due);
             tokio::select! {
                 biased;
@@ -280,6 +291,7 @@ impl<S: Storage> Writer<S> {
                     return Some(Write::Cells(built, waiters));
                 }
                 self.publish();
+                self.observe_flushes();
                 self.cells_taken(&done, waiters);
             }
         }
@@ -289,6 +301,7 @@ impl<S: Storage> Writer<S> {
     /// Answers a write, or queues its answer until the commit that makes it durable.
     fn written(&mut self, done: Result<()>, answer: Answer) {
         self.publish();
+        self.observe_flushes();
         if done.is_ok() && self.engine.has_uncommitted() {
             self.undurable_since.get_or_insert_with(|| self.runtime.now());
         }
@@ -311,7 +324,12 @@ impl<S: Storage> Writer<S> {
 
     /// Makes everything accepted durable.
     pub(super) fn commit(&mut self) -> Result<()> {
-        let done = self.engine.commit().map(drop);
+        let observer = Arc::clone(&self.observer);
+        let done = match self.engine.has_uncommitted() {
+            true => observer.commit(|| self.engine.commit()),
+            false => self.engine.commit(),
+        };
+        let done = done.map(drop);
         self.note_durable();
         done
     }
@@ -372,12 +390,14 @@ impl<S: Storage> Writer<S> {
             // The progress of a cell build is durable only below a root.
             let _ = self.engine.flush();
         }
+        self.last_stats();
     }
 
     /// Closes the engine, refuses the queued requests, and answers the close.
     async fn close(mut self, reply: Reply<()>, requests: mpsc::UnboundedReceiver<Request>) {
         self.finish().await;
         let done = self.engine.close();
+        self.last_stats();
         self.shared.closed.store(true, std::sync::atomic::Ordering::Release);
         self.shared.view.store(None);
         drop(requests);

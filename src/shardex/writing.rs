@@ -26,7 +26,8 @@ impl<S: Storage> Shardex<S> {
     /// `InvalidOperation` if a payload or a cursor is too large. `CursorMismatch` if the cursor does not have the value
     /// that the batch expects. Nothing has changed then.
     pub async fn write(&self, batch: WriteBatch) -> Result<Written> {
-        self.ask(|reply| Command::Write(batch, reply)).await
+        let (operations, call) = (batch.len(), self.ask(|reply| Command::Write(batch, reply)));
+        self.inner.shared.context.observer.write(operations, call, |written| *written).await
     }
 
     /// Returns the application's cursor after the last accepted batch; empty before the first one.
@@ -109,6 +110,8 @@ impl<S: Storage> Shardex<S> {
     /// Returns the errors of [`add_postings`](Self::add_postings). `BatchTooLarge` means that the WAL can't hold the
     /// ids found: pass smaller ranges.
     pub async fn remove_document_range(&self, documents: RangeInclusive<DocumentId>) -> Result<u64> {
-        self.ask(|reply| Command::RemoveRange(documents, reply)).await
+        let call = self.ask(|reply| Command::RemoveRange(documents, reply));
+        let counts = |&removed: &u64| Written { removed, ..Written::default() };
+        self.inner.shared.context.observer.write(1, call, counts).await
     }
 }

@@ -20,6 +20,7 @@ mod export;
 mod filters;
 mod reading;
 mod stops;
+mod top;
 mod vecs;
 
 const DIMENSION: usize = 8;

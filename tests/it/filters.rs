@@ -165,7 +165,8 @@ fn searched_by_every_filter(metric: Metric, id: u128, reached: &mut Reached) {
     let tags: Vec<u64> = (0..rows.len()).map(|_| rng.random_range(0..8)).collect();
     let queries: Vec<Vec<f32>> = (0..60).map(|i| rows[i * 101].iter().map(|x| x + 0.05).collect()).collect();
     block_on(async {
-        let (config, env) = (config(&dir, metric), Env { new_index_id: id, clock: Arc::new(StoppedClock), ..Env::system() });
+        let (config, env) =
+            (config(&dir, metric), Env { new_index_id: id, clock: Arc::new(StoppedClock), ..Env::system() });
         let index = Shardex::create_on(MmapStorage::new(&config.directory_path), config, env).await?;
         let posting = |i: usize| Posting::new(PostingKey::new(i as u128, i as u32, 1), rows[i].clone()).tagged(tags[i]);
         index.add_postings((0..rows.len()).map(posting).collect()).await?;

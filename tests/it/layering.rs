@@ -12,6 +12,7 @@ use std::{
 const ORDER: &[&str] = &[
     "blocking",
     "shardex",
+    "observe",
     "engine",
     "index",
     "payload",

@@ -23,6 +23,7 @@ mod kill;
 mod layering;
 mod model;
 mod monitor;
+mod observe;
 mod reading;
 mod recall;
 mod reclaim;
