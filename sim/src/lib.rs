@@ -11,6 +11,7 @@
 //! * [`workload`]: named workloads, and workloads generated from a seed.
 //! * [`case`]: a workload with faults and crashes, as text. [`shrink`] makes a failing case smaller.
 //! * [`explorer`]: recovery from the states that a crash at each operation of a workload may leave.
+//! * [`exactly_once`](mod@exactly_once): an ingester on the async API under power cuts, run by the [`scheduler`].
 //! * [`mutation`]: runs of seeds, cases and explorations against each [mutant] of the engine and of the simulator.
 //! * [`recall`]: searches on data that is hard for codes.
 //! * [`fuzz`](mod@fuzz): the fuzz targets as plain functions.
@@ -42,6 +43,7 @@
 
 pub mod case;
 pub mod conformance;
+pub mod exactly_once;
 pub mod explorer;
 pub mod filters;
 pub mod fsck;
@@ -57,6 +59,7 @@ pub mod pool;
 pub mod readers;
 pub mod recall;
 pub mod runtime;
+pub mod scheduler;
 pub mod shrink;
 pub mod storage;
 pub mod watch;

@@ -11,8 +11,10 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use shardex::Durability;
 use shardex_sim::{
     case::Case,
+    exactly_once::{self, DURABILITIES, Mistake},
     explorer::{self, Limits, Report, Violation},
     mutation, pool,
     workload::{self, Workload},
@@ -41,6 +43,9 @@ enum Command {
     Replay(Replay),
     /// Run every mutant of the engine and of the simulator, and report whether a test kills it.
     Mutants(Mutants),
+    /// Cut the power while an ingester on the async API reads a source that it trims to the durable cursor. No change
+    /// may be missing, double or half there.
+    ExactlyOnce(ExactlyOnce),
 }
 
 /// Arguments shared by several commands.
@@ -113,6 +118,25 @@ struct Mutants {
     only: Option<String>,
 }
 
+#[derive(Debug, Args)]
+struct ExactlyOnce {
+    /// Number of power cuts under each durability mode.
+    #[arg(long, default_value_t = 10_000)]
+    cuts: u64,
+    /// Seed of the first index. The following indexes have the following seeds.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Run only this durability mode: immediate, interval or manual.
+    #[arg(long)]
+    only: Option<String>,
+    /// Plant a mistake in the ingester, which the run must find.
+    #[arg(long)]
+    mistake: Option<Mistake>,
+    /// Number of threads. Results do not depend on it.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // Panics of the engine are findings: the code that catches them reports them. The default hook would print them
@@ -123,6 +147,7 @@ fn main() -> ExitCode {
         Command::Seeds(args) => Ok(seeds(args, cli.json)),
         Command::Replay(args) => replay(args, cli.json),
         Command::Mutants(args) => mutants(args, cli.json),
+        Command::ExactlyOnce(args) => exactly_once(args, cli.json),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -227,4 +252,25 @@ fn mutants(args: &Mutants, as_json: bool) -> Result<bool, String> {
     let rows = mutation::run(&all, args.seeds, args.threads.max(1), |row| output::progress(row, as_json));
     output::mutants(&rows, began.elapsed().as_secs_f64(), as_json);
     Ok(rows.iter().all(|row| row.fate != mutation::Fate::Survived))
+}
+
+fn exactly_once(args: &ExactlyOnce, as_json: bool) -> Result<bool, String> {
+    let named =
+        |mode: &Durability| args.only.as_ref().is_none_or(|only| format!("{mode:?}").eq_ignore_ascii_case(only));
+    let modes: Vec<Durability> = DURABILITIES.into_iter().filter(named).collect();
+    if modes.is_empty() {
+        return Err("`--only` takes immediate, interval or manual".into());
+    }
+    let mut total = exactly_once::Report::default();
+    for &mode in &modes {
+        let began = Instant::now();
+        let report = exactly_once::run(mode, args.cuts, args.seed, args.mistake, args.threads.max(1));
+        output::exactly_once(mode, &report, began.elapsed().as_secs_f64(), as_json);
+        total.add(report);
+    }
+    // A thousand cuts reach every expected event, so later a missing one is a failure.
+    let whole = modes.len() == DURABILITIES.len() && args.cuts >= 1_000 && args.mistake.is_none();
+    let silent = if whole { total.silent() } else { Vec::new() };
+    output::exactly_once_total(&total, &silent, args.mistake, as_json);
+    Ok(total.violations.is_empty() && silent.is_empty())
 }

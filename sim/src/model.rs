@@ -57,6 +57,11 @@ impl State {
         Self::default()
     }
 
+    /// Carries out a batch.
+    pub fn write(&mut self, batch: &WriteBatch) {
+        batch.operations().iter().for_each(|operation| carry_out(self, operation));
+    }
+
     fn insert(&mut self, posting: &Posting) {
         let key = (posting.document_id.0, posting.start, posting.length);
         self.vectors.insert(key, posting.vector.clone());
@@ -232,7 +237,7 @@ fn apply(state: &mut State, batch: &Batch) {
     match batch {
         Batch::Add(postings) => postings.iter().for_each(|posting| state.insert(posting)),
         Batch::Remove(documents) => documents.iter().for_each(|&document| state.remove_document(document)),
-        Batch::Write(batch) => batch.operations().iter().for_each(|operation| carry_out(state, operation)),
+        Batch::Write(batch) => state.write(batch),
     }
 }
 

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use clap::ValueEnum;
 use serde_json::{Value, json};
+use shardex::Durability;
 use shardex_sim::{
     case::{Case, CaseVerdict},
+    exactly_once::{self, Mistake},
     explorer::{Report, Violation},
     mutation::{self, Fate, Row},
     shrink::shrink,
@@ -236,4 +239,68 @@ fn row_json(row: &Row) -> Value {
 
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
+}
+
+/// Prints the result under one durability mode.
+pub fn exactly_once(mode: Durability, report: &exactly_once::Report, seconds: f64, as_json: bool) {
+    let [batches, changes, trimmed] = ["batches", "changes", "changes trimmed"].map(|event| report.count(event));
+    if as_json {
+        let violations: Vec<String> = report.violations.iter().map(ToString::to_string).collect();
+        println!(
+            "{}",
+            json!({
+                "durability": format!("{mode:?}"),
+                "cuts": report.cuts,
+                "indexes": report.indexes,
+                "batches": batches,
+                "changes": changes,
+                "trimmed": trimmed,
+                "violations": violations,
+                "seconds": seconds,
+            })
+        );
+        return;
+    }
+    println!(
+        "{:<10} {:>6} power cuts  {:>4} indexes {:>8} batches {:>8} changes {:>8} trimmed  {} violations  {seconds:.1} s",
+        format!("{mode:?}"),
+        report.cuts,
+        report.indexes,
+        batches,
+        changes,
+        trimmed,
+        report.violations.len()
+    );
+}
+
+/// Prints the events of all durability modes, and the first violations with the command that repeats them.
+pub fn exactly_once_total(report: &exactly_once::Report, silent: &[&str], mistake: Option<Mistake>, as_json: bool) {
+    if as_json {
+        println!(
+            "{}",
+            json!({
+                "cuts": report.cuts,
+                "violations": report.violations.len(),
+                "counts": report.counts,
+                "marks": report.marks,
+                "silent": silent,
+            })
+        );
+        return;
+    }
+    counts("events", &report.counts);
+    counts("marks", &report.marks);
+    tell_silent(silent);
+    println!("power cuts    {:>9}", report.cuts);
+    println!("violations    {:>9}", report.violations.len());
+    for violation in report.violations.iter().take(3) {
+        println!("\nBROKEN: {violation}");
+        let (mode, seed) = (format!("{:?}", violation.durability).to_lowercase(), violation.seed);
+        let name = mistake.as_ref().and_then(ValueEnum::to_possible_value);
+        let mistake = name.map(|name| format!(" --mistake {}", name.get_name())).unwrap_or_default();
+        // The process in which the violation was found ends with the next cut.
+        let cuts = violation.cut + 1;
+        let command = "cargo run --release -p shardex-sim -- exactly-once";
+        println!("again with: {command} --only {mode} --seed {seed} --cuts {cuts}{mistake}");
+    }
 }
