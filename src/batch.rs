@@ -155,6 +155,13 @@ impl WriteBatch {
     }
 }
 
+#[cfg(feature = "internals")]
+impl FromIterator<Operation> for WriteBatch {
+    fn from_iter<I: IntoIterator<Item = Operation>>(operations: I) -> Self {
+        Self { operations: operations.into_iter().collect() }
+    }
+}
+
 impl From<Vec<Posting>> for WriteBatch {
     fn from(postings: Vec<Posting>) -> Self {
         Self { operations: postings.into_iter().map(Operation::Add).collect() }

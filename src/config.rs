@@ -43,6 +43,67 @@ impl FromStr for Metric {
     }
 }
 
+/// Encoding in which vectors are stored. Input and results are f32 in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum VectorEncoding {
+    /// 32-bit floats (IEEE 754 binary32): vectors are stored as given.
+    #[default]
+    F32,
+    /// 16-bit floats (IEEE 754 binary16): half the bytes on disk and in the page cache. Each component is rounded to the
+    /// nearest of them, ties to even, after the cosine metric has normalised the vector. That is a relative error of up to
+    /// 2⁻¹¹, and an absolute one of up to 2⁻²⁵ for components below 2⁻¹⁴. Vectors with a component that would round to
+    /// infinity, from 65,520 on, are refused.
+    ///
+    /// Scores, and the recall that a search asks for, refer to the rounded vectors, which results also return. Queries are
+    /// not rounded. By cosine the score is the product of the normalised query and the rounded vector, whose norm differs
+    /// from 1 by up to 2⁻¹¹.
+    F16,
+    /// 8-bit integers with a scale per vector: a quarter of the bytes on disk and in the page cache. A component is the
+    /// nearest of −127 to 127 times the scale, ties to even, after the cosine metric has normalised the vector. The scale
+    /// is 1/127 of the component with the largest magnitude, rounded up to 17 bits, so that every product is exact. The
+    /// absolute error is up to half the scale.
+    ///
+    /// Scores, recall and results refer to the rounded vectors, as for [`F16`](Self::F16). By cosine the norm of a rounded
+    /// vector differs from 1 by up to half the scale times the root of the dimension.
+    Int8,
+}
+
+impl VectorEncoding {
+    /// Returns the length of a stored vector in bytes, with the scale of [`Int8`](Self::Int8).
+    #[must_use]
+    pub fn vector_bytes(self, dimension: usize) -> usize {
+        match self {
+            Self::F32 => 4 * dimension,
+            Self::F16 => 2 * dimension,
+            Self::Int8 => dimension.next_multiple_of(4) + 4,
+        }
+    }
+}
+
+impl fmt::Display for VectorEncoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+impl FromStr for VectorEncoding {
+    type Err = ShardexError;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "int8" => Ok(Self::Int8),
+            _ => Err(ShardexError::Config { field: "encoding", reason: format!("`{s}` is none of f32, f16, int8") }),
+        }
+    }
+}
+
 /// Durability mode: when accepted writes become durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -88,6 +149,8 @@ pub struct ShardexConfig {
     pub vector_size: usize,
     /// Distance metric. Default [`Cosine`](Metric::Cosine).
     pub metric: Metric,
+    /// Encoding of stored vectors. Default [`F32`](VectorEncoding::F32).
+    pub encoding: VectorEncoding,
     /// Shard capacity: largest number of postings in a shard, 2 to [`MAX_SHARD_SIZE`](limits::MAX_SHARD_SIZE). Default
     /// 512.
     ///
@@ -243,6 +306,7 @@ impl ShardexConfig {
             directory_path: directory_path.into(),
             vector_size: 384,
             metric: Metric::Cosine,
+            encoding: VectorEncoding::F32,
             shard_size: 512,
             bloom_filter_size: 0,
             wal_segment_size: 1 << 20,
@@ -253,6 +317,7 @@ impl ShardexConfig {
     setters! {
         vector_size: usize,
         metric: Metric,
+        encoding: VectorEncoding,
         shard_size: usize,
         bloom_filter_size: usize,
         wal_segment_size: usize,

@@ -89,7 +89,7 @@ pub mod runtime;
 mod shardex;
 
 pub use batch::{WriteBatch, Written};
-pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};
+pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig, VectorEncoding};
 pub use engine::{
     Component, ConsistencyReport, Finding,
     stats::{

@@ -56,7 +56,7 @@ pub struct SearchResult {
     /// Length of the part.
     pub length: u32,
     /// Vector as it was added. Under the cosine metric it is equal up to rounding, because it is stored normalised,
-    /// with its norm.
+    /// with its norm. In another [encoding](crate::VectorEncoding) than f32 it is the rounded one.
     pub vector: Vec<f32>,
     /// Similarity score, higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
     pub similarity_score: f32,

@@ -41,6 +41,7 @@
 //! # Ok::<(), shardex::error::ShardexError>(())
 //! ```
 
+pub mod brute_force;
 pub mod case;
 pub mod conformance;
 pub mod exactly_once;
@@ -61,6 +62,7 @@ pub mod recall;
 pub mod runtime;
 pub mod scheduler;
 pub mod shrink;
+pub mod state;
 pub mod storage;
 pub mod watch;
 pub mod workload;

@@ -46,6 +46,9 @@ enum Command {
     /// Cut the power while an ingester on the async API reads a source that it trims to the durable cursor. No change
     /// may be missing, double or half there.
     ExactlyOnce(ExactlyOnce),
+    /// Crash an upgrade at every operation, and open each state by an earlier build, which must recover everything or
+    /// refuse.
+    Upgrade(Upgrade),
 }
 
 /// Arguments shared by several commands.
@@ -137,6 +140,16 @@ struct ExactlyOnce {
     threads: usize,
 }
 
+#[derive(Debug, Args)]
+struct Upgrade {
+    /// The command-line tool of the earlier build: see `tests/upgrade/earlier_build.sh`.
+    #[arg(long)]
+    old: PathBuf,
+    /// Number of states opened per crash point and kind of crash.
+    #[arg(long, default_value_t = 16)]
+    states: usize,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // Panics of the engine are findings: the code that catches them reports them. The default hook would print them
@@ -148,6 +161,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => replay(args, cli.json),
         Command::Mutants(args) => mutants(args, cli.json),
         Command::ExactlyOnce(args) => exactly_once(args, cli.json),
+        Command::Upgrade(args) => upgrade(args, cli.json),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -157,6 +171,16 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn upgrade(args: &Upgrade, as_json: bool) -> Result<bool, String> {
+    let scratch = std::env::temp_dir().join(format!("shardex-upgrade-{}", std::process::id()));
+    std::fs::create_dir_all(&scratch).map_err(|error| format!("{}: {error}", scratch.display()))?;
+    let report = explorer::with_old_build(&args.old, &scratch, args.states.max(1));
+    std::fs::remove_dir_all(&scratch).map_err(|error| format!("{}: {error}", scratch.display()))?;
+    let report = report?;
+    output::upgrade(&report, as_json);
+    Ok(report.violations.is_empty() && report.recovered > 0 && report.refused > 0)
 }
 
 fn explore(args: &Explore, as_json: bool) -> bool {

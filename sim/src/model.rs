@@ -4,91 +4,26 @@
 //! batches leaves (P2). The prefix must be at least as long as the last one acknowledged as durable (P1). Exact
 //! searches must return the results of a brute-force search (P3).
 
-use std::{
-    collections::BTreeMap,
-    ops::Deref,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use shardex::{
-    CheckLevel, DocumentId, Engine, Lsn, Metric, Posting, PostingKey, WriteBatch,
+    Engine, Lsn, Metric, Posting, ShardexConfig, VectorEncoding,
     batch::Operation,
-    engine::batch,
-    filter::{Condition, Filter},
     format::bucket::PayloadOwner,
     index::{self, SearchScope},
     storage::Storage,
 };
 
-/// Accepted batch.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Batch {
-    /// Added postings. A later posting of an equal key replaces an earlier one.
-    Add(Vec<Posting>),
-    /// Removed documents.
-    Remove(Vec<DocumentId>),
-    /// Operations of all kinds.
-    Write(WriteBatch),
-}
+use crate::{
+    brute_force::{self, answers_as_brute_force},
+    fsck::{Encoding, encodings},
+    state::apply,
+};
 
-/// Key of a posting: document id, start, length.
-pub type Key = (u128, u32, u32);
-
-/// Content of an index: vectors by key, and everything else.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct State {
-    /// Vectors by key.
-    pub vectors: BTreeMap<Key, Vec<f32>>,
-    /// Tags of the postings that have some.
-    pub tags: BTreeMap<Key, u64>,
-    /// Payloads by document.
-    pub payloads: BTreeMap<u128, Vec<u8>>,
-    /// Cursor of the application.
-    pub cursor: Vec<u8>,
-}
-
-impl State {
-    /// Creates the content of an empty index.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Carries out a batch.
-    pub fn write(&mut self, batch: &WriteBatch) {
-        batch.operations().iter().for_each(|operation| carry_out(self, operation));
-    }
-
-    fn insert(&mut self, posting: &Posting) {
-        let key = (posting.document_id.0, posting.start, posting.length);
-        self.vectors.insert(key, posting.vector.clone());
-        self.set_tags(key, posting.tags);
-    }
-
-    fn set_tags(&mut self, key: Key, tags: u64) {
-        self.tags.remove(&key);
-        if tags != 0 && self.vectors.contains_key(&key) {
-            self.tags.insert(key, tags);
-        }
-    }
-
-    fn remove_document(&mut self, document: DocumentId) {
-        self.vectors.retain(|key, _| key.0 != document.0);
-        self.tags.retain(|key, _| key.0 != document.0);
-        self.payloads.remove(&document.0);
-    }
-}
-
-impl Deref for State {
-    type Target = BTreeMap<Key, Vec<f32>>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.vectors
-    }
-}
+pub use crate::state::{Batch, Key, State, is_wanted, same, same_but_vectors};
 
 /// Progress of an index, readable by an observer of its storage while a call runs. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -104,14 +39,25 @@ impl Progress {
 }
 
 /// Accepted batches of an index, with their LSNs and the number acknowledged as durable.
+///
+/// It keeps vectors as an index returns them: rounded to the encoding of the index, under the cosine metric after the
+/// division by the norm.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
+    metric: Metric,
+    encoding: VectorEncoding,
     accepted: Vec<(Batch, Lsn)>,
     durable: usize,
     progress: Progress,
 }
 
 impl Model {
+    /// Creates the model of an empty index.
+    #[must_use]
+    pub fn of(config: &ShardexConfig) -> Self {
+        Self { metric: config.metric, encoding: config.encoding, ..Self::default() }
+    }
+
     /// Records an accepted batch with LSN 0, for callers that don't query by LSN.
     pub fn accept(&mut self, batch: Batch) {
         self.accept_at(batch, Lsn(0));
@@ -119,8 +65,37 @@ impl Model {
 
     /// Records an accepted batch with its LSN.
     pub fn accept_at(&mut self, batch: Batch, lsn: Lsn) {
-        self.accepted.push((batch, lsn));
+        self.accepted.push((self.rounded(batch), lsn));
         self.note();
+    }
+
+    /// Returns a batch with its vectors as an index returns them.
+    fn rounded(&self, batch: Batch) -> Batch {
+        let form = |posting: &Posting| {
+            let mut posting = posting.clone();
+            let norm = match self.metric {
+                Metric::Cosine => posting.vector.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt(),
+                _ => 1.0,
+            };
+            let scaled: Vec<f32> = posting.vector.iter().map(|&x| (f64::from(x) / norm) as f32).collect();
+            posting.vector = encodings::rounded(&scaled, encoding_of(self.encoding));
+            posting.vector.iter_mut().for_each(|x| *x *= norm as f32);
+            posting
+        };
+        let forms = |postings: &[Posting]| postings.iter().map(form).collect();
+        match (self.encoding, batch) {
+            (VectorEncoding::F32, batch) => batch,
+            (_, Batch::Add(postings)) => Batch::Add(forms(&postings)),
+            (_, Batch::Remove(documents)) => Batch::Remove(documents),
+            (_, Batch::Write(batch)) => {
+                let rounded = batch.operations().iter().map(|operation| match operation {
+                    Operation::Add(posting) => Operation::Add(form(posting)),
+                    Operation::ReplaceDocument(id, postings) => Operation::ReplaceDocument(*id, forms(postings)),
+                    other => other.clone(),
+                });
+                Batch::Write(rounded.collect())
+            }
+        }
     }
 
     /// Returns a shared handle of the progress, which later changes update.
@@ -233,63 +208,17 @@ impl Model {
     }
 }
 
-fn apply(state: &mut State, batch: &Batch) {
-    match batch {
-        Batch::Add(postings) => postings.iter().for_each(|posting| state.insert(posting)),
-        Batch::Remove(documents) => documents.iter().for_each(|&document| state.remove_document(document)),
-        Batch::Write(batch) => state.write(batch),
-    }
-}
-
-/// Carries out one operation. It acts on what the ones before it leave.
-fn carry_out(state: &mut State, operation: &Operation) {
-    let raw = |key: &PostingKey| (key.document_id.0, key.start, key.length);
-    match operation {
-        Operation::Add(posting) => state.insert(posting),
-        Operation::ReplaceDocument(document, postings) => {
-            state.remove_document(*document);
-            postings.iter().for_each(|posting| state.insert(posting));
-        }
-        Operation::RemoveDocument(document) => state.remove_document(*document),
-        Operation::RemovePosting(key) => {
-            state.vectors.remove(&raw(key));
-            state.tags.remove(&raw(key));
-        }
-        Operation::RemoveMatching(filter) => {
-            let tags_of = |key: &Key| state.tags.get(key).copied().unwrap_or(0);
-            let found: Vec<Key> =
-                state.vectors.keys().filter(|key| is_wanted(filter, **key, tags_of(key))).copied().collect();
-            for key in found {
-                state.vectors.remove(&key);
-                state.tags.remove(&key);
-            }
-        }
-        Operation::SetTags(key, tags) => state.set_tags(raw(key), *tags),
-        Operation::SetPayload(document, payload) => {
-            state.payloads.insert(document.0, payload.clone());
-        }
-        Operation::RemovePayload(document) => {
-            state.payloads.remove(&document.0);
-        }
-        Operation::SetCursor { cursor, .. } => state.cursor.clone_from(cursor),
-    }
-}
-
-/// Reports whether a posting passes a filter. It does not ask the engine's own evaluation.
+/// Returns the independent checker's name of an encoding.
+///
+/// # Panics
+/// Panics on an encoding that it doesn't know.
 #[must_use]
-pub fn is_wanted(filter: &Filter, key: Key, tags: u64) -> bool {
-    match filter.condition() {
-        Condition::Documents(documents) => documents.iter().any(|document| document.0 == key.0),
-        Condition::Postings(keys) => keys.iter().any(|k| (k.document_id.0, k.start, k.length) == key),
-        Condition::Tags { all, any, none } => {
-            let each = |bits: &u64| (0..64).filter(|bit| bits >> bit & 1 == 1).collect::<Vec<u32>>();
-            let has = |bit: &u32| tags >> bit & 1 == 1;
-            each(all).iter().all(has) && (*any == 0 || each(any).iter().any(has)) && !each(none).iter().any(has)
-        }
-        Condition::Matching(matches) => matches(PostingKey::new(key.0, key.1, key.2)),
-        Condition::All(filters) => filters.iter().all(|filter| is_wanted(filter, key, tags)),
-        Condition::Any(filters) => filters.iter().any(|filter| is_wanted(filter, key, tags)),
-        Condition::Not(filter) => !is_wanted(filter, key, tags),
+pub fn encoding_of(encoding: VectorEncoding) -> Encoding {
+    match encoding {
+        VectorEncoding::F32 => Encoding::F32,
+        VectorEncoding::F16 => Encoding::F16,
+        VectorEncoding::Int8 => Encoding::Int8,
+        other => panic!("the checker doesn't know {other}"),
     }
 }
 
@@ -301,7 +230,7 @@ pub fn is_wanted(filter: &Filter, key: Key, tags: u64) -> bool {
 pub fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
     let snapshot = engine.snapshot();
     let k = snapshot.live as usize + 1;
-    let query = test_query(engine.geometry().dimension, 0);
+    let query = brute_force::test_query(engine.geometry().dimension, 0);
     let found = index::search(&snapshot, engine.data(), &query, k, SearchScope::exact())
         .map_err(|e| format!("P4: {e}"))?
         .to_response();
@@ -329,113 +258,4 @@ pub fn contents<S: Storage>(engine: &Engine<S>) -> Result<State, String> {
         return Err(format!("P2: {results} results, {} keys, {} live postings", state.len(), snapshot.live));
     }
     Ok(state)
-}
-
-/// Returns query number `n`: component `n % dimension` is 1, the others are 0, 0.125 or 0.25.
-fn test_query(dimension: usize, n: usize) -> Vec<f32> {
-    (0..dimension).map(|i| if i == n % dimension { 1.0 } else { 0.125 * ((i + n) % 3) as f32 }).collect()
-}
-
-/// Reports whether two contents are equal. Under the cosine metric, vectors may differ by rounding.
-#[must_use]
-pub fn same(held: &State, expected: &State, metric: Metric) -> bool {
-    same_but_vectors(held, expected)
-        && held.len() == expected.len()
-        && held.iter().zip(expected.iter()).all(|((a, x), (b, y))| {
-            a == b
-                && match metric {
-                    // The norm and the direction are stored and rounded separately.
-                    Metric::Cosine => x.iter().zip(y).all(|(x, y)| (x - y).abs() <= 1e-5 * y.abs().max(1e-3)),
-                    _ => x == y,
-                }
-        })
-}
-
-/// Reports whether tags, payloads and cursor of two contents are equal.
-#[must_use]
-pub fn same_but_vectors(held: &State, expected: &State) -> bool {
-    (&held.tags, &held.payloads, &held.cursor) == (&expected.tags, &expected.payloads, &expected.cursor)
-}
-
-/// Compares three exact searches with a brute-force search (P3).
-///
-/// # Errors
-/// Returns a description of the first answer that differs.
-pub fn answers_as_brute_force<S: Storage>(engine: &Engine<S>, state: &State) -> Result<(), String> {
-    let geometry = engine.geometry();
-    let snapshot = engine.snapshot();
-    for n in 1..4 {
-        let given = test_query(geometry.dimension, n);
-        let query = batch::query(&given, geometry).map_err(|e| e.to_string())?;
-        by_cells(engine, state, &query)?;
-        let k = 1 + n * 2;
-        let answer = index::search(&snapshot, engine.data(), &query, k, SearchScope::exact())
-            .map_err(|e| format!("P4: {e}"))?
-            .to_response();
-        let mut expected: Vec<(f64, Key)> =
-            state.iter().map(|(&key, vector)| (distance(geometry.metric, &query, vector), key)).collect();
-        expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        if answer.results.len() != k.min(expected.len()) {
-            return Err(format!("P3: {} results of {} postings for k = {k}", answer.results.len(), expected.len()));
-        }
-        for (result, (least, _)) in answer.results.iter().zip(&expected) {
-            let found = -f64::from(result.similarity_score);
-            let tolerance = 1e-4 * least.abs().max(1.0);
-            if (found - least).abs() > tolerance {
-                return Err(format!("P3: a result at distance {found}, brute force finds {least}"));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Checks a search by cells with a `k` that covers all postings. Each result must be a live posting, found once, with
-/// its true distance. If any cell was scanned, no posting may be missing. If the cells are damaged, a full check must
-/// report it.
-fn by_cells<S: Storage>(engine: &Engine<S>, state: &State, query: &[f32]) -> Result<(), String> {
-    let metric = engine.geometry().metric;
-    let scope = SearchScope { recall: Some(0.999), slop: None, by_cells: true, ..SearchScope::slop(2) };
-    let k = state.len() + 1;
-    let answer = index::search(&engine.snapshot(), engine.data(), query, k, scope)
-        .map_err(|e| format!("P4: {e}"))?
-        .to_response();
-    let mut keys = std::collections::BTreeSet::new();
-    for result in &answer.results {
-        let key = (result.document_id.0, result.start, result.length);
-        let Some(vector) = state.get(&key) else {
-            return Err(format!("P3: {key:?} was found by cells, and is not there"));
-        };
-        if !keys.insert(key) {
-            return Err(format!("P3: {key:?} was found twice by cells"));
-        }
-        if result.tags != state.tags.get(&key).copied().unwrap_or(0) {
-            return Err(format!("P3: {key:?} was found by cells with tags {:x}", result.tags));
-        }
-        let (found, least) = (-f64::from(result.similarity_score), distance(metric, query, vector));
-        if (found - least).abs() > 1e-4 * least.abs().max(1.0) {
-            return Err(format!("P3: {key:?} was found by cells at distance {found}, and is at {least}"));
-        }
-    }
-    let damaged = engine.snapshot().cells.as_ref().is_some_and(|cells| cells.is_damaged());
-    if damaged && engine.check(CheckLevel::Full).is_ok_and(|report| report.is_clean()) {
-        return Err("P4: a search found damaged cells, and the full check finds none".into());
-    }
-    if answer.cells_scanned > 0 && answer.results.len() != state.len() {
-        return Err(format!("P3: {} of {} postings found by cells for k = {k}", answer.results.len(), state.len()));
-    }
-    Ok(())
-}
-
-/// Computes a distance in f64 for comparison with scores: squared L2, negated dot product, or negated cosine of a
-/// normalised query.
-fn distance(metric: Metric, query: &[f32], vector: &[f32]) -> f64 {
-    let pairs = || query.iter().zip(vector).map(|(&a, &b)| (f64::from(a), f64::from(b)));
-    match metric {
-        Metric::L2 => pairs().map(|(a, b)| (a - b).powi(2)).sum(),
-        Metric::Dot => -pairs().map(|(a, b)| a * b).sum::<f64>(),
-        _ => {
-            let norm = vector.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-            -pairs().map(|(a, b)| a * b).sum::<f64>() / norm
-        }
-    }
 }

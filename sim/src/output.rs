@@ -8,7 +8,7 @@ use shardex::Durability;
 use shardex_sim::{
     case::{Case, CaseVerdict},
     exactly_once::{self, Mistake},
-    explorer::{Report, Violation},
+    explorer::{OldBuildReport, Report, Violation},
     mutation::{self, Fate, Row},
     shrink::shrink,
     workload::Workload,
@@ -242,6 +242,30 @@ fn first_line(text: &str) -> &str {
 }
 
 /// Prints the result under one durability mode.
+pub fn upgrade(report: &OldBuildReport, as_json: bool) {
+    let OldBuildReport { points, states, recovered, refused, without_index, violations } = report;
+    if as_json {
+        println!(
+            "{}",
+            json!({
+                "points": points,
+                "states": states,
+                "recovered": recovered,
+                "refused": refused,
+                "without_index": without_index,
+                "violations": violations,
+            })
+        );
+        return;
+    }
+    println!(
+        "{points} crash points, {states} states: {recovered} recovered by the earlier build and opened again by this one, \
+         {refused} refused, {without_index} without an index, {} violations",
+        violations.len()
+    );
+    violations.iter().take(20).for_each(|violation| println!("  {violation}"));
+}
+
 pub fn exactly_once(mode: Durability, report: &exactly_once::Report, seconds: f64, as_json: bool) {
     let [batches, changes, trimmed] = ["batches", "changes", "changes trimmed"].map(|event| report.count(event));
     if as_json {

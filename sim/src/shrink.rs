@@ -2,7 +2,7 @@
 //!
 //! Greedy: a change is kept if the case still breaks some promise. Deterministic, with a bounded number of runs.
 
-use shardex::Metric;
+use shardex::{Metric, VectorEncoding};
 
 use crate::{
     case::{Case, Crash, Event, Survivors},
@@ -197,6 +197,7 @@ fn plainer(case: &Case) -> Vec<Case> {
         change(&|case| case.workload.config.vector_size = 3),
         change(&|case| case.workload.config.shard_size = 4),
         change(&|case| case.workload.config.metric = Metric::L2),
+        change(&|case| case.workload.config.encoding = VectorEncoding::F32),
         change(&|case| case.workload.config.options.flush_on_close = true),
     ]
 }

@@ -76,13 +76,14 @@ impl<F: StorageFile> Rows<'_, F> {
     fn each(&self, i: usize, mut work: impl FnMut(u32, &[f32])) -> Result<()> {
         let geometry = self.data.geometry();
         let (shard, slots) = (&self.shards[i].1, geometry.extent_slots());
+        let mut widened = Vec::new();
         for (e, extent) in shard.extents().iter().enumerate() {
             self.workers.cancel.check()?;
             // A check at the first use suffices, because codes don't replace vectors: later damage still fails the
             // checksum of the extent.
             let bytes = extent.slots(self.data)?;
             for slot in (0..extent.used()).filter(|slot| shard.is_live(e * slots + slot)) {
-                work(self.firsts[i] + (e * slots + slot) as u32, row(bytes, slot, geometry));
+                work(self.firsts[i] + (e * slots + slot) as u32, row(bytes, slot, geometry).widened(&mut widened));
             }
         }
         Ok(())

@@ -149,6 +149,7 @@ fn stats_object(stats: &IndexStats) -> serde_json::Value {
         "merges": stats.merges,
         "dimension": stats.dimension,
         "metric": stats.metric.to_string(),
+        "encoding": stats.encoding.to_string(),
         "pending_operations": stats.pending_operations,
         "memory_usage": stats.memory_usage,
         "disk_bytes": stats.disk_bytes,
@@ -174,7 +175,7 @@ fn stats_object(stats: &IndexStats) -> serde_json::Value {
 
 fn stats_text(stats: &IndexStats) -> String {
     let mut text = format!(
-        "{} postings of {} numbers, {}; {} removed and not yet freed\n\
+        "{} postings of {} numbers in {}, {}; {} removed and not yet freed\n\
          {} shards of at most {} (largest {}), {} splits and {} merges so far, drift at most {:.2}\n\
          {} cells; {} unindexed postings\n\
          {}\n\
@@ -182,6 +183,7 @@ fn stats_text(stats: &IndexStats) -> String {
          root {}, checkpoint LSN {}, durable LSN {}, {} bytes of WAL to replay",
         stats.total_postings,
         stats.dimension,
+        stats.encoding,
         stats.metric,
         stats.removed_postings,
         stats.total_shards,

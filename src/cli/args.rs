@@ -3,7 +3,7 @@
 use std::{ops::Range, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use shardex::{DocumentId, Filter, Metric, PostingKey};
+use shardex::{DocumentId, Filter, Metric, PostingKey, VectorEncoding};
 
 use super::{
     filter,
@@ -88,6 +88,10 @@ pub(crate) struct Ingest {
     /// Metric: cosine, l2 or dot. Default: cosine for a new index, otherwise the metric of the index.
     #[arg(long)]
     pub(crate) metric: Option<Metric>,
+    /// Encoding of stored vectors: f32, f16 (half the bytes) or int8 (a quarter). Default: f32 for a new index, otherwise
+    /// the encoding of the index.
+    #[arg(long)]
+    pub(crate) encoding: Option<VectorEncoding>,
     /// Maximum postings per shard. Default: 512 for a new index, otherwise the value of the index.
     #[arg(long, value_name = "N")]
     pub(crate) shard_size: Option<usize>,
@@ -336,6 +340,9 @@ pub(crate) struct Bench {
     /// Metric for `--data`. Default: dot.
     #[arg(long, requires = "data")]
     pub(crate) metric: Option<shardex::Metric>,
+    /// Encoding of stored vectors: f32, f16 or int8.
+    #[arg(long, default_value_t)]
+    pub(crate) encoding: VectorEncoding,
 }
 
 impl Bench {

@@ -2,8 +2,9 @@
 
 use std::{path::Path, sync::Arc};
 
+use rayon::prelude::*;
 use shardex::{
-    DocumentId, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexConfig,
+    DocumentId, Metric, OpenOptions, Posting, SearchOptions, Shardex, ShardexConfig, VectorEncoding,
     env::{Env, Inline},
 };
 
@@ -11,6 +12,7 @@ use super::{
     Failure,
     args::Bench,
     demo::{DIMENSION, vector},
+    kinds::distances,
     rows::Rows,
     search::ask_all,
 };
@@ -29,6 +31,7 @@ pub(super) const FLUSHED: usize = 100;
 /// Vectors and queries of a benchmark.
 pub(super) struct Data {
     pub(super) metric: Metric,
+    pub(super) encoding: VectorEncoding,
     pub(super) rows: Vec<Vec<f32>>,
     /// Vectors for the postings added before measured flushes. Generated ones aren't in `rows`. With `--data` they are
     /// copies of some rows, added under new ids.
@@ -41,12 +44,13 @@ impl Data {
     pub(super) fn new(args: &Bench) -> Result<Self, Failure> {
         // Number of vectors for the measured flushes of all rounds, and of one more.
         let spare = FLUSHED * (args.rounds + 1);
+        let encoding = args.encoding;
         let Some(file) = &args.data else {
             let made = |range: std::ops::Range<u64>| range.map(|n| vector(SEED, n)).collect::<Vec<_>>();
             let rows = args.rows() as u64;
             let more = made(2_000_000_000..2_000_000_000 + spare as u64);
             let queries = made(1_000_000_000..1_000_000_000 + QUERIES);
-            return Ok(Self { metric: Metric::Cosine, rows: made(0..rows), more, queries, truth: None });
+            return Ok(Self { metric: Metric::Cosine, encoding, rows: made(0..rows), more, queries, truth: None });
         };
         let metric = args.metric.unwrap_or(Metric::Dot);
         let mut all = Rows::open(file)?;
@@ -66,12 +70,12 @@ impl Data {
         };
         let truth = args.truth.as_ref().map(|file| truth_of(file, queries.len())).transpose()?;
         let more = rows.iter().step_by(rows.len().div_ceil(spare)).cloned().collect();
-        Ok(Self { metric, rows, more, queries, truth })
+        Ok(Self { metric, encoding, rows, more, queries, truth })
     }
 
     pub(super) fn config(&self, dir: &Path, options: OpenOptions) -> ShardexConfig {
         let dimension = self.rows.first().map_or(DIMENSION, Vec::len);
-        ShardexConfig::new(dir).vector_size(dimension).metric(self.metric).options(options)
+        ShardexConfig::new(dir).vector_size(dimension).metric(self.metric).encoding(self.encoding).options(options)
     }
 
     pub(super) fn bytes(&self) -> f64 {
@@ -122,11 +126,20 @@ pub(super) async fn open(dir: &Path, options: OpenOptions) -> Result<Shardex, Fa
     Ok(Shardex::open_in(dir, options, env).await?)
 }
 
-/// Returns the ids of the true nearest neighbours of each query: those of the file, or else those that an exact search
-/// finds.
+/// Returns the ids of the true nearest neighbours of each query among the given vectors: those of the file, or else those
+/// that an exact search finds, or that brute force finds if the index rounds its vectors.
 pub(super) async fn truth(data: &Data, index: &Shardex) -> Result<Vec<Vec<i64>>, Failure> {
     if let Some(truth) = &data.truth {
         return Ok(truth.clone());
+    }
+    if data.encoding != VectorEncoding::F32 {
+        let nearest = |query: &Vec<f32>| {
+            let distances = distances(data.metric, query, &data.rows);
+            let mut ids: Vec<usize> = (0..distances.len()).collect();
+            ids.sort_by(|&a, &b| distances[a].total_cmp(&distances[b]));
+            ids.into_iter().take(K).map(|id| id as i64).collect()
+        };
+        return Ok(data.queries.par_iter().map(nearest).collect());
     }
     let exact = ask_all(index, data.queries.clone(), &SearchOptions::new(K).exact(), 1).await?;
     Ok(exact.iter().map(|found| found.ids().filter_map(|id| i64::try_from(id).ok()).collect()).collect())

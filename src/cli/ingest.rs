@@ -145,7 +145,8 @@ fn clear(dir: &Path) {
     let _ = std::fs::remove_dir(dir);
 }
 
-/// Returns a `Failure` if the dimension, metric or shard size of the index differs from the file and the arguments.
+/// Returns a `Failure` if the dimension, metric, encoding or shard size of the index differs from the file and the
+/// arguments.
 fn same(args: &Ingest, dimension: usize, stats: &IndexStats) -> Result<(), Failure> {
     let differs = |what: &str, stored: &str, given: &str| {
         let dir = args.dir.display();
@@ -154,11 +155,14 @@ fn same(args: &Ingest, dimension: usize, stats: &IndexStats) -> Result<(), Failu
     if stats.dimension != dimension {
         return differs("vectors of", &stats.dimension.to_string(), &dimension.to_string());
     }
-    match (args.metric, args.shard_size) {
-        (Some(metric), _) if metric != stats.metric => {
+    match (args.metric, args.encoding, args.shard_size) {
+        (Some(metric), ..) if metric != stats.metric => {
             differs("metric", &stats.metric.to_string(), &metric.to_string())
         }
-        (_, Some(size)) if size != stats.shard_size => {
+        (_, Some(encoding), _) if encoding != stats.encoding => {
+            differs("encoding", &stats.encoding.to_string(), &encoding.to_string())
+        }
+        (.., Some(size)) if size != stats.shard_size => {
             differs("shard size", &stats.shard_size.to_string(), &size.to_string())
         }
         _ => Ok(()),
@@ -170,6 +174,9 @@ fn config(args: &Ingest, dimension: usize, options: OpenOptions) -> ShardexConfi
     let mut config = ShardexConfig::new(dir).vector_size(dimension).options(options);
     if let Some(metric) = args.metric {
         config = config.metric(metric);
+    }
+    if let Some(encoding) = args.encoding {
+        config = config.encoding(encoding);
     }
     if let Some(size) = args.shard_size {
         config = config.shard_size(size);
@@ -365,6 +372,7 @@ impl<'a> Load<'a> {
             }
         };
         option("--metric", args.metric.map(|metric| metric.to_string()));
+        option("--encoding", args.encoding.map(|encoding| encoding.to_string()));
         option("--shard-size", args.shard_size.map(|size| size.to_string()));
         option("--batch", (args.batch != BATCH).then(|| args.batch.to_string()));
         option("--flush-each", args.flush_each.map(|each| each.to_string()));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use shardex::{Durability, OpenOptions, SearchOptions, Shardex};
+use shardex::{Durability, OpenOptions, SearchOptions, Shardex, VectorEncoding};
 
 use super::{
     Failure,
@@ -88,7 +88,10 @@ async fn search(data: &Data, dir: &Path, rounds: usize) -> Result<(Value, String
     index.snapshot().await?.warm()?;
     let truth = truth(data, &index).await?;
     let named = RECALLS.iter().map(|&recall| (format!("recall {recall}"), SearchOptions::new(K).recall(recall)));
-    let settings: Vec<(String, SearchOptions)> = named.chain([("default".to_owned(), SearchOptions::new(K))]).collect();
+    // The recall of an exact search shows what rounding has lost.
+    let exact = (data.encoding != VectorEncoding::F32).then(|| ("exact".to_owned(), SearchOptions::new(K).exact()));
+    let settings: Vec<(String, SearchOptions)> =
+        exact.into_iter().chain(named).chain([("default".to_owned(), SearchOptions::new(K))]).collect();
     let mut rates = vec![Vec::new(); settings.len() + 1];
     let mut answers: Vec<Vec<QueryHits>> = Vec::new();
     for _ in 0..rounds {

@@ -3,24 +3,35 @@
 #![expect(unsafe_code, reason = "a function compiled for a CPU feature is called where the feature was found")]
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi8,
-    _mm256_add_epi32, _mm256_add_epi64, _mm256_add_ps, _mm256_and_si256, _mm256_castps256_ps128, _mm256_extractf128_ps,
+    __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi8,
+    _mm256_add_epi32, _mm256_add_epi64, _mm256_add_ps, _mm256_and_si256, _mm256_castps256_ps128, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extractf128_ps,
     _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_sad_epu8,
-    _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi8, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_set1_epi8, _mm256_set1_ps, _mm256_set1_epi64x, _mm256_setr_epi8, _mm256_setzero_ps, _mm256_setzero_si256,
     _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_si256, _mm256_sub_ps,
     _mm256_unpackhi_epi8, _mm256_unpacklo_epi8, _mm256_xor_si256,
 };
 
+use half::f16;
+
 use super::{BLOCK, CodeCandidate, GROUPS, Kernels, LANES, Prefetch, ROWS, Scan, codes, filled, for_rows, pieces};
 
-/// Returns the kernels if this CPU supports AVX2.
+/// Returns the kernels if this CPU supports AVX2 and F16C, which every CPU with AVX2 has.
 pub(super) fn kernels() -> Option<Kernels> {
-    is_x86_feature_detected!("avx2").then_some(Kernels {
+    let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+    found.then_some(Kernels {
         name: "avx2",
-        // SAFETY: AVX2 was detected above, and these function pointers are created only here.
+        // SAFETY: AVX2 and F16C were detected above, and these function pointers are created only here.
         dot: |a, b| unsafe { dot(a, b) },
         // SAFETY: as above.
         squared_l2: |a, b| unsafe { squared_l2(a, b) },
+        // SAFETY: as above.
+        dot_half: |a, b| unsafe { dot_half(a, b) },
+        // SAFETY: as above.
+        squared_l2_half: |a, b| unsafe { squared_l2_half(a, b) },
+        // SAFETY: as above.
+        dot_int8: |a, b, scale| unsafe { dot_int8(a, b, scale) },
+        // SAFETY: as above.
+        squared_l2_int8: |a, b, scale| unsafe { squared_l2_int8(a, b, scale) },
         // SAFETY: as above.
         dot_many: |query, rows, out| unsafe { dot_many(query, rows, out) },
         // SAFETY: as above.
@@ -44,6 +55,25 @@ type Piece = (__m256, __m256);
 fn load(piece: &[f32; LANES]) -> Piece {
     // SAFETY: both loads are within the 16 floats of `piece`, and need no alignment.
     unsafe { (_mm256_loadu_ps(piece.as_ptr()), _mm256_loadu_ps(piece.as_ptr().add(8))) }
+}
+
+/// Loads 16 halves, and widens them.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn load_half(piece: &[f16; LANES]) -> Piece {
+    // SAFETY: both loads are within the 32 bytes of `piece`, and need no alignment.
+    let [low, high] = [0, 8].map(|at| unsafe { _mm_loadu_si128(piece.as_ptr().add(at).cast()) });
+    (_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+}
+
+/// Loads 16 integers, and multiplies them by the scale.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load_int8(piece: &[i8; LANES], scale: __m256) -> Piece {
+    // SAFETY: both loads are within the 16 bytes of `piece`, and need no alignment.
+    let [low, high] = [0, 8].map(|at| unsafe { _mm_loadl_epi64(piece.as_ptr().add(at).cast()) });
+    let (low, high) = (_mm256_cvtepi8_epi32(low), _mm256_cvtepi8_epi32(high));
+    product((_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)), (scale, scale))
 }
 
 #[target_feature(enable = "avx2")]
@@ -76,24 +106,24 @@ fn reduce([g0, g1, g2, g3]: [Piece; GROUPS]) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
-/// Sums `$term` over two vectors.
+/// Sums `$term` over two vectors. `$load` loads pieces of the second one.
 macro_rules! sum {
-    ($a:expr, $b:expr, $term:ident) => {{
+    ($a:expr, $b:expr, $term:ident, $load:expr) => {{
         let (a, b, a_rest, b_rest) = pieces($a, $b);
         let mut groups = [(_mm256_setzero_ps(), _mm256_setzero_ps()); GROUPS];
         let (a_rounds, a_last) = a.as_chunks::<GROUPS>();
         let (b_rounds, b_last) = b.as_chunks::<GROUPS>();
         for (a, b) in a_rounds.iter().zip(b_rounds) {
             for group in 0..GROUPS {
-                groups[group] = plus(groups[group], $term(load(&a[group]), load(&b[group])));
+                groups[group] = plus(groups[group], $term(load(&a[group]), ($load)(&b[group])));
             }
         }
         for (group, (a, b)) in a_last.iter().zip(b_last).enumerate() {
-            groups[group] = plus(groups[group], $term(load(a), load(b)));
+            groups[group] = plus(groups[group], $term(load(a), ($load)(b)));
         }
         if !a_rest.is_empty() {
             let group = a.len() % GROUPS;
-            groups[group] = plus(groups[group], $term(load(&filled(a_rest)), load(&filled(b_rest))));
+            groups[group] = plus(groups[group], $term(load(&filled(a_rest)), ($load)(&filled(b_rest))));
         }
         reduce(groups)
     }};
@@ -101,12 +131,34 @@ macro_rules! sum {
 
 #[target_feature(enable = "avx2")]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    sum!(a, b, product)
+    sum!(a, b, product, load)
 }
 
 #[target_feature(enable = "avx2")]
 fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
-    sum!(a, b, square_of_difference)
+    sum!(a, b, square_of_difference, load)
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_half(a: &[f32], b: &[f16]) -> f32 {
+    sum!(a, b, product, load_half)
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn squared_l2_half(a: &[f32], b: &[f16]) -> f32 {
+    sum!(a, b, square_of_difference, load_half)
+}
+
+#[target_feature(enable = "avx2")]
+fn dot_int8(a: &[f32], b: &[i8], scale: f32) -> f32 {
+    let scale = _mm256_set1_ps(scale);
+    sum!(a, b, product, |piece| load_int8(piece, scale))
+}
+
+#[target_feature(enable = "avx2")]
+fn squared_l2_int8(a: &[f32], b: &[i8], scale: f32) -> f32 {
+    let scale = _mm256_set1_ps(scale);
+    sum!(a, b, square_of_difference, |piece| load_int8(piece, scale))
 }
 
 #[target_feature(enable = "avx2")]

@@ -5,16 +5,18 @@
 use std::arch::x86_64::{
     __m256i, __m512, __m512i, _CMP_LE_OQ, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps,
     _mm_shuffle_ps, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi128_si256, _mm256_extractf128_ps,
-    _mm256_inserti128_si256, _mm512_add_epi32, _mm512_add_epi64, _mm512_add_ps, _mm512_castps_si512,
-    _mm512_castps512_ps256, _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_ps,
-    _mm512_cvtepi64_epi32, _mm512_cvtepu16_epi32, _mm512_dpbusd_epi32, _mm512_extractf32x8_ps, _mm512_inserti64x4,
+    _mm256_inserti128_si256, _mm256_loadu_si256, _mm512_add_epi32, _mm512_add_epi64, _mm512_add_ps, _mm512_castps_si512,
+    _mm512_castps512_ps256, _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
+    _mm512_cvtepi64_epi32, _mm512_cvtph_ps, _mm512_cvtepu16_epi32, _mm512_dpbusd_epi32, _mm512_extractf32x8_ps, _mm512_inserti64x4,
     _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_sub_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permute_ps,
     _mm512_popcnt_epi64, _mm512_reduce_add_epi32, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps,
     _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_slli_epi64,
     _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512, _mm512_zextsi256_si512,
 };
 
-use super::{BLOCK, CodeCandidate, GROUPS, Kernels, LANES, Prefetch, ROWS, Scan, codes, for_rows, pieces};
+use half::f16;
+
+use super::{BLOCK, CodeCandidate, GROUPS, Kernels, LANES, Prefetch, ROWS, Scan, codes, filled, for_rows, pieces};
 
 /// Returns the kernels if this CPU supports the required AVX-512 extensions.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -31,6 +33,14 @@ pub(super) fn kernels() -> Option<Kernels> {
         dot: |a, b| unsafe { dot(a, b) },
         // SAFETY: as above.
         squared_l2: |a, b| unsafe { squared_l2(a, b) },
+        // SAFETY: as above.
+        dot_half: |a, b| unsafe { dot_half(a, b) },
+        // SAFETY: as above.
+        squared_l2_half: |a, b| unsafe { squared_l2_half(a, b) },
+        // SAFETY: as above.
+        dot_int8: |a, b, scale| unsafe { dot_int8(a, b, scale) },
+        // SAFETY: as above.
+        squared_l2_int8: |a, b, scale| unsafe { squared_l2_int8(a, b, scale) },
         // SAFETY: as above.
         dot_many: |query, rows, out| unsafe { dot_many(query, rows, out) },
         // SAFETY: as above.
@@ -63,6 +73,23 @@ fn load_rest(rest: &[f32]) -> __m512 {
     unsafe { _mm512_maskz_loadu_ps(mask, rest.as_ptr()) }
 }
 
+/// Loads 16 halves, and widens them.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_half(piece: &[f16; LANES]) -> __m512 {
+    // SAFETY: the load covers exactly the 32 bytes of `piece`, and needs no alignment.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(piece.as_ptr().cast()) })
+}
+
+/// Loads 16 integers, and multiplies them by the scale.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load_int8(piece: &[i8; LANES], scale: __m512) -> __m512 {
+    // SAFETY: the load covers exactly the 16 bytes of `piece`, and needs no alignment.
+    let piece = unsafe { _mm_loadu_si128(piece.as_ptr().cast()) };
+    _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(piece)), scale)
+}
+
 #[target_feature(enable = "avx512f,avx512dq")]
 #[inline]
 fn product(a: __m512, b: __m512) -> __m512 {
@@ -87,24 +114,24 @@ fn reduce([g0, g1, g2, g3]: [__m512; GROUPS]) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
-/// Sums `$term` over two vectors.
+/// Sums `$term` over two vectors. `$load` and `$load_rest` load pieces of the second one.
 macro_rules! sum {
-    ($a:expr, $b:expr, $term:ident) => {{
+    ($a:expr, $b:expr, $term:ident, $load:expr, $load_rest:expr) => {{
         let (a, b, a_rest, b_rest) = pieces($a, $b);
         let mut groups = [_mm512_setzero_ps(); GROUPS];
         let (a_rounds, a_last) = a.as_chunks::<GROUPS>();
         let (b_rounds, b_last) = b.as_chunks::<GROUPS>();
         for (a, b) in a_rounds.iter().zip(b_rounds) {
             for group in 0..GROUPS {
-                groups[group] = _mm512_add_ps(groups[group], $term(load(&a[group]), load(&b[group])));
+                groups[group] = _mm512_add_ps(groups[group], $term(load(&a[group]), ($load)(&b[group])));
             }
         }
         for (group, (a, b)) in a_last.iter().zip(b_last).enumerate() {
-            groups[group] = _mm512_add_ps(groups[group], $term(load(a), load(b)));
+            groups[group] = _mm512_add_ps(groups[group], $term(load(a), ($load)(b)));
         }
         if !a_rest.is_empty() {
             let group = a.len() % GROUPS;
-            groups[group] = _mm512_add_ps(groups[group], $term(load_rest(a_rest), load_rest(b_rest)));
+            groups[group] = _mm512_add_ps(groups[group], $term(load_rest(a_rest), ($load_rest)(b_rest)));
         }
         reduce(groups)
     }};
@@ -112,12 +139,34 @@ macro_rules! sum {
 
 #[target_feature(enable = "avx512f,avx512dq")]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    sum!(a, b, product)
+    sum!(a, b, product, load, load_rest)
 }
 
 #[target_feature(enable = "avx512f,avx512dq")]
 fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
-    sum!(a, b, square_of_difference)
+    sum!(a, b, square_of_difference, load, load_rest)
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+fn dot_half(a: &[f32], b: &[f16]) -> f32 {
+    sum!(a, b, product, load_half, |rest| load_half(&filled(rest)))
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+fn squared_l2_half(a: &[f32], b: &[f16]) -> f32 {
+    sum!(a, b, square_of_difference, load_half, |rest| load_half(&filled(rest)))
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+fn dot_int8(a: &[f32], b: &[i8], scale: f32) -> f32 {
+    let scale = _mm512_set1_ps(scale);
+    sum!(a, b, product, |piece| load_int8(piece, scale), |rest| load_int8(&filled(rest), scale))
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+fn squared_l2_int8(a: &[f32], b: &[i8], scale: f32) -> f32 {
+    let scale = _mm512_set1_ps(scale);
+    sum!(a, b, square_of_difference, |piece| load_int8(piece, scale), |rest| load_int8(&filled(rest), scale))
 }
 
 /// Rows that are compared with the query together, so that each piece of the query is loaded once for all of them.

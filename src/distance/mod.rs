@@ -1,11 +1,13 @@
-//! Exact distances between f32 vectors, and products of bytes and codes, by the fastest kernels that this CPU supports.
+//! Exact distances between vectors, and products of bytes and codes, by the fastest kernels that this CPU supports.
 //!
-//! Invariants, by which all kernels of f32 vectors give the same bits on every CPU (promise P7):
+//! Invariants, by which all kernels of vectors give the same bits on every CPU (promise P7):
 //! 1. Each product and each sum is rounded separately: there is no fused multiply-add.
 //! 2. Component `i` is added to lane `i % 16` of group `(i / 16) % 4`, in the order of `i`. Lanes start at +0.0.
 //! 3. A last piece of fewer than 16 components is padded with +0.0 in both vectors.
 //! 4. The lanes are added by one tree: `(g0 + g1) + (g2 + g3)` lane by lane, then lane `j` with lane `j + 8`, then `j +
 //!    4`, `j + 2`, `j + 1`.
+//! 5. A component of type f16 is widened to f32, an i8 multiplied by the scale of its vector, and then used as above. A
+//!    caller's scale has 17 significant bits at most, so both are exact.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -14,6 +16,7 @@ mod avx512;
 mod codes;
 mod portable;
 
+use half::f16;
 use std::sync::LazyLock;
 
 pub use codes::{BF16_SHIFT, BLOCK, ByteBlocks, CodeCandidate, Prefetch, ROWS, Scan, block_bytes, prefetch};
@@ -27,6 +30,14 @@ pub struct Kernels {
     pub dot: fn(&[f32], &[f32]) -> f32,
     /// Squared Euclidean distance of two vectors of equal length.
     pub squared_l2: fn(&[f32], &[f32]) -> f32,
+    /// Kernel of [`dot_half`].
+    pub dot_half: fn(&[f32], &[f16]) -> f32,
+    /// Kernel of [`squared_l2_half`].
+    pub squared_l2_half: fn(&[f32], &[f16]) -> f32,
+    /// Kernel of [`dot_int8`].
+    pub dot_int8: fn(&[f32], &[i8], f32) -> f32,
+    /// Kernel of [`squared_l2_int8`].
+    pub squared_l2_int8: fn(&[f32], &[i8], f32) -> f32,
     /// Kernel of [`dot_many`].
     pub dot_many: fn(&[f32], &[f32], &mut [f32]),
     /// Kernel of [`squared_l2_many`].
@@ -88,6 +99,50 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 pub fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len(), "vectors of two lengths");
     (BEST.squared_l2)(a, b)
+}
+
+/// Computes the dot product of a vector and one of 16-bit floats. The result has the same bits as [`dot`] of the widened
+/// vector.
+///
+/// # Panics
+/// Panics if the lengths differ.
+#[must_use]
+pub fn dot_half(a: &[f32], b: &[f16]) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of two lengths");
+    (BEST.dot_half)(a, b)
+}
+
+/// Computes the squared Euclidean distance of a vector and one of 16-bit floats. The result has the same bits as
+/// [`squared_l2`] of the widened vector.
+///
+/// # Panics
+/// Panics if the lengths differ.
+#[must_use]
+pub fn squared_l2_half(a: &[f32], b: &[f16]) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of two lengths");
+    (BEST.squared_l2_half)(a, b)
+}
+
+/// Computes the dot product of a vector and one of 8-bit integers times a scale. The result has the same bits as [`dot`]
+/// of the products.
+///
+/// # Panics
+/// Panics if the lengths differ.
+#[must_use]
+pub fn dot_int8(a: &[f32], b: &[i8], scale: f32) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of two lengths");
+    (BEST.dot_int8)(a, b, scale)
+}
+
+/// Computes the squared Euclidean distance of a vector and one of 8-bit integers times a scale. The result has the same
+/// bits as [`squared_l2`] of the products.
+///
+/// # Panics
+/// Panics if the lengths differ.
+#[must_use]
+pub fn squared_l2_int8(a: &[f32], b: &[i8], scale: f32) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of two lengths");
+    (BEST.squared_l2_int8)(a, b, scale)
 }
 
 /// Computes the dot product of `query` with each row of a row-major matrix of `out.len()` rows. Each result has the
@@ -172,17 +227,17 @@ fn for_rows(query: &[f32], rows: &[f32], out: &mut [f32], kernel: impl Fn(&[f32]
 }
 
 /// Whole pieces of 16 components of two vectors, and the remainder of each.
-type Pieces<'a> = (&'a [[f32; LANES]], &'a [[f32; LANES]], &'a [f32], &'a [f32]);
+type Pieces<'a, B> = (&'a [[f32; LANES]], &'a [[B; LANES]], &'a [f32], &'a [B]);
 
-fn pieces<'a>(a: &'a [f32], b: &'a [f32]) -> Pieces<'a> {
+fn pieces<'a, B>(a: &'a [f32], b: &'a [B]) -> Pieces<'a, B> {
     let (a, a_rest) = a.as_chunks();
     let (b, b_rest) = b.as_chunks();
     (a, b, a_rest, b_rest)
 }
 
 /// Pads a piece with zeros to 16 components (invariant 3).
-fn filled(rest: &[f32]) -> [f32; LANES] {
-    let mut piece = [0.0; LANES];
+fn filled<T: Copy + Default>(rest: &[T]) -> [T; LANES] {
+    let mut piece = [T::default(); LANES];
     piece[..rest.len()].copy_from_slice(rest);
     piece
 }
@@ -249,6 +304,59 @@ mod tests {
             for kernels in available() {
                 assert_eq!((kernels.dot)(a, b).to_bits(), dot, "dot of {len} {sizes:?} by {}", kernels.name);
                 assert_eq!((kernels.squared_l2)(a, b).to_bits(), l2, "L2 of {len} {sizes:?} by {}", kernels.name);
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_of_halves_give_the_bits_of_widened_vectors() {
+        let lengths = (0..=200).chain([384, 385, 768, 1_000, 1_536]);
+        for (len, sizes) in lengths.flat_map(|len| [(len, Sizes::Even), (len, Sizes::Wild)]) {
+            let (a, b) = (numbers(len + 3, len as u64, sizes), numbers(len + 1, len as u64 + 999, sizes));
+            let b: Vec<f16> = b.into_iter().map(|x| f16::from_f32(x.clamp(-65_504.0, 65_504.0))).collect();
+            let (a, b) = (&a[3..], &b[1..]);
+            let widened: Vec<f32> = b.iter().map(|x| x.to_f32()).collect();
+            for kernels in available() {
+                let (dot, l2) = ((kernels.dot_half)(a, b), (kernels.squared_l2_half)(a, b));
+                assert_eq!(dot.to_bits(), oracle(a, &widened, |x, y| x * y).to_bits(), "{len} by {}", kernels.name);
+                let expected = oracle(a, &widened, |x, y| (x - y) * (x - y)).to_bits();
+                assert_eq!(l2.to_bits(), expected, "L2 of {len} {sizes:?} by {}", kernels.name);
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_of_integers_give_the_bits_of_their_products() {
+        let lengths = (0..=200).chain([384, 385, 768, 1_000, 1_536]);
+        for (len, sizes) in lengths.flat_map(|len| [(len, Sizes::Even), (len, Sizes::Wild)]) {
+            let a = numbers(len + 3, len as u64, sizes);
+            let b: Vec<i8> = bytes(len + 1, len as u64 + 7).iter().map(|&byte| (byte as i8).max(-127)).collect();
+            for scale in [1.0, 0.5 + 1.0 / 256.0, f32::MIN_POSITIVE, 1e15f32.floor()] {
+                let (a, b) = (&a[3..], &b[1..]);
+                let products: Vec<f32> = b.iter().map(|&code| f32::from(code) * scale).collect();
+                let dot = oracle(a, &products, |x, y| x * y).to_bits();
+                let l2 = oracle(a, &products, |x, y| (x - y) * (x - y)).to_bits();
+                for kernels in available() {
+                    let name = kernels.name;
+                    assert_eq!((kernels.dot_int8)(a, b, scale).to_bits(), dot, "{len} {sizes:?} by {name}");
+                    assert_eq!((kernels.squared_l2_int8)(a, b, scale).to_bits(), l2, "L2 of {len} {sizes:?} by {name}");
+                }
+            }
+        }
+    }
+
+    /// Every 16-bit float: the widening instructions of each CPU are exact.
+    #[test]
+    fn all_kernels_widen_every_half_exactly() {
+        for kernels in available() {
+            for bits in (0..=u16::MAX).filter(|bits| f16::from_bits(*bits).is_finite()) {
+                let half = f16::from_bits(bits);
+                let scale = 2f64.powi(i32::from(bits >> 10 & 31).max(1) - 25);
+                let digits = i32::from(bits & 1_023) + if bits >> 10 & 31 == 0 { 0 } else { 1_024 };
+                let value = f64::from(digits) * scale * if bits >> 15 == 1 { -1.0 } else { 1.0 };
+                assert_eq!(f64::from((kernels.dot_half)(&[1.0], &[half])), value, "{bits:04x} by {}", kernels.name);
+                let whole = (kernels.dot_half)(&[1.0; LANES], &[half; LANES]);
+                assert_eq!(f64::from(whole), 16.0 * value, "16 of {bits:04x} by {}", kernels.name);
             }
         }
     }
@@ -366,7 +474,11 @@ mod tests {
 
     #[test]
     fn two_lengths_are_a_mistake_of_the_caller() {
-        let calls: [fn(); 4] = [
+        let calls: [fn(); 8] = [
+            || _ = dot_int8(&[1.0], &[1; 2], 1.0),
+            || _ = squared_l2_int8(&[1.0], &[1; 2], 1.0),
+            || _ = dot_half(&[1.0], &[f16::ONE; 2]),
+            || _ = squared_l2_half(&[1.0], &[f16::ONE; 2]),
             || _ = dot(&[1.0], &[1.0, 2.0]),
             || _ = squared_l2(&[1.0], &[1.0, 2.0]),
             || dot_many(&[1.0], &[1.0; 3], &mut [0.0; 2]),

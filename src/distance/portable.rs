@@ -1,15 +1,30 @@
 //! Kernels in plain Rust: they run on every CPU, and are the reference for the others.
 
+use half::f16;
+
 use super::{BLOCK, CodeCandidate, GROUPS, Kernels, LANES, Prefetch, ROWS, Scan, codes, filled, for_rows, pieces};
 
-pub(super) const KERNELS: Kernels =
-    Kernels { name: "portable", dot, squared_l2, dot_many, squared_l2_many, rotate, dot_bytes, dot_byte_row, scan };
+pub(super) const KERNELS: Kernels = Kernels {
+    name: "portable",
+    dot,
+    squared_l2,
+    dot_half,
+    squared_l2_half,
+    dot_int8,
+    squared_l2_int8,
+    dot_many,
+    squared_l2_many,
+    rotate,
+    dot_bytes,
+    dot_byte_row,
+    scan,
+};
 
 #[inline(always)]
-fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+fn sum<B: Copy + Default>(a: &[f32], b: &[B], term: impl Fn(f32, B) -> f32) -> f32 {
     let mut groups = [[0.0f32; LANES]; GROUPS];
     let (a, b, a_rest, b_rest) = pieces(a, b);
-    let mut add = |group: usize, a: &[f32; LANES], b: &[f32; LANES]| {
+    let mut add = |group: usize, a: &[f32; LANES], b: &[B; LANES]| {
         for ((lane, &a), &b) in groups[group].iter_mut().zip(a).zip(b) {
             *lane += term(a, b);
         }
@@ -39,6 +54,24 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
     sum(a, b, |a, b| (a - b) * (a - b))
+}
+
+fn dot_half(a: &[f32], b: &[f16]) -> f32 {
+    sum(a, b, |a, b| a * b.to_f32_const())
+}
+
+fn squared_l2_half(a: &[f32], b: &[f16]) -> f32 {
+    let square = |x: f32| x * x;
+    sum(a, b, |a, b| square(a - b.to_f32_const()))
+}
+
+fn dot_int8(a: &[f32], b: &[i8], scale: f32) -> f32 {
+    sum(a, b, |a, b| a * (f32::from(b) * scale))
+}
+
+fn squared_l2_int8(a: &[f32], b: &[i8], scale: f32) -> f32 {
+    let square = |x: f32| x * x;
+    sum(a, b, |a, b| square(a - f32::from(b) * scale))
 }
 
 fn dot_many(query: &[f32], rows: &[f32], out: &mut [f32]) {

@@ -7,10 +7,11 @@ use crate::{
     config::Metric,
     distance::LANES,
     error::{Result, ShardexError},
+    failpoint::protects,
     format::geometry::IndexParams,
     limits,
     posting::{Posting, SearchOptions},
-    shard::StoredPosting,
+    shard::{self, StoredPosting},
 };
 
 /// Computes the norm of a vector, and checks that the vector may be stored or searched for.
@@ -46,8 +47,9 @@ fn square(vector: &[f32]) -> f64 {
     lanes.iter().sum()
 }
 
-/// Returns a vector in its stored form: scaled to norm 1 under cosine, unchanged under the other metrics.
-fn stored<'a>(vector: &'a [f32], norm: f64, metric: Metric) -> Cow<'a, [f32]> {
+/// Returns a vector in the form that distances are computed of: scaled to norm 1 under cosine, unchanged under the other
+/// metrics.
+fn scaled<'a>(vector: &'a [f32], norm: f64, metric: Metric) -> Cow<'a, [f32]> {
     match metric {
         Metric::Cosine => vector.iter().map(|&x| (f64::from(x) / norm) as f32).collect(),
         Metric::L2 | Metric::Dot => Cow::Borrowed(vector),
@@ -59,7 +61,7 @@ fn stored<'a>(vector: &'a [f32], norm: f64, metric: Metric) -> Cow<'a, [f32]> {
 pub struct Row<'a> {
     /// The posting without its vector.
     pub posting: StoredPosting,
-    /// The vector in its stored form.
+    /// The vector as it is stored: scaled, and rounded to the encoding of the index.
     pub vector: Cow<'a, [f32]>,
     /// Tags.
     pub tags: u64,
@@ -82,6 +84,13 @@ pub fn row<'a>(index: usize, posting: &'a Posting, geometry: &IndexParams) -> Re
         return refuse(format!("start {} + length {} is over {}", posting.start, posting.length, u32::MAX));
     }
     let norm = norm(&posting.vector, index, geometry)?;
+    let vector = shard::rounded(scaled(&posting.vector, norm, geometry.metric), geometry.encoding);
+    let infinite = vector.iter().position(|x| !x.is_finite());
+    if let Some(at) = infinite.filter(|_| protects!(ErrorCheck)) {
+        let (x, encoding) = (posting.vector[at], geometry.encoding);
+        let reason = format!("number {at} is {x}, beyond the range of {encoding}, the encoding of this index");
+        return Err(ShardexError::InvalidVector { index, reason });
+    }
     Ok(Row {
         posting: StoredPosting {
             document_id: posting.document_id,
@@ -89,7 +98,7 @@ pub fn row<'a>(index: usize, posting: &'a Posting, geometry: &IndexParams) -> Re
             length: posting.length,
             norm: if geometry.metric == Metric::Cosine { norm as f32 } else { 1.0 },
         },
-        vector: stored(&posting.vector, norm, geometry.metric),
+        vector,
         tags: posting.tags,
         given: posting,
         is_superseded: false,
@@ -110,7 +119,7 @@ pub fn query<'a>(vector: &'a [f32], geometry: &IndexParams) -> Result<Cow<'a, [f
 /// Returns `InvalidDimension` or `InvalidVector` with the index.
 pub fn query_at<'a>(vector: &'a [f32], index: usize, geometry: &IndexParams) -> Result<Cow<'a, [f32]>> {
     let norm = norm(vector, index, geometry)?;
-    Ok(stored(vector, norm, geometry.metric))
+    Ok(scaled(vector, norm, geometry.metric))
 }
 
 /// Validates the options of a search.

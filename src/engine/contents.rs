@@ -22,7 +22,7 @@ use crate::{
     index::Snapshot,
     lease::{Allocation, Lease},
     payload::PayloadIndex,
-    shard::{DataFile, Finder, Fingerprints, Lookup, Shard, SharedShard, StoredPosting, record, row},
+    shard::{DataFile, Finder, Fingerprints, Lookup, Shard, SharedShard, StoredPosting, decode, record, row, slot_bytes},
     storage::{Storage, StorageFile},
 };
 
@@ -160,7 +160,7 @@ impl<S: Storage> CheckJob<S> {
     ) {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
-        let (mut rotated, mut signs) = (Vec::new(), Vec::new());
+        let (mut widened, mut rotated, mut signs) = (Vec::new(), Vec::new(), Vec::new());
         for c in 0..group.cells() {
             let cell = group.cell(c);
             let centroid: Vec<f32> = group.centroid_values(c).collect();
@@ -174,7 +174,7 @@ impl<S: Storage> CheckJob<S> {
                 }
                 codes[reference as usize] = codes[reference as usize].saturating_add(1);
                 let vector = row(shard.extents()[slot / slots].lent(), slot % slots, geometry);
-                cells.frame().transform(vector, &mut rotated);
+                cells.frame().transform(vector.widened(&mut widened), &mut rotated);
                 signs.clear();
                 let expected = encode(&rotated, &centroid, cells.frame().rotated_centre(), geometry.metric, &mut signs);
                 if (expected, &signs) != (factors, &stored) {
@@ -238,8 +238,7 @@ fn check_bytes<F: StorageFile>(
             let slot = e * slots + i;
             let posting = record(&bytes, i, geometry);
             fingerprints.push(&posting);
-            let at = i * geometry.slot_bytes();
-            let vector: Vec<f32> = bytemuck::allocation::pod_collect_to_vec(&bytes[at..at + geometry.vector_bytes()]);
+            let vector = decode(&slot_bytes(&bytes, i, geometry)[..geometry.vector_bytes()], geometry);
             // Removed vectors have contributed rounding errors to the running sum. They stay in their slots until the
             // shard is rewritten, which computes its sum afresh.
             magnitude.iter_mut().zip(&vector).for_each(|(magnitude, x)| *magnitude += f64::from(x.abs()));
@@ -254,7 +253,7 @@ fn check_bytes<F: StorageFile>(
             }
             sum.iter_mut().zip(&vector).for_each(|(sum, x)| *sum += f64::from(*x));
             // The mapping that searches read must show the bytes on disk.
-            if row(extent.lent(), i, geometry) != vector.as_slice() {
+            if *row(extent.lent(), i, geometry).to_f32() != *vector {
                 report.add(At::shard(number).slot(slot), "the mapping shows the bytes on disk", "equal", "other");
             }
         }

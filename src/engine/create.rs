@@ -165,9 +165,10 @@ fn make_files<S: Storage>(
 
 /// Compares the parameters that the format fixes.
 fn same_config(path: &Path, stored: &IndexParams, given: &IndexParams) -> Result<()> {
-    let fields: [(&'static str, String, String); 5] = [
+    let fields: [(&'static str, String, String); 6] = [
         ("vector_size", stored.dimension.to_string(), given.dimension.to_string()),
         ("metric", stored.metric.to_string(), given.metric.to_string()),
+        ("encoding", stored.encoding.to_string(), given.encoding.to_string()),
         ("shard_size", stored.shard_size.to_string(), given.shard_size.to_string()),
         ("bloom_filter_size", stored.bloom_bytes.to_string(), given.bloom_bytes.to_string()),
         ("wal_segment_size", stored.wal_segment_size.to_string(), given.wal_segment_size.to_string()),

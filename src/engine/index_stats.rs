@@ -47,6 +47,7 @@ impl<S: Storage> Engine<S> {
             background_error: None,
             dimension: geometry.dimension,
             metric: geometry.metric,
+            encoding: geometry.encoding,
             shard_size: geometry.shard_size,
             largest_shard: shards.largest as usize,
             splits: totals.splits,

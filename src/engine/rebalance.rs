@@ -6,7 +6,7 @@ use crate::{
     env::derived_rng,
     error::{Result, ShardexError},
     failpoint::reached,
-    shard::{DataFile, Shard, StoreReason, StoredRow, split},
+    shard::{DataFile, Shard, StoreReason, StoredRow, StoredVector, split},
     storage::StorageFile,
     tuning,
 };
@@ -17,8 +17,11 @@ pub(super) fn owned_rows<F: StorageFile>(
     shard: &Shard<F::Lent>,
     data: &DataFile<F>,
 ) -> Result<Vec<StoredRow<Vec<f32>>>> {
-    let owned =
-        |row: StoredRow<&[f32]>| StoredRow { posting: row.posting, tags: row.tags, vector: row.vector.to_vec() };
+    let owned = |StoredRow { posting, tags, vector }: StoredRow<StoredVector<'_>>| StoredRow {
+        posting,
+        tags,
+        vector: vector.to_f32().into_owned(),
+    };
     Ok(shard.live_rows(data)?.into_iter().map(owned).collect())
 }
 

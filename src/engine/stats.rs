@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use crate::{
-    config::Metric,
+    config::{Metric, VectorEncoding},
     id::{Generation, Lsn},
 };
 
@@ -234,6 +234,8 @@ pub struct IndexStats {
     pub dimension: usize,
     /// Metric of the index.
     pub metric: Metric,
+    /// Encoding of stored vectors.
+    pub encoding: VectorEncoding,
     /// Capacity of a shard, in postings.
     pub shard_size: usize,
     /// Number of live postings in the fullest shard.

@@ -5,7 +5,7 @@
 
 use super::FormatError;
 use crate::{
-    config::{Metric, ShardexConfig},
+    config::{Metric, ShardexConfig, VectorEncoding},
     limits, tuning,
 };
 
@@ -28,6 +28,8 @@ pub struct IndexParams {
     pub dimension: usize,
     /// Distance metric.
     pub metric: Metric,
+    /// Encoding of stored vectors.
+    pub encoding: VectorEncoding,
     /// Maximum number of postings in a shard.
     pub shard_size: usize,
     /// Length of a shard's bloom filter in bytes, a multiple of 8.
@@ -47,6 +49,7 @@ impl IndexParams {
         Self {
             dimension: config.vector_size,
             metric: config.metric,
+            encoding: config.encoding,
             shard_size: config.shard_size,
             bloom_bytes: config.bloom_bytes(),
             page_size,
@@ -74,10 +77,10 @@ impl IndexParams {
         if fits { Ok(self) } else { Err(FormatError::new(0, format!("no index is made with {self:?}"))) }
     }
 
-    /// Returns the length of a vector in bytes. The posting record follows the vector in its slot.
+    /// Returns the length of a stored vector in bytes. The posting record follows the vector in its slot.
     #[must_use]
     pub fn vector_bytes(&self) -> usize {
-        self.dimension * 4
+        self.encoding.vector_bytes(self.dimension)
     }
 
     /// Returns the length of a slot in bytes. A slot holds the vector and then its posting record, so that one posting

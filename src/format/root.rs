@@ -14,7 +14,7 @@ use super::{
     node::BlockPointer,
 };
 use crate::{
-    config::Metric,
+    config::{Metric, VectorEncoding},
     id::{Generation, Lsn},
     limits::FORMAT_VERSION,
     tuning::MAX_COUNT,
@@ -101,21 +101,32 @@ pub struct Root {
     pub payload: PayloadRoot,
 }
 
-/// Number of the vector encoding f32.
-const F32_VECTORS: u32 = 1;
-
 impl PayloadRoot {
-    fn decode(r: &mut Reader<'_>) -> Result<Self, FormatError> {
+    /// Decodes the fields of version 2, one of which is the encoding of the vectors.
+    fn decode(r: &mut Reader<'_>) -> Result<(Self, VectorEncoding), FormatError> {
         let (directory, at) = (BlockPointer::decode(r)?, r.at());
         let buckets = r.u32()?;
-        r.expect(&F32_VECTORS.to_le_bytes())?;
+        let encoding = match (r.at(), r.u32()?) {
+            (_, 1) => VectorEncoding::F32,
+            (_, 2) => VectorEncoding::F16,
+            (_, 3) => VectorEncoding::Int8,
+            (at, other) => return Err(FormatError::new(at, format!("encoding 1, 2 or 3 expected, {other} found"))),
+        };
         let root = Self { directory, buckets, payloads: r.u64()?, bytes: r.u64()?, entries: r.u32()? };
         r.expect(&[0; SPARE_BYTES])?;
         if directory.is_none() != (root.entries == 0) || buckets > root.entries {
             let what = format!("{buckets} buckets of {} entries below {directory:?}", root.entries);
             return Err(FormatError::new(at, what));
         }
-        Ok(root)
+        Ok((root, encoding))
+    }
+}
+
+fn encoding_code(encoding: VectorEncoding) -> u32 {
+    match encoding {
+        VectorEncoding::F32 => 1,
+        VectorEncoding::F16 => 2,
+        VectorEncoding::Int8 => 3,
     }
 }
 
@@ -161,10 +172,11 @@ impl Root {
         self.cells.encode(&mut out);
         out.put_u32(self.merges);
         assert_eq!(out.len(), ROOT_BYTES_1, "a root of version 1 has its length");
+        assert!(self.version > 1 || g.encoding == VectorEncoding::F32, "version 1 stores f32");
         if self.version > 1 {
             self.payload.directory.encode(&mut out);
             out.put_u32(self.payload.buckets);
-            out.put_u32(F32_VECTORS);
+            out.put_u32(encoding_code(g.encoding));
             out.put_u64(self.payload.payloads);
             out.put_u64(self.payload.bytes);
             out.put_u32(self.payload.entries);
@@ -200,6 +212,7 @@ impl Root {
         let geometry = IndexParams {
             dimension,
             metric,
+            encoding: VectorEncoding::F32,
             shard_size: r.u32()? as usize,
             bloom_bytes: r.u32()? as usize,
             page_size: r.u32()? as usize,
@@ -207,7 +220,7 @@ impl Root {
             wal_segment_size: r.u64()?,
         }
         .validated()?;
-        Self {
+        let mut root = Self {
             version,
             index_id,
             generation,
@@ -226,9 +239,12 @@ impl Root {
             wal_segments: r.u32()?,
             cells: BlockPointer::decode(&mut r)?,
             merges: r.u32()?,
-            payload: if version == 1 { PayloadRoot::default() } else { PayloadRoot::decode(&mut r)? },
+            payload: PayloadRoot::default(),
+        };
+        if version > 1 {
+            (root.payload, root.geometry.encoding) = PayloadRoot::decode(&mut r)?;
         }
-        .validated()
+        root.validated()
     }
 
     /// Checks the ranges of numbers that were read from disk. After it no arithmetic on them overflows, and no

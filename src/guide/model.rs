@@ -2,13 +2,12 @@
 //!
 //! # Postings
 //! A [`Posting`](crate::Posting) is a part of a document with a vector: a document id of 128 bits, the start and length
-//! of the part in a unit that the program chooses, and the vector. A document may also have a payload, such as its text. An id may be a number, a
-//! UUID, or the hash of a name: [`DocumentId::of_name`](crate::DocumentId::of_name).
+//! of the part in a unit that the program chooses, and the vector. A document may also have a payload, such as its text.
+//! An id may be a number, a UUID, or the hash of a name: [`DocumentId::of_name`](crate::DocumentId::of_name).
 //!
 //! (document id, start, length) is the **key**. Adding a posting with a stored key replaces the stored posting, so
 //! adding the same batch twice changes nothing. Removing a document removes all its postings, and its payload.
 //!
-//! A [`WriteBatch`](crate::WriteBatch) replaces a document, sets its payload and moves the application's cursor at once.
 //! Tags are 64 bits per posting for [filters](crate::Filter).
 //!
 //! ```
@@ -26,8 +25,25 @@
 //! # Ok::<(), shardex::ShardexError>(())
 //! ```
 //!
-//! To replace a whole document, remove it and add it anew. These are two batches: a search or a crash between them finds
-//! the document missing. A single posting can be replaced, but not removed.
+//! A [`WriteBatch`](crate::WriteBatch) is a list of operations that takes effect as a whole: it replaces a document, sets its
+//! payload, removes single postings or all that pass a filter, and moves the application's cursor. No search and no crash
+//! finds a part of it.
+//!
+//! ```
+//! use shardex::{DocumentId, Posting, PostingKey, ShardexConfig, WriteBatch, blocking::Shardex};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("index");
+//! let index = Shardex::create(ShardexConfig::new(&path).vector_size(2))?;
+//! let mut batch = WriteBatch::new();
+//! batch
+//!     .replace_document(DocumentId(1), vec![Posting::new(PostingKey::new(1u32, 0, 5), vec![0.6, 0.8])])
+//!     .set_payload(DocumentId(1), "hello")
+//!     .set_cursor("event 17");
+//! assert_eq!(index.write(batch)?.added, 1);
+//! assert_eq!(index.payload(DocumentId(1))?, Some(b"hello".to_vec()));
+//! # Ok::<(), shardex::ShardexError>(())
+//! ```
 //!
 //! # Metrics
 //! | [`Metric`](crate::Metric) | score, higher is nearer | stored as |
@@ -35,6 +51,9 @@
 //! | `Cosine` (default) | cosine | normalised, with its norm; a norm below 1.2e-38 is rejected |
 //! | `L2` | negated squared Euclidean distance | as given |
 //! | `Dot` | dot product | as given |
+//!
+//! A [`VectorEncoding`](crate::VectorEncoding) other than f32 rounds the stored vectors and saves half or three quarters of
+//! their bytes.
 //!
 //! # Writes and snapshots
 //! One writer applies writes in the order in which they were queued. A write that returned is **accepted**: every later

@@ -41,7 +41,8 @@
 //!
 //! # Memory
 //! [`IndexStats::memory_usage`](crate::IndexStats::memory_usage) counts what lookups and searches need in memory.
-//! Vectors are mapped, and the page cache holds those that are used.
+//! Vectors are mapped, and the page cache holds those that are used. [`VectorEncoding::F16`](crate::VectorEncoding::F16)
+//! and [`Int8`](crate::VectorEncoding::Int8) make them a half and a quarter as large.
 //!
 //! # Recovery time
 //! An open replays the WAL written since the last flush. A smaller

@@ -2,7 +2,7 @@
 //!
 //! Invariant: they hold the snapshot that the search ran on, so none of the page ranges they read is reused.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{
     candidate::Candidate,
@@ -60,7 +60,7 @@ impl SearchSummary {
 }
 
 /// One posting of [`Hits`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Hit<'a> {
     /// Id of the document.
@@ -69,8 +69,9 @@ pub struct Hit<'a> {
     pub start: u32,
     /// Length of the part, in the caller's unit.
     pub length: u32,
-    /// Vector as stored: under the cosine metric divided by `norm`.
-    pub vector: &'a [f32],
+    /// Vector as stored: under the cosine metric divided by `norm`. Borrowed from the mapped file, or a copy if the index
+    /// stores vectors in another [encoding](crate::VectorEncoding) than f32.
+    pub vector: Cow<'a, [f32]>,
     /// Norm of the vector as it was given, under the cosine metric; 1 under other metrics.
     pub norm: f32,
     /// Score, higher is nearer: the cosine, the dot product, or the negated squared Euclidean distance.
@@ -148,7 +149,7 @@ impl<F: StorageFile> Hits<F> {
             document_id: candidate.document_id,
             start: candidate.start,
             length: candidate.length,
-            vector,
+            vector: vector.to_f32(),
             norm: posting.norm,
             // `0.0 - distance` and not `-distance`, so that a distance of 0 gives a score of 0 and not -0.
             similarity_score: 0.0 - candidate.distance,
@@ -160,12 +161,12 @@ impl<F: StorageFile> Hits<F> {
     /// Copies all hits into a response.
     #[must_use]
     pub fn to_response(&self) -> SearchResponse {
-        let cosine = self.data.geometry().metric == Metric::Cosine;
+        let metric = self.data.geometry().metric;
         let result = |hit: Hit<'_>| SearchResult {
             document_id: hit.document_id,
             start: hit.start,
             length: hit.length,
-            vector: if cosine { hit.vector.iter().map(|x| x * hit.norm).collect() } else { hit.vector.to_vec() },
+            vector: given(hit.vector, hit.norm, metric),
             similarity_score: hit.similarity_score,
             tags: hit.tags,
             payload: None,
@@ -182,6 +183,14 @@ impl<F: StorageFile> Hits<F> {
             lsn: self.snapshot.lsn,
             plan: None,
         }
+    }
+}
+
+/// Returns a stored vector in the scale in which it was added.
+pub fn given(stored: Cow<'_, [f32]>, norm: f32, metric: Metric) -> Vec<f32> {
+    match metric {
+        Metric::Cosine => stored.iter().map(|x| x * norm).collect(),
+        Metric::L2 | Metric::Dot => stored.into_owned(),
     }
 }
 

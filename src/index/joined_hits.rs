@@ -7,7 +7,7 @@ use super::{
     hits::Hits,
     lookup::{find, posting_at},
     mask::FilterMask,
-    scan::distance_by,
+    scan::distance_to,
 };
 use crate::{error::Result, shard::Lookup, storage::StorageFile};
 
@@ -36,7 +36,7 @@ impl<F: StorageFile> Hits<F> {
                     continue;
                 }
                 let (_, vector) = posting_at(&self.snapshot, &self.data, found.shard, found.slot)?;
-                let distances = queries.iter().map(|query| distance_by(metric, query.as_ref(), vector));
+                let distances = queries.iter().map(|query| distance_to(metric, query.as_ref(), vector));
                 let distance = distances.fold(f32::INFINITY, f32::min);
                 self.computed += queries.len();
                 if distance <= farthest {

@@ -6,7 +6,7 @@ use super::snapshot::{CHUNK_SHARDS, Snapshot, shard_of};
 use crate::{
     error::Result,
     id::{DocumentId, PostingKey},
-    shard::{DataFile, Lookup, Shard, StoredPosting, StoredRow, record, row},
+    shard::{DataFile, Lookup, Shard, StoredPosting, StoredRow, StoredVector, record, row},
     storage::StorageFile,
 };
 
@@ -169,7 +169,7 @@ pub fn posting_at<'a, F: StorageFile>(
     data: &DataFile<F>,
     number: u32,
     slot: u32,
-) -> Result<(StoredSlot, &'a [f32])> {
+) -> Result<(StoredSlot, StoredVector<'a>)> {
     let Some(shard) = shard_of(snapshot, number) else { unreachable!("a slot has a shard") };
     let (geometry, slots) = (data.geometry(), data.geometry().extent_slots());
     let (extent, i) = (slot as usize / slots, slot as usize % slots);
@@ -194,7 +194,7 @@ pub fn scan_next<'a, F: StorageFile>(
     snapshot: &'a Snapshot<F::Lent>,
     data: &DataFile<F>,
     position: &mut ScanPosition,
-) -> Result<Option<StoredRow<&'a [f32]>>> {
+) -> Result<Option<StoredRow<StoredVector<'a>>>> {
     let (geometry, slots) = (data.geometry(), data.geometry().extent_slots());
     let end = (snapshot.chunks.len() * CHUNK_SHARDS) as u32;
     while position.shard < end {

@@ -30,7 +30,7 @@ mod visited;
 
 pub use calibration::{CellsUnderTest, calibrate};
 pub use candidate::Candidate;
-pub use hits::{Hit, Hits};
+pub use hits::{Hit, Hits, given};
 pub use lookup::{ScanPosition, StoredSlot, documents, find, page_by_key, posting_at, scan_next};
 pub use mask::FilterMask;
 pub use routing::RoutingTable;

@@ -26,7 +26,7 @@ use crate::{
     error::Result,
     failpoint::protects,
     lease::Lease,
-    shard::{self, DataFile},
+    shard::{self, DataFile, StoredVector},
     storage::StorageFile,
     tuning,
 };
@@ -42,17 +42,17 @@ pub(super) fn remoteness<F: StorageFile>(
     query: &[f32],
     nearest: &Candidate,
 ) -> Result<[f32; 2]> {
-    let row = row(snapshot, data, nearest)?;
+    let row = row(snapshot, data, nearest)?.to_f32();
     let square = match data.geometry().metric {
         Metric::L2 => nearest.distance,
         // Near 1, a cosine loses the precision that the difference of the vectors keeps.
-        Metric::Cosine => distance::squared_l2(query, row),
+        Metric::Cosine => distance::squared_l2(query, &row),
         Metric::Dot => {
             let product = nearest.distance / distance::dot(query, query).sqrt();
-            return Ok([product, product / distance::dot(row, row).sqrt()]);
+            return Ok([product, product / distance::dot(&row, &row).sqrt()]);
         }
     };
-    let around = distance::squared_l2(row, shard_centroid_of(snapshot, nearest));
+    let around = distance::squared_l2(&row, shard_centroid_of(snapshot, nearest));
     Ok([square.sqrt(), (square / around).sqrt()])
 }
 
@@ -89,7 +89,7 @@ pub(super) fn is_out_of_distribution<F: StorageFile>(
         |vector: &[f32]| outside(vector, &calibration.axes, cells.frame().centre(), metric) > calibration.outside;
     // If the nearest posting lies outside, too, the query is like data that came after the calibration, or like an
     // outlier among the data before.
-    if protects!(Recall, beyond(query)) && !beyond(row(snapshot, data, nearest)?) {
+    if protects!(Recall, beyond(query)) && !beyond(&row(snapshot, data, nearest)?.to_f32()) {
         return Ok(true);
     }
     let is_far = protects!(Recall, exceeds(remoteness(snapshot, data, query, nearest)?, calibration.far));
@@ -145,7 +145,7 @@ pub(super) fn row<'a, F: StorageFile>(
     snapshot: &'a Snapshot<F::Lent>,
     data: &DataFile<F>,
     found: &Candidate,
-) -> Result<&'a [f32]>
+) -> Result<StoredVector<'a>>
 where
     F::Lent: Deref<Target = [u8]>,
 {

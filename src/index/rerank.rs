@@ -5,7 +5,7 @@ use super::{
     candidate::Candidate,
     mask::FilterMask,
     out_of_distribution,
-    scan::distance_by,
+    scan::distance_to,
     snapshot::{Snapshot, shard_of},
     topk::TopK,
     visited::VisitedSet,
@@ -168,7 +168,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
             let bytes = extent.slots(self.data)?;
             let row = shard::row(bytes, slot % slots, geometry);
             self.computed += 1;
-            let distance = distance_by(geometry.metric, self.vector, row);
+            let distance = distance_to(geometry.metric, self.vector, row);
             if distance <= self.top.bound() {
                 let posting = shard::record(bytes, slot % slots, geometry);
                 self.top.offer(Candidate::new(distance, posting, number, slot));

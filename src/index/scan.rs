@@ -13,7 +13,7 @@ use crate::{
     distance,
     error::Result,
     format::geometry::IndexParams,
-    shard::{self, DataFile, Shard},
+    shard::{self, DataFile, Shard, StoredVector},
     storage::StorageFile,
 };
 
@@ -23,6 +23,15 @@ pub(super) fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
     match metric {
         Metric::L2 => distance::squared_l2(a, b),
         Metric::Dot | Metric::Cosine => -distance::dot(a, b),
+    }
+}
+
+/// Computes the distance from `query` to a stored vector, as [`distance_by`] defines it.
+#[inline]
+pub(super) fn distance_to(metric: Metric, query: &[f32], vector: StoredVector<'_>) -> f32 {
+    match metric {
+        Metric::L2 => vector.squared_l2(query),
+        Metric::Dot | Metric::Cosine => -vector.dot(query),
     }
 }
 
@@ -112,7 +121,7 @@ pub(super) fn scan_slots<F: StorageFile>(
                 continue;
             }
             scanned += 1;
-            let distance = distance_by(geometry.metric, query, shard::row(bytes, i, geometry));
+            let distance = distance_to(geometry.metric, query, shard::row(bytes, i, geometry));
             if distance <= top.bound() {
                 let posting = shard::record(bytes, i, geometry);
                 top.offer(Candidate::new(distance, posting, number, slot));

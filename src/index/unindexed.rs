@@ -155,10 +155,10 @@ impl UnindexedCodes {
             None => (None, CodeBlocks::new(words)),
         };
         let (centroid, slots) = (centroid.values(), geometry.extent_slots());
-        let (mut rotated, mut signs) = (Vec::new(), Vec::new());
+        let (mut widened, mut rotated, mut signs) = (Vec::new(), Vec::new(), Vec::new());
         for slot in first + known.map_or(0, |known| known.count)..shard.len() {
             let bytes = shard.extents()[slot / slots].lent();
-            frame.transform(shard::row(bytes, slot % slots, geometry), &mut rotated);
+            frame.transform(shard::row(bytes, slot % slots, geometry).widened(&mut widened), &mut rotated);
             signs.clear();
             let factors = encode(&rotated, &centroid, frame.rotated_centre(), geometry.metric, &mut signs);
             blocks.push(&signs, factors, slot as u32);

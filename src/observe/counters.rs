@@ -3,6 +3,10 @@
 //! Invariant: the handles are taken once, when the index is opened. Recording looks up no name and allocates nothing.
 
 /// Figures that the writer knows at no cost after each request.
+#[cfg_attr(
+    all(feature = "internals", not(feature = "metrics")),
+    expect(dead_code, reason = "only the feature `metrics` reads them")
+)]
 pub struct Levels {
     pub(crate) postings: u64,
     pub(crate) wal_bytes: u64,

@@ -74,7 +74,11 @@ impl StatsReport {
             let mut bytes = Vec::new();
             file.by_ref().take(STATS_FILE_BYTES as u64).read_to_end(&mut bytes)?;
             match decode(&bytes) {
-                Ok(figures) => return Ok(Self { live, figures }),
+                Ok(figures) => {
+                    // A new owner takes the lock before it stores its first figures.
+                    let live = live && figures.get("state").is_some_and(|state| state == "open");
+                    return Ok(Self { live, figures });
+                }
                 Err(what) if tries == TRIES => return Err(io::Error::new(io::ErrorKind::InvalidData, what)),
                 Err(_) => std::thread::yield_now(),
             }
@@ -148,6 +152,7 @@ pub fn figures(stats: &IndexStats, context: &StatsContext<'_>) -> String {
     put("state", &if context.is_closed { "closed" } else { "open" });
     put("durability", &durability(context.options));
     put("metric", &stats.metric);
+    put("encoding", &stats.encoding);
     let numbers = [
         ("dimension", stats.dimension as u64),
         ("postings", stats.total_postings),

@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use super::data::{DataFile, StoreReason, StoredPosting};
+use super::{
+    data::{DataFile, StoreReason, StoredPosting},
+    stored_vector::StoredVector,
+};
 use crate::{
     error::{Result, ShardexError},
     failpoint::holds,
@@ -111,7 +114,7 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
     /// # Panics
     /// Panics if the slot is not used, or if the extent was not checked by [`slots`](Self::slots).
     #[must_use]
-    pub fn posting(&self, slot: usize, geometry: &IndexParams) -> (StoredPosting, &[f32]) {
+    pub fn posting(&self, slot: usize, geometry: &IndexParams) -> (StoredPosting, StoredVector<'_>) {
         assert!(self.checked.load(Ordering::Relaxed), "bytes are checked before they are read");
         (super::record(&self.slots, slot, geometry), super::row(&self.slots, slot, geometry))
     }

@@ -17,6 +17,7 @@ mod extent;
 mod finder;
 mod fingerprints;
 pub mod split;
+mod stored_vector;
 mod tags;
 
 use std::{
@@ -28,6 +29,7 @@ pub use data::{DataFile, StoreReason, StoredPosting};
 pub use extent::Extent;
 pub use finder::{Finder, LookupCounts};
 pub use fingerprints::{Fingerprints, Lookup, mix};
+pub use stored_vector::{StoredVector, decode, rounded};
 pub use tags::{TagPage, Tags, tag_bytes};
 
 use crate::{
@@ -218,7 +220,8 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             + self.fingerprints.get().map_or(0, Fingerprints::memory)
     }
 
-    /// Appends a posting in memory. [`store`](Self::store) must follow before the shard is published.
+    /// Appends a posting in memory, with a [rounded] vector. [`store`](Self::store) must follow before the shard is
+    /// published.
     ///
     /// # Panics
     /// Panics if the shard is full. The caller splits it first.
@@ -238,7 +241,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             *sum += f64::from(*x);
         }
         self.staged.reserve(geometry.slot_bytes());
-        self.staged.extend_from_slice(bytemuck::cast_slice(vector));
+        stored_vector::encode(vector, geometry.encoding, &mut self.staged);
         posting.encode(&mut self.staged);
         self.staged.resize(self.staged.len().next_multiple_of(geometry.slot_bytes()), 0);
     }
@@ -332,7 +335,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         assert!(self.is_live(slot), "slot {slot} holds no live posting");
         let slots = geometry.extent_slots();
         let vector = row(self.extents[slot / slots].lent(), slot % slots, geometry);
-        for (sum, x) in self.sum.iter_mut().zip(vector) {
+        for (sum, x) in self.sum.iter_mut().zip(&*vector.to_f32()) {
             *sum -= f64::from(*x);
         }
         self.tombstones[slot / 64] |= 1 << (slot % 64);
@@ -349,7 +352,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     pub fn live_rows<'a, F: StorageFile<Lent = L>>(
         &'a self,
         data: &'a DataFile<F>,
-    ) -> Result<Vec<StoredRow<&'a [f32]>>> {
+    ) -> Result<Vec<StoredRow<StoredVector<'a>>>> {
         assert!(self.staged.is_empty(), "a shard is stored before it is read");
         let geometry = data.geometry();
         let slots = geometry.extent_slots();
@@ -382,13 +385,13 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     ) -> Vec<(usize, StoredPosting, T)> {
         let geometry = data.geometry();
         let slots = geometry.extent_slots();
-        let mut picked = Vec::new();
+        let (mut picked, mut scratch) = (Vec::new(), Vec::new());
         for (e, extent) in self.extents.iter().enumerate() {
             // The vectors are read unchecked first, because a check costs as much as the scan. If the bytes are
             // damaged, a wrong posting may be picked. The check of extents with picked postings then detects it.
             let (bytes, before) = (extent.lent(), picked.len());
             for i in (0..extent.used()).filter(|i| self.is_live(e * slots + i)) {
-                let told = wanted(row(bytes, i, geometry));
+                let told = wanted(row(bytes, i, geometry).widened(&mut scratch));
                 picked.extend(told.map(|told| (e * slots + i, record(bytes, i, geometry), told)));
             }
             if picked.len() > before && extent.verified_slots(data).is_err() {
@@ -406,15 +409,15 @@ pub struct StoredRow<V> {
     pub posting: StoredPosting,
     /// Tags.
     pub tags: u64,
-    /// Vector in its stored form.
+    /// Vector in its stored form, or widened to f32.
     pub vector: V,
 }
 
 /// Returns the vector in slot `i` of an extent's bytes.
 #[must_use]
-pub fn row<'a>(slots: &'a [u8], i: usize, geometry: &IndexParams) -> &'a [f32] {
+pub fn row<'a>(slots: &'a [u8], i: usize, geometry: &IndexParams) -> StoredVector<'a> {
     let at = i * geometry.slot_bytes();
-    bytemuck::cast_slice(&slots[at..at + geometry.vector_bytes()])
+    StoredVector::of(&slots[at..at + geometry.vector_bytes()], geometry)
 }
 
 /// Returns the bytes of slot `i` of an extent's bytes.

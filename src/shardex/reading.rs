@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use super::{Shardex, snapshot::IndexSnapshot};
 use crate::{
-    config::Metric,
     engine::Lent,
     error::Result,
     format::bucket::PayloadOwner,
@@ -12,7 +11,7 @@ use crate::{
     index::{self, ScanPosition, StoredSlot},
     payload::Payload,
     posting::Posting,
-    shard::{Lookup, StoredRow},
+    shard::{Lookup, StoredRow, StoredVector},
     storage::{MmapStorage, Storage},
 };
 
@@ -54,7 +53,8 @@ impl<S: Storage> Iterator for PostingScan<S> {
 impl<S: Storage> IndexSnapshot<S> {
     /// Returns all postings of a document, in the order of (start, length). Empty if the document has none.
     ///
-    /// Vectors are returned as they were added. Under the cosine metric they are equal up to rounding.
+    /// Vectors are returned as they were added. Under the cosine metric they are equal up to rounding, and in another
+    /// [encoding](crate::VectorEncoding) than f32 they are the rounded ones.
     ///
     /// Cost: one test of a bloom filter per shard, and about one shard searched per shard that holds a posting of the
     /// document.
@@ -188,12 +188,8 @@ impl<S: Storage> IndexSnapshot<S> {
     }
 
     /// Returns a posting as it was added.
-    fn given(&self, StoredRow { posting, tags, vector }: StoredRow<&[f32]>) -> Posting {
-        let norm = posting.norm;
-        let vector = match self.data.geometry().metric {
-            Metric::Cosine => vector.iter().map(|x| x * norm).collect(),
-            Metric::L2 | Metric::Dot => vector.to_vec(),
-        };
+    fn given(&self, StoredRow { posting, tags, vector }: StoredRow<StoredVector<'_>>) -> Posting {
+        let vector = index::given(vector.to_f32(), posting.norm, self.data.geometry().metric);
         Posting::new(posting.key(), vector).tagged(tags)
     }
 }

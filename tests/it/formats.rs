@@ -289,7 +289,7 @@ fn indexes_of_version_1_open_with_all_they_hold() {
 /// Every build opens the indexes written by the first build of version 2, with their tags, payloads and cursor.
 #[test]
 fn indexes_of_version_2_open_with_all_they_hold() {
-    for (kind, replayed) in [("closed", 0), ("crashed", 2)] {
+    for (kind, replayed) in [("closed", 0), ("crashed", 2), ("closed-f16", 0), ("crashed-f16", 2)] {
         let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/format/v2").join(kind);
         let test = TestIndex::small();
         std::fs::create_dir(test.path()).expect("a directory");

@@ -12,6 +12,7 @@ mod concurrent;
 mod conformance;
 mod cost;
 mod deadly;
+mod encodings;
 mod exactly_once;
 mod examples;
 mod explore;

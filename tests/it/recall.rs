@@ -134,7 +134,8 @@ fn a_recall_holds_without_cells_and_with_damaged_ones() {
             let snapshot = engine.snapshot();
             let found = queries.iter().zip(&truth).map(|(query, truth)| {
                 let hits = index::search(&snapshot, engine.data(), query, 10, scope).expect("an answer");
-                near(Metric::L2, query, hits.iter().map(|hit| hit.vector), truth[0])
+                let vectors: Vec<_> = hits.iter().map(|hit| hit.vector).collect();
+                near(Metric::L2, query, vectors.iter().map(|vector| &**vector), truth[0])
             });
             let reached = found.sum::<usize>() as f64 / 600.0;
             assert!(reached >= f64::from(target) - 0.01, "{state}: {reached} where {target} was asked");

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _};
 
-use shardex::{CheckLevel, DocumentId, Engine, Posting, distance, shard::StoredRow, storage::MmapStorage};
+use shardex::{CheckLevel, DocumentId, Engine, Posting, shard::StoredRow, storage::MmapStorage};
 
 use crate::support::{DIMENSION, TestIndex, check_clean, documents, ids, posting};
 
@@ -39,7 +39,7 @@ fn at_home(engine: &Engine<MmapStorage>) -> BTreeMap<u128, bool> {
     for (number, shard) in snapshot.iter() {
         for StoredRow { posting, vector, .. } in shard.live_rows(engine.data()).expect("no damage") {
             let distances =
-                snapshot.iter().map(|(other, shard)| (distance::squared_l2(vector, &shard.centroid), other));
+                snapshot.iter().map(|(other, shard)| (vector.squared_l2(&shard.centroid), other));
             let nearest = distances.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other);
             homes.insert(posting.document_id.0, nearest == Some(number));
         }

@@ -7,7 +7,7 @@ use super::{
     Damage,
     run::{CaseRun, End, Rig, broken},
 };
-use crate::{explorer::roots, model, oracle};
+use crate::{brute_force, explorer::roots, model, oracle};
 
 impl CaseRun<'_> {
     /// Computes the number of batches that a recovery must preserve.
@@ -109,7 +109,7 @@ impl CaseRun<'_> {
             Some(self.runner.model.up_to(engine.last_lsn())).filter(|n| (floor..=accepted).contains(n) && fits(n));
         match told.or_else(|| (floor..=accepted).find(fits)) {
             Some(n) => {
-                let answered = model::answers_as_brute_force(engine, &self.runner.model.state(n));
+                let answered = brute_force::answers_as_brute_force(engine, &self.runner.model.state(n));
                 answered.map(|()| n).map_err(|what| self.mismatch(engine, what, clean))
             }
             None => {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use shardex::{CheckLevel, Metric, OpenOptions, ShardexConfig};
+use shardex::{CheckLevel, Metric, OpenOptions, ShardexConfig, VectorEncoding};
 
 use super::{Case, Crash, Damage, Event, Survivors};
 use crate::{
@@ -17,7 +17,7 @@ impl fmt::Display for Case {
         writeln!(
             f,
             "index vector_size={} shard_size={} metric={} page={page_size} sector={sector_size} segment={} wal_max={} \
-             flush_on_close={} flush_check={}",
+             flush_on_close={} flush_check={}{}",
             config.vector_size,
             config.shard_size,
             config.metric,
@@ -25,6 +25,11 @@ impl fmt::Display for Case {
             config.options.wal_max_bytes,
             config.options.flush_on_close,
             if config.options.flush_check == CheckLevel::Full { "full" } else { "quick" },
+            if config.encoding == VectorEncoding::F32 {
+                String::new()
+            } else {
+                format!(" encoding={}", config.encoding)
+            },
         )?;
         writeln!(f, "chance seed={} garbage={}", self.seed, self.garbage)?;
         if self.workload.from_version_1 {
@@ -152,6 +157,33 @@ fn step_of(words: &Words<'_>) -> Result<Step, String> {
     })
 }
 
+fn config_of(words: &Words<'_>) -> Result<ShardexConfig, String> {
+    let metric = match words.text("metric")? {
+        "l2" => Metric::L2,
+        "dot" => Metric::Dot,
+        "cosine" => Metric::Cosine,
+        other => return Err(format!("`{other}` is no metric")),
+    };
+    let check = match words.text("flush_check")? {
+        "quick" => CheckLevel::Quick,
+        "full" => CheckLevel::Full,
+        other => return Err(format!("`{other}` is no level of checks")),
+    };
+    // Older cases have no encoding.
+    let encoding = if words.pairs.contains_key("encoding") { words.get("encoding")? } else { VectorEncoding::F32 };
+    let options = OpenOptions::default()
+        .wal_max_bytes(words.get("wal_max")?)
+        .flush_on_close(words.get("flush_on_close")?)
+        .flush_check(check);
+    Ok(ShardexConfig::new("sim")
+        .vector_size(words.get("vector_size")?)
+        .shard_size(words.get("shard_size")?)
+        .metric(metric)
+        .encoding(encoding)
+        .wal_segment_size(words.get("segment")?)
+        .options(options))
+}
+
 impl Case {
     fn line(&mut self, line: &str) -> Result<(), String> {
         if let Some(name) = line.strip_prefix("case ") {
@@ -161,33 +193,15 @@ impl Case {
         let words = Words::of(line)?;
         let step = match words.first {
             "index" => {
-                let metric = match words.text("metric")? {
-                    "l2" => Metric::L2,
-                    "dot" => Metric::Dot,
-                    "cosine" => Metric::Cosine,
-                    other => return Err(format!("`{other}` is no metric")),
-                };
-                let check = match words.text("flush_check")? {
-                    "quick" => CheckLevel::Quick,
-                    "full" => CheckLevel::Full,
-                    other => return Err(format!("`{other}` is no level of checks")),
-                };
                 self.workload.page_size = words.get("page")?;
                 self.workload.sector_size = words.get("sector")?;
-                self.workload.config = ShardexConfig::new("sim")
-                    .vector_size(words.get("vector_size")?)
-                    .shard_size(words.get("shard_size")?)
-                    .metric(metric)
-                    .wal_segment_size(words.get("segment")?)
-                    .options(
-                        OpenOptions::default()
-                            .wal_max_bytes(words.get("wal_max")?)
-                            .flush_on_close(words.get("flush_on_close")?)
-                            .flush_check(check),
-                    );
+                self.workload.config = config_of(&words)?;
                 return Ok(());
             }
             "from-version-1" => {
+                if self.workload.config.encoding != VectorEncoding::F32 {
+                    return Err("version 1 stores f32".into());
+                }
                 self.workload.from_version_1 = true;
                 return Ok(());
             }

@@ -9,6 +9,7 @@
 //! The outcome of a recovery is cached by the hash of the image. Each point checks it again against the batches
 //! acknowledged and accepted there, because an image acceptable before an acknowledgement is a lost write after it.
 
+mod old_build;
 mod record;
 mod recovery;
 mod report;
@@ -32,6 +33,7 @@ use crate::{
     workload::Workload,
 };
 use record::{Point, hash_image, prefixes, record};
+pub use old_build::{OldBuildReport, with_old_build};
 pub use report::{Report, Violation};
 use states::outcomes;
 

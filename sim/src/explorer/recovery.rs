@@ -4,8 +4,9 @@ use super::record::{Rig, hash_image, hash_state, recovery_images, watched};
 use super::states::outcomes;
 use super::{At, Explorer, Nested, Outcome, options};
 use crate::{
+    brute_force,
     case::{Crash, Survivors},
-    model::{self},
+    model,
     mutant::next_turn,
     oracle,
     pool::panic_text,
@@ -76,7 +77,7 @@ impl Explorer<'_> {
         let Some(&n) = prefixes.first() else {
             return Err(format!("P2: {} postings are there, which no prefix leaves", held.len()));
         };
-        model::answers_as_brute_force(&engine, &self.states[n])?;
+        brute_force::answers_as_brute_force(&engine, &self.states[n])?;
         self.files_agree(&left, storage, &engine, n)?;
         Ok((prefixes, engine))
     }

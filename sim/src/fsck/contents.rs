@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::bytes::{f32_at, u32_at, u128_at};
 use super::root::{Metric, RootInfo};
-use super::{Added, Batch, End, Files, Finding, FindingKind, Part, RecordBody, Report, RootSlot, Tree};
+use super::{encodings, Added, Batch, End, Files, Finding, FindingKind, Part, RecordBody, Report, RootSlot, Tree};
 
 /// Key of a posting: document id, start and length.
 pub type Key = (u128, u32, u32);
@@ -48,11 +48,11 @@ impl Contents {
     }
 
     /// Applies the net effect of a batch.
-    fn apply(&mut self, batch: Batch, cosine: bool) {
+    fn apply(&mut self, batch: Batch, root: &RootInfo) {
         batch.documents.into_iter().for_each(|document| self.remove_document(document));
         batch.keys.iter().for_each(|key| self.remove(key));
         for Added { key, tags, vector } in batch.added {
-            self.insert(key, tags, if cosine { normalised(&vector) } else { vector });
+            self.insert(key, tags, stored(vector, root));
         }
         batch.tags.into_iter().for_each(|(key, tags)| self.set_tags(key, tags));
         for (document, payload) in batch.payloads {
@@ -77,10 +77,10 @@ pub struct Posting {
 }
 
 impl Posting {
-    fn read(bytes: &[u8], dimension: u32) -> Option<Self> {
-        let v = 4 * u64::from(dimension);
+    fn read(bytes: &[u8], root: &RootInfo) -> Option<Self> {
+        let v = root.vector_bytes();
         Some(Self {
-            vector: (0..v).step_by(4).map(|at| f32_at(bytes, at)).collect::<Option<_>>()?,
+            vector: (0..u64::from(root.dimension)).map(|index| root.component(bytes, index)).collect::<Option<_>>()?,
             document: u128_at(bytes, v)?,
             start: u32_at(bytes, v + 16)?,
             length: u32_at(bytes, v + 20)?,
@@ -102,7 +102,7 @@ fn placed(root: &RootInfo, tree: &Tree, data: &[u8]) -> Vec<(u64, Posting)> {
         let live = (0..shard.slots).filter(|slot| !shard.is_removed(*slot));
         postings.extend(live.filter_map(|slot| {
             let (at, bytes) = shard.slot(root, data, slot)?;
-            Some((at, Posting::read(bytes, root.dimension)?))
+            Some((at, Posting::read(bytes, root)?))
         }));
     }
     postings
@@ -116,7 +116,7 @@ fn tagged(root: &RootInfo, tree: &Tree, data: &[u8]) -> Vec<(u64, Posting)> {
         postings.extend(live.filter_map(|slot| {
             let (_, bytes) = shard.slot(root, data, slot)?;
             let tags = shard.tags.get(slot as usize).copied().unwrap_or_default();
-            Some((tags, Posting::read(bytes, root.dimension)?))
+            Some((tags, Posting::read(bytes, root)?))
         }));
     }
     postings
@@ -154,11 +154,17 @@ pub fn normalised(vector: &[f32]) -> Vec<f32> {
     vector.iter().map(|value| (f64::from(*value) / norm) as f32).collect()
 }
 
+/// Returns a vector of the WAL as a slot stores it.
+fn stored(vector: Vec<f32>, root: &RootInfo) -> Vec<f32> {
+    let vector = if root.metric == Metric::Cosine { normalised(&vector) } else { vector };
+    encodings::rounded(&vector, root.encoding)
+}
+
 /// Computes the contents of the index: the postings of the newest root, with the records of the WAL applied in order.
 ///
 /// An add replaces the posting with the same key. Of equal keys in one record, the last one stays. A removal removes
-/// all postings of its documents. Under cosine all vectors are normalised, those of the WAL by [`normalised`]: compare
-/// them with its tolerance.
+/// all postings of its documents. All vectors are as slots store them, those of the WAL normalised under cosine by
+/// [`normalised`], and rounded to the encoding: compare them with its tolerance.
 ///
 /// # Errors
 /// Returns a [`Finding`] if no root is valid, if the WAL is missing, or if a record is malformed. Returns the first
@@ -182,7 +188,6 @@ pub fn contents(report: &Report, files: &Files<'_>) -> Result<Contents, Finding>
         return Err(finding.clone());
     }
     let (Some(wal), false) = (files.wal, report.log.end == End::Unread) else { return Err(missing("no log is there")) };
-    let cosine = root.metric == Metric::Cosine;
     let mut contents = Contents::default();
     if let (Some(tree), Some(data)) = (&report.trees[newest], files.data) {
         contents.payloads.clone_from(&tree.payloads);
@@ -202,13 +207,13 @@ pub fn contents(report: &Report, files: &Files<'_>) -> Result<Contents, Finding>
         match record.body(wal, root.dimension).map_err(bad)? {
             RecordBody::Add(postings) => {
                 for (document, start, length, vector) in postings {
-                    contents.insert((document, start, length), 0, if cosine { normalised(&vector) } else { vector });
+                    contents.insert((document, start, length), 0, stored(vector, root));
                 }
             }
             RecordBody::Remove(documents) => {
                 documents.into_iter().for_each(|document| contents.remove_document(document));
             }
-            RecordBody::Batch(batch) => contents.apply(batch, cosine),
+            RecordBody::Batch(batch) => contents.apply(batch, root),
         }
     }
     Ok(contents)

@@ -397,6 +397,29 @@ fn shard_numbers_without_a_directory() {
     assert!(found.contains(&(FindingKind::CountMismatch, Some(0), "root", 0)), "{found:?}");
 }
 
+/// Makes a root one of version 2 with an encoding of vectors.
+fn encoded(root: &mut Vec<u8>, encoding: u32) {
+    root.resize(256, 0);
+    set(root, 8, 2u32.to_le_bytes());
+    set(root, 212, encoding.to_le_bytes());
+}
+
+#[test]
+fn vectors_whose_scale_is_not_that_of_their_components() {
+    let root = only(6, |root| encoded(root, 3));
+    let found = found(&planted(&Tweaks { root, ..Tweaks::default() }));
+    let scale = at_page(1) + DIMENSION.next_multiple_of(4) as u64;
+    assert!(found.contains(&(FindingKind::BadScale, Some(0), "data", scale)), "{found:?}");
+    assert!(found.contains(&(FindingKind::RootsContradict, None, "root", PAGE as u64)), "{found:?}");
+}
+
+#[test]
+fn an_unknown_encoding() {
+    let root = only(6, |root| encoded(root, 4));
+    let found = found(&planted(&Tweaks { root, ..Tweaks::default() }));
+    assert!(found.contains(&(FindingKind::BadConfiguration, None, "root", 0)), "{found:?}");
+}
+
 #[test]
 fn vectors_under_cosine_that_are_not_normalised() {
     let root = only(6, |root| set(root, 44, 1u32.to_le_bytes()));

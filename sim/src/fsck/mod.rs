@@ -18,6 +18,7 @@ mod bytes;
 mod cells;
 mod check;
 mod contents;
+pub mod encodings;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use contents::{Contents, Key, Posting, contents, normalised};
 pub use log::{End, Log, Record, RecordBody, RecordKind};
 pub use log_batch::{Added, Batch};
 pub use report::{Report, RootSlot, ShardInfo, Tree};
+pub use encodings::Encoding;
 pub use root::{Invalid, Metric, Parameters, RootInfo};
 pub use space::{Span, used_map};
 pub use tree::walk;
@@ -114,6 +116,8 @@ pub enum FindingKind {
     SumMismatch,
     /// A stored vector isn't normalised, or its stored norm is invalid.
     BadNorm,
+    /// The scale of a vector of 8-bit integers isn't the one that its components give, or its padding isn't zeros.
+    BadScale,
     /// Bytes that must be zeros hold something else.
     NonZeroReserved,
     /// The covered shards of the cell table aren't in ascending order.

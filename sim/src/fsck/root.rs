@@ -1,8 +1,10 @@
 //! Parses root slots and file headers, and derives sizes from them.
 
-use super::bytes::{crc_without, part, u32_at, u64_at, u128_at, zeros};
-use super::{Entry, FindingKind};
-
+use super::bytes::{crc_without, f32_at, part, u16_at, u32_at, u64_at, u128_at, zeros};
+use super::{
+    Entry, FindingKind,
+    encodings::{self, Encoding},
+};
 /// Size of a root of version 2 in bytes.
 pub const ROOT_BYTES: u64 = 256;
 /// Size of a root of version 1 in bytes.
@@ -42,6 +44,7 @@ pub struct RootInfo {
     pub generation: u64,
     pub dimension: u32,
     pub metric: Metric,
+    pub encoding: Encoding,
     pub shard_size: u32,
     pub bloom_bytes: u32,
     pub page: u64,
@@ -150,10 +153,43 @@ impl RootInfo {
         bytes.div_ceil(self.page)
     }
 
+    /// Computes the length of a stored vector in bytes.
+    #[must_use]
+    pub fn vector_bytes(&self) -> u64 {
+        let dimension = u64::from(self.dimension);
+        match self.encoding {
+            Encoding::F32 => 4 * dimension,
+            Encoding::F16 => 2 * dimension,
+            Encoding::Int8 => dimension.next_multiple_of(4) + 4,
+        }
+    }
+
+    /// Returns component `index` of the vector at the start of a slot.
+    #[must_use]
+    pub fn component(&self, slot: &[u8], index: u64) -> Option<f32> {
+        match self.encoding {
+            Encoding::F32 => f32_at(slot, 4 * index),
+            Encoding::F16 => u16_at(slot, 2 * index).map(encodings::widened),
+            Encoding::Int8 => {
+                let code = slot.get(usize::try_from(index).ok()?).map(|&byte| f32::from(byte as i8))?;
+                Some(code * self.scale(slot)?)
+            }
+        }
+    }
+
+    /// Returns the scale of the vector at the start of a slot.
+    #[must_use]
+    pub fn scale(&self, slot: &[u8]) -> Option<f32> {
+        match self.encoding {
+            Encoding::Int8 => f32_at(slot, self.vector_bytes() - 4),
+            _ => None,
+        }
+    }
+
     /// Computes the sizes that follow from the configuration.
     #[must_use]
     pub fn geometry(&self) -> Parameters {
-        let slot_bytes = (4 * u64::from(self.dimension) + 32).next_multiple_of(64);
+        let slot_bytes = (self.vector_bytes() + 32).next_multiple_of(64);
         let extent_slots = self.extent_slots();
         let extent_pages = self.pages_of(slot_bytes * extent_slots);
         let state_pages = self.pages_of(self.state_bytes(u64::from(self.shard_size), 1));
@@ -167,7 +203,7 @@ impl RootInfo {
     pub fn same_configuration(&self, other: &Self) -> bool {
         let of = |root: &Self| {
             let sizes = (root.page, root.sector, root.segment_bytes);
-            (root.dimension, root.metric, root.shard_size, root.bloom_bytes, sizes)
+            (root.dimension, root.metric, root.encoding, root.shard_size, root.bloom_bytes, sizes)
         };
         of(self) == of(other)
     }
@@ -206,10 +242,7 @@ pub fn parse_root(slot: &[u8], at: u64) -> Result<RootInfo, Invalid> {
 
 fn fields(bytes: &[u8], version: u32) -> Option<RootInfo> {
     let (u32_of, u64_of) = (|at| u32_at(bytes, at), |at| u64_at(bytes, at));
-    // Vectors are of 32-bit numbers.
-    if version > 1 && u32_of(212)? != 1 {
-        return None;
-    }
+    let encoding = if version > 1 { u32_of(212)? } else { 1 };
     let later = |at| if version > 1 { u64_of(at) } else { Some(0) };
     Some(RootInfo {
         version,
@@ -220,6 +253,12 @@ fn fields(bytes: &[u8], version: u32) -> Option<RootInfo> {
             1 => Metric::Cosine,
             2 => Metric::L2,
             3 => Metric::Dot,
+            _ => return None,
+        },
+        encoding: match encoding {
+            1 => Encoding::F32,
+            2 => Encoding::F16,
+            3 => Encoding::Int8,
             _ => return None,
         },
         shard_size: u32_of(48)?,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::bytes::{crc, f32_at, f64_at, part, u32_at, u64_at, u128_at, zeros};
 use super::report::{ShardInfo, Tree};
 use super::root::{Metric, Parameters, RootInfo};
-use super::{Entry, Finding, FindingKind, Level, PageSpan, Part, What, space};
+use super::{encodings, Entry, Finding, FindingKind, Level, PageSpan, Part, What, space};
 
 /// Relative tolerance of a stored sum of vectors: a share of the summed absolute values of the component in all used
 /// slots. The engine adds and subtracts in another order than this check.
@@ -304,8 +304,8 @@ impl<'a> Walk<'a> {
             sums.resize(dimension as usize, (0.0, 0.0));
             self.check_slot(at, bytes);
             let live = !shard.is_removed(slot);
-            for (sum, at) in sums.iter_mut().zip((0..).step_by(4)) {
-                let value = f64::from(f32_at(bytes, at).unwrap_or_default());
+            for (sum, index) in sums.iter_mut().zip(0..) {
+                let value = f64::from(self.root.component(bytes, index).unwrap_or_default());
                 sum.0 += if live { value } else { 0.0 };
                 sum.1 += value.abs();
             }
@@ -323,16 +323,28 @@ impl<'a> Walk<'a> {
     }
 
     fn check_slot(&mut self, at: u64, bytes: &[u8]) {
-        let v = 4 * u64::from(self.root.dimension);
+        let v = self.root.vector_bytes();
         let norm = f32_at(bytes, v + 24).unwrap_or(f32::NAN);
         let cosine = self.root.metric == Metric::Cosine;
         if cosine && !(norm.is_finite() && norm >= 0.0) || !cosine && norm != 1.0 {
             self.find(FindingKind::BadNorm, Part::Extent, at + v + 24, format!("a norm of {norm}"));
         }
-        let square: f64 = (0..v).step_by(4).map(|i| f64::from(f32_at(bytes, i).unwrap_or(f32::NAN)).powi(2)).sum();
-        let normal = square == 0.0 || (square.sqrt() - 1.0).abs() <= NORM_TOLERANCE;
+        let component = |index| f64::from(self.root.component(bytes, index).unwrap_or(f32::NAN));
+        let square: f64 = (0..u64::from(self.root.dimension)).map(|index| component(index).powi(2)).sum();
+        // Each 8-bit component is off by up to half the scale.
+        let scale = self.root.scale(bytes);
+        let tolerance = NORM_TOLERANCE
+            + scale.map_or(0.0, |scale| f64::from(scale) / 2.0 * f64::from(self.root.dimension).sqrt());
+        let normal = square == 0.0 || (square.sqrt() - 1.0).abs() <= tolerance;
         if cosine && !normal {
             self.find(FindingKind::BadNorm, Part::Extent, at, format!("a stored vector of norm {}", square.sqrt()));
+        }
+        if let Some(scale) = scale {
+            let vector: Vec<f32> = (0..u64::from(self.root.dimension)).map(|index| component(index) as f32).collect();
+            let unused = bytes.get(self.root.dimension as usize..v as usize - 4);
+            if encodings::scale(&vector) != scale || !unused.is_some_and(zeros) {
+                self.find(FindingKind::BadScale, Part::Extent, at + v - 4, format!("a scale of {scale:e}, or a padding"));
+            }
         }
         if !bytes.get(v as usize + 28..).is_some_and(zeros) {
             self.find(FindingKind::NonZeroReserved, Part::Extent, at + v + 28, "a slot's zeros");

@@ -1,6 +1,6 @@
 //! Fuzz target: decodes the input into a case of steps, faults and crashes, and runs it.
 
-use shardex::{CheckLevel, Metric};
+use shardex::{CheckLevel, Metric, VectorEncoding};
 
 use super::Bytes;
 use crate::{
@@ -35,6 +35,12 @@ pub fn case_of(bytes: &[u8]) -> Case {
     workload.config = workload.config.flush_on_close(flags & 2 == 0);
     if flags & 4 != 0 {
         workload.config = workload.config.flush_check(CheckLevel::Full);
+    }
+    if flags & 32 != 0 {
+        workload.config = workload.config.encoding(VectorEncoding::F16);
+    }
+    if flags & 64 != 0 {
+        workload.config = workload.config.encoding(VectorEncoding::Int8);
     }
     let seed = u64::from(bytes.u16());
     let mut events = Vec::new();

@@ -12,7 +12,7 @@ use std::sync::{
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{
-    CheckLevel, DocumentId, Metric, OpenOptions, Posting, ShardexConfig,
+    CheckLevel, DocumentId, Metric, OpenOptions, Posting, ShardexConfig, VectorEncoding,
     env::{Cancel, CellPolicy, Clock, Env, Inline, Threads},
 };
 
@@ -371,12 +371,22 @@ impl Workload {
             Self::blank(&format!("seed {seed}"), WorkloadParams { dimension, shard_size, metric }, real_pages);
         workload.steps = steps;
         workload.from_version_1 = from_version_1;
-        if rng.random_bool(0.3) {
-            workload.config = workload.config.flush_on_close(false);
-        }
-        if rng.random_bool(0.1) {
-            workload.config = workload.config.flush_check(CheckLevel::Full);
-        }
+        workload.config = configured(workload.config, from_version_1, &mut rng);
         workload
     }
+}
+
+/// Draws options and the encoding of a configuration.
+fn configured(mut config: ShardexConfig, from_version_1: bool, rng: &mut ChaCha8Rng) -> ShardexConfig {
+    if rng.random_bool(0.3) {
+        config = config.flush_on_close(false);
+    }
+    if rng.random_bool(0.1) {
+        config = config.flush_check(CheckLevel::Full);
+    }
+    // Version 1 stores f32.
+    if rng.random_bool(0.3) && !from_version_1 {
+        config = config.encoding([VectorEncoding::F16, VectorEncoding::Int8][rng.random_range(0..2)]);
+    }
+    config
 }

@@ -1,7 +1,7 @@
 //! Reference workloads of batches: tags, payloads, the cursor, and the upgrade of an index of version 1.
 
 use super::{Step, Workload, WorkloadParams, reference::add};
-use shardex::Metric;
+use shardex::{Metric, VectorEncoding};
 
 /// Returns the reference workloads of batches.
 pub(super) fn batches() -> Vec<Workload> {
@@ -226,6 +226,8 @@ pub(super) fn batches() -> Vec<Workload> {
                 ],
             )
         },
+        encoded("vectors of 16-bit floats", Metric::Cosine, VectorEncoding::F16),
+        encoded("vectors of 8-bit integers", Metric::Dot, VectorEncoding::Int8),
         Workload {
             from_version_1: true,
             ..Workload::new(
@@ -235,4 +237,26 @@ pub(super) fn batches() -> Vec<Workload> {
             )
         },
     ]
+}
+
+/// Returns a workload of additions, removals and edits in an encoding.
+fn encoded(name: &str, metric: Metric, encoding: VectorEncoding) -> Workload {
+    let steps = vec![
+        add(0, 9),
+        Step::Tag { first: 2, count: 3, tags: 5 },
+        Step::Flush,
+        Step::Optimize,
+        add(4, 3),
+        Step::Edit { first: 1, count: 2, bytes: 40, salt: 1 },
+        Step::Commit,
+        Step::Remove { first: 5, count: 3 },
+        add(20, 6),
+        Step::Flush,
+        Step::Reopen,
+        Step::Batch { count: 5, seed: 7 },
+        Step::Commit,
+    ];
+    let mut workload = Workload::new(name, WorkloadParams { dimension: 5, shard_size: 4, metric }, steps);
+    workload.config = workload.config.encoding(encoding);
+    workload
 }

@@ -10,7 +10,8 @@ use crate::{
     watch::Watch,
 };
 use shardex::{
-    DocumentId, Engine, Posting, Result, ShardexConfig, ShardexError, env::Env, lease::SyncUnderWay, storage::Storage,
+    DocumentId, Engine, Metric, Posting, Result, ShardexConfig, ShardexError, VectorEncoding, env::Env,
+    lease::SyncUnderWay, storage::Storage,
 };
 
 /// Engine with the model of its accepted batches.
@@ -42,7 +43,7 @@ impl<S: Storage + Clone> Runner<S> {
             config: workload.config.clone(),
             env,
             engine: None,
-            model: Model::default(),
+            model: Model::of(&workload.config),
             flushed: 0,
             is_version_1: workload.from_version_1,
             readers,
@@ -165,9 +166,18 @@ impl<S: Storage + Clone> Runner<S> {
         }
     }
 
-    /// Adds postings.
+    /// Adds postings. Before, it offers one whose vector is beyond the range of f16.
     fn add(&mut self, batch: Vec<Posting>) -> Result<()> {
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        if self.config.encoding == VectorEncoding::F16 && self.config.metric != Metric::Cosine {
+            let mut offered = batch.clone();
+            if let Some(last) = offered.last_mut().and_then(|posting| posting.vector.last_mut()) {
+                *last = 65_520.0;
+                if engine.add(&offered).is_ok() {
+                    return Err(ShardexError::Inconsistent { finding: "P2: an infinite component was accepted".into() });
+                }
+            }
+        }
         let lsn = engine.add(&batch)?;
         self.model.accept_at(Batch::Add(batch), lsn);
         Ok(())

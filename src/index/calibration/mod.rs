@@ -160,7 +160,7 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
         let near = self.each(stored.len(), &|i| {
             for near in &stored[i].nearest {
                 // A duplicate of the query's vector is no measure of the distance to other vectors.
-                if row(self.snapshot, self.data, near)? != stored[i].vector {
+                if *row(self.snapshot, self.data, near)?.to_f32() != *stored[i].vector {
                     return remoteness(stored[i], near);
                 }
             }

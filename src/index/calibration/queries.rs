@@ -84,9 +84,9 @@ fn drawn<F: StorageFile>(
     let (mut calibration_queries, mut visited) = (Vec::new(), BTreeSet::new());
     for (_, number, slot) in held_out(shards, snapshot.live as usize, seed) {
         let Some(shard) = shard_of(snapshot, number) else { unreachable!("the snapshot's own shard") };
-        let row = shard::row(shard.extents()[slot / slots].slots(data)?, slot % slots, geometry);
-        if visited.insert(bytemuck::cast_slice::<f32, u8>(row).to_vec()) {
-            let (vector, own) = (row.to_vec(), (number, slot));
+        let vector = shard::row(shard.extents()[slot / slots].slots(data)?, slot % slots, geometry).to_f32().into_owned();
+        if visited.insert(bytemuck::cast_slice::<f32, u8>(&vector).to_vec()) {
+            let own = (number, slot);
             calibration_queries.push(CalibrationQuery {
                 vector,
                 own,
@@ -225,10 +225,11 @@ impl<'a> LiveRows<'a> {
         self.postings.clear();
         self.rounded.clear();
         let slots = self.geometry.extent_slots();
+        let mut widened = Vec::new();
         for (e, extent) in shard.extents().iter().enumerate() {
             let bytes = extent.slots(data)?;
             for i in (0..extent.used()).filter(|i| shard.is_live(e * slots + i)) {
-                let row = shard::row(bytes, i, self.geometry);
+                let row = shard::row(bytes, i, self.geometry).widened(&mut widened);
                 self.vectors.extend_from_slice(row);
                 self.rounded.push(row);
                 self.postings.push((shard::record(bytes, i, self.geometry), e * slots + i));

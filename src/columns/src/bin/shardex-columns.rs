@@ -16,7 +16,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use shardex::{Durability, Metric, OpenOptions, ShardexConfig, ShardexError, blocking::Shardex};
+use shardex::{Durability, Metric, OpenOptions, ShardexConfig, ShardexError, VectorEncoding, blocking::Shardex};
 use shardex_columns::{
     ColumnNames, ColumnsError, ExportOptions, IngestOptions, Ingested, Observer, ResumePolicy, Table, export, ingest,
 };
@@ -54,6 +54,10 @@ struct Ingest {
     /// Metric: cosine, l2 or dot. Default: cosine for a new index, otherwise the metric of the index.
     #[arg(long)]
     metric: Option<Metric>,
+    /// Encoding of stored vectors: f32, f16 (half the bytes) or int8 (a quarter). Default: f32 for a new index, otherwise
+    /// the encoding of the index.
+    #[arg(long)]
+    encoding: Option<VectorEncoding>,
     /// Column of the vectors: lists of f16, f32 or f64.
     #[arg(long, value_name = "COLUMN", default_value = "vector")]
     vector: String,
@@ -265,11 +269,17 @@ fn open(args: &Ingest, tables: &[(Table, ColumnNames)]) -> Result<(Shardex, bool
         opened => Some(opened?),
     };
     if let Some(index) = opened {
-        let stored = index.stats()?.metric;
-        return match args.metric {
-            Some(metric) if metric != stored => {
-                let dir = args.index.display();
-                Err(Failure(format!("{dir}: the index has metric {stored}, not {metric}: leave it out")))
+        let stats = index.stats()?;
+        let differs = |what: &str, stored: &str, given: &str| {
+            let dir = args.index.display();
+            Err(Failure(format!("{dir}: the index has {what} {stored}, not {given}: leave it out")))
+        };
+        return match (args.metric, args.encoding) {
+            (Some(given), _) if given != stats.metric => {
+                differs("metric", &stats.metric.to_string(), &given.to_string())
+            }
+            (_, Some(given)) if given != stats.encoding => {
+                differs("encoding", &stats.encoding.to_string(), &given.to_string())
             }
             _ => Ok((index, false)),
         };
@@ -279,11 +289,14 @@ fn open(args: &Ingest, tables: &[(Table, ColumnNames)]) -> Result<(Shardex, bool
     if let Some(metric) = args.metric {
         config = config.metric(metric);
     }
+    if let Some(encoding) = args.encoding {
+        config = config.encoding(encoding);
+    }
     Ok((Shardex::create(config)?, true))
 }
 
-/// Removes an index that was created for files of which no row was accepted, so that it fixes neither metric nor
-/// dimension. Its files are removed under its lock.
+/// Removes an index that was created for files of which no row was accepted, so that it fixes neither metric,
+/// encoding nor dimension. Its files are removed under its lock.
 fn discard(index: &Shardex, dir: &Path) -> Result<(), Failure> {
     for name in ["root", "data", "wal", "LOCK"] {
         std::fs::remove_file(dir.join(name))?;
