@@ -11,7 +11,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Metric {
-    /// Cosine of the angle between the vectors. Vectors are stored normalised. A norm below 1.2e-38 is refused.
+    /// Cosine of the angle between the vectors. Vectors are stored normalised. A norm below 1.2e-38 is refused. In another
+    /// [encoding](VectorEncoding) than f32 the score is the product of the normalised query with the rounded vector.
     #[default]
     Cosine,
     /// Euclidean distance. The score is the negated squared distance.
@@ -50,19 +51,21 @@ pub enum VectorEncoding {
     /// 32-bit floats (IEEE 754 binary32): vectors are stored as given.
     #[default]
     F32,
-    /// 16-bit floats (IEEE 754 binary16): half the bytes on disk and in the page cache. Each component is rounded to the
+    /// 16-bit floats (IEEE 754 binary16): half the bytes of the vectors on disk and in the page cache; the WAL holds them as
+    /// given. Slots are padded to 64 bytes, so up to 8 dimensions nothing is saved. Each component is rounded to the
     /// nearest of them, ties to even, after the cosine metric has normalised the vector. That is a relative error of up to
     /// 2⁻¹¹, and an absolute one of up to 2⁻²⁵ for components below 2⁻¹⁴. Vectors with a component that would round to
-    /// infinity, from 65,520 on, are refused.
+    /// infinity, of magnitude 65,520 or more, are refused.
     ///
     /// Scores, and the recall that a search asks for, refer to the rounded vectors, which results also return. Queries are
     /// not rounded. By cosine the score is the product of the normalised query and the rounded vector, whose norm differs
     /// from 1 by up to 2⁻¹¹.
     F16,
-    /// 8-bit integers with a scale per vector: a quarter of the bytes on disk and in the page cache. A component is the
-    /// nearest of −127 to 127 times the scale, ties to even, after the cosine metric has normalised the vector. The scale
-    /// is 1/127 of the component with the largest magnitude, rounded up to 17 bits, so that every product is exact. The
-    /// absolute error is up to half the scale.
+    /// 8-bit integers with a scale per vector: a quarter of the bytes of the vectors. A component is the nearest of −127 to
+    /// 127 times the scale, ties to even, after the cosine metric has normalised the vector. The scale is 1/127 of the
+    /// component with the largest magnitude, rounded up to 17 significant bits, so that an integer times the scale is an
+    /// f32. The absolute error is up to half the scale. Rounding can enlarge the norm: a vector whose rounded norm is over
+    /// [`MAX_NORM`](limits::MAX_NORM) is refused.
     ///
     /// Scores, recall and results refer to the rounded vectors, as for [`F16`](Self::F16). By cosine the norm of a rounded
     /// vector differs from 1 by up to half the scale times the root of the dimension.
@@ -70,7 +73,8 @@ pub enum VectorEncoding {
 }
 
 impl VectorEncoding {
-    /// Returns the length of a stored vector in bytes, with the scale of [`Int8`](Self::Int8).
+    /// Returns the length of a stored vector in bytes, with the scale of [`Int8`](Self::Int8), for up to
+    /// [`MAX_DIMENSION`](limits::MAX_DIMENSION) components.
     #[must_use]
     pub fn vector_bytes(self, dimension: usize) -> usize {
         match self {

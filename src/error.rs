@@ -54,7 +54,8 @@ pub enum ShardexError {
 
     /// A vector cannot be stored or searched for: it has a NaN or infinite component, a norm above
     /// 2^62 ([`MAX_NORM`](crate::limits::MAX_NORM)), or is zero or nearly
-    /// zero (a norm below 1.2e-38) under the cosine metric.
+    /// zero (a norm below 1.2e-38) under the cosine metric, or it has a component beyond the range of the index's
+    /// [encoding](crate::VectorEncoding).
     ///
     /// Nothing has changed. To recover, correct the vector or leave it out.
     #[error("vector {index} is refused: {reason}: correct it or leave it out")]

@@ -177,10 +177,14 @@ fn upgrade(args: &Upgrade, as_json: bool) -> Result<bool, String> {
     let scratch = std::env::temp_dir().join(format!("shardex-upgrade-{}", std::process::id()));
     std::fs::create_dir_all(&scratch).map_err(|error| format!("{}: {error}", scratch.display()))?;
     let report = explorer::with_old_build(&args.old, &scratch, args.states.max(1));
-    std::fs::remove_dir_all(&scratch).map_err(|error| format!("{}: {error}", scratch.display()))?;
+    let removed = std::fs::remove_dir_all(&scratch).map_err(|error| format!("{}: {error}", scratch.display()));
     let report = report?;
+    removed?;
     output::upgrade(&report, as_json);
-    Ok(report.violations.is_empty() && report.recovered > 0 && report.refused > 0)
+    if report.recovered == 0 || report.refused == 0 {
+        return Err(format!("{}: it recovered nothing, or refused nothing: is it of version 1?", args.old.display()));
+    }
+    Ok(report.violations.is_empty())
 }
 
 fn explore(args: &Explore, as_json: bool) -> bool {
@@ -296,5 +300,6 @@ fn exactly_once(args: &ExactlyOnce, as_json: bool) -> Result<bool, String> {
     let whole = modes.len() == DURABILITIES.len() && args.cuts >= 1_000 && args.mistake.is_none();
     let silent = if whole { total.silent() } else { Vec::new() };
     output::exactly_once_total(&total, &silent, args.mistake, as_json);
-    Ok(total.violations.is_empty() && silent.is_empty())
+    // A planted mistake must be found.
+    Ok(total.violations.is_empty() != args.mistake.is_some() && silent.is_empty())
 }

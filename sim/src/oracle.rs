@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use shardex::{Engine, Metric, lease::PageRange, storage::Storage};
+use shardex::{Engine, Metric, ShardexConfig, VectorEncoding, lease::PageRange, storage::Storage};
 
 use crate::{
     fsck::{self, Contents, Files, Finding, FindingKind, Level, Part, Report, Span, What},
@@ -104,11 +104,12 @@ pub fn is_lazily_read(finding: &Finding) -> bool {
 /// Reports whether the content read from the files equals that of the model. Under the cosine metric, components may
 /// differ by 1e-5.
 #[must_use]
-pub fn same(held: &State, expected: &State, metric: Metric) -> bool {
-    let near = |x: &[f32], y: &[f32]| match metric {
+pub fn same(held: &State, expected: &State, config: &ShardexConfig) -> bool {
+    let near = |x: &[f32], y: &[f32]| match config.metric {
         Metric::Cosine => {
-            // Rounded vectors have a norm of nearly 1, which the checker has compared.
-            let (x, expected) = (fsck::normalised(x), fsck::normalised(y));
+            let expected = fsck::normalised(y);
+            // The norm of a rounded vector is only nearly 1. The checker has compared it.
+            let x = if config.encoding == VectorEncoding::F32 { x.to_vec() } else { fsck::normalised(x) };
             x.iter().zip(&expected).all(|(x, y)| (x - y).abs() <= 1e-5)
         }
         _ => x == y,

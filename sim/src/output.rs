@@ -241,7 +241,7 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-/// Prints the result under one durability mode.
+/// Prints what an earlier build did with the states of upgrades.
 pub fn upgrade(report: &OldBuildReport, as_json: bool) {
     let OldBuildReport { points, states, recovered, refused, without_index, violations } = report;
     if as_json {
@@ -266,6 +266,7 @@ pub fn upgrade(report: &OldBuildReport, as_json: bool) {
     violations.iter().take(20).for_each(|violation| println!("  {violation}"));
 }
 
+/// Prints the result under one durability mode.
 pub fn exactly_once(mode: Durability, report: &exactly_once::Report, seconds: f64, as_json: bool) {
     let [batches, changes, trimmed] = ["batches", "changes", "changes trimmed"].map(|event| report.count(event));
     if as_json {

@@ -142,6 +142,7 @@ pub fn same(held: &State, expected: &State, metric: Metric) -> bool {
         && held.len() == expected.len()
         && held.iter().zip(expected.iter()).all(|((a, x), (b, y))| {
             a == b
+                && x.len() == y.len()
                 && match metric {
                     // The norm and the direction are stored and rounded separately.
                     Metric::Cosine => x.iter().zip(y).all(|(x, y)| (x - y).abs() <= 1e-5 * y.abs().max(1e-3)),

@@ -334,14 +334,15 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "FILE.npy", requires = "data")]
     pub(crate) queries: Option<PathBuf>,
     /// Ids of the true nearest neighbours of the queries: an .npy file of integers, or an .ivecs file. Default: computed
-    /// by an exact search.
+    /// from the given vectors.
     #[arg(long, value_name = "IDS.npy", requires = "queries")]
     pub(crate) truth: Option<PathBuf>,
     /// Metric for `--data`. Default: dot.
     #[arg(long, requires = "data")]
     pub(crate) metric: Option<shardex::Metric>,
-    /// Encoding of stored vectors: f32, f16 or int8.
-    #[arg(long, default_value_t)]
+    /// Encoding of stored vectors: f32, f16 or int8. With the last two, the recall is that among the given vectors, and an
+    /// exact search shows what rounding has lost.
+    #[arg(long, default_value_t, conflicts_with_all = ["hard", "grow", "growing"])]
     pub(crate) encoding: VectorEncoding,
 }
 

@@ -17,7 +17,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use shardex::{Durability, Metric, OpenOptions, SearchOptions, Shardex, ShardexConfig};
+use shardex::{Durability, Metric, OpenOptions, SearchOptions, Shardex, ShardexConfig, VectorEncoding};
 
 use super::{
     Answer, Failure, Outcome,
@@ -79,9 +79,11 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
             }
             return Ok(Answer::Yes);
         }
-        let durable = durable(dir, args.rounds).await?;
+        let durable = durable(dir, args.encoding, args.rounds).await?;
         output.say(&durable.1);
-        let index = filled(&dir.join("large"), args.rows() as u64, OpenOptions::default().flush_interval_ms(0)).await?;
+        let index =
+            filled(&dir.join("large"), args.rows() as u64, args.encoding, OpenOptions::default().flush_interval_ms(0))
+                .await?;
         let stall = stall(&index, dir, args.rounds).await?;
         output.say(&stall.1);
         let tail = tail(&index, dir, args.rounds).await?;
@@ -95,10 +97,11 @@ pub(crate) fn run(args: &Bench, output: &Output) -> Outcome {
 }
 
 /// Creates an index of `rows` generated vectors and flushes it.
-async fn filled(dir: &Path, rows: u64, options: OpenOptions) -> Result<Shardex, Failure> {
+async fn filled(dir: &Path, rows: u64, encoding: VectorEncoding, options: OpenOptions) -> Result<Shardex, Failure> {
     // For `shardex top`.
     let options = options.stats_file(true);
-    let config = ShardexConfig::new(dir).vector_size(DIMENSION).metric(Metric::Cosine).options(options);
+    let config =
+        ShardexConfig::new(dir).vector_size(DIMENSION).metric(Metric::Cosine).encoding(encoding).options(options);
     let index = Shardex::create(config).await?;
     for first in (0..rows).step_by(1_000) {
         index.add_postings(postings(SEED, first..rows.min(first + 1_000))).await?;
@@ -124,9 +127,9 @@ fn bare(file: &Path, bytes: usize, times: u64) -> Result<Vec<f64>, Failure> {
 
 /// Measures durable writes of one posting, by one task and by many tasks, beside a bare append of the same number of
 /// bytes.
-async fn durable(dir: &Path, rounds: usize) -> Result<(Value, String), Failure> {
+async fn durable(dir: &Path, encoding: VectorEncoding, rounds: usize) -> Result<(Value, String), Failure> {
     let options = OpenOptions::default().durability(Durability::Immediate).flush_interval_ms(0).flush_wal_bytes(0);
-    let index = filled(&dir.join("small"), SMALL, options).await?;
+    let index = filled(&dir.join("small"), SMALL, encoding, options).await?;
     let (mut next, mut bytes) = (SMALL, 4_096);
     let (mut bares, mut ones, mut shared) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -283,7 +286,7 @@ pub(crate) fn child(args: &BenchChild) -> Outcome {
         std::process::exit(if ended.is_ok() { 0 } else { 2 });
     })?;
     block_on(2, async {
-        let index = filled(&args.dir, 0, OpenOptions::default().flush_interval_ms(0)).await?;
+        let index = filled(&args.dir, 0, VectorEncoding::F32, OpenOptions::default().flush_interval_ms(0)).await?;
         busy(index, Arc::default(), 0).await?;
         Ok(Answer::Yes)
     })

@@ -197,8 +197,9 @@ async fn discard(index: &Shardex, args: &Ingest, made: Created) -> Result<bool, 
     for name in FILES {
         std::fs::remove_file(args.dir.join(name))?;
     }
-    index.close().await?;
+    // Removed before the close, after which another process may create an index. What the close writes, nobody sees.
     let _ = std::fs::remove_file(args.dir.join(STATS));
+    index.close().await?;
     if made == Created::Directory {
         match std::fs::remove_dir(&args.dir) {
             // Another process is creating an index in the directory.

@@ -3,31 +3,34 @@
 #![expect(unsafe_code, reason = "a function compiled for a CPU feature is called where the feature was found")]
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_epi8,
-    _mm256_add_epi32, _mm256_add_epi64, _mm256_add_ps, _mm256_and_si256, _mm256_castps256_ps128, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extractf128_ps,
+    __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps,
+    _mm_shuffle_ps, _mm256_add_epi8, _mm256_add_epi32, _mm256_add_epi64, _mm256_add_ps, _mm256_and_si256,
+    _mm256_castps256_ps128, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extractf128_ps,
     _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_sad_epu8,
-    _mm256_set1_epi8, _mm256_set1_ps, _mm256_set1_epi64x, _mm256_setr_epi8, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setr_epi8, _mm256_setzero_ps, _mm256_setzero_si256,
     _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_si256, _mm256_sub_ps,
     _mm256_unpackhi_epi8, _mm256_unpacklo_epi8, _mm256_xor_si256,
 };
 
 use half::f16;
 
-use super::{BLOCK, CodeCandidate, GROUPS, Kernels, LANES, Prefetch, ROWS, Scan, codes, filled, for_rows, pieces};
+use super::{
+    BLOCK, CodeCandidate, GROUPS, Kernels, LANES, Prefetch, ROWS, Scan, codes, filled, for_rows, pieces, portable,
+};
 
-/// Returns the kernels if this CPU supports AVX2 and F16C, which every CPU with AVX2 has.
+/// Returns the kernels if this CPU supports AVX2. Every CPU with AVX2 has F16C, but a virtual machine may hide it.
 pub(super) fn kernels() -> Option<Kernels> {
-    let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
-    found.then_some(Kernels {
+    let has_f16c = is_x86_feature_detected!("f16c");
+    is_x86_feature_detected!("avx2").then_some(Kernels {
         name: "avx2",
-        // SAFETY: AVX2 and F16C were detected above, and these function pointers are created only here.
+        // SAFETY: AVX2 was detected above, and these function pointers are created only here.
         dot: |a, b| unsafe { dot(a, b) },
         // SAFETY: as above.
         squared_l2: |a, b| unsafe { squared_l2(a, b) },
-        // SAFETY: as above.
-        dot_half: |a, b| unsafe { dot_half(a, b) },
-        // SAFETY: as above.
-        squared_l2_half: |a, b| unsafe { squared_l2_half(a, b) },
+        // SAFETY: as above, and F16C was detected.
+        dot_half: if has_f16c { |a, b| unsafe { dot_half(a, b) } } else { portable::dot_half },
+        // SAFETY: as above, and F16C was detected.
+        squared_l2_half: if has_f16c { |a, b| unsafe { squared_l2_half(a, b) } } else { portable::squared_l2_half },
         // SAFETY: as above.
         dot_int8: |a, b, scale| unsafe { dot_int8(a, b, scale) },
         // SAFETY: as above.

@@ -5,13 +5,14 @@
 use std::arch::x86_64::{
     __m256i, __m512, __m512i, _CMP_LE_OQ, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps,
     _mm_shuffle_ps, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi128_si256, _mm256_extractf128_ps,
-    _mm256_inserti128_si256, _mm256_loadu_si256, _mm512_add_epi32, _mm512_add_epi64, _mm512_add_ps, _mm512_castps_si512,
-    _mm512_castps512_ps256, _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
-    _mm512_cvtepi64_epi32, _mm512_cvtph_ps, _mm512_cvtepu16_epi32, _mm512_dpbusd_epi32, _mm512_extractf32x8_ps, _mm512_inserti64x4,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_sub_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permute_ps,
-    _mm512_popcnt_epi64, _mm512_reduce_add_epi32, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_slli_epi64,
-    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512, _mm512_zextsi256_si512,
+    _mm256_inserti128_si256, _mm256_loadu_si256, _mm512_add_epi32, _mm512_add_epi64, _mm512_add_ps,
+    _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
+    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepi64_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_dpbusd_epi32, _mm512_extractf32x8_ps, _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_sub_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permute_ps, _mm512_popcnt_epi64,
+    _mm512_reduce_add_epi32, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_slli_epi64, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps, _mm512_xor_si512, _mm512_zextsi256_si512,
 };
 
 use half::f16;

@@ -56,13 +56,22 @@ fn squared_l2(a: &[f32], b: &[f32]) -> f32 {
     sum(a, b, |a, b| (a - b) * (a - b))
 }
 
-fn dot_half(a: &[f32], b: &[f16]) -> f32 {
-    sum(a, b, |a, b| a * b.to_f32_const())
+/// Widens a finite half without a branch. An f32 with its exponent and digits is smaller by 2^112, the difference of the
+/// biases, and so it is for numbers below the smallest normal one.
+#[inline(always)]
+fn widened(half: f16) -> f32 {
+    let bits = u32::from(half.to_bits());
+    let size = f32::from_bits((bits & 0x7FFF) << 13) * f32::from_bits((127 + 112) << 23);
+    f32::from_bits(size.to_bits() | (bits & 0x8000) << 16)
 }
 
-fn squared_l2_half(a: &[f32], b: &[f16]) -> f32 {
+pub(super) fn dot_half(a: &[f32], b: &[f16]) -> f32 {
+    sum(a, b, |a, b| a * widened(b))
+}
+
+pub(super) fn squared_l2_half(a: &[f32], b: &[f16]) -> f32 {
     let square = |x: f32| x * x;
-    sum(a, b, |a, b| square(a - b.to_f32_const()))
+    sum(a, b, |a, b| square(a - widened(b)))
 }
 
 fn dot_int8(a: &[f32], b: &[i8], scale: f32) -> f32 {

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use crate::{
-    config::Metric,
+    config::{Metric, VectorEncoding},
     distance::LANES,
     error::{Result, ShardexError},
     failpoint::protects,
@@ -71,6 +71,22 @@ pub struct Row<'a> {
     pub is_superseded: bool,
 }
 
+/// Checks that the components that remain of a vector after rounding are finite, and that its norm is no larger than that
+/// of any other stored vector: rounding may enlarge it.
+fn storable(posting: &Posting, rounded: &[f32], index: usize, geometry: &IndexParams) -> Result<()> {
+    let refuse = |reason| Err(ShardexError::InvalidVector { index, reason });
+    let encoding = geometry.encoding;
+    let infinite = rounded.iter().position(|x| !x.is_finite());
+    if let Some(at) = infinite.filter(|_| protects!(ErrorCheck)) {
+        return refuse(format!("number {at} is {}, beyond the range of {encoding}", posting.vector[at]));
+    }
+    let norm = square(rounded).sqrt();
+    if norm > limits::MAX_NORM {
+        return refuse(format!("its norm rounded to {encoding}, {norm:e}, is over {:e}", limits::MAX_NORM));
+    }
+    Ok(())
+}
+
 /// Validates the posting at position `index` of a batch.
 ///
 /// # Errors
@@ -85,11 +101,8 @@ pub fn row<'a>(index: usize, posting: &'a Posting, geometry: &IndexParams) -> Re
     }
     let norm = norm(&posting.vector, index, geometry)?;
     let vector = shard::rounded(scaled(&posting.vector, norm, geometry.metric), geometry.encoding);
-    let infinite = vector.iter().position(|x| !x.is_finite());
-    if let Some(at) = infinite.filter(|_| protects!(ErrorCheck)) {
-        let (x, encoding) = (posting.vector[at], geometry.encoding);
-        let reason = format!("number {at} is {x}, beyond the range of {encoding}, the encoding of this index");
-        return Err(ShardexError::InvalidVector { index, reason });
+    if geometry.encoding != VectorEncoding::F32 {
+        storable(posting, &vector, index, geometry)?;
     }
     Ok(Row {
         posting: StoredPosting {

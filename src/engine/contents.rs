@@ -18,11 +18,14 @@ use crate::{
     env::Cancel,
     error::Result,
     failpoint::holds,
-    format::{cells::CoveredShard, crc32c},
+    format::{cells::CoveredShard, crc32c, geometry::IndexParams},
     index::Snapshot,
     lease::{Allocation, Lease},
     payload::PayloadIndex,
-    shard::{DataFile, Finder, Fingerprints, Lookup, Shard, SharedShard, StoredPosting, decode, record, row, slot_bytes},
+    shard::{
+        DataFile, Finder, Fingerprints, Lookup, Shard, SharedShard, StoredPosting, decode, is_encoded, record, row,
+        slot_bytes,
+    },
     storage::{Storage, StorageFile},
 };
 
@@ -186,6 +189,15 @@ impl<S: Storage> CheckJob<S> {
     }
 }
 
+/// Checks that a slot holds a vector of its encoding, and returns it.
+fn check_vector(report: &mut ConsistencyReport, at: At, slot: &[u8], geometry: &IndexParams) -> Vec<f32> {
+    let stored = &slot[..geometry.vector_bytes()];
+    if !is_encoded(stored, geometry) {
+        report.add(at, "the bytes of its vector", format!("one that {} encodes", geometry.encoding), "others");
+    }
+    decode(stored, geometry)
+}
+
 /// Checks that the filters lead to a live posting: the shard's bloom filter, and the lookups of its document and of its
 /// key.
 fn check_lookups<L: Deref<Target = [u8]> + Clone>(
@@ -238,7 +250,8 @@ fn check_bytes<F: StorageFile>(
             let slot = e * slots + i;
             let posting = record(&bytes, i, geometry);
             fingerprints.push(&posting);
-            let vector = decode(&slot_bytes(&bytes, i, geometry)[..geometry.vector_bytes()], geometry);
+            let stored = slot_bytes(&bytes, i, geometry);
+            let vector = check_vector(report, At::shard(number).slot(slot), stored, geometry);
             // Removed vectors have contributed rounding errors to the running sum. They stay in their slots until the
             // shard is rewritten, which computes its sum afresh.
             magnitude.iter_mut().zip(&vector).for_each(|(magnitude, x)| *magnitude += f64::from(x.abs()));
@@ -253,7 +266,7 @@ fn check_bytes<F: StorageFile>(
             }
             sum.iter_mut().zip(&vector).for_each(|(sum, x)| *sum += f64::from(*x));
             // The mapping that searches read must show the bytes on disk.
-            if *row(extent.lent(), i, geometry).to_f32() != *vector {
+            if slot_bytes(extent.lent(), i, geometry) != stored {
                 report.add(At::shard(number).slot(slot), "the mapping shows the bytes on disk", "equal", "other");
             }
         }

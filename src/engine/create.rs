@@ -13,6 +13,7 @@ use super::{
     purposes::{CLEAR, MAKE, NAME},
     roots::Roots,
     stats::RecoveryStats,
+    stats_file::is_stats_file,
 };
 use crate::{
     config::ShardexConfig,
@@ -88,7 +89,8 @@ fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env, version: u3
     let mut recovery = RecoveryStats::default();
     // Removed and recreated files get new directory entries. A failed sync may have left the old entries clean but not
     // durable (R8).
-    for name in locked.found.iter().filter(|name| protects!(ErrorCheck, *name != names::LOCK)) {
+    let leftovers = locked.found.iter().filter(|name| *name != names::STATS);
+    for name in leftovers.filter(|name| protects!(ErrorCheck, *name != names::LOCK)) {
         storage.remove(name, CLEAR)?;
         recovery.leftovers_removed += 1;
         reached!(LeftoversCleared);
@@ -103,7 +105,8 @@ fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env, version: u3
 
 /// Checks that a directory without a root file holds nothing but the remains of an interrupted `create`.
 fn may_become_an_index<S: Storage>(storage: &S, locked: &LockedDirectory<S>) -> Result<()> {
-    if let Some(stranger) = locked.found.iter().find(|name| !names::ALL.contains(&name.as_str())) {
+    let is_ours = |name: &str| names::ALL.contains(&name) || name == names::STATS && is_stats_file(storage);
+    if let Some(stranger) = locked.found.iter().find(|name| !is_ours(name)) {
         return Err(ShardexError::AlreadyExists {
             path: storage.path(),
             reason: format!("it holds `{stranger}`, which is not Shardex's"),

@@ -13,8 +13,8 @@ pub const ROOT_NEW: &str = "root.new";
 pub const LOCK: &str = "LOCK";
 /// Stats file, if the option `stats_file` was ever set. It is no part of the index.
 pub const STATS: &str = "stats";
-/// Every file name that an index may use.
-pub const ALL: [&str; 6] = [DATA, WAL, ROOT, ROOT_NEW, LOCK, STATS];
+/// Names of the files of an index. A `create` that finds no index removes them, as leftovers of another.
+pub const ALL: [&str; 5] = [DATA, WAL, ROOT, ROOT_NEW, LOCK];
 
 /// Entries that a file system or a desktop creates in an empty volume. An index may share a directory with them, and
 /// they are never removed.

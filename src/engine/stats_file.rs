@@ -22,6 +22,20 @@ pub struct StatsFile<S: Storage> {
     _lock: S::Lock,
 }
 
+/// Bytes with which a stats file of any version begins.
+pub const STATS_TITLE: &[u8] = b"shardex stats ";
+
+/// Reports whether the file `stats` of a directory may be that of an earlier index: it begins as one, or holds nothing
+/// but zeros. It is never removed.
+pub fn is_stats_file<S: Storage>(storage: &S) -> bool {
+    let mut begin = [0; STATS_TITLE.len()];
+    let read = storage.open(names::STATS).and_then(|file| {
+        let len = file.len()?.min(begin.len() as u64) as usize;
+        file.read_at(0, &mut begin[..len])
+    });
+    read.is_ok() && (begin == STATS_TITLE || begin.iter().all(|&byte| byte == 0))
+}
+
 impl<S: Storage> Engine<S> {
     /// Opens the stats file, or creates it, with room for `len` bytes.
     ///

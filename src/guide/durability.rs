@@ -2,10 +2,11 @@
 //!
 //! | call | when it returns | cost |
 //! |---|---|---|
-//! | `add_postings`, `remove_documents` | accepted: searches see it; a crash may lose it | no sync |
+//! | `write`, `add_postings`, `remove_documents` | accepted: searches see it; a crash may lose it | no sync |
 //! | the same with [`Durability::Immediate`](crate::Durability) | durable | one sync, shared by concurrent writes |
 //! | [`commit`](crate::Shardex::commit) | everything accepted before is durable | one sync of the WAL |
 //! | [`flush`](crate::Shardex::flush) | everything accepted before is durable in the shards | at most three syncs |
+//! | [`close`](crate::Shardex::close) | as `flush`, or `commit` without [`flush_on_close`](crate::OpenOptions::flush_on_close) | as theirs |
 //!
 //! An add stores its vectors in the file `data`, and a later sync makes them durable. Two writes cost more. The first
 //! write after an open that found a cleanly closed index stores and syncs two roots (the first such write of an index also

@@ -1,7 +1,7 @@
 //! Guide: how to use an index, in six chapters of prose with tested examples.
 //!
 //! 1. [`start`]: create an index, add, search, close.
-//! 2. [`model`]: postings, documents, keys, snapshots, recall.
+//! 2. [`model`]: postings, documents, batches, metrics, encodings, snapshots, recall.
 //! 3. [`durability`]: what survives which crash, and what it costs.
 //! 4. [`tuning`]: recall against speed, memory, write throughput.
 //! 5. [`operations`]: statistics, checks, backups, upgrades.

@@ -1,4 +1,4 @@
-//! Model: postings, documents, keys, snapshots, recall.
+//! Model: postings, documents, batches, metrics, encodings, snapshots, recall.
 //!
 //! # Postings
 //! A [`Posting`](crate::Posting) is a part of a document with a vector: a document id of 128 bits, the start and length
@@ -25,9 +25,9 @@
 //! # Ok::<(), shardex::ShardexError>(())
 //! ```
 //!
-//! A [`WriteBatch`](crate::WriteBatch) is a list of operations that takes effect as a whole: it replaces a document, sets its
-//! payload, removes single postings or all that pass a filter, and moves the application's cursor. No search and no crash
-//! finds a part of it.
+//! A [`WriteBatch`](crate::WriteBatch) is a list of operations that takes effect as a whole. It may replace documents, set
+//! their payloads, remove single postings or all that pass a filter, and move the application's cursor. No search and no
+//! crash finds a part of it.
 //!
 //! ```
 //! use shardex::{DocumentId, Posting, PostingKey, ShardexConfig, WriteBatch, blocking::Shardex};
@@ -53,7 +53,7 @@
 //! | `Dot` | dot product | as given |
 //!
 //! A [`VectorEncoding`](crate::VectorEncoding) other than f32 rounds the stored vectors and saves half or three quarters of
-//! their bytes.
+//! their bytes. Scores are those of the rounded vectors. By cosine they may then be off by the error of a norm: see there.
 //!
 //! # Writes and snapshots
 //! One writer applies writes in the order in which they were queued. A write that returned is **accepted**: every later

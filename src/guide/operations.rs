@@ -33,5 +33,6 @@
 //! Close the index and copy its directory. A copy opens on any Linux file system that supports file locks.
 //!
 //! # Versions
-//! An index of another format version is rejected with
-//! [`UnsupportedVersion`](crate::ShardexError::UnsupportedVersion). Nothing is converted in place.
+//! This build reads indexes of format versions 1 and 2. The first write to one of version 1 upgrades it, which can't be
+//! undone: earlier builds then reject it with [`UnsupportedVersion`](crate::ShardexError::UnsupportedVersion), as this
+//! one rejects an index of a later version. An open or a search converts nothing.

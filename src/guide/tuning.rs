@@ -13,7 +13,7 @@
 //!
 //! For many queries at once use [`search_many`](crate::Shardex::search_many), which runs on all cores and answers several
 //! queries per task, and
-//! [`search_in_place`](crate::Shardex::search_in_place), which copies no vector. The first search that reads a part of
+//! [`search_in_place`](crate::Shardex::search_in_place), which copies no f32 vector. The first search that reads a part of
 //! the file verifies its checksum. [`IndexSnapshot::warm`](crate::IndexSnapshot::warm) does that ahead of time.
 //!
 //! # Write throughput
@@ -42,7 +42,7 @@
 //! # Memory
 //! [`IndexStats::memory_usage`](crate::IndexStats::memory_usage) counts what lookups and searches need in memory.
 //! Vectors are mapped, and the page cache holds those that are used. [`VectorEncoding::F16`](crate::VectorEncoding::F16)
-//! and [`Int8`](crate::VectorEncoding::Int8) make them a half and a quarter as large.
+//! and [`Int8`](crate::VectorEncoding::Int8) make them half and a quarter as large.
 //!
 //! # Recovery time
 //! An open replays the WAL written since the last flush. A smaller

@@ -17,8 +17,8 @@ use crate::{
     storage::{MmapFile, StorageFile},
 };
 
-/// Postings that a search found, read in place. Nothing is copied until it is accessed. The page ranges that hold them
-/// stay unchanged while this value lives.
+/// Postings that a search found, read in place. Nothing is copied until it is accessed; then vectors of another encoding
+/// than f32 are. The page ranges that hold them stay unchanged while this value lives.
 pub struct Hits<F: StorageFile = MmapFile> {
     pub(super) snapshot: Arc<Snapshot<F::Lent>>,
     pub(super) data: Arc<DataFile<F>>,

@@ -106,27 +106,63 @@ pub(super) fn scan_slots<F: StorageFile>(
     mask: Option<&FilterMask>,
     top: &mut TopK,
 ) -> Result<usize> {
-    if wanted.is_empty() {
-        return Ok(0);
-    }
-    let geometry = data.geometry();
-    let slots = geometry.extent_slots();
-    let mut scanned = 0;
-    let extents = wanted.start / slots..wanted.end.div_ceil(slots);
-    for (e, extent) in shard.extents().iter().enumerate().take(extents.end).skip(extents.start) {
-        let bytes = extent.slots(data)?;
-        for i in wanted.start.saturating_sub(e * slots)..extent.used().min(wanted.end - e * slots) {
-            let slot = e * slots + i;
-            if !shard.is_live(slot) || mask.is_some_and(|mask| !mask.contains(number, slot)) {
-                continue;
-            }
-            scanned += 1;
-            let distance = distance_to(geometry.metric, query, shard::row(bytes, i, geometry));
-            if distance <= top.bound() {
-                let posting = shard::record(bytes, i, geometry);
-                top.offer(Candidate::new(distance, posting, number, slot));
-            }
+    let words = mask.map(|mask| mask.words(number));
+    let end = wanted.end.min(shard.len());
+    let (mut queue, mut queued, mut scanned) = ([0u32; 2 * WORD], 0, 0);
+    for at in wanted.start / WORD..end.div_ceil(WORD) {
+        let first = at * WORD;
+        let within = u64::MAX << wanted.start.saturating_sub(first) & u64::MAX >> (first + WORD).saturating_sub(end);
+        let passing = words.map_or(u64::MAX, |words| words.get(at).copied().unwrap_or(0));
+        let mut bits = passing & within & !shard.tombstone_word(at);
+        while bits != 0 {
+            queue[queued] = first as u32 + bits.trailing_zeros();
+            queued += 1;
+            bits &= bits - 1;
+        }
+        if queued > WORD || at + 1 == end.div_ceil(WORD) {
+            compare(shard, number, &queue[..queued], data, query, top)?;
+            scanned += queued;
+            queued = 0;
         }
     }
     Ok(scanned)
+}
+
+/// Number of slots per word of a mask or of tombstones.
+const WORD: usize = 64;
+
+/// Offers slots of a shard to the top-k. Each vector is prefetched while the ones before it are compared, because those
+/// that pass a filter lie apart.
+///
+/// # Errors
+/// Returns `Corruption` if an extent is damaged.
+fn compare<F: StorageFile>(
+    shard: &Shard<F::Lent>,
+    number: u32,
+    wanted: &[u32],
+    data: &DataFile<F>,
+    query: &[f32],
+    top: &mut TopK,
+) -> Result<()> {
+    /// Number of vectors that are prefetched.
+    const AHEAD: usize = 4;
+    let geometry = data.geometry();
+    let slots = geometry.extent_slots();
+    let prefetch = |slot: u32| {
+        let (extent, i) = (slot as usize / slots, slot as usize % slots);
+        distance::prefetch(shard::slot_bytes(shard.extents()[extent].lent(), i, geometry));
+    };
+    wanted.iter().take(AHEAD).for_each(|&slot| prefetch(slot));
+    for (n, &slot) in wanted.iter().enumerate() {
+        if let Some(&next) = wanted.get(n + AHEAD) {
+            prefetch(next);
+        }
+        let (slot, i) = (slot as usize, slot as usize % slots);
+        let bytes = shard.extents()[slot / slots].slots(data)?;
+        let distance = distance_to(geometry.metric, query, shard::row(bytes, i, geometry));
+        if distance <= top.bound() {
+            top.offer(Candidate::new(distance, shard::record(bytes, i, geometry), number, slot));
+        }
+    }
+    Ok(())
 }

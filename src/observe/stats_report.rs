@@ -9,6 +9,7 @@ use std::{
     fs::{File, TryLockError},
     io::{self, Read as _},
     path::Path,
+    time::Duration,
 };
 
 use crate::{
@@ -50,6 +51,18 @@ pub struct StatsReport {
     figures: BTreeMap<String, String>,
 }
 
+/// Time between two tries to read.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Reports whether the owner of a stats file has its index open: it holds the lock of the file as long.
+fn is_locked(file: &File) -> io::Result<bool> {
+    match file.try_lock_shared() {
+        Ok(()) => file.unlock().map(|()| false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 impl StatsReport {
     /// Reads the stats file of the index in a directory.
     ///
@@ -62,25 +75,19 @@ impl StatsReport {
         loop {
             tries += 1;
             let mut file = File::open(&path)?;
-            // The owner holds the lock of the file as long as it has the index open.
-            let live = match file.try_lock_shared() {
-                Ok(()) => false,
-                Err(TryLockError::WouldBlock) => true,
-                Err(TryLockError::Error(error)) => return Err(error),
-            };
-            if !live {
-                file.unlock()?;
-            }
+            let before = is_locked(&file)?;
             let mut bytes = Vec::new();
             file.by_ref().take(STATS_FILE_BYTES as u64).read_to_end(&mut bytes)?;
+            let after = is_locked(&file)?;
             match decode(&bytes) {
-                Ok(figures) => {
+                // An owner that came or went meanwhile may have written something else.
+                Ok(figures) if before == after || tries == TRIES => {
                     // A new owner takes the lock before it stores its first figures.
-                    let live = live && figures.get("state").is_some_and(|state| state == "open");
+                    let live = after && figures.get("state").is_some_and(|state| state == "open");
                     return Ok(Self { live, figures });
                 }
                 Err(what) if tries == TRIES => return Err(io::Error::new(io::ErrorKind::InvalidData, what)),
-                Err(_) => std::thread::yield_now(),
+                _ => std::thread::sleep(PAUSE),
             }
         }
     }

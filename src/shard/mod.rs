@@ -29,7 +29,7 @@ pub use data::{DataFile, StoreReason, StoredPosting};
 pub use extent::Extent;
 pub use finder::{Finder, LookupCounts};
 pub use fingerprints::{Fingerprints, Lookup, mix};
-pub use stored_vector::{StoredVector, decode, rounded};
+pub use stored_vector::{StoredVector, decode, is_encoded, rounded};
 pub use tags::{TagPage, Tags, tag_bytes};
 
 use crate::{

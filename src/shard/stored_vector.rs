@@ -111,6 +111,18 @@ pub fn decode(bytes: &[u8], geometry: &IndexParams) -> Vec<f32> {
     }
 }
 
+/// Reports whether bytes are those of a vector that [`encode`] stores: finite, with the scale of its components and zeros
+/// behind them. They need not be aligned.
+///
+/// # Panics
+/// Panics if the bytes have another length than a vector.
+#[must_use]
+pub fn is_encoded(bytes: &[u8], geometry: &IndexParams) -> bool {
+    let (vector, mut again) = (decode(bytes, geometry), Vec::with_capacity(bytes.len()));
+    encode(&vector, geometry.encoding, &mut again);
+    vector.iter().all(|x| x.is_finite()) && again == bytes
+}
+
 /// Appends the bytes of a [rounded] vector.
 pub fn encode(vector: &[f32], encoding: VectorEncoding, out: &mut Vec<u8>) {
     match encoding {
@@ -207,6 +219,7 @@ mod tests {
                 let mut bytes = Vec::new();
                 encode(&kept, encoding, &mut bytes);
                 assert_eq!(bytes.len(), geometry.vector_bytes());
+                assert!(is_encoded(&bytes, &geometry), "{encoding}");
                 let aligned: Vec<u32> = bytemuck::allocation::pod_collect_to_vec(&[&*bytes, &[0; 3]].concat());
                 let stored = StoredVector::of(&bytemuck::cast_slice(&aligned)[..bytes.len()], &geometry);
                 assert_eq!(stored.to_f32(), kept, "{encoding}");
@@ -220,12 +233,38 @@ mod tests {
     }
 
     #[test]
+    fn what_no_vector_encodes_to_is_told() {
+        let of = |encoding| {
+            let config = ShardexConfig::new("none").vector_size(5).encoding(encoding);
+            let (geometry, mut bytes) = (IndexParams::of(&config, 4_096, 512), Vec::new());
+            encode(&rounded(Cow::Owned(vec![1.0, -2.0, 0.3, 0.0, 7.7]), encoding), encoding, &mut bytes);
+            (geometry, bytes)
+        };
+        let (geometry, bytes) = of(VectorEncoding::Int8);
+        // The largest component, which the scale follows, the padding, the scale.
+        for (at, byte) in [(4, 126u8), (4, 0x80), (6, 1), (8, 1), (11, 0x7F)] {
+            let mut other = bytes.clone();
+            other[at] = byte;
+            assert!(!is_encoded(&other, &geometry), "byte {at}");
+        }
+        for (encoding, infinite) in [(VectorEncoding::F32, &[0, 0, 0x80, 0x7F][..]), (VectorEncoding::F16, &[0, 0x7C])]
+        {
+            let (geometry, mut bytes) = of(encoding);
+            let at = bytes.len() - infinite.len();
+            bytes[at..].copy_from_slice(infinite);
+            assert!(!is_encoded(&bytes, &geometry), "{encoding}");
+        }
+    }
+
+    #[test]
     fn integers_are_the_nearest_multiples_of_an_exact_scale() {
         for seed in 1..2_000u32 {
             let size = f32::from_bits(seed.wrapping_mul(2_654_435_761) >> 2 & 0x5DFF_FFFF);
             let given: Vec<f32> = (0..9).map(|i| ((seed * 9 + i) as f32).sin() * size).collect();
             let (scale, kept) = (scale_of(&given), rounded(Cow::Borrowed(&given), VectorEncoding::Int8));
             assert_eq!(scale.to_bits() & 0x7F, 0, "{scale:e}");
+            let largest = given.iter().fold(0.0, |largest: f64, x| largest.max(f64::from(x.abs())));
+            assert!(f64::from(scale) * 127.0 <= (largest * (1.0 + 1.0 / 32_768.0)).max(127.0 * 2f64.powi(-126)));
             for (x, kept) in given.iter().zip(&*kept) {
                 // In f64 every product is exact.
                 let code = (f64::from(*x) / f64::from(scale)).round();

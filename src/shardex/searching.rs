@@ -13,6 +13,7 @@ use crate::{
     id::{DocumentId, PostingKey},
     index::{self, FilterMask, Hits, ResultScope, SearchScope},
     posting::{SearchOptions, SearchResponse, SearchResult},
+    shard::Lookup,
     storage::{Storage, StorageFile},
     tuning,
 };
@@ -142,12 +143,23 @@ impl<S: Storage> IndexSnapshot<S> {
     /// this key.
     pub fn search_like(&self, posting: PostingKey, options: &SearchOptions) -> Result<SearchResponse> {
         batch::search_options(options)?;
-        let Some(stored) = self.get_posting(posting)? else {
+        let Some(stored) = self.stored_vectors(Lookup::Key(posting))?.pop() else {
             let PostingKey { document_id, start, length } = posting;
             let reason = format!("document {document_id} has no posting at {start} of length {length}");
             return Err(ShardexError::InvalidArgument { argument: "posting", reason });
         };
-        self.search_with(&stored.vector, &except(options, Filter::postings([posting])))
+        self.search_with(&stored, &except(options, Filter::postings([posting])))
+    }
+
+    /// Returns the stored vectors of a document or of a key. Each is a valid query: under the cosine metric the vector as
+    /// it was added may not be one, because it is the stored one times its norm, rounded.
+    fn stored_vectors(&self, lookup: Lookup) -> Result<Vec<Vec<f32>>> {
+        let found = index::find(&self.snapshot, &self.data, lookup)?;
+        let vector = |at: index::StoredSlot| {
+            let (_, vector) = index::posting_at(&self.snapshot, &self.data, at.shard, at.slot)?;
+            Ok(vector.to_f32().into_owned())
+        };
+        found.into_iter().map(vector).collect()
     }
 
     /// Searches for the nearest postings to a stored document: the score of a posting is that with the nearest posting of
@@ -160,8 +172,7 @@ impl<S: Storage> IndexSnapshot<S> {
     /// posting.
     pub fn search_like_document(&self, document: DocumentId, options: &SearchOptions) -> Result<SearchResponse> {
         batch::search_options(options)?;
-        let stored = self.get(document)?;
-        let queries: Vec<&[f32]> = stored.iter().map(|posting| posting.vector.as_slice()).collect();
+        let queries = self.stored_vectors(Lookup::Document(document))?;
         let options = except(options, Filter::documents([document]));
         let each = SearchOptions {
             k: options.k + options.offset,
@@ -183,7 +194,7 @@ impl<S: Storage> IndexSnapshot<S> {
         let search = self.now_for(&options).saturating_sub(start);
         let mask = self.mask_of(&options)?;
         let queries: Vec<Cow<'_, [f32]>> =
-            queries.into_iter().map(|query| batch::query_at(query, 0, self.data.geometry())).collect::<Result<_>>()?;
+            queries.iter().map(|query| batch::query_at(query, 0, self.data.geometry())).collect::<Result<_>>()?;
         let hits = finish(hits, &queries, mask.as_deref(), &options)?;
         self.answer(SearchHits { hits, filter, search }, &options)
     }

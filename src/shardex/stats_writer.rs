@@ -51,9 +51,13 @@ impl<S: Storage> StatsWriter<S> {
         if self.file.is_none() {
             self.file = engine.stats_file(STATS_FILE_BYTES as u64).ok();
         }
+        // A failed store may leave a part of the text. Without the file, and so its lock, nobody takes that for live.
+        self.stored.clear();
         let contents = observe::encode(&figures, unix_ms);
-        if self.file.as_ref().is_some_and(|file| file.store(&contents).is_ok()) {
-            self.stored = figures;
+        match self.file.as_ref().map(|file| file.store(&contents)) {
+            Some(Ok(())) => self.stored = figures,
+            Some(Err(_)) => self.file = None,
+            None => {}
         }
     }
 }

@@ -125,6 +125,25 @@ fn ids(path: &Path) -> Vec<i64> {
 }
 
 #[test]
+fn an_index_of_another_encoding_is_made_told_and_kept() {
+    let desk = Desk::new();
+    let (dir, rows) = (desk.path("index"), desk.vectors("rows.npy", 0..300));
+    let (code, object) = desk.json(&[&"ingest", &dir, &rows, &"--metric", &"l2", &"--encoding", &"int8"]);
+    assert_eq!((code, &object["total_postings"]), (0, &300.into()));
+    assert_eq!(desk.json(&[&"stats", &dir]).1["encoding"], "int8");
+    let more: [&dyn AsRef<std::ffi::OsStr>; 5] = [&"ingest", &dir, &rows, &"--first-id", &"300"];
+    assert_eq!(desk.json(&more).1["total_postings"], 600);
+    let output = desk.run(&[&"ingest", &dir, &rows, &"--encoding", &"f16"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("the index has encoding int8, not f16"), "{text}");
+    let output = desk.run(&[&"ingest", &dir, &rows, &"--encoding", &"f8"]);
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("f8"));
+    // Every row is found, at the distance of what rounding has left of it.
+    let (code, object) = desk.json(&[&"search", &dir, &rows, &"-k", &"2", &"--exact", &"--quiet"]);
+    assert_eq!((code, &object["queries"]), (0, &300.into()));
+}
+
+#[test]
 fn ingest_search_remove_flush_stats_check() {
     let desk = Desk::new();
     let (dir, rows) = (desk.path("index"), desk.vectors("rows.npy", 0..500));

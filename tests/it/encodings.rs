@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shardex::{
     CheckLevel, DocumentId, Filter, Metric, Posting, PostingKey, SearchOptions, Shardex, ShardexError, VectorEncoding,
-    WriteBatch,
+    WriteBatch, limits,
 };
 use shardex_sim::{
     fsck::encodings::rounded,
@@ -40,7 +40,7 @@ fn kept(given: &[f32], metric: Metric, encoding: VectorEncoding) -> (Vec<f32>, V
     (stored, returned)
 }
 
-/// Every way to read a vector gives the rounded vector, before and after a flush, splits, a crash and a cell build.
+/// Every way to read a vector gives the rounded vector, before and after a flush, splits and a crash.
 #[test]
 fn every_reader_returns_the_nearest_vectors_that_can_be_stored() {
     for (metric, encoding) in all() {
@@ -228,9 +228,81 @@ fn batches_and_filters_work_on_rounded_vectors() {
                 let expected = kept(&vector(result.document_id.0 as u64 + 900, DIMENSION), Metric::L2, encoding).1;
                 assert_eq!(result.vector, expected);
             }
-            let like = index.snapshot().await?.search_like(PostingKey::new(3u128, 0, 1), &SearchOptions::new(1))?;
-            assert_ne!(like.results[0].document_id, DocumentId(3));
+            let query = kept(&vector(903, DIMENSION), Metric::L2, encoding).0;
+            let of = |n: u64| kept(&vector(if n < 50 { n + 900 } else { n }, DIMENSION), Metric::L2, encoding).0;
+            let others: Vec<u64> = (0..50).chain(80..200).filter(|&n| n != 3).collect();
+            let rows: Vec<Vec<f32>> = others.iter().map(|&n| of(n)).collect();
+            let bounds = bounds(Metric::L2, &query, &rows, &[5]);
+            let options = SearchOptions::new(5).exact();
+            let like = index.snapshot().await?.search_like(PostingKey::new(3u128, 0, 1), &options)?.results;
+            let found: Vec<Vec<f32>> = like.iter().map(|result| of(result.document_id.0 as u64)).collect();
+            assert_eq!(near(Metric::L2, &query, found.iter().map(Vec::as_slice), bounds[0]), 5, "{encoding}");
+            assert!(like.iter().all(|result| result.document_id != DocumentId(3)));
             assert!(index.check(CheckLevel::Full).await?.is_clean());
+            index.close().await
+        })
+        .expect("an index");
+    }
+}
+
+/// Rounding can enlarge a norm. What is accepted must be opened, searched and searched for again.
+#[test]
+fn a_vector_whose_rounded_norm_is_over_the_bound_is_refused_and_no_other_one_makes_an_index_unreadable() {
+    for (metric, encoding) in all() {
+        let test = TestIndex::with(|config| config.metric(metric).encoding(encoding).vector_size(384));
+        let mut engine = test.create();
+        // All but the first component are just above half of the scale, and round to all of it.
+        let shape: Vec<f64> = (0..384).map(|i| if i == 0 { 127.0 } else { 0.501 }).collect();
+        let size = shape.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let scaled = |to: f64| -> Vec<f32> { shape.iter().map(|x| (x / size * to) as f32).collect() };
+        let added = engine.add(&[posting(1, 0, scaled(limits::MAX_NORM * 0.999_999))]);
+        if metric == Metric::Cosine {
+            added.expect("accepted");
+        } else {
+            let error = added.expect_err("over the bound, or beyond f16");
+            assert!(matches!(error, ShardexError::InvalidVector { index: 0, .. }), "{error}");
+            assert!(error.to_string().contains(&encoding.to_string()), "{error}");
+        }
+        // The largest that is accepted.
+        let most = if encoding == VectorEncoding::F16 { 65_000.0 } else { limits::MAX_NORM / 1.01 };
+        engine.add(&[posting(2, 0, scaled(most)), posting(3, 0, scaled(most / 2.0))]).expect("accepted");
+        engine.close().expect("closed");
+        drop(engine);
+        let engine = test.open();
+        check_clean(&engine);
+        let found = everything(&engine);
+        assert!(found.len() >= 2 && found.iter().all(|result| result.similarity_score.is_finite()));
+        drop(engine);
+        block_on(async {
+            let index = Shardex::open(test.path()).await?;
+            let snapshot = index.snapshot().await?;
+            let like = snapshot.search_like(PostingKey::new(2u128, 0, 1), &SearchOptions::new(1))?;
+            assert_eq!(like.results.len(), 1);
+            assert_eq!(snapshot.search_like_document(DocumentId(2), &SearchOptions::new(1))?.results.len(), 1);
+            drop(snapshot);
+            index.close().await
+        })
+        .expect("an index");
+    }
+}
+
+/// By cosine what is returned is the stored vector times its norm, which may be no valid query.
+#[test]
+fn what_is_like_the_smallest_and_largest_vectors_is_found() {
+    for encoding in [VectorEncoding::F32, VectorEncoding::F16, VectorEncoding::Int8] {
+        let test = encoded(Metric::Cosine, encoding);
+        let unit = kept(&vector(5, DIMENSION), Metric::Cosine, VectorEncoding::F32).0;
+        let scaled = |to: f64| -> Vec<f32> { unit.iter().map(|&x| (f64::from(x) * to) as f32).collect() };
+        let sizes = [f64::from(f32::MIN_POSITIVE) * 1.000_1, 1.0, limits::MAX_NORM * 0.999_99];
+        block_on(async {
+            let index = Shardex::create(test.config.clone()).await?;
+            index.add_postings((0..3).zip(sizes).map(|(id, size)| posting(id, 0, scaled(size))).collect()).await?;
+            for id in 0..3 {
+                let key = PostingKey::new(id as u128, 0, 1);
+                let like = index.search_like(key, &SearchOptions::new(2)).await?;
+                assert_eq!(like.results.len(), 2, "{encoding}, {id}");
+                assert!(like.results.iter().all(|result| (result.similarity_score - 1.0).abs() < 0.02));
+            }
             index.close().await
         })
         .expect("an index");

@@ -49,7 +49,8 @@ fn every_mistake_of_an_ingester_is_found() {
         (Mistake::CursorBefore, all, "P2: the content is not that of changes"),
         (Mistake::EditInTwo, all, "P2: the content is not that of changes"),
         // The cursor goes back, behind what the source still has, or the index has later changes than the cursor says.
-        (Mistake::Unconditional, &all[..2], ""),
+        (Mistake::Unconditional, &all[..2], "P2: the content is not that of changes"),
+        (Mistake::Unconditional, &all[2..], "the source was trimmed"),
     ] {
         for &durability in durabilities {
             let found = first_broken(durability, 12, Some(mistake));

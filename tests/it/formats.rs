@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use shardex::{
-    DocumentId, Generation, Lsn, Metric, PostingKey, ShardId, ShardexConfig, ShardexError,
+    DocumentId, Generation, Lsn, Metric, PostingKey, ShardId, ShardexConfig, ShardexError, VectorEncoding,
     format::{
         batch::{BatchRecord, PayloadChange, RecordRow, TagChange},
         bucket::{
@@ -21,6 +21,7 @@ use shardex::{
     },
     shard::{StoredPosting, bloom::Bloom},
 };
+use shardex_sim::{fsck::encodings::rounded, model::encoding_of};
 
 use crate::support::{TestIndex, check_clean, documents, everything, posting};
 
@@ -286,10 +287,19 @@ fn indexes_of_version_1_open_with_all_they_hold() {
     }
 }
 
-/// Every build opens the indexes written by the first build of version 2, with their tags, payloads and cursor.
+/// Returns a vector of which no component is an f16.
+fn inexact(n: u32) -> [f32; 3] {
+    [n as f32 + 1.0 / 3.0, (n * n % 17) as f32 + 1.0 / 7.0, 0.3]
+}
+
+/// Every build opens the indexes written by the first build of version 2, with their tags, payloads and cursor, and those of
+/// the first build that rounds vectors.
 #[test]
 fn indexes_of_version_2_open_with_all_they_hold() {
-    for (kind, replayed) in [("closed", 0), ("crashed", 2), ("closed-f16", 0), ("crashed-f16", 2)] {
+    let kinds = ["closed", "crashed", "closed-f16", "crashed-f16", "closed-int8", "crashed-int8"];
+    for kind in kinds {
+        let replayed = if kind.starts_with("crashed") { 2 } else { 0 };
+        let encoding = kind.split('-').nth(1).map_or(VectorEncoding::F32, |name| name.parse().expect("an encoding"));
         let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/format/v2").join(kind);
         let test = TestIndex::small();
         std::fs::create_dir(test.path()).expect("a directory");
@@ -297,7 +307,8 @@ fn indexes_of_version_2_open_with_all_they_hold() {
             std::fs::copy(from.join(name), test.path().join(name)).expect("copied");
         }
         let mut engine = test.open();
-        assert_eq!(engine.stats().expect("stats").recovery.records_replayed, replayed, "{kind}");
+        let stats = engine.stats().expect("stats");
+        assert_eq!((stats.recovery.records_replayed, stats.encoding), (replayed, encoding), "{kind}");
         check_clean(&engine);
         let mut found: Vec<_> = everything(&engine)
             .into_iter()
@@ -309,10 +320,12 @@ fn indexes_of_version_2_open_with_all_they_hold() {
             9 => u64::MAX,
             n => u64::from(n % 4) << 62 | u64::from(n),
         };
-        let expected: Vec<_> = (0..24u32)
-            .filter(|n| ![3, 4].contains(n))
-            .map(|n| (n, n, 1 + n, vec![n as f32, (n * n % 17) as f32, 0.5], tags(n)))
-            .collect();
+        let vector = |n: u32| match encoding {
+            VectorEncoding::F32 => vec![n as f32, (n * n % 17) as f32, 0.5],
+            encoding => rounded(&inexact(n), encoding_of(encoding)),
+        };
+        let expected: Vec<_> =
+            (0..24u32).filter(|n| ![3, 4].contains(n)).map(|n| (n, n, 1 + n, vector(n), tags(n))).collect();
         assert_eq!(found, expected, "{kind}");
         let payload = |n: u128| {
             let content = engine.snapshot().payloads.find(PayloadOwner::Document(DocumentId(n))).cloned();

@@ -351,7 +351,8 @@ fn the_stats_file_is_never_synced_and_its_errors_reach_nobody() {
 /// After a power cut the file holds anything. The recovery does not look at it.
 #[test]
 fn a_recovery_ignores_the_stats_file() {
-    for seed in 0..8 {
+    let mut tampered = 0;
+    for seed in 1..9 {
         let sim = SimStorage::new(4096, 512, seed);
         let mut after = sim.clone();
         let config = || ShardexConfig::new("unused").vector_size(DIMENSION).options(manual().stats_file(true));
@@ -363,6 +364,7 @@ fn a_recovery_ignores_the_stats_file() {
             drop(index);
             if after.list()?.iter().any(|name| name == "stats") {
                 after.tamper("stats", |bytes| bytes.iter_mut().for_each(|byte| *byte ^= seed as u8));
+                tampered += 1;
             }
             let index = shardex::Shardex::open_on(after, config().options, workload::env()).await?;
             assert_eq!(index.stats().await?.total_postings, 50);
@@ -371,9 +373,36 @@ fn a_recovery_ignores_the_stats_file() {
         })
         .expect("it recovers");
     }
+    assert!(tampered > 0, "the file never survived");
 }
 
-/// A stats file alone makes no index, and a `create` clears it away.
+/// A file of somebody else with the name of the stats file is never touched.
+#[test]
+fn a_create_refuses_a_directory_with_a_strangers_file_of_that_name() {
+    let home = Home::new();
+    fs::create_dir(home.path()).expect("made");
+    let file = home.path().join("stats");
+    for (kind, contents) in [("text", &b"my statistics"[..]), ("short", b"s"), ("directory", b"")] {
+        if kind == "directory" {
+            fs::remove_file(&file).expect("removed");
+            fs::create_dir(&file).expect("made");
+        } else {
+            fs::write(&file, contents).expect("written");
+        }
+        let refused = Shardex::create(home.config(manual())).map(drop);
+        match refused {
+            Err(ShardexError::AlreadyExists { reason, .. }) => assert!(reason.contains("`stats`"), "{reason}"),
+            other => panic!("{kind}: {other:?}"),
+        }
+        assert!(matches!(Shardex::open(home.path()), Err(ShardexError::NotFound { .. })), "{kind}");
+        let left: Vec<_> =
+            fs::read_dir(home.path()).expect("readable").map(|entry| entry.expect("one").file_name()).collect();
+        assert_eq!(left, ["stats"], "{kind}");
+        assert!(file.is_dir() || fs::read(&file).expect("readable") == contents, "{kind}");
+    }
+}
+
+/// A stats file alone makes no index, and a `create` uses it.
 #[test]
 fn a_left_stats_file_does_not_stop_a_create() {
     let home = Home::new();

@@ -38,8 +38,7 @@ fn at_home(engine: &Engine<MmapStorage>) -> BTreeMap<u128, bool> {
     let mut homes = BTreeMap::new();
     for (number, shard) in snapshot.iter() {
         for StoredRow { posting, vector, .. } in shard.live_rows(engine.data()).expect("no damage") {
-            let distances =
-                snapshot.iter().map(|(other, shard)| (vector.squared_l2(&shard.centroid), other));
+            let distances = snapshot.iter().map(|(other, shard)| (vector.squared_l2(&shard.centroid), other));
             let nearest = distances.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other);
             homes.insert(posting.document_id.0, nearest == Some(number));
         }

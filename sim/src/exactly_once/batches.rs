@@ -4,7 +4,7 @@ use shardex::WriteBatch;
 
 use super::{
     plan::Mistake,
-    source::{Change, cursor_after},
+    source::{Change, TOTAL, cursor_after},
 };
 
 /// Batch, and the last change that its cursor names.
@@ -14,9 +14,13 @@ pub(super) struct NumberedBatch {
     pub(super) up_to: Option<u64>,
 }
 
-/// Returns the batches that write the changes after number `from`. Without a mistake it is one.
-pub(super) fn batches(changes: &[Change], from: u64, mistake: Option<Mistake>) -> Vec<NumberedBatch> {
+/// Returns the batches that write the changes after number `from`, before which the index counts `made` changes. Without a
+/// mistake it is one.
+pub(super) fn batches(changes: &[Change], from: u64, made: u64, mistake: Option<Mistake>) -> Vec<NumberedBatch> {
     let up_to = from + changes.len() as u64;
+    let count = |batch: &mut WriteBatch| {
+        batch.set_payload(TOTAL, (made + changes.len() as u64).to_string());
+    };
     let (mut first, mut second) = (WriteBatch::new(), WriteBatch::new());
     let set_cursor = |batch: &mut WriteBatch| {
         if mistake == Some(Mistake::Unconditional) {
@@ -28,18 +32,23 @@ pub(super) fn batches(changes: &[Change], from: u64, mistake: Option<Mistake>) -
     match mistake {
         None | Some(Mistake::TrimToCursor | Mistake::Unconditional) => {
             changes.iter().for_each(|change| change.write_to(&mut first));
+            count(&mut first);
             set_cursor(&mut first);
             return vec![NumberedBatch { operations: first, up_to: Some(up_to) }];
         }
         Some(Mistake::CursorBefore) => {
             set_cursor(&mut first);
             changes.iter().for_each(|change| change.write_to(&mut second));
+            count(&mut second);
             return vec![
                 NumberedBatch { operations: first, up_to: Some(up_to) },
                 NumberedBatch { operations: second, up_to: None },
             ];
         }
-        Some(Mistake::CursorAfter) => changes.iter().for_each(|change| change.write_to(&mut first)),
+        Some(Mistake::CursorAfter) => {
+            changes.iter().for_each(|change| change.write_to(&mut first));
+            count(&mut first);
+        }
         Some(Mistake::EditInTwo) => {
             let edit = changes.iter().position(|change| change.text().is_some()).unwrap_or(0);
             changes[..edit].iter().for_each(|change| change.write_to(&mut first));
@@ -48,6 +57,7 @@ pub(super) fn batches(changes: &[Change], from: u64, mistake: Option<Mistake>) -
                 second.set_payload(document, text);
             }
             changes[edit + 1..].iter().for_each(|change| change.write_to(&mut second));
+            count(&mut second);
         }
     }
     set_cursor(&mut second);

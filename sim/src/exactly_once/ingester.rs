@@ -11,7 +11,7 @@ use super::{
     contents::{contents, searches},
     ledger::Ledger,
     plan::{Mistake, Plan},
-    source::number_of,
+    source::{TOTAL, number_of},
     together::{begin, together},
 };
 use crate::{mutant::MutantStorage, scheduler::Scheduler, storage::SimStorage};
@@ -180,7 +180,7 @@ impl Ingester<'_> {
             // It may have been carried out meanwhile, and its changes trimmed.
             self.read_cursor(session).await?;
         }
-        let batches = self.next_batches(session)?;
+        let batches = self.next_batches(session).await?;
         batches.iter().filter_map(|batch| batch.up_to).for_each(|up_to| self.ledger.send(up_to));
         let patience = self.rng.random_bool(0.05).then(|| self.rng.random_range(0..6));
         let ends: Vec<Option<u64>> = batches.iter().map(|batch| batch.up_to).collect();
@@ -222,14 +222,21 @@ impl Ingester<'_> {
         Ok(())
     }
 
-    fn next_batches(&mut self, session: &Session) -> Outcome<Vec<NumberedBatch>> {
+    async fn next_batches(&mut self, session: &Session) -> Outcome<Vec<NumberedBatch>> {
+        self.powered()?;
+        let total = self.alive("payload", session.index.payload(TOTAL).await)?;
+        let mut made = match total.as_deref().map(str::from_utf8) {
+            None => 0,
+            Some(text) => text.ok().and_then(|text| text.parse().ok()).ok_or_else(|| "P4: no total".to_owned())?,
+        };
         let many = if self.rng.random_bool(0.25) { self.rng.random_range(2..=4) } else { 1 };
         let (mut all, mut from) = (Vec::new(), session.position);
         for _ in 0..many {
             let count = self.rng.random_range(1..=6);
             let changes = self.ledger.source.read(from, count)?;
-            all.extend(batches(&changes, from, self.plan.mistake));
+            all.extend(batches(&changes, from, made, self.plan.mistake));
             from += count;
+            made += count;
         }
         Ok(all)
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shardex::Metric;
 
-use super::source::{Source, number_of};
+use super::source::{Source, TOTAL, number_of};
 use crate::model::{State, same};
 
 /// Ledger of one index. Changes are named by their numbers; 0 is the state before the first.
@@ -104,7 +104,8 @@ impl Ledger {
         Ok(number)
     }
 
-    /// Checks the content that a reader sees while the index is open.     ///
+    /// Checks the content that a reader sees while the index is open.
+    ///
     /// # Errors
     /// Returns a description of what is missing or wrong.
     pub(super) fn seen(&mut self, held: &State) -> Result<(), String> {
@@ -160,6 +161,9 @@ impl Ledger {
             let mut batch = shardex::WriteBatch::new();
             self.source.change(change).write_to(&mut batch);
             state.write(&batch);
+        }
+        if number > 0 {
+            state.payloads.insert(TOTAL.0, number.to_string().into_bytes());
         }
         state.cursor = super::source::cursor_after(number);
         state

@@ -10,6 +10,10 @@ const DOCUMENTS: u64 = 20;
 /// Number of parts of a document.
 const PARTS: u32 = 8;
 
+/// Document whose payload is the number of changes made: each batch reads it and adds its own. A change that is made twice
+/// makes it larger than the number that the cursor names.
+pub(super) const TOTAL: DocumentId = DocumentId(1_000);
+
 /// Change of one document.
 #[derive(Clone, Debug)]
 pub(super) enum Change {

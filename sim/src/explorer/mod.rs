@@ -32,8 +32,8 @@ use crate::{
     storage::{ChoiceLocation, CrashKind, Image, SimStorage, Stop},
     workload::Workload,
 };
-use record::{Point, hash_image, prefixes, record};
 pub use old_build::{OldBuildReport, with_old_build};
+use record::{Point, hash_image, prefixes, record};
 pub use report::{Report, Violation};
 use states::outcomes;
 

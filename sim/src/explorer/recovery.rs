@@ -91,7 +91,6 @@ impl Explorer<'_> {
         engine: &Engine<Rig>,
         n: usize,
     ) -> Result<(), String> {
-        let metric = engine.geometry().metric;
         let now = oracle::Image::of(storage);
         let report = now.check();
         oracle::agrees(&now, &report, engine, false)?;
@@ -99,7 +98,7 @@ impl Explorer<'_> {
         // Without a readable root the crash left no index to compare.
         let images = [(&now, &report)].into_iter().chain(before.newest.map(|_| (left, &before)));
         for (image, report) in images {
-            if !oracle::same(&image.contents(report)?, &self.states[n], metric) {
+            if !oracle::same(&image.contents(report)?, &self.states[n], &self.workload.config) {
                 return Err(format!("P2: the files do not hold what {n} batches leave, and the engine says they do"));
             }
         }

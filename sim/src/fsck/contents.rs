@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::bytes::{f32_at, u32_at, u128_at};
 use super::root::{Metric, RootInfo};
-use super::{encodings, Added, Batch, End, Files, Finding, FindingKind, Part, RecordBody, Report, RootSlot, Tree};
+use super::{Added, Batch, End, Files, Finding, FindingKind, Part, RecordBody, Report, RootSlot, Tree, encodings};
 
 /// Key of a posting: document id, start and length.
 pub type Key = (u128, u32, u32);

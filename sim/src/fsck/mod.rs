@@ -43,10 +43,10 @@ use bytes::{u32_at, u64_at};
 
 pub use bytes::{crc, crc_on};
 pub use contents::{Contents, Key, Posting, contents, normalised};
+pub use encodings::Encoding;
 pub use log::{End, Log, Record, RecordBody, RecordKind};
 pub use log_batch::{Added, Batch};
 pub use report::{Report, RootSlot, ShardInfo, Tree};
-pub use encodings::Encoding;
 pub use root::{Invalid, Metric, Parameters, RootInfo};
 pub use space::{Span, used_map};
 pub use tree::walk;

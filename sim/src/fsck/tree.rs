@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::bytes::{crc, f32_at, f64_at, part, u32_at, u64_at, u128_at, zeros};
 use super::report::{ShardInfo, Tree};
 use super::root::{Metric, Parameters, RootInfo};
-use super::{encodings, Entry, Finding, FindingKind, Level, PageSpan, Part, What, space};
+use super::{Entry, Finding, FindingKind, Level, PageSpan, Part, What, encodings, space};
 
 /// Relative tolerance of a stored sum of vectors: a share of the summed absolute values of the component in all used
 /// slots. The engine adds and subtracts in another order than this check.
@@ -331,10 +331,13 @@ impl<'a> Walk<'a> {
         }
         let component = |index| f64::from(self.root.component(bytes, index).unwrap_or(f32::NAN));
         let square: f64 = (0..u64::from(self.root.dimension)).map(|index| component(index).powi(2)).sum();
+        if !square.is_finite() {
+            self.find(FindingKind::BadNorm, Part::Extent, at, "a stored vector that is not finite");
+        }
         // Each 8-bit component is off by up to half the scale.
         let scale = self.root.scale(bytes);
-        let tolerance = NORM_TOLERANCE
-            + scale.map_or(0.0, |scale| f64::from(scale) / 2.0 * f64::from(self.root.dimension).sqrt());
+        let tolerance =
+            NORM_TOLERANCE + scale.map_or(0.0, |scale| f64::from(scale) / 2.0 * f64::from(self.root.dimension).sqrt());
         let normal = square == 0.0 || (square.sqrt() - 1.0).abs() <= tolerance;
         if cosine && !normal {
             self.find(FindingKind::BadNorm, Part::Extent, at, format!("a stored vector of norm {}", square.sqrt()));
@@ -343,7 +346,12 @@ impl<'a> Walk<'a> {
             let vector: Vec<f32> = (0..u64::from(self.root.dimension)).map(|index| component(index) as f32).collect();
             let unused = bytes.get(self.root.dimension as usize..v as usize - 4);
             if encodings::scale(&vector) != scale || !unused.is_some_and(zeros) {
-                self.find(FindingKind::BadScale, Part::Extent, at + v - 4, format!("a scale of {scale:e}, or a padding"));
+                self.find(
+                    FindingKind::BadScale,
+                    Part::Extent,
+                    at + v - 4,
+                    format!("a scale of {scale:e}, or a padding"),
+                );
             }
         }
         if !bytes.get(v as usize + 28..).is_some_and(zeros) {

@@ -174,7 +174,9 @@ impl<S: Storage + Clone> Runner<S> {
             if let Some(last) = offered.last_mut().and_then(|posting| posting.vector.last_mut()) {
                 *last = 65_520.0;
                 if engine.add(&offered).is_ok() {
-                    return Err(ShardexError::Inconsistent { finding: "P2: an infinite component was accepted".into() });
+                    return Err(ShardexError::Inconsistent {
+                        finding: "P2: an infinite component was accepted".into(),
+                    });
                 }
             }
         }

@@ -84,7 +84,8 @@ fn drawn<F: StorageFile>(
     let (mut calibration_queries, mut visited) = (Vec::new(), BTreeSet::new());
     for (_, number, slot) in held_out(shards, snapshot.live as usize, seed) {
         let Some(shard) = shard_of(snapshot, number) else { unreachable!("the snapshot's own shard") };
-        let vector = shard::row(shard.extents()[slot / slots].slots(data)?, slot % slots, geometry).to_f32().into_owned();
+        let vector =
+            shard::row(shard.extents()[slot / slots].slots(data)?, slot % slots, geometry).to_f32().into_owned();
         if visited.insert(bytemuck::cast_slice::<f32, u8>(&vector).to_vec()) {
             let own = (number, slot);
             calibration_queries.push(CalibrationQuery {
