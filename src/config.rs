@@ -230,8 +230,9 @@ pub struct OpenOptions {
     /// Whether this handle publishes its figures in the file `stats` of the directory, for `shardex top` and
     /// [`StatsReport`](crate::observe::StatsReport). Default `false`.
     ///
-    /// It is written once per second if a figure has changed, and by `close`. An error of it is ignored. Cost: that of
-    /// [`stats`](crate::Shardex::stats) once per second, and a store of one page.
+    /// It is written at the open, once per second if a figure has changed, and by `close` or the drop of the last handle.
+    /// An error of it is ignored, and tried again. Cost: that of [`stats`](crate::Shardex::stats) once per second, and a
+    /// store of one page, on the writer's thread.
     pub stats_file: bool,
 }
 

@@ -56,9 +56,9 @@ fn read(dir: &Path) -> Result<StatsReport, Failure> {
     StatsReport::read(dir).map_err(|error| {
         let dir = dir.display();
         Failure(match error.kind() {
-            io::ErrorKind::NotFound => format!(
-                "{dir} holds no file `stats`: open the index with the option `stats_file`, as `ingest` and `bench` do"
-            ),
+            io::ErrorKind::NotFound => {
+                format!("{dir} holds no file `stats`: open the index with the option `stats_file`, as `ingest` does")
+            }
             io::ErrorKind::InvalidData => format!(
                 "{dir}/stats is damaged: {error}; no harm is done, and the index writes it again when a figure changes"
             ),

@@ -194,7 +194,8 @@ pub struct ReachedRecall {
 ///
 /// A quantile is that of the nearest rank: `p99` is the smallest latency that at least 99 % of the operations did not
 /// exceed. It is off by at most 3.2 % of itself, because latencies are counted in buckets (see
-/// [`observe`](crate::observe)). `count` and `max` are exact. All are zero if there was no such operation.
+/// [`observe`](crate::observe)). `count` and `max` are exact, but of several flushes that one request runs all but the last
+/// count with their mean. All are zero if there was no such operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LatencyStats {
@@ -299,14 +300,14 @@ pub struct IndexStats {
     pub background_error: Option<BackgroundError>,
     /// Latencies of searches: from the check of the query to the hits, without the copy of vectors. A call with several
     /// queries counts each of them. Like the other latencies always zero from the engine without the async API, which
-    /// has the clock.
+    /// measures them.
     pub search_latency: LatencyStats,
     /// Latencies of calls that write (`write`, `add_postings`, `remove_documents` and others): from the call to its
     /// answer, with the time in the queue and under [`Durability::Immediate`](crate::Durability::Immediate) with the
     /// commit.
     pub write_latency: LatencyStats,
     /// Latencies of commits, those of the timer included: store and sync of the WAL. Calls that share a commit count as
-    /// one, and commits with nothing to sync don't count.
+    /// one. Commits with nothing to sync, those of a close, and the sync of the WAL in a flush don't count.
     pub commit_latency: LatencyStats,
     /// Latencies of flushes, automatic ones included, from the first step to the last. Flushes of the recovery, and
     /// those with nothing to do, don't count.

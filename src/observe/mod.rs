@@ -10,7 +10,8 @@
 //!
 //! # Spans
 //! With the feature `tracing` the index has spans and events for subscribers of the crate `tracing`, all with the target
-//! `shardex` and the field `index`, the directory. A failure is in the field `error` of its span.
+//! `shardex` and, but for stages of a flush, the field `index`, the directory. A failure is in the field `error` of its
+//! span.
 //!
 //! | span | level | covers | fields |
 //! |---|---|---|---|
@@ -27,7 +28,8 @@
 //! | `shardex.background_error` | warn | `work`, `error` |
 //!
 //! `shardex.write` and `shardex.slow_search` belong to the span of the caller. The other spans are on threads of the
-//! index, where only a global subscriber sees them. A flush that a write runs itself has no span of its own.
+//! index, where only a global subscriber sees them; so are slow searches of calls with several queries, which run on the
+//! thread pool. A flush that a write runs itself, and the flush or commit of a close, have no span of their own.
 //!
 //! # Metrics
 //! With the feature `metrics` the index records into the recorder of the crate `metrics` that is installed when the index is
@@ -46,19 +48,23 @@
 //! | counter | of |
 //! |---|---|
 //! | `shardex_slow_searches_total` | searches that took at least [`slow_search`](crate::OpenOptions::slow_search) |
-//! | `shardex_postings_added_total` | postings added by calls of this handle, without those that replaced one |
-//! | `shardex_postings_removed_total` | postings removed by calls of this handle, without those replaced |
+//! | `shardex_postings_added_total` | postings added by calls since the open, without those that replaced one |
+//! | `shardex_postings_removed_total` | postings removed by calls since the open, without those replaced |
 //! | `shardex_background_errors_total` | errors of background work, by the label `work`: `commit`, `flush`, `cells` |
+//!
+//! A call whose future is dropped is carried out, and counts in no histogram and no counter of postings.
 //!
 //! | gauge | set | of |
 //! |---|---|---|
-//! | `shardex_postings` | after each request | live postings |
-//! | `shardex_wal_bytes` | after each request | WAL that a recovery would replay |
-//! | `shardex_undurable_bytes` | after each request | WAL that is not durable yet |
+//! | `shardex_postings` | after each round of the writer | live postings |
+//! | `shardex_wal_bytes` | after each round of the writer | WAL that a recovery would replay |
+//! | `shardex_undurable_bytes` | after each round of the writer | WAL that is not durable yet |
 //! | `shardex_shards` | by `stats` and the stats file | shards in use |
 //! | `shardex_unindexed_postings` | by `stats` and the stats file | postings in no cell |
 //! | `shardex_disk_bytes` | by `stats` and the stats file | length of the data, WAL and root files |
 //! | `shardex_memory_bytes` | by `stats` and the stats file | memory for searches and lookups |
+//!
+//! A round carries out the requests that wait. Gauges keep their last value after a close.
 //!
 //! # Figures for other processes
 //! With the option [`stats_file`](crate::OpenOptions::stats_file) an open index publishes its figures in the file `stats` of

@@ -32,7 +32,8 @@ const TRIES: usize = 32;
 
 /// Figures of an index that its owner published in the stats file: see [`stats_file`](crate::OpenOptions::stats_file).
 ///
-/// Reading it needs no lock of the index and disturbs nobody. The [module](crate::observe) lists the names.
+/// Reading it needs no lock of the index. If an owner opens the index at that moment, its first figures come a second
+/// later. `FORMAT.md` lists the names.
 ///
 /// ```
 /// use shardex::{ShardexConfig, blocking::Shardex, observe::StatsReport};
@@ -93,7 +94,8 @@ impl StatsReport {
     }
 
     /// Reports whether the process that wrote the figures still has the index open. Otherwise it has closed the index,
-    /// if `state` is `closed`, or has ended without.
+    /// if `state` is `closed`, or has ended without. For a moment after an open, figures of an owner that has ended
+    /// without closing count as those of the new one.
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.live

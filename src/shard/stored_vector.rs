@@ -84,7 +84,7 @@ impl<'a> StoredVector<'a> {
 
 /// Rounds a vector to components that can be stored. A component beyond the range of f16 becomes infinite.
 ///
-/// A rounded vector is not changed by a second rounding, and [`encode`] stores it exactly. So a posting that moves to
+/// A rounded vector is not changed by a second rounding, and is stored exactly. So a posting that moves to
 /// another shard keeps its vector.
 #[must_use]
 pub fn rounded(vector: Cow<'_, [f32]>, encoding: VectorEncoding) -> Cow<'_, [f32]> {
@@ -111,7 +111,7 @@ pub fn decode(bytes: &[u8], geometry: &IndexParams) -> Vec<f32> {
     }
 }
 
-/// Reports whether bytes are those of a vector that [`encode`] stores: finite, with the scale of its components and zeros
+/// Reports whether bytes are those of a stored vector: finite, with the scale of its components and zeros
 /// behind them. They need not be aligned.
 ///
 /// # Panics
