@@ -111,6 +111,7 @@ def qdrant():
     return [16, 32, 64, 128, 256, 512], search
 
 def lance():
+    os.environ.setdefault("LANCE_LOG", "error")
     import lancedb, pyarrow as pa
     path = f"{a.work}/lance"
     shutil.rmtree(path, ignore_errors=True)
@@ -132,7 +133,7 @@ def lance():
         found = []
         for query in queries:
             one = table.search(query).distance_type("dot").where(f"{name} = true", prefilter=True).limit(K)
-            found.append(one.nprobes(probes).ef(ef).refine_factor(refine).select(["id"]).to_arrow()["id"].to_pylist())
+            found.append(one.nprobes(probes).ef(ef).refine_factor(refine).select(["id", "_distance"]).to_arrow()["id"].to_pylist())
         return time.perf_counter() - start, found
     return [(16, 20, 1), (64, 20, 2), (128, 20, 4), (256, 50, 4), (512, 100, 8)], search
 
