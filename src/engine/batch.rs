@@ -75,14 +75,13 @@ pub struct Row<'a> {
 /// of any other stored vector: rounding may enlarge it.
 fn storable(posting: &Posting, rounded: &[f32], index: usize, geometry: &IndexParams) -> Result<()> {
     let refuse = |reason| Err(ShardexError::InvalidVector { index, reason });
-    let encoding = geometry.encoding;
-    let infinite = rounded.iter().position(|x| !x.is_finite());
-    if let Some(at) = infinite.filter(|_| protects!(ErrorCheck)) {
-        return refuse(format!("number {at} is {}, beyond the range of {encoding}", posting.vector[at]));
-    }
-    let norm = square(rounded).sqrt();
-    if norm > limits::MAX_NORM {
-        return refuse(format!("its norm rounded to {encoding}, {norm:e}, is over {:e}", limits::MAX_NORM));
+    let (encoding, norm) = (geometry.encoding, square(rounded).sqrt());
+    // The norm of a vector with an infinite component is infinite.
+    if protects!(ErrorCheck, norm > limits::MAX_NORM) {
+        return refuse(match rounded.iter().position(|x| !x.is_finite()) {
+            Some(at) => format!("number {at} is {}, beyond the range of {encoding}", posting.vector[at]),
+            None => format!("its norm rounded to {encoding}, {norm:e}, is over {:e}", limits::MAX_NORM),
+        });
     }
     Ok(())
 }
