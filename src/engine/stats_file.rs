@@ -1,8 +1,8 @@
 //! The stats file: figures that the owner of an index publishes for other processes.
 //!
 //! Invariants:
-//! 1. It holds no state of the index. It is never synced, nothing reads it in an open, a recovery or a check, and an
-//!    error of it is no error of an operation.
+//! 1. It holds no state of the index. It is never synced, nothing reads it in a recovery or a check, and an error of it is
+//!    no error of an operation. Only a `create` reads how it begins, to tell it from a stranger's file.
 //! 2. Who writes it holds its lock, so a reader can tell whether the owner lives without touching the index lock.
 
 use super::{core::Engine, names};
