@@ -284,8 +284,11 @@ fn hold_older<F: StorageFile>(
         for extent in state.extents.iter().filter(|extent| !extents.contains(&extent.page)) {
             only.push((PageRange { page: extent.page, pages: geometry.extent_pages() }, Use::Extent));
         }
-        let tags = state.tags.iter().filter(|tags| !tags.is_none() && !known.contains(&identity(tags)));
-        only.extend(tags.map(|tags| (directory::run_of(tags, geometry), Use::Meta)));
+        for tags in state.tags.iter().filter(|tags| !tags.is_none() && !known.contains(&identity(tags))) {
+            // A root is of use only if all that its recovery reads is whole.
+            directory::read(tags, data, "a page of tags")?;
+            only.push((directory::run_of(tags, geometry), Use::Meta));
+        }
     }
     only.extend(load_payloads::only_in_older(older, &buckets, work, named, &known, data)?);
     let with_cells = cells_only_in_older(work, older, data, &mut only)?;

@@ -6,7 +6,13 @@ use rand::RngExt as _;
 use shardex::{CheckLevel, Engine, env::Env, failpoint, format::root::ROOT_BYTES, storage::Storage as _};
 
 use super::{Damage, FAULT_CLASSES, run::CaseRun};
-use crate::{explorer::roots, storage::SimStorage, workload::Runner};
+use crate::{
+    explorer::roots,
+    fsck::{RecordKind, log},
+    oracle::Image,
+    storage::SimStorage,
+    workload::Runner,
+};
 
 impl CaseRun<'_> {
     /// Truncates a file at a random length.
@@ -64,6 +70,7 @@ impl CaseRun<'_> {
                 files.iter().for_each(|(name, _)| self.sim.make_sparse(name));
                 true
             }
+            Damage::LaterFrame => self.relabel_last_frame(),
         };
         if !is_index {
             self.must_be_found = None;
@@ -149,6 +156,22 @@ impl CaseRun<'_> {
         let at = end - 1 - self.rng.random_range(0..end.min(300));
         let bit = self.rng.random_range(0..8);
         self.sim.tamper("wal", |bytes| bytes[at] ^= 1 << bit);
+        true
+    }
+
+    /// Gives the last frame that a recovery reads another kind.
+    fn relabel_last_frame(&mut self) -> bool {
+        /// No version has used it.
+        const KIND: u8 = 200;
+        let report = Image::of(&self.sim).check();
+        let last = report.log.frames.iter().rfind(|frame| frame.kind != RecordKind::Padding);
+        let (Some(root), Some(frame)) = (report.root(), last) else { return false };
+        if self.doubt() || !report.findings.is_empty() {
+            return false;
+        }
+        let (root, frame) = (root.clone(), *frame);
+        self.sim.tamper("wal", |bytes| log::relabel(&root, bytes, &frame, KIND));
+        self.must_refuse = true;
         true
     }
 

@@ -93,9 +93,18 @@ impl CaseRun<'_> {
         !self.medium_failed() && !self.cut_wal && n >= floor && !self.case.garbage
     }
 
+    /// Checks that the cursor, if it can be read, is one that was set. The contents are not read by the same call.
+    fn cursor_was_set(&self, engine: &Engine<Rig>) -> Result<(), End> {
+        let Ok(cursor) = engine.cursor() else { return Ok(()) };
+        let model = &self.runner.model;
+        let was_set = (0..=model.accepted()).rev().any(|n| model.state(n).cursor == cursor);
+        if was_set { Ok(()) } else { Err(broken(format!("P4: the cursor {cursor:02x?} was never set"))) }
+    }
+
     /// Determines how many batches an engine holds, by comparing its contents with each prefix.
     fn found(&mut self, engine: &Engine<Rig>, floor: usize, clean: bool) -> Result<usize, End> {
         let metric = engine.geometry().metric;
+        self.cursor_was_set(engine)?;
         let held = match model::contents(engine) {
             Ok(held) => held,
             Err(what) if clean => return Err(broken(format!("P4: a full check is clean, and then: {what}"))),

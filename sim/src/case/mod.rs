@@ -63,10 +63,12 @@ pub enum Damage {
     OtherIndex,
     /// Deallocates the space of all files, like a copy that skips zeros. Recovery must succeed.
     Sparse,
+    /// Gives the last frame of the WAL a kind that a later version may add, with its checksum. The open must refuse.
+    LaterFrame,
 }
 
 impl Damage {
-    const ALL: [(Self, &'static str); 11] = [
+    const ALL: [(Self, &'static str); 12] = [
         (Self::RotRoot, "rot-root"),
         (Self::StaleRoot, "stale-root"),
         (Self::Rot, "rot"),
@@ -78,6 +80,7 @@ impl Damage {
         (Self::Foreign, "foreign"),
         (Self::OtherIndex, "other-index"),
         (Self::Sparse, "sparse"),
+        (Self::LaterFrame, "later-frame"),
     ];
 
     /// Iterates over all kinds of damage.
@@ -160,7 +163,7 @@ pub struct CaseVerdict {
 }
 
 /// Classes of faults that a run of many cases must cover.
-pub const FAULT_CLASSES: [&str; 30] = [
+pub const FAULT_CLASSES: [&str; 31] = [
     "power cut",
     "process crash",
     "crash in a recovery",
@@ -191,4 +194,5 @@ pub const FAULT_CLASSES: [&str; 30] = [
     "damage: foreign",
     "damage: other-index",
     "damage: sparse",
+    "damage: later-frame",
 ];

@@ -76,6 +76,8 @@ pub(super) struct CaseRun<'a> {
     pub(super) cut_wal: bool,
     /// Damage that the open must detect: it must refuse, or count the older root as unreadable.
     pub(super) must_be_found: Option<&'static str>,
+    /// Whether the open must refuse the files: a later version wrote a frame that the recovery reads.
+    pub(super) must_refuse: bool,
     /// Whether an open may have found no room, so that the engine only reads.
     pub(super) read_only: bool,
     pub(super) rng: ChaCha8Rng,
@@ -114,6 +116,7 @@ impl Case {
             cleared: 0,
             cut_wal: false,
             must_be_found: None,
+            must_refuse: false,
             read_only: false,
             rng: ChaCha8Rng::seed_from_u64(self.seed),
             verdict: CaseVerdict::default(),

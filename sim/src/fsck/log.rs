@@ -227,6 +227,18 @@ pub enum RecordBody {
     Batch(Batch),
 }
 
+/// Changes the kind of a frame in the bytes of a `wal` file, and its checksum.
+///
+/// # Panics
+/// Panics if the bytes end before the frame.
+pub fn relabel(root: &RootInfo, bytes: &mut [u8], frame: &Frame, kind: u8) {
+    let seed = Wal::new(root, &[]).seed;
+    let frame = &mut bytes[frame.offset as usize..][..frame.bytes as usize];
+    frame[24] = kind;
+    let sum = crc_without(seed, frame, 0);
+    frame[..4].copy_from_slice(&sum.to_le_bytes());
+}
+
 /// Chain of frames after the checkpoint of a root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Log {

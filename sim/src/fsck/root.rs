@@ -111,6 +111,12 @@ impl RootInfo {
         (self.epoch, self.generation)
     }
 
+    /// Returns the size of the root in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        if self.version == 1 { ROOT_BYTES_1 } else { ROOT_BYTES }
+    }
+
     /// Computes the size in bytes of the state of a shard with `slots` used slots, in a version.
     #[must_use]
     pub fn state_bytes(&self, slots: u64, version: u32) -> u64 {

@@ -41,7 +41,9 @@ impl Roots {
     pub(super) fn resolve(&mut self, file: FileId, shadow: &Shadow, page: u64, mutant: Option<MonitorMutant>) {
         let Some(slots) = self.slots.get_mut(&file) else { return };
         for (versions, at) in slots.iter_mut().zip([0, page]) {
-            if shadow.is_durable(at, at + ROOT_BYTES, mutant)
+            // What lies behind a root of version 1 is no part of it.
+            let bytes = versions.last().and_then(Option::as_ref).map_or(ROOT_BYTES, |root| root.info.bytes());
+            if shadow.is_durable(at, at + bytes, mutant)
                 && let Some(last) = versions.pop()
             {
                 *versions = vec![last];
@@ -322,8 +324,11 @@ impl Monitor {
         }
         for slot in 0..2 {
             let at = slot as u64 * self.page;
-            let durable = self.files.get(&file).is_some_and(|held| held.is_durable(at, at + ROOT_BYTES, self.mutant));
-            let Some(root) = self.decode(file, slot).filter(|_| durable) else {
+            let is_durable = |root: &RootInfo| {
+                let held = self.files.get(&file);
+                held.is_some_and(|held| held.is_durable(at, at + root.bytes(), self.mutant))
+            };
+            let Some(root) = self.decode(file, slot).filter(is_durable) else {
                 return breach(Rule::NamedTooEarly, format!("slot {slot} of {from} holds no durable root"));
             };
             if let Some(what) = self.reach(&root).1 {
