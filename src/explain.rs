@@ -100,6 +100,9 @@ impl CellStep {
 pub struct ShardStep {
     /// Number of shards.
     pub shards: usize,
+    /// Number of vectors that were compared by the rounded copies that the filter keeps; 0 if it keeps none. Only where
+    /// these left it open was the distance computed.
+    pub rounded: usize,
     /// Number of distances computed.
     pub distances: usize,
 }
@@ -122,8 +125,12 @@ impl fmt::Display for SearchPlan {
                 writeln!(f, "  given up: it cost as much as comparing everything that passes")?;
             }
         }
-        if let Some(ShardStep { shards, distances }) = &self.shards {
-            writeln!(f, "by comparison: {distances} distances in {shards} shards")?;
+        if let Some(ShardStep { shards, rounded, distances }) = &self.shards {
+            write!(f, "by comparison: {distances} distances in {shards} shards")?;
+            match rounded {
+                0 => writeln!(f)?,
+                rounded => writeln!(f, ", chosen by {rounded} rounded copies")?,
+            }
         }
         let reason = match self.stopped {
             StopReason::Reached => "the target recall is likely reached",

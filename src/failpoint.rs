@@ -97,6 +97,10 @@ marks! {
     RestoredInOtherSlot,
     /// a root file of epoch 1 was replaced
     RootFileReplaced,
+    /// a search by a filter compared rounded copies
+    RowsSearched,
+    /// rounded copies of a filter were used for a later snapshot
+    RowsKept,
     /// a record was replayed
     RecordReplayed,
     /// an open found no space, and the handle only reads

@@ -25,6 +25,22 @@ pub const FILTERED_PERSISTENCE: f32 = 1.5;
 /// factor of 2 gave a recall of 0.87 to 0.94 at 0.95, and a factor of 4 the recall that was asked for.
 pub const PERSISTENCE: (f32, f32, f32) = (0.2, 3.0, 8.0);
 
+/// Largest size in bytes of the rounded copies that a filter keeps of the vectors that pass. Chosen: the copies of 41,000
+/// sentence embeddings of 384 dimensions.
+pub const PASSING_ROWS_BYTES: u64 = 16 << 20;
+
+/// Number of rounded copies that are compared in the time of one distance in a search by cells.
+pub const ROWS_PER_DISTANCE: u64 = 5;
+
+/// A filter keeps rounded copies after its searches have cost as much as this many comparisons of each posting that
+/// passes, which is about what it costs to make the copies. So searches cost at most twice as much as if it had been known
+/// how often the filter is used.
+pub const PASSING_ROWS_AFTER: u64 = 4;
+
+/// Share of the postings that pass, one in this many, that may lie in shards changed since the copies were made. If there
+/// are more, the copies are dropped. The search compares the vectors of such shards.
+pub const PASSING_ROWS_STALE: u64 = 8;
+
 /// Cost of comparing a posting that passes a filter, in the unit of a search's cost, if many pass: 0.09 µs, where a search
 /// by cells takes 0.08 µs per unit (10 % of 100,000 sentence embeddings).
 pub const PASSING_COST: f64 = 1.2;

@@ -15,12 +15,14 @@ mod frame;
 mod query;
 mod rotation;
 mod rounded;
+mod row_bounds;
 
 pub use code::{Factors, encode};
 pub use frame::{CoordinateFrame, medians};
 pub use query::{CentroidBytes, QuantizedQuery, QueryBytes};
 pub use rotation::{Rotation, sample};
 pub use rounded::{RoundedQuery, RoundedRows, RoundedVector};
+pub use row_bounds::{BlockBounds, RowBounds, RowScratch};
 
 /// Returns the number of components of a rotated vector: the dimension, padded with zeros to whole 64-bit words of
 /// signs.

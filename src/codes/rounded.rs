@@ -15,14 +15,17 @@ use crate::{
 
 /// Largest relative rounding error of a distance in f32, here and in the kernels: sums of about a thousand terms in
 /// each of 64 lanes.
-const SUMMED: f32 = 1e-4;
+pub(super) const SUMMED: f32 = 1e-4;
 
 /// Vector rounded to bytes, and the distance by which rounding moved it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoundedVector {
-    step: f32,
-    square: f32,
-    moved: f32,
+    /// Value of one step of the bytes.
+    pub(super) step: f32,
+    /// Squared norm of the rounded vector.
+    pub(super) square: f32,
+    /// Length of what rounding cut off.
+    pub(super) moved: f32,
 }
 
 impl RoundedVector {
@@ -78,6 +81,18 @@ impl RoundedQuery {
         let rounded = RoundedVector::new(vector, &mut bytes);
         let offset = 128 * bytes.iter().map(|&byte| i32::from(byte)).sum::<i32>();
         Self { bytes, offset, rounded }
+    }
+
+    pub(super) fn bytes(&self) -> &[i8] {
+        &self.bytes
+    }
+
+    pub(super) fn offset(&self) -> i32 {
+        self.offset
+    }
+
+    pub(super) fn rounded(&self) -> RoundedVector {
+        self.rounded
     }
 }
 

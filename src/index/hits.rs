@@ -23,13 +23,41 @@ pub struct Hits<F: StorageFile = MmapFile> {
     pub(super) snapshot: Arc<Snapshot<F::Lent>>,
     pub(super) data: Arc<DataFile<F>>,
     pub(super) nearest: Vec<Candidate>,
-    pub(super) scanned: usize,
-    pub(super) computed: usize,
-    pub(super) shards_scanned: usize,
-    pub(super) cells_scanned: usize,
+    pub(super) work: SearchWork,
     pub(super) aim: SearchSummary,
+}
+
+/// What a search looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SearchWork {
+    /// Number of codes, rounded copies and vectors.
+    pub(super) scanned: usize,
+    /// Number of distances computed.
+    pub(super) computed: usize,
+    /// Number of shards whose vectors were compared.
+    pub(super) shards: usize,
+    /// Number of rounded copies compared.
+    pub(super) rounded: usize,
     /// Search by cells that ran, if one did.
     pub(super) by_cells: Option<CellStep>,
+}
+
+impl SearchWork {
+    /// Adds the work of another search.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.scanned += other.scanned;
+        self.computed += other.computed;
+        self.shards += other.shards;
+        self.rounded += other.rounded;
+        self.by_cells = match (self.by_cells, other.by_cells) {
+            (Some(a), Some(b)) => Some(a.joined(&b)),
+            (a, b) => a.or(b),
+        };
+    }
+
+    fn cells(&self) -> usize {
+        self.by_cells.map_or(0, |step| step.cells)
+    }
 }
 
 /// Target of a search and the reason why it stopped.
@@ -98,17 +126,17 @@ impl<F: StorageFile> Hits<F> {
         self.nearest.is_empty()
     }
 
-    /// Returns the number of postings scanned, by their codes or their vectors. A posting with two codes may count
-    /// twice.
+    /// Returns the number of postings scanned, by their codes, their vectors, or the rounded copies of a filter. A posting
+    /// with two codes may count twice.
     #[must_use]
     pub fn scanned(&self) -> usize {
-        self.scanned
+        self.work.scanned
     }
 
     /// Returns the number of vectors whose distance was computed.
     #[must_use]
     pub fn computed(&self) -> usize {
-        self.computed
+        self.work.computed
     }
 
     /// Returns the target recall, as [`SearchResponse::recall`] defines it.
@@ -131,9 +159,9 @@ impl<F: StorageFile> Hits<F> {
 
     /// Returns the search by cells and the comparison of whole shards that ran.
     pub(crate) fn steps(&self) -> (Option<CellStep>, Option<ShardStep>) {
-        let by_cells = self.by_cells.map_or(0, |step| step.distances);
-        let compared = ShardStep { shards: self.shards_scanned, distances: self.computed.saturating_sub(by_cells) };
-        (self.by_cells, (self.shards_scanned > 0).then_some(compared))
+        let SearchWork { computed, shards, rounded, by_cells, .. } = self.work;
+        let distances = computed.saturating_sub(by_cells.map_or(0, |step| step.distances));
+        (by_cells, (shards > 0).then_some(ShardStep { shards, rounded, distances }))
     }
 
     /// Iterates the hits, nearest first. Equal scores are ordered by (document id, start, length).
@@ -173,10 +201,10 @@ impl<F: StorageFile> Hits<F> {
         };
         SearchResponse {
             results: self.iter().map(result).collect(),
-            scanned: self.scanned,
-            computed: self.computed,
-            shards_scanned: self.shards_scanned,
-            cells_scanned: self.cells_scanned,
+            scanned: self.work.scanned,
+            computed: self.work.computed,
+            shards_scanned: self.work.shards,
+            cells_scanned: self.work.cells(),
             recall: self.aim.recall,
             stopped: self.aim.stopped,
             calibrated: self.aim.calibrated,

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use super::{
     candidate::Candidate,
+    distances::distance_to,
     hits::Hits,
     lookup::{find, posting_at},
     mask::FilterMask,
-    scan::distance_to,
 };
 use crate::{error::Result, shard::Lookup, storage::StorageFile};
 
@@ -38,7 +38,7 @@ impl<F: StorageFile> Hits<F> {
                 let (_, vector) = posting_at(&self.snapshot, &self.data, found.shard, found.slot)?;
                 let distances = queries.iter().map(|query| distance_to(metric, query.as_ref(), vector));
                 let distance = distances.fold(f32::INFINITY, f32::min);
-                self.computed += queries.len();
+                self.work.computed += queries.len();
                 if distance <= farthest {
                     postings.push(Candidate::new(distance, found.posting, found.shard, found.slot as usize));
                 }
@@ -59,15 +59,8 @@ impl<F: StorageFile> Hits<F> {
         let mut joined = all.next()?;
         for other in all {
             joined.nearest.extend(other.nearest);
-            joined.scanned += other.scanned;
-            joined.computed += other.computed;
-            joined.shards_scanned += other.shards_scanned;
-            joined.cells_scanned += other.cells_scanned;
+            joined.work.add(&other.work);
             joined.aim = joined.aim.joined(other.aim);
-            joined.by_cells = match (joined.by_cells, other.by_cells) {
-                (Some(a), Some(b)) => Some(a.joined(&b)),
-                (a, b) => a.or(b),
-            };
         }
         joined.nearest.sort_unstable();
         let mut known = BTreeSet::new();

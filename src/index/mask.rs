@@ -7,16 +7,24 @@
 //!    shard has the same id, number of slots and tags. Within one open of an index, an LSN identifies all of them.
 //! 3. A mask is never reused for an earlier snapshot. A looked-up document sets the bits of live slots only, and a slot
 //!    that is removed in the later snapshot is live in the earlier one.
+//! 4. Masks of equal bits share them, so the bits tell whether rounded copies are of the same slots.
 
-use std::{ops::Deref, sync::Arc};
+use std::{
+    ops::Deref,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use super::{
     lookup::find,
-    snapshot::{CHUNK_SHARDS, Snapshot},
+    passing_rows::{self, PassingRows},
+    snapshot::{CHUNK_SHARDS, Snapshot, shard_of},
 };
 use crate::{
     error::Result,
-    failpoint::holds,
+    failpoint::{holds, reached},
     filter::{Condition, Filter, has_tags},
     id::{Lsn, PostingKey, ShardId},
     shard::{DataFile, Lookup, Shard, Tags, record},
@@ -44,6 +52,48 @@ pub struct FilterMask {
     shards: Vec<Option<ShardMask>>,
     /// Number of live postings that pass.
     pub passing: u64,
+    /// Numbers of the shards with live postings that pass, in ascending order.
+    passing_shards: Vec<u32>,
+    /// Cost of the searches so far.
+    spent: Spent,
+    /// Rounded copies of the vectors that pass.
+    rows: OnceLock<MaskRows>,
+}
+
+/// Cost of the searches by a filter that did not use rounded copies, in units of one distance: whether copies are worth
+/// their making, and searches by cells cost more than with them. A lost or late count only delays the copies.
+#[derive(Debug, Default)]
+struct Spent {
+    all: AtomicU64,
+    by_cells: AtomicU64,
+    /// Number of the searches by cells.
+    searches: AtomicU64,
+}
+
+impl Clone for Spent {
+    fn clone(&self) -> Self {
+        let of = |count: &AtomicU64| AtomicU64::new(count.load(Ordering::Relaxed));
+        Self { all: of(&self.all), by_cells: of(&self.by_cells), searches: of(&self.searches) }
+    }
+}
+
+/// Rounded copies that a mask uses.
+#[derive(Debug)]
+pub(super) struct MaskRows {
+    pub(super) rows: Arc<PassingRows>,
+    /// Bits of the shards when the copies were made, by shard number.
+    made_of: Arc<[Option<Arc<[u64]>>]>,
+    /// Whether the copies are valid for a shard, by its number.
+    covered: Vec<bool>,
+    /// Shards with postings that pass for which the copies are not valid.
+    pub(super) others: Vec<u32>,
+}
+
+impl MaskRows {
+    /// Reports whether the copies are valid for a shard.
+    pub(super) fn covers(&self, number: u32) -> bool {
+        self.covered.get(number as usize).is_some_and(|&covered| covered)
+    }
 }
 
 impl FilterMask {
@@ -73,7 +123,15 @@ impl FilterMask {
             return Ok(Arc::clone(before));
         }
         let numbers = snapshot.chunks.len() * CHUNK_SHARDS;
-        let mut mask = Self { open: data.open_number(), lsn: snapshot.lsn, shards: vec![None; numbers], passing: 0 };
+        let mut mask = Self {
+            open: data.open_number(),
+            lsn: snapshot.lsn,
+            shards: vec![None; numbers],
+            passing: 0,
+            passing_shards: Vec::new(),
+            spent: Spent::default(),
+            rows: OnceLock::new(),
+        };
         let mut stale = Vec::new();
         for (number, shard) in snapshot.iter() {
             let known = before.as_ref().and_then(|before| before.shards.get(number as usize)?.as_ref());
@@ -83,10 +141,101 @@ impl FilterMask {
             }
         }
         mask.evaluate(filter, snapshot, data, &stale)?;
-        mask.passing = snapshot.iter().map(|(number, shard)| mask.passing_in(number, shard)).sum();
+        for (number, shard) in snapshot.iter() {
+            let passing = mask.passing_in(number, shard);
+            mask.passing += passing;
+            if passing > 0 {
+                mask.passing_shards.push(number);
+            }
+        }
+        if let Some(before) = before {
+            mask.keep_rows(&before, snapshot);
+        }
         let mask = Arc::new(mask);
         filter.remember(Arc::clone(&mask) as _);
         Ok(mask)
+    }
+
+    /// Returns the numbers of the shards with live postings that pass, in ascending order.
+    pub(super) fn passing_shards(&self) -> &[u32] {
+        &self.passing_shards
+    }
+
+    /// Counts the cost of a search without rounded copies, in units of one distance.
+    pub(super) fn spend(&self, cost: f64, by_cells: bool) {
+        let add = |count: &AtomicU64, more: u64| _ = count.fetch_add(more, Ordering::Relaxed);
+        add(&self.spent.all, cost as u64);
+        if by_cells {
+            add(&self.spent.by_cells, cost as u64);
+            add(&self.spent.searches, 1);
+        }
+    }
+
+    /// Returns the rounded copies for an exhaustive search of `k` results, and makes them if enough was spent on searches
+    /// without them. `None` if there are none, if the search needs most of the vectors anyway, or if a search by cells is
+    /// possible and costs less.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if a vector that passes is damaged.
+    pub(super) fn rows<F: StorageFile>(
+        &self,
+        k: usize,
+        may_be_by_cells: bool,
+        snapshot: &Snapshot<F::Lent>,
+        data: &DataFile<F>,
+    ) -> Result<Option<&MaskRows>> {
+        let [all, by_cells, searches] =
+            [&self.spent.all, &self.spent.by_cells, &self.spent.searches].map(|count| count.load(Ordering::Relaxed));
+        let costs_less = by_cells > (searches * self.passing).div_ceil(tuning::ROWS_PER_DISTANCE);
+        if self.passing / 2 < k as u64 || may_be_by_cells && !costs_less {
+            return Ok(None);
+        }
+        if let Some(rows) = self.rows.get() {
+            return Ok(Some(rows));
+        }
+        let enough = all >= tuning::PASSING_ROWS_AFTER * self.passing;
+        if !enough || !passing_rows::may_be_kept(self.passing, data.geometry().dimension) {
+            return Ok(None);
+        }
+        let mut places = Vec::with_capacity(self.passing as usize);
+        for (number, shard) in snapshot.iter() {
+            for (i, word) in self.words(number).iter().enumerate() {
+                let mut bits = word & !shard.tombstone_word(i);
+                while bits != 0 {
+                    places.push((number, i as u32 * 64 + bits.trailing_zeros()));
+                    bits &= bits - 1;
+                }
+            }
+        }
+        let rows = Arc::new(PassingRows::of(places, snapshot, data)?);
+        let made_of: Arc<[_]> =
+            self.shards.iter().map(|mask| mask.as_ref().map(|mask| Arc::clone(&mask.words))).collect();
+        let covered = made_of.iter().map(Option::is_some).collect();
+        // Another thread may have been faster.
+        Ok(Some(self.rows.get_or_init(|| MaskRows { rows, made_of, covered, others: Vec::new() })))
+    }
+
+    /// Takes over the rounded copies of an earlier mask, and what was spent, unless too many shards have changed.
+    fn keep_rows<L: Deref<Target = [u8]> + Clone>(&mut self, before: &Self, snapshot: &Snapshot<L>) {
+        self.spent = before.spent.clone();
+        let Some(MaskRows { rows, made_of, .. }) = before.rows.get() else { return };
+        let is_same = |mask: &Option<ShardMask>, of: &Option<Arc<[u64]>>| match (mask, of) {
+            (Some(mask), Some(of)) => Arc::ptr_eq(&mask.words, of),
+            _ => false,
+        };
+        let covered: Vec<bool> = self.shards.iter().zip(made_of.iter()).map(|(mask, of)| is_same(mask, of)).collect();
+        let is_covered = |number: u32| covered.get(number as usize).is_some_and(|&covered| covered);
+        let others: Vec<u32> = self.passing_shards.iter().copied().filter(|&number| !is_covered(number)).collect();
+        let stale: u64 =
+            others.iter().filter_map(|&number| Some(self.passing_in(number, shard_of(snapshot, number)?))).sum();
+        // Rows of what passes no more count too.
+        let is_worn = rows.rows() as u64 > 2 * self.passing;
+        if is_worn || stale * tuning::PASSING_ROWS_STALE > self.passing {
+            self.spent = Spent::default();
+            return;
+        }
+        reached!(RowsKept);
+        self.rows = OnceLock::from(MaskRows { rows: Arc::clone(rows), made_of: Arc::clone(made_of), covered, others });
     }
 
     /// Returns the number of live postings of a shard that pass.

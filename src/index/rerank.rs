@@ -3,9 +3,9 @@
 
 use super::{
     candidate::Candidate,
+    distances::distance_to,
     mask::FilterMask,
     out_of_distribution,
-    scan::distance_to,
     snapshot::{Snapshot, shard_of},
     topk::TopK,
     visited::VisitedSet,

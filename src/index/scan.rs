@@ -1,50 +1,21 @@
-//! Distances by the index's metric, and the scan of a shard's vectors.
+//! The scan of a shard's vectors.
 
 use std::ops::{Deref, Range};
 
 use super::{
     candidate::Candidate,
+    distances::{distance_to, distances_by},
     mask::FilterMask,
     snapshot::{CHUNK_SHARDS, Snapshot},
     topk::TopK,
 };
 use crate::{
-    config::Metric,
     distance,
     error::Result,
     format::geometry::IndexParams,
-    shard::{self, DataFile, Shard, StoredVector},
+    shard::{self, DataFile, Shard},
     storage::StorageFile,
 };
-
-/// Computes the distance of two vectors by a metric; lower is nearer. By L2 it is the square of the Euclidean distance,
-/// by dot product and cosine the negated dot product.
-pub(super) fn distance_by(metric: Metric, a: &[f32], b: &[f32]) -> f32 {
-    match metric {
-        Metric::L2 => distance::squared_l2(a, b),
-        Metric::Dot | Metric::Cosine => -distance::dot(a, b),
-    }
-}
-
-/// Computes the distance from `query` to a stored vector, as [`distance_by`] defines it.
-#[inline]
-pub(super) fn distance_to(metric: Metric, query: &[f32], vector: StoredVector<'_>) -> f32 {
-    match metric {
-        Metric::L2 => vector.squared_l2(query),
-        Metric::Dot | Metric::Cosine => -vector.dot(query),
-    }
-}
-
-/// Computes the distance from `query` to each of many rows into `out`, as [`distance_by`] defines it.
-pub(super) fn distances_by(metric: Metric, query: &[f32], rows: &[f32], out: &mut [f32]) {
-    match metric {
-        Metric::L2 => distance::squared_l2_many(query, rows, out),
-        Metric::Dot | Metric::Cosine => {
-            distance::dot_many(query, rows, out);
-            out.iter_mut().for_each(|d| *d = -*d);
-        }
-    }
-}
 
 /// Returns the numbers of the `slop` shards whose centroids are nearest to `query` by the metric, nearest first. The
 /// lower number comes first at equal distance.

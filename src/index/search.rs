@@ -4,10 +4,11 @@ use std::{ops::Deref, sync::Arc};
 
 use super::{
     cell_search::search_cells_extending,
-    hits::{Hits, SearchSummary},
+    hits::{Hits, SearchSummary, SearchWork},
     out_of_distribution,
     scan::{nearest_shards, scan},
     search_limits::{CellResults, Extension, ResultScope, SearchLimits},
+    search_scope::SearchScope,
     snapshot::{Snapshot, shard_of},
     topk::TopK,
 };
@@ -16,160 +17,13 @@ use crate::{
     codes::QuantizedQuery,
     env::{Executor, Inline},
     error::Result,
-    explain::{CellStep, StopReason},
-    format::{
-        calibration::{RECALLS, RESULTS, SearchEffort},
-        geometry::IndexParams,
-    },
+    explain::StopReason,
+    format::geometry::IndexParams,
     lease::Lease,
     shard::DataFile,
     storage::StorageFile,
     tuning,
 };
-
-/// Scope of a search: every posting, a number of shards, or a target recall.
-#[derive(Clone, Copy, Debug)]
-pub struct SearchScope {
-    /// Whether every posting is searched.
-    pub exact: bool,
-    /// Maximum number of shards scanned. With cells, maximum number of codes scanned: the average number of codes of
-    /// that many covered shards.
-    pub slop: Option<usize>,
-    /// Target recall: the search stops when this share of the true nearest is likely found.
-    pub recall: Option<f32>,
-    /// Target recall if neither `slop` nor `recall` is given.
-    pub default_recall: f32,
-    /// Whether cells are used even where an exhaustive search costs no more. For tests of cells.
-    pub by_cells: bool,
-}
-
-impl SearchScope {
-    /// Returns the scope of an exhaustive search.
-    #[must_use]
-    pub fn exact() -> Self {
-        Self { exact: true, ..Self::slop(usize::MAX) }
-    }
-
-    /// Returns the scope of a search of at most `slop` shards.
-    #[must_use]
-    pub fn slop(slop: usize) -> Self {
-        Self { exact: false, slop: Some(slop), recall: None, default_recall: 1.0, by_cells: false }
-    }
-
-    /// Returns the target recall; `None` if only a slop limits the search.
-    fn recall(&self) -> Option<f32> {
-        match (self.recall, self.slop) {
-            (Some(recall), _) => Some(recall),
-            (None, None) => Some(self.default_recall),
-            (None, Some(_)) => None,
-        }
-    }
-
-    /// Computes the limits of a search by cells for results that pass a filter, or for documents; `None` if the search
-    /// must be exhaustive.
-    fn limit_for<L>(
-        &self,
-        cells: &CellIndex<Lease<L>>,
-        snapshot: &Snapshot<L>,
-        wanted: ResultScope<'_>,
-        part: f32,
-    ) -> Option<SearchLimits>
-    where
-        L: Deref<Target = [u8]> + Clone,
-    {
-        let ResultScope { k, mask, documents, passed_over, .. } = wanted;
-        if mask.is_none() && !documents {
-            return self.limit(cells, snapshot, k, part);
-        }
-        let passing = mask.map_or(snapshot.live, |mask| mask.passing);
-        if passing <= k as u64 {
-            return None;
-        }
-        // Number of nearest postings that contain the results and what is passed over, if those that pass are drawn at
-        // random.
-        let among = ((k + passed_over) as u64 * snapshot.live).div_ceil(passing);
-        let among = usize::try_from(among).unwrap_or(usize::MAX);
-        let mut limit = self.limit(cells, snapshot, among, part)?;
-        // If what passes lies together, fewer postings than that contain the results. So the effort is the largest for
-        // any number in between.
-        let between = RESULTS.map(|results| results as usize).into_iter().filter(|fewer| (k..among).contains(fewer));
-        for fewer in between.chain([k]) {
-            limit.effort = limit.effort.at_least(&self.limit(cells, snapshot, fewer, part)?.effort);
-        }
-        // No calibration has measured results that are far from the query, or so many. Far away, distances differ less
-        // than estimates err, and no nearer result makes up for it.
-        limit.persistence = tuning::FILTERED_PERSISTENCE;
-        if part < 1.0 {
-            limit.effort.deviations = limit.effort.deviations.max(limit.unindexed_deviations);
-            limit.effort.impatience = 0.0;
-        }
-        if part < 1.0 || among > RESULTS[RESULTS.len() - 1] as usize {
-            let missed = self.recall().map_or(1.0, |recall| 1.0 - recall);
-            let (share, least, most) = tuning::PERSISTENCE;
-            limit.persistence = (share / missed).clamp(least, most);
-        }
-        // A search that costs as much as comparing everything that passes is abandoned for that.
-        if limit.codes == usize::MAX && !self.by_cells {
-            limit.most = limit.most.min(tuning::PASSING_COST * passing as f64);
-        }
-        Some(limit)
-    }
-
-    /// Computes the limits of a search by cells; `None` if the search must be exhaustive. `part` scales the share of
-    /// the true nearest that the search may miss: 1 for ordinary queries, less for out-of-distribution queries.
-    fn limit<L>(&self, cells: &CellIndex<Lease<L>>, snapshot: &Snapshot<L>, k: usize, part: f32) -> Option<SearchLimits>
-    where
-        L: Deref<Target = [u8]> + Clone,
-    {
-        let all = self.slop.is_some_and(|slop| slop >= snapshot.shards);
-        let recall = self.recall();
-        if self.exact || ((all || self.slop.is_none()) && recall.is_none_or(|recall| recall >= 1.0)) {
-            return None;
-        }
-        let codes = match self.slop {
-            Some(slop) if !all => {
-                let shards = cells.table().shards.len().max(1) as u64;
-                usize::try_from(cells.codes() * slop as u64 / shards).unwrap_or(usize::MAX).max(1)
-            }
-            _ => usize::MAX,
-        };
-        match recall {
-            Some(recall) => {
-                // Postings added or removed since the calibration make its efforts less accurate, to an unknown degree
-                // until the recalibration. So the target recall rises with their share.
-                let moved = snapshot.moved as f32 / snapshot.live.max(1) as f32;
-                let better = |recall: f32, part: f32| {
-                    let best = RECALLS[RECALLS.len() - 1];
-                    // The raised target does not exceed the largest calibrated recall, unless the caller's own target
-                    // does.
-                    (1.0 - (1.0 - recall) * part).min(best.max(recall))
-                };
-                let recall = better(recall, part * (1.0 - (tuning::MOVED.0 * moved).min(tuning::MOVED.1)));
-                let mut effort = cells.effort(k, recall);
-                if effort == SearchEffort::exhaustive() && codes == usize::MAX && !self.by_cells {
-                    return None;
-                }
-                // A new posting among the results makes the farthest result nearer. The margin counts from there, so
-                // fewer shards are within it. So the margin grows with the share of new postings.
-                if effort != SearchEffort::exhaustive() {
-                    effort.shard_margin += tuning::MOVED_SHARDS * moved * effort.shard_margin.abs();
-                }
-                // Unindexed postings may lack codes, and codes may be of removed postings. So a search by cells may
-                // cost more than an exhaustive one. So its cost is limited to that of an exhaustive search.
-                let most = if self.by_cells || codes != usize::MAX { f64::INFINITY } else { snapshot.live as f64 };
-                Some(SearchLimits { codes, most, ..SearchLimits::of(effort, recall) })
-            }
-            None => {
-                let (times, least) = tuning::SLOP_CELLS;
-                let cells_wanted = (codes as u64 * times * cells.cells() / cells.codes().max(1)).max(least) as u32;
-                let SearchEffort { shard_margin, deviations, .. } = cells.effort(k, tuning::SLOP_RECALL);
-                let effort =
-                    SearchEffort { shard_margin, deviations, cells: cells_wanted, ..SearchEffort::exhaustive() };
-                Some(SearchLimits { codes, ..SearchLimits::of(effort, tuning::SLOP_RECALL) })
-            }
-        }
-    }
-}
 
 /// Finds the `k` nearest postings of a snapshot, on the calling thread.
 ///
@@ -209,58 +63,151 @@ pub fn search_on<F: StorageFile>(
     wanted: ResultScope<'_>,
     scope: SearchScope,
 ) -> Result<Hits<F>> {
-    let hits = |nearest: TopK, scanned, computed, (shards_scanned, cells_scanned), (aim, by_cells)| Hits {
-        snapshot: Arc::clone(snapshot),
-        data: Arc::clone(data),
-        nearest: nearest.into_sorted(),
-        scanned,
-        computed,
-        shards_scanned,
-        cells_scanned,
-        aim,
-        by_cells,
-    };
-    let mut slop = scope.slop.filter(|_| !scope.exact).unwrap_or(usize::MAX);
-    let mut wasted: Option<CellStep> = None;
-    if let Some(cells) = &snapshot.cells {
-        match scope.limit_for(cells, snapshot, wanted, 1.0) {
-            // Damaged cells are not used until the next cell build.
-            Some(limit) if !cells.is_damaged() => match by_cells(snapshot, data, cells, query, wanted, scope, limit) {
-                Err(_) if cells.is_damaged() => {}
-                // The search was abandoned and an exhaustive one follows. The statistics include the work of both.
-                Ok((results, _)) if results.abandoned => {
-                    (slop, wasted) = (usize::MAX, Some(results.step(&limit)));
-                }
-                results => {
-                    let (results, calibrated) = results?;
-                    let step = Some(results.step(&limit));
-                    let CellResults { top, scanned, computed, cells, cut, .. } = results;
-                    let stopped = if cut { StopReason::Slop } else { StopReason::Reached };
-                    let aim = SearchSummary { recall: scope.recall(), stopped, calibrated };
-                    return Ok(hits(top, scanned, computed, (0, cells), (aim, step)));
-                }
-            },
-            Some(_) => {}
-            None => slop = usize::MAX,
-        }
-    }
-    let numbers = if slop < snapshot.shards {
-        nearest_shards(snapshot, data.geometry(), query, slop)
-    } else {
-        snapshot.iter().map(|(number, _)| number).collect()
-    };
-    let (top, scanned) = scan_shards(executor, snapshot, data, query, wanted, &numbers)?;
-    let aim = if numbers.len() < snapshot.shards {
-        SearchSummary { recall: scope.recall(), stopped: StopReason::Slop, calibrated: scope.recall().is_none() }
-    } else {
-        SearchSummary { recall: Some(1.0), stopped: StopReason::Everything, calibrated: true }
-    };
-    let (codes, distances, cells) = wasted.map_or((0, 0, 0), |step| (step.codes, step.distances, step.cells));
-    Ok(hits(top, scanned + codes, scanned + distances, (numbers.len(), cells), (aim, wasted)))
+    let (top, work, aim) = results_of(executor, snapshot, data, query, wanted, scope)?;
+    let (snapshot, data) = (Arc::clone(snapshot), Arc::clone(data));
+    Ok(Hits { snapshot, data, nearest: top.into_sorted(), work, aim })
 }
 
-/// Scans shards, 128 or more of them in parallel on the threads of `executor`. Returns the nearest candidates and the
-/// number of postings scanned.
+/// Results of a search, what it looked at, and what it reached.
+type Outcome = (TopK, SearchWork, SearchSummary);
+
+/// Outcome of a search by cells, if there was one.
+enum ByCells {
+    /// Results.
+    Done(Outcome),
+    /// The search was abandoned: what it looked at, and what it cost.
+    Abandoned(SearchWork, f64),
+    /// The cells are damaged.
+    Damaged,
+}
+
+/// Searches by cells if they serve, or else compares what passes.
+///
+/// # Errors
+/// Returns `Corruption` as [`search_on`] does.
+fn results_of<F: StorageFile>(
+    executor: &dyn Executor,
+    snapshot: &Arc<Snapshot<F::Lent>>,
+    data: &DataFile<F>,
+    query: &[f32],
+    wanted: ResultScope<'_>,
+    scope: SearchScope,
+) -> Result<Outcome> {
+    let limit = snapshot.cells.as_ref().map(|cells| (cells, scope.limit_for(cells, snapshot, wanted, 1.0)));
+    let mut slop = scope.slop.filter(|_| !scope.exact).unwrap_or(usize::MAX);
+    let mut abandoned = None;
+    match limit {
+        // Damaged cells are not used until the next cell build.
+        Some((cells, Some(limit))) if !cells.is_damaged() => {
+            let by_rows = || by_rows(executor, snapshot, data, query, wanted, true);
+            if let Some(found) = if scope.by_cells { None } else { by_rows()? } {
+                return Ok(found);
+            }
+            match limited(snapshot, data, cells, query, wanted, scope, limit)? {
+                ByCells::Done(found) => return Ok(found),
+                // An exhaustive search follows. The statistics include the work of both.
+                ByCells::Abandoned(work, cost) => (slop, abandoned) = (usize::MAX, Some((work, cost))),
+                ByCells::Damaged => {}
+            }
+        }
+        Some((_, None)) => slop = usize::MAX,
+        _ => {}
+    }
+    if slop < snapshot.shards {
+        let numbers = nearest_shards(snapshot, data.geometry(), query, slop);
+        let (top, work) = scan_shards(executor, snapshot, data, query, wanted, &numbers)?;
+        let calibrated = scope.recall().is_none();
+        return Ok((top, work, SearchSummary { recall: scope.recall(), stopped: StopReason::Slop, calibrated }));
+    }
+    let (top, mut work, aim) = match by_rows(executor, snapshot, data, query, wanted, false)? {
+        Some(found) => found,
+        None => everything(executor, snapshot, data, query, wanted, abandoned.map(|(_, cost)| cost))?,
+    };
+    abandoned.into_iter().for_each(|(before, _)| work.add(&before));
+    Ok((top, work, aim))
+}
+
+/// Searches by cells with a limit.
+///
+/// # Errors
+/// Returns `Corruption` as [`search_on`] does.
+fn limited<F: StorageFile>(
+    snapshot: &Arc<Snapshot<F::Lent>>,
+    data: &DataFile<F>,
+    cells: &CellIndex<Lease<F::Lent>>,
+    query: &[f32],
+    wanted: ResultScope<'_>,
+    scope: SearchScope,
+    limit: SearchLimits,
+) -> Result<ByCells> {
+    let (results, calibrated) = match by_cells(snapshot, data, cells, query, wanted, scope, limit) {
+        Err(_) if cells.is_damaged() => return Ok(ByCells::Damaged),
+        results => results?,
+    };
+    let CellResults { scanned, computed, cost, cut, .. } = results;
+    let work = SearchWork { scanned, computed, by_cells: Some(results.step(&limit)), ..SearchWork::default() };
+    if results.abandoned {
+        return Ok(ByCells::Abandoned(work, cost));
+    }
+    if let Some(mask) = wanted.mask {
+        mask.spend(cost, true);
+    }
+    let stopped = if cut { StopReason::Slop } else { StopReason::Reached };
+    Ok(ByCells::Done((results.top, work, SearchSummary { recall: scope.recall(), stopped, calibrated })))
+}
+
+/// Compares the vectors of everything that passes. `abandoned` is the cost of a search by cells that was given up.
+///
+/// # Errors
+/// Returns `Corruption` as [`search_on`] does.
+fn everything<F: StorageFile>(
+    executor: &dyn Executor,
+    snapshot: &Snapshot<F::Lent>,
+    data: &DataFile<F>,
+    query: &[f32],
+    wanted: ResultScope<'_>,
+    abandoned: Option<f64>,
+) -> Result<Outcome> {
+    let Some(mask) = wanted.mask else {
+        let all: Vec<u32> = snapshot.iter().map(|(number, _)| number).collect();
+        let (top, work) = scan_shards(executor, snapshot, data, query, wanted, &all)?;
+        return Ok((top, work, EVERYTHING));
+    };
+    let (top, work) = scan_shards(executor, snapshot, data, query, wanted, mask.passing_shards())?;
+    mask.spend(work.scanned as f64 + abandoned.unwrap_or(0.0), abandoned.is_some());
+    Ok((top, work, EVERYTHING))
+}
+
+/// Summary of a search that compared everything.
+const EVERYTHING: SearchSummary =
+    SearchSummary { recall: Some(1.0), stopped: StopReason::Everything, calibrated: true };
+
+/// Searches everything that passes a filter by its rounded copies. `None` if it has none, or if a search by cells is
+/// possible and costs less.
+///
+/// # Errors
+/// Returns `Corruption` as [`search_on`] does.
+fn by_rows<F: StorageFile>(
+    executor: &dyn Executor,
+    snapshot: &Snapshot<F::Lent>,
+    data: &DataFile<F>,
+    query: &[f32],
+    wanted: ResultScope<'_>,
+    may_be_by_cells: bool,
+) -> Result<Option<Outcome>> {
+    let Some(mask) = wanted.mask else { return Ok(None) };
+    let Some(known) = mask.rows(wanted.k, may_be_by_cells, snapshot, data)? else { return Ok(None) };
+    let (mut top, mut work) = scan_shards(executor, snapshot, data, query, wanted, &known.others)?;
+    work.computed +=
+        known.rows.search(snapshot, data, query, wanted.documents, |number| known.covers(number), &mut top)?;
+    work.rounded = known.rows.rows();
+    work.scanned += work.rounded;
+    work.shards = mask.passing_shards().len();
+    Ok(Some((top, work, EVERYTHING)))
+}
+
+/// Scans shards, 128 or more of them in parallel on the threads of `executor`. Returns the nearest candidates and what was
+/// scanned.
 ///
 /// # Errors
 /// Returns `Corruption` of the first damaged shard in the order of `numbers`.
@@ -271,7 +218,8 @@ fn scan_shards<F: StorageFile>(
     query: &[f32],
     wanted: ResultScope<'_>,
     numbers: &[u32],
-) -> Result<(TopK, usize)> {
+) -> Result<(TopK, SearchWork)> {
+    let work = |scanned| SearchWork { scanned, computed: scanned, shards: numbers.len(), ..SearchWork::default() };
     let scan_part = |numbers: &[u32]| -> Result<(TopK, usize)> {
         let (mut top, mut scanned) = (wanted.top(), 0);
         for &number in numbers {
@@ -282,7 +230,7 @@ fn scan_shards<F: StorageFile>(
         Ok((top, scanned))
     };
     if numbers.len() < 2 * tuning::SCAN_SHARDS {
-        return scan_part(numbers);
+        return scan_part(numbers).map(|(top, scanned)| (top, work(scanned)));
     }
     let parts: Vec<&[u32]> = numbers.chunks(tuning::SCAN_SHARDS).collect();
     let (mut top, mut scanned) = (wanted.top(), 0);
@@ -291,7 +239,7 @@ fn scan_shards<F: StorageFile>(
         scanned += n;
         nearest.into_sorted().into_iter().for_each(|candidate| top.offer(candidate));
     }
-    Ok((top, scanned))
+    Ok((top, work(scanned)))
 }
 
 /// Searches by cells. Returns the results, and whether the query is like the calibration queries. An

@@ -63,8 +63,9 @@ impl<S: Storage> IndexSnapshot<S> {
 
     /// Runs one search per query, on all cores, and copies the results.
     ///
-    /// The answers are in the order of the queries, and equal to those of [`search_with`](Self::search_with). Each search
-    /// runs on one core. It blocks the calling thread until all answers are computed.
+    /// The answers are in the order of the queries, and equal to those of [`search_with`](Self::search_with), but that a
+    /// [filter](crate::Filter) which is used again may find more. Each search runs on one core. It blocks the calling thread
+    /// until all answers are computed.
     ///
     /// # Errors
     /// Returns the errors of [`search_in_place`](Self::search_in_place) for the first query that fails. `index` is its

@@ -1,6 +1,7 @@
 //! Filters: results are the nearest of what passes, at every selectivity, against brute force over a model.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -113,8 +114,14 @@ fn compare(
             let (mut wanted, mut found) = (0, 0);
             for query in queries {
                 let expected = nearest(metric, query, rows, &|i| passes[i], k);
-                let options = SearchOptions::new(k).filter(filter.clone());
-                let options = recall.map_or(options.clone().exact(), |recall| options.recall(recall));
+                // A filter that is used often gets rounded copies, which the exact searches have. The others have a new
+                // filter each time, so that they are by cells.
+                let options = match recall {
+                    None => SearchOptions::new(k).exact().filter(filter.clone()),
+                    Some(recall) => {
+                        SearchOptions::new(k).recall(recall).filter(filter.clone() & !Filter::documents([]))
+                    }
+                };
                 let answer = snapshot.search_with(query, &options).expect("searched");
                 let ids: Vec<usize> = answer.results.iter().map(|r| r.document_id.0 as usize).collect();
                 assert_eq!(ids.len(), k.min(passing), "{name}: always k results where k pass");
@@ -128,6 +135,12 @@ fn compare(
                 }
                 wanted += expected.len();
                 found += ids.iter().filter(|i| expected.contains(i)).count();
+            }
+            if recall.is_none() {
+                let options = SearchOptions::new(k).exact().filter(filter.clone()).explain();
+                let plan = snapshot.search_with(&queries[0], &options).expect("searched").plan.expect("a plan");
+                let rounded = plan.shards.map_or(0, |step| step.rounded);
+                assert_eq!(rounded, if passing >= 2 * k { passing } else { 0 }, "{name}: {plan}");
             }
             if let Some(recall) = recall {
                 let of = reached.entry((name.clone(), k, (recall * 100.0_f32).round() as u32)).or_default();
@@ -192,9 +205,11 @@ fn a_filter_that_is_used_again_follows_the_writes() {
         let some = Filter::documents((0..200).filter(|n| n % 4 == 1).map(DocumentId));
         let both = tagged.clone() & !some.clone();
         let few = Filter::documents([DocumentId(7), DocumentId(90)]);
+        // Searches by rounded copies: by those of an earlier snapshot, and others.
+        let (kept, compared) = (Cell::new(0), Cell::new(0));
         for round in 0..40 {
             let mut batch = WriteBatch::new();
-            for _ in 0..rng.random_range(1..60) {
+            for _ in 0..if round % 4 == 0 { rng.random_range(1..60) } else { 1 } {
                 let i = rng.random_range(0..rows.len());
                 match rng.random_range(0..6) {
                     0..=2 => {
@@ -230,12 +245,24 @@ fn a_filter_that_is_used_again_follows_the_writes() {
                 let found = snapshot.search_with(&rows[round], &options).expect("searched").results;
                 assert_eq!(found.iter().map(|r| r.start).collect::<BTreeSet<_>>(), wanted, "round {round}: {filter:?}");
                 assert_eq!(found.len() as u64, snapshot.len_of(filter).expect("readable"));
+                // The first of these searches compare vectors, the others rounded copies.
+                for query in &rows[round..round + 6] {
+                    let expected = nearest(Metric::L2, query, &rows, &|i| wanted.contains(&(i as u32)), 3);
+                    let options = SearchOptions::new(3).exact().filter(filter.clone()).explain();
+                    let answer = snapshot.search_with(query, &options).expect("searched");
+                    let found: Vec<usize> = answer.results.iter().map(|r| r.start as usize).collect();
+                    assert_eq!(found, expected, "round {round}: {filter:?}");
+                    let rounded = answer.plan.and_then(|plan| plan.shards).map_or(0, |step| step.rounded);
+                    let count = if query == &rows[round] { &kept } else { &compared };
+                    count.set(count.get() + usize::from(rounded > 0));
+                }
             };
             expect(&tagged, &has_tag);
             expect(&some, &|i| i / 3 % 4 == 1);
             expect(&both, &|i| has_tag(i) && i / 3 % 4 != 1);
             expect(&few, &|i| [7, 90].contains(&(i / 3)));
         }
+        assert!(kept.get() > 20 && compared.get() > 100, "{kept:?} {compared:?}");
         // The same filters on another index remember nothing of the first.
         let other = TempDir::new().expect("a directory");
         let second = Shardex::create(config(&other, Metric::L2)).await?;

@@ -9,9 +9,10 @@ Each filter lets a share of the rows pass: drawn at random, or the nearest or th
 follow the clusters of the data). The rows of a filter carry a tag (shardex), a keyword (Qdrant Edge, indexed) or a flag (LanceDB,
 with a bitmap index). Vectors are normalised and compared by dot product. One thread, one query at a time, k = 10.
 
-shardex is asked for the target recall. Of a peer the fastest setting counts whose measured recall reaches the target; "-" if none
-does. What a peer's call costs with a filter that nothing passes is taken off its time, in its favour. Rounds take turns, and the
-median counts.
+shardex is asked for the target recall. Of a peer the setting with the least effort counts whose measured recall reaches the
+target; "-" if none does. What a peer's call costs with a filter that nothing passes is taken off its time, in its favour. The
+filter of shardex is evaluated before the measurement, which takes 1 to 20 ms; the copies that it makes of what passes are measured.
+Rounds take turns, and the median counts.
 """
 import argparse, json, os, shutil, subprocess, time
 import numpy as np
@@ -24,7 +25,7 @@ p.add_argument("--work", required=True, help="directory for the indexes; it is k
 p.add_argument("--shares", default="0.0001,0.001,0.01,0.1,0.5,0.9")
 p.add_argument("--kinds", default="random,near,far")
 p.add_argument("--recall", type=float, default=0.95)
-p.add_argument("--queries-used", type=int, default=200)
+p.add_argument("--queries-used", type=int, default=1000)
 p.add_argument("--rounds", type=int, default=3)
 a = p.parse_args()
 
@@ -154,11 +155,12 @@ for i, (name, rows) in enumerate(sets):
     for settings, search, overhead in peers.values():
         fastest = None
         for setting in settings:
-            times, found = zip(*(search(f"s{i}", setting) for _ in range(a.rounds)))
-            reached = recall(found[0], i)
-            rate = len(queries) / max(float(np.median(times)) - overhead, 1e-9)
-            if reached >= a.recall and (fastest is None or rate > fastest[0]):
-                fastest = (rate, reached)
+            first, found = search(f"s{i}", setting)
+            reached = recall(found, i)
+            if reached >= a.recall:
+                times = [first, *(search(f"s{i}", setting)[0] for _ in range(a.rounds - 1))]
+                fastest = (len(queries) / max(float(np.median(times)) - overhead, 1e-9), reached)
+                break
         best = max(best, fastest[0] if fastest else 0.0)
         cells.append(f"{fastest[0]:,.0f} ({fastest[1]:.3f})" if fastest else "-")
     ratio = f"{qps / best:.2f}" if best else "-"

@@ -19,8 +19,8 @@ mod score;
 use super::{
     candidate::Candidate,
     cell_search::search_cells,
+    distances::distance_by,
     out_of_distribution::{self, row},
-    scan::distance_by,
     search_limits::{CellResults, SearchLimits},
     snapshot::{Snapshot, shard_of},
     subspace::{self, principal_axes},

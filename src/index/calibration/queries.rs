@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 
 use super::super::{
     candidate::Candidate,
-    scan::{distance_by, nearest_shards, scan_slots},
+    distances::distance_by,
+    scan::{nearest_shards, scan_slots},
     snapshot::{Snapshot, shard_of},
     topk::TopK,
 };
