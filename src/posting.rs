@@ -211,12 +211,12 @@ impl SearchOptions {
 pub struct SearchResponse {
     /// Results, the nearest first. Equal scores are ordered by (document id, start, length).
     pub results: Vec<SearchResult>,
-    /// Number of codes and vectors scanned. A posting may count several times: it may have codes in two cells, and a
+    /// Number of codes, vectors and [rounded copies](crate::Filter) scanned. A posting may count several times: it may have codes in two cells, and a
     /// second pass of the search counts again.
     pub scanned: usize,
     /// Number of distances computed. A second pass computes those of unindexed postings again.
     pub computed: usize,
-    /// Number of shards whose vectors were all scanned; 0 if the cells gave the answer.
+    /// Number of shards of which everything that passes was compared; 0 if the cells gave the answer.
     pub shards_scanned: usize,
     /// Number of cells whose codes were scanned, those of a second pass included.
     pub cells_scanned: usize,

@@ -29,6 +29,10 @@ pub const PERSISTENCE: (f32, f32, f32) = (0.2, 3.0, 8.0);
 /// sentence embeddings of 384 dimensions.
 pub const PASSING_ROWS_BYTES: u64 = 16 << 20;
 
+/// Number of searches for which the bounds may leave more than half of the distances to compute, before a filter's copies
+/// are no longer used. Chosen: a few queries far from everything tell little.
+pub const PASSING_ROWS_WIDE: u32 = 8;
+
 /// Number of rounded copies that are compared in the time of one distance in a search by cells.
 pub const ROWS_PER_DISTANCE: u64 = 5;
 

@@ -17,6 +17,18 @@ use crate::{
 /// each of 64 lanes.
 pub(super) const SUMMED: f32 = 1e-4;
 
+/// Smallest length in a bound. A product with a length of another vector, which is at most 2^63, stays far above the
+/// numbers that are not exact to their last bit, or both lengths are too small to matter.
+const LEAST_LENGTH: f32 = 1.0 / (1u128 << 100) as f32;
+
+/// Smallest width of a bound: what products of numbers that are too small for f32 may add up to, of all components.
+pub(super) const LEAST_WIDTH: f32 = 256.0 * f32::MIN_POSITIVE;
+
+/// Returns a length that is not less; infinite if kernels may overflow.
+fn length(square: f64) -> f32 {
+    if square < f64::from(f32::MAX) { (square.sqrt() as f32).next_up().max(LEAST_LENGTH) } else { f32::INFINITY }
+}
+
 /// Vector rounded to bytes, and the distance by which rounding moved it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoundedVector {
@@ -24,7 +36,9 @@ pub struct RoundedVector {
     pub(super) step: f32,
     /// Squared norm of the rounded vector.
     pub(super) square: f32,
-    /// Length of what rounding cut off.
+    /// Norm of the rounded vector, or slightly more.
+    pub(super) norm: f32,
+    /// Length of what rounding cut off, or slightly more.
     pub(super) moved: f32,
 }
 
@@ -49,7 +63,7 @@ impl RoundedVector {
         rest.iter().zip(byte_rest).enumerate().for_each(|(lane, (&x, &byte))| add(lane, x, byte));
         let [square, moved] = [square, moved].map(|lanes| lanes.iter().sum::<f64>());
         bytes.resize(bytes.len().next_multiple_of(64), 0);
-        Self { step, square: square as f32, moved: moved.sqrt() as f32 }
+        Self { step, square: square as f32, norm: length(square), moved: length(moved) }
     }
 
     /// Returns a lower and an upper bound of the Euclidean distance to another vector. `product` is the product of the
@@ -135,7 +149,7 @@ impl RoundedRows {
         }
         self.products.resize(self.rows.len().next_multiple_of(ROWS), 0);
         distance::dot_bytes(&query.bytes, self.blocks.bytes(), &mut self.products);
-        let RoundedVector { step, square, moved } = query.rounded;
+        let RoundedVector { step, square, norm, moved } = query.rounded;
         let dot = |row: &RoundedVector, product: i32| (product - query.offset) as f32 * (step * row.step);
         let pairs = self.rows.iter().zip(&self.products);
         match metric {
@@ -146,16 +160,15 @@ impl RoundedRows {
                     let apart = squares - 2.0 * dot(row, product);
                     let reach = (bound + row.moved) * (1.0 + SUMMED);
                     // Squares underflow below the smallest f32 and overflow above the largest; such rows pass.
-                    let limit = reach * reach + 1e-5 * squares + f32::MIN_POSITIVE * 16.0;
+                    let limit = reach * reach + 1e-5 * squares + LEAST_WIDTH;
                     !(apart > limit && apart < f32::INFINITY)
                 }));
             }
             Metric::Cosine | Metric::Dot => {
-                let norm = square.sqrt();
                 self.near.extend(pairs.map(|(row, &product)| {
-                    let row_norm = row.square.sqrt() + row.moved;
+                    let row_norm = row.norm + row.moved;
                     let slack = moved * row_norm + norm * row.moved + SUMMED * (norm + moved) * row_norm;
-                    let most = dot(row, product) + slack * (1.0 + SUMMED) + f32::MIN_POSITIVE * 16.0;
+                    let most = dot(row, product) + slack * (1.0 + SUMMED) + LEAST_WIDTH;
                     !(most < -bound && most > f32::NEG_INFINITY)
                 }));
             }

@@ -4,7 +4,10 @@
 //! that rounding cut off is known for each vector, so the Cauchy–Schwarz inequality bounds what it adds to a product; the
 //! rest allows for the rounding of sums. So what the bounds exclude needs no exact vector.
 
-use super::{padded, rounded::RoundedQuery, rounded::RoundedVector, rounded::SUMMED};
+use super::{
+    padded,
+    rounded::{LEAST_WIDTH, RoundedQuery, RoundedVector, SUMMED},
+};
 use crate::{
     config::Metric,
     distance::{self, ByteBlocks, ROWS},
@@ -50,12 +53,13 @@ pub struct BlockBounds {
 }
 
 impl RowBounds {
-    /// Creates an empty set of rows. `centre` should be among the vectors; only L2 uses it.
+    /// Creates an empty set with room for `rows` rows. `centre` should be among the vectors; only L2 uses it.
     #[must_use]
-    pub fn new(metric: Metric, centre: &[f32]) -> Self {
-        let blocks = ByteBlocks::new(padded(centre.len()));
+    pub fn new(metric: Metric, centre: &[f32], rows: usize) -> Self {
+        let mut blocks = ByteBlocks::new(padded(centre.len()));
+        blocks.reserve(rows);
         let centre = if metric == Metric::L2 { centre.to_vec() } else { Vec::new() };
-        Self { metric, centre, blocks, terms: Vec::new() }
+        Self { metric, centre, blocks, terms: Vec::with_capacity(rows.div_ceil(ROWS)) }
     }
 
     /// Returns the number of rows.
@@ -80,12 +84,12 @@ impl RowBounds {
     /// Panics if the vector has another length than the centre.
     pub fn push(&mut self, vector: &[f32], scratch: &mut RowScratch) {
         let vector = self.centred(vector, &mut scratch.differences);
-        let RoundedVector { step, square, moved } = RoundedVector::new(vector, &mut scratch.bytes);
+        let RoundedVector { step, norm, moved, .. } = RoundedVector::new(vector, &mut scratch.bytes);
         let (block, lane) = (self.blocks.rows() / ROWS, self.blocks.rows() % ROWS);
         self.blocks.push(&scratch.bytes);
         self.terms.resize_with(block + 1, RowTerms::default);
         let terms = &mut self.terms[block];
-        (terms.step[lane], terms.norm[lane], terms.moved[lane]) = (step, square.sqrt(), moved);
+        (terms.step[lane], terms.norm[lane], terms.moved[lane]) = (step, norm, moved);
         terms.square[lane] = if self.metric == Metric::L2 { squared_norm(vector) } else { 0.0 };
     }
 
@@ -133,8 +137,8 @@ struct QueryTerms {
 
 impl QueryTerms {
     fn of(query: &RoundedQuery, metric: Metric, vector: &[f32]) -> Self {
-        let RoundedVector { step, square, moved } = query.rounded();
-        let norm = square.sqrt() + moved;
+        let RoundedVector { step, norm, moved, .. } = query.rounded();
+        let norm = norm + moved;
         let (times, square) = if metric == Metric::L2 { (2.0, squared_norm(vector)) } else { (1.0, 0.0) };
         // What rounding cut off the query meets the rounded row, and what it cut off the row meets the whole query. By L2
         // the rounding of sums is a part of the squares, otherwise of the product of the norms.
@@ -149,14 +153,12 @@ impl QueryTerms {
 
     #[inline]
     fn bounds(&self, first: usize, products: &[i32; ROWS], row: &RowTerms) -> BlockBounds {
-        /// Smallest width of the bounds: products of small numbers may underflow.
-        const LEAST: f32 = 16.0 * f32::MIN_POSITIVE;
         let mut bounds = BlockBounds { first, lower: [0.0; ROWS], upper: [0.0; ROWS] };
         for (lane, product) in products.iter().enumerate() {
             let squares = self.square + row.square[lane];
             let middle = squares - (product - self.offset) as f32 * (self.factor * row.step[lane]);
             let width = self.per_norm * row.norm[lane] + self.per_moved * row.moved[lane];
-            let width = width + 4.0 * SUMMED * squares + LEAST;
+            let width = width + 4.0 * SUMMED * squares + LEAST_WIDTH;
             // What overflows tells nothing. A comparison with what is not a number is false.
             let tells = middle.abs() + width < f32::MAX;
             bounds.lower[lane] = if tells { middle - width } else { f32::NEG_INFINITY };
@@ -170,6 +172,31 @@ impl QueryTerms {
 mod tests {
     use super::*;
 
+    /// Lengths that round to half of themselves, and steps whose product is too small for f32.
+    #[test]
+    fn bounds_hold_where_numbers_are_too_small_for_their_last_bits() {
+        let least = f32::from_bits(1);
+        let small = (vec![least; 2], vec![vec![4.5e18, 0.0], vec![3.1e18, 3.1e18]]);
+        let turned = (vec![3.1e18, 3.1e18], vec![vec![least; 2], vec![least, 0.0]]);
+        let long = (vec![3.3e-21; 65_536], vec![vec![3.3e-21; 65_536], vec![-3.3e-21; 65_536]]);
+        for (query, rows) in [small, turned, long] {
+            for metric in [Metric::Dot, Metric::L2] {
+                let (mut bounded, mut scratch) = (RowBounds::new(metric, &rows[0], 2), RowScratch::default());
+                rows.iter().for_each(|row| bounded.push(row, &mut scratch));
+                bounded.for_each_block(&query, |block| {
+                    for (i, row) in rows.iter().enumerate() {
+                        let distance = match metric {
+                            Metric::L2 => distance::squared_l2(&query, row),
+                            _ => -distance::dot(&query, row),
+                        };
+                        let within = distance >= block.lower[i] && distance <= block.upper[i];
+                        assert!(within, "{metric:?} {i}: {distance:e} in {:e} to {:e}", block.lower[i], block.upper[i]);
+                    }
+                });
+            }
+        }
+    }
+
     #[test]
     fn every_distance_is_within_its_bounds_and_bounds_are_close() {
         let mut x = 7u64;
@@ -177,13 +204,29 @@ mod tests {
             x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (x >> 40) as f32 / (1 << 23) as f32 - 1.0
         };
-        let kinds =
-            [(1.0, 0.0), (1e-21, 0.0), (1e-40, 0.0), (1e12, 0.0), (1e18, 0.0), (1e19, 0.0), (1.0, 100.0), (1.0, 1e4)];
-        for (dimension, (scale, offset)) in [1, 3, 64, 100, 384].into_iter().flat_map(|d| kinds.map(|kind| (d, kind))) {
-            let mut vector = || -> Vec<f32> { (0..dimension).map(|_| (next() + offset) * scale).collect() };
-            let (query, rows): (_, Vec<Vec<f32>>) = (vector(), (0..600).map(|_| vector()).collect());
+        // Scale of the query and of the rows, and offset of all components.
+        let kinds = [
+            (1.0, 1.0, 0.0),
+            (1e-21, 1e-21, 0.0),
+            (1e-40, 1e-40, 0.0),
+            (1e-45, 1e18, 0.0),
+            (1e18, 1e-45, 0.0),
+            (1e-24, 1e17, 0.0),
+            (1e17, 1e-24, 0.0),
+            (1e-3, 1e-30, 0.0),
+            (1e12, 1e12, 0.0),
+            (1e18, 1e18, 0.0),
+            (1e19, 1e19, 0.0),
+            (1.0, 1.0, 100.0),
+            (1.0, 1.0, 1e4),
+        ];
+        for (dimension, (of_query, scale, offset)) in
+            [1, 2, 3, 64, 100, 384].into_iter().flat_map(|d| kinds.map(|kind| (d, kind)))
+        {
+            let mut vector = |scale: f32| -> Vec<f32> { (0..dimension).map(|_| (next() + offset) * scale).collect() };
+            let (query, rows): (_, Vec<Vec<f32>>) = (vector(of_query), (0..600).map(|_| vector(scale)).collect());
             for metric in [Metric::L2, Metric::Dot, Metric::Cosine] {
-                let (mut bounded, mut scratch) = (RowBounds::new(metric, &rows[7]), RowScratch::default());
+                let (mut bounded, mut scratch) = (RowBounds::new(metric, &rows[7], 9), RowScratch::default());
                 rows.iter().for_each(|row| bounded.push(row, &mut scratch));
                 assert_eq!(bounded.rows(), 600);
                 let mut widths = Vec::new();
@@ -204,8 +247,9 @@ mod tests {
                 assert_eq!(seen, 600);
                 widths.sort_by(f32::total_cmp);
                 // By L2 an offset that all vectors have changes nothing.
-                let usual =
-                    dimension == 384 && scale == 1.0 && (offset == 0.0 || metric == Metric::L2 && offset == 100.0);
+                let usual = dimension == 384
+                    && (of_query, scale) == (1.0, 1.0)
+                    && (offset == 0.0 || metric == Metric::L2 && offset == 100.0);
                 let most = if metric == Metric::L2 { 0.05 } else { 1.0 };
                 assert!(!usual || widths[300] < most, "{} for {metric:?} {offset}", widths[300]);
             }

@@ -141,6 +141,11 @@ impl ByteBlocks {
         &self.bytes
     }
 
+    /// Makes room for as many rows more, and for no others.
+    pub fn reserve(&mut self, rows: usize) {
+        self.bytes.reserve_exact((self.rows + rows).next_multiple_of(ROWS) * self.len - self.bytes.len());
+    }
+
     /// Removes all rows.
     pub fn clear(&mut self) {
         self.rows = 0;

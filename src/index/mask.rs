@@ -13,7 +13,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -58,6 +58,8 @@ pub struct FilterMask {
     spent: Spent,
     /// Rounded copies of the vectors that pass.
     rows: OnceLock<MaskRows>,
+    /// Whether a search makes the copies, has made them, or has failed.
+    made: AtomicBool,
 }
 
 /// Cost of the searches by a filter that did not use rounded copies, in units of one distance: whether copies are worth
@@ -87,12 +89,21 @@ pub(super) struct MaskRows {
     covered: Vec<bool>,
     /// Shards with postings that pass for which the copies are not valid.
     pub(super) others: Vec<u32>,
+    /// Number of searches for which the bounds left more than half of the distances to compute.
+    wide: AtomicU32,
 }
 
 impl MaskRows {
     /// Reports whether the copies are valid for a shard.
     pub(super) fn covers(&self, number: u32) -> bool {
         self.covered.get(number as usize).is_some_and(|&covered| covered)
+    }
+
+    /// Counts a search that computed this number of distances.
+    pub(super) fn used(&self, computed: usize) {
+        if computed > self.rows.rows() / 2 {
+            self.wide.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -131,6 +142,7 @@ impl FilterMask {
             passing_shards: Vec::new(),
             spent: Spent::default(),
             rows: OnceLock::new(),
+            made: AtomicBool::new(false),
         };
         let mut stale = Vec::new();
         for (number, shard) in snapshot.iter() {
@@ -174,28 +186,30 @@ impl FilterMask {
     /// Returns the rounded copies for an exhaustive search of `k` results, and makes them if enough was spent on searches
     /// without them. `None` if there are none, if the search needs most of the vectors anyway, or if a search by cells is
     /// possible and costs less.
-    ///
-    /// # Errors
-    /// Returns `Corruption` if a vector that passes is damaged.
     pub(super) fn rows<F: StorageFile>(
         &self,
         k: usize,
         may_be_by_cells: bool,
         snapshot: &Snapshot<F::Lent>,
         data: &DataFile<F>,
-    ) -> Result<Option<&MaskRows>> {
+    ) -> Option<&MaskRows> {
         let [all, by_cells, searches] =
             [&self.spent.all, &self.spent.by_cells, &self.spent.searches].map(|count| count.load(Ordering::Relaxed));
         let costs_less = by_cells > (searches * self.passing).div_ceil(tuning::ROWS_PER_DISTANCE);
         if self.passing / 2 < k as u64 || may_be_by_cells && !costs_less {
-            return Ok(None);
+            return None;
         }
         if let Some(rows) = self.rows.get() {
-            return Ok(Some(rows));
+            // Of vectors that differ by less than rounding the bounds exclude too little.
+            return Some(rows).filter(|rows| rows.wide.load(Ordering::Relaxed) < tuning::PASSING_ROWS_WIDE);
         }
         let enough = all >= tuning::PASSING_ROWS_AFTER * self.passing;
         if !enough || !passing_rows::may_be_kept(self.passing, data.geometry().dimension) {
-            return Ok(None);
+            return None;
+        }
+        // One thread makes them. The others search without, and all do if a vector is damaged that few searches read.
+        if self.made.swap(true, Ordering::Relaxed) {
+            return None;
         }
         let mut places = Vec::with_capacity(self.passing as usize);
         for (number, shard) in snapshot.iter() {
@@ -207,12 +221,11 @@ impl FilterMask {
                 }
             }
         }
-        let rows = Arc::new(PassingRows::of(places, snapshot, data)?);
+        let rows = Arc::new(PassingRows::of(places, snapshot, data).ok()?);
         let made_of: Arc<[_]> =
             self.shards.iter().map(|mask| mask.as_ref().map(|mask| Arc::clone(&mask.words))).collect();
         let covered = made_of.iter().map(Option::is_some).collect();
-        // Another thread may have been faster.
-        Ok(Some(self.rows.get_or_init(|| MaskRows { rows, made_of, covered, others: Vec::new() })))
+        Some(self.rows.get_or_init(|| MaskRows { rows, made_of, covered, others: Vec::new(), wide: AtomicU32::new(0) }))
     }
 
     /// Takes over the rounded copies of an earlier mask, and what was spent, unless too many shards have changed.
@@ -235,7 +248,13 @@ impl FilterMask {
             return;
         }
         reached!(RowsKept);
-        self.rows = OnceLock::from(MaskRows { rows: Arc::clone(rows), made_of: Arc::clone(made_of), covered, others });
+        self.rows = OnceLock::from(MaskRows {
+            rows: Arc::clone(rows),
+            made_of: Arc::clone(made_of),
+            covered,
+            others,
+            wide: AtomicU32::new(0),
+        });
     }
 
     /// Returns the number of live postings of a shard that pass.

@@ -14,11 +14,12 @@ use std::ops::Deref;
 use super::{
     candidate::Candidate,
     distances::distance_to,
+    lookup::posting_at,
     snapshot::{Snapshot, shard_of},
     topk::TopK,
 };
 use crate::{
-    codes::{RowBounds, RowScratch, padded},
+    codes::{RowBounds, RowScratch, medians, padded},
     distance,
     error::Result,
     failpoint::{holds, reached},
@@ -26,6 +27,9 @@ use crate::{
     storage::StorageFile,
     tuning,
 };
+
+/// Number of vectors from whose medians the copies are measured by L2.
+const CENTRE_SAMPLE: usize = 32;
 
 /// Rounded copies of the vectors that pass a filter.
 #[derive(Debug)]
@@ -61,14 +65,17 @@ impl PassingRows {
         data: &DataFile<F>,
     ) -> Result<Self> {
         let geometry = data.geometry();
-        let (mut scratch, mut widened) = (RowScratch::default(), Vec::new());
-        let mut rows: Option<RowBounds> = None;
-        for &(number, slot) in &places {
-            let (_, vector) = super::lookup::posting_at(snapshot, data, number, slot)?;
-            let vector = vector.widened(&mut widened);
-            rows.get_or_insert_with(|| RowBounds::new(geometry.metric, vector)).push(vector, &mut scratch);
+        let mut widened = Vec::new();
+        let mut sample: Vec<f32> = Vec::new();
+        for &(number, slot) in places.iter().step_by(places.len().div_ceil(CENTRE_SAMPLE).max(1)) {
+            sample.extend_from_slice(posting_at(snapshot, data, number, slot)?.1.widened(&mut widened));
         }
-        let rows = rows.unwrap_or_else(|| RowBounds::new(geometry.metric, &vec![0.0; geometry.dimension]));
+        sample.resize(sample.len().max(geometry.dimension), 0.0);
+        let centre = medians(&sample, geometry.dimension);
+        let (mut rows, mut scratch) = (RowBounds::new(geometry.metric, &centre, places.len()), RowScratch::default());
+        for &(number, slot) in &places {
+            rows.push(posting_at(snapshot, data, number, slot)?.1.widened(&mut widened), &mut scratch);
+        }
         Ok(Self { rows, places })
     }
 
@@ -95,7 +102,7 @@ impl PassingRows {
         // Nothing farther than the bound is a result. It falls while rows are compared, if postings are counted: the upper
         // bounds of `k` postings lie below it. Of documents that would have to be known for each.
         let mut bound = top.bound();
-        let most = if documents { usize::MAX } else { top.k().saturating_mul(4).saturating_add(64) };
+        let mut most = if documents { usize::MAX } else { top.k().saturating_mul(4).saturating_add(64) };
         let mut near: Vec<Bounded> = Vec::new();
         self.rows.for_each_block(query, |block| {
             let places = &self.places[block.first..];
@@ -109,6 +116,8 @@ impl PassingRows {
                 let (_, farthest, _) = near.select_nth_unstable_by(top.k() - 1, |a, b| a.upper.total_cmp(&b.upper));
                 bound = bound.min(farthest.upper);
                 near.retain(|one| one.lower <= bound);
+                // Each candidate is looked at a bounded number of times, also where bounds exclude little.
+                most = most.max(2 * near.len());
             }
         });
         rerank(&mut near, snapshot, data, query, top)
@@ -167,7 +176,7 @@ fn rerank<F: StorageFile>(
             return Ok(computed);
         }
         near = rest;
-        count = 8;
+        count *= 2;
     }
     Ok(computed)
 }

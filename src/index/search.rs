@@ -100,7 +100,8 @@ fn results_of<F: StorageFile>(
         // Damaged cells are not used until the next cell build.
         Some((cells, Some(limit))) if !cells.is_damaged() => {
             let by_rows = || by_rows(executor, snapshot, data, query, wanted, true);
-            if let Some(found) = if scope.by_cells { None } else { by_rows()? } {
+            // A slop limits the work, and copies are compared as a whole.
+            if let Some(found) = if scope.by_cells || scope.slop.is_some() { None } else { by_rows()? } {
                 return Ok(found);
             }
             match limited(snapshot, data, cells, query, wanted, scope, limit)? {
@@ -196,10 +197,12 @@ fn by_rows<F: StorageFile>(
     may_be_by_cells: bool,
 ) -> Result<Option<Outcome>> {
     let Some(mask) = wanted.mask else { return Ok(None) };
-    let Some(known) = mask.rows(wanted.k, may_be_by_cells, snapshot, data)? else { return Ok(None) };
+    let Some(known) = mask.rows(wanted.k, may_be_by_cells, snapshot, data) else { return Ok(None) };
     let (mut top, mut work) = scan_shards(executor, snapshot, data, query, wanted, &known.others)?;
-    work.computed +=
-        known.rows.search(snapshot, data, query, wanted.documents, |number| known.covers(number), &mut top)?;
+    let covers = |number| known.covers(number);
+    let computed = known.rows.search(snapshot, data, query, wanted.documents, covers, &mut top)?;
+    known.used(computed);
+    work.computed += computed;
     work.rounded = known.rows.rows();
     work.scanned += work.rounded;
     work.shards = mask.passing_shards().len();
