@@ -250,6 +250,18 @@ post_mortems! {
     rot_below_a_rotten_node_is_an_excuse: "rot-below-a-rotten-node.case";
     /// Bug in the checkers: a planned crash can occur in a call that the checks themselves make.
     a_crash_may_come_while_the_judge_asks: "stop-while-the-judge-asks.case";
+    /// The page of tags that only the older root named was rotten, and the open kept that root as a good one.
+    tags_of_the_older_root_are_read_by_the_open: "rot-in-tags-of-the-older-root.case";
+    /// The same before a full check, which found it after the open had not.
+    tags_of_the_older_root_are_read_before_a_full_check: "rot-in-tags-before-a-full-check.case";
+    /// Bug in the monitor: it took the bytes behind a root of version 1, which a failed upgrade had left, for a part of it.
+    what_lies_behind_a_root_of_version_1_is_no_part_of_it: "older-version-over-a-failed-upgrade.case";
+    /// Kills a mutant: an open must not take an acknowledged frame of a later version for a torn end.
+    a_frame_of_a_later_version_is_refused: "frame-of-a-later-version.case";
+    /// Kills a mutant: a rotten cursor is an error of the call that returns it.
+    a_rotten_cursor_is_an_error: "rot-in-the-cursor.case";
+    /// Kills a mutant: a cell build that reads vectors first compares their checksum.
+    a_cell_build_compares_checksums: "rot-read-first-by-a-cell-build.case";
 }
 
 #[test]
