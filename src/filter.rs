@@ -23,8 +23,9 @@ use crate::id::{DocumentId, PostingKey};
 /// Cost: the first search with a filter evaluates it for every posting of the snapshot: one read of a posting record
 /// each for lists of documents and predicates, and less for tags. A short list of documents is looked up instead.
 /// Memory: one bit per posting and filter, for each part of a combination. The copies have a byte per component, up to
-/// the next multiple of 64, and 24 bytes more for each posting that passes, if that is at most 16 MiB and cheaper than searches as without a filter. They
-/// are made after searches have cost as much as the making: about four comparisons of all that passes.
+/// the next multiple of 64, and 24 bytes more for each posting that passes. A filter keeps 16 MiB of them at most, and only
+/// where comparing them costs less than its searches did. They are made once these have cost four comparisons of all that
+/// passes.
 ///
 /// ```
 /// use shardex::{DocumentId, Filter};

@@ -211,8 +211,8 @@ impl SearchOptions {
 pub struct SearchResponse {
     /// Results, the nearest first. Equal scores are ordered by (document id, start, length).
     pub results: Vec<SearchResult>,
-    /// Number of codes, vectors and [rounded copies](crate::Filter) scanned. A posting may count several times: it may have codes in two cells, and a
-    /// second pass of the search counts again.
+    /// Number of codes, vectors and [rounded copies](crate::Filter) scanned. A posting may count several times: it may
+    /// have codes in two cells, and a second pass of the search counts again.
     pub scanned: usize,
     /// Number of distances computed. A second pass computes those of unindexed postings again.
     pub computed: usize,

@@ -11,8 +11,8 @@ with a bitmap index). Vectors are normalised and compared by dot product. One th
 
 shardex is asked for the target recall. Of a peer the setting with the least effort counts whose measured recall reaches the
 target; "-" if none does. What a peer's call costs with a filter that nothing passes is taken off its time, in its favour. The
-filter of shardex is evaluated before the measurement, which takes 1 to 20 ms; the copies that it makes of what passes are measured.
-Rounds take turns, and the median counts.
+filter of shardex is evaluated before the measurement; the copies that it makes of what passes are measured. The median of the
+rounds counts.
 """
 import argparse, json, os, shutil, subprocess, time
 import numpy as np

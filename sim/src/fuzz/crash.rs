@@ -92,7 +92,7 @@ fn fault(bytes: &mut Bytes<'_>) -> Fault {
 fn a_crash(bytes: &mut Bytes<'_>) -> Crash {
     let flags = bytes.byte();
     let damage = match flags >> 5 {
-        0 => Damage::all().nth(bytes.below(12) as usize),
+        0 => Damage::all().nth(bytes.below(Damage::all().count() as u64) as usize),
         1 => Some(Damage::RotRoot),
         2 => Some(Damage::StaleRoot),
         _ => None,
