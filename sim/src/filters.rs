@@ -9,7 +9,7 @@ use shardex::{
     DocumentId, Filter, PostingKey, Result, ShardexError,
     engine::Lent,
     env::Inline,
-    index::{self, FilterMask, ResultScope, SearchScope, Snapshot},
+    index::{self, FilterMask, ResultScope, Search, SearchScope, Snapshot},
     shard::DataFile,
     storage::Storage,
 };
@@ -68,7 +68,7 @@ fn check_one<S: Storage>(
     let by_cells = SearchScope { recall: Some(0.999), slop: None, by_cells: true, ..SearchScope::slop(2) };
     for scope in [SearchScope::exact(), by_cells] {
         let all = ResultScope { mask: Some(&mask), ..ResultScope::nearest(snapshot.live as usize + 1) };
-        let hits = index::search_on(&Inline, snapshot, data, &query, all, scope)?;
+        let hits = Search { executor: &Inline, snapshot, data, query: &query, wanted: all, scope }.run()?;
         let found: BTreeSet<Key> = hits.iter().map(|hit| (hit.document_id.0, hit.start, hit.length)).collect();
         if found.len() != hits.len() || found != wanted {
             return Err(wrong(format!("P3: a search by {filter:?} found {found:?}, {wanted:?} pass")));
@@ -76,7 +76,8 @@ fn check_one<S: Storage>(
     }
     // Few results are found by rounded copies of the vectors, which the filter keeps for later snapshots.
     let few = ResultScope { mask: Some(&mask), ..ResultScope::nearest(2) };
-    let hits = index::search_on(&Inline, snapshot, data, &query, few, SearchScope::exact())?;
+    let scope = SearchScope::exact();
+    let hits = Search { executor: &Inline, snapshot, data, query: &query, wanted: few, scope }.run()?;
     let found: Vec<Key> = hits.iter().map(|hit| (hit.document_id.0, hit.start, hit.length)).collect();
     if found != nearest[..nearest.len().min(2)] {
         return Err(wrong(format!("P3: by {filter:?} the nearest are {found:?}, not the first two of {nearest:?}")));

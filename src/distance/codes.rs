@@ -263,7 +263,7 @@ pub(super) fn rotate(flips: &[u32], values: &mut [f32], steps: &impl Steps) {
 /// Queue of bytes that will be read soon. A kernel prefetches a few cache lines of them between its computations, so
 /// that neither waits for the other. If all lines were prefetched at once, they would occupy the few line fill buffers
 /// of the core, and the core would stall.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Prefetch<'a> {
     now: &'a [u8],
     later: [&'a [u8]; 32],
@@ -271,6 +271,13 @@ pub struct Prefetch<'a> {
     count: usize,
     /// Cache lines per step.
     lines: usize,
+}
+
+#[expect(clippy::derivable_impls, reason = "the derived code stores the entries one by one, 22 cache lines of it")]
+impl Default for Prefetch<'_> {
+    fn default() -> Self {
+        Self { now: &[], later: [&[]; 32], count: 0, lines: 0 }
+    }
 }
 
 impl<'a> Prefetch<'a> {

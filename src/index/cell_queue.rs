@@ -88,6 +88,7 @@ impl<'a, 'b> CellQueue<'a, 'b> {
     ///
     /// # Errors
     /// Returns `Corruption` if a cell group is damaged.
+    #[inline]
     pub(super) fn next<F: StorageFile, B: Deref<Target = [u8]>>(
         &mut self,
         cells: &'a CellIndex<B>,

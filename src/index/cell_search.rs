@@ -43,10 +43,11 @@ pub(super) fn search_cells<F: StorageFile, B: Deref<Target = [u8]>>(
     k: usize,
     limit: SearchLimits,
 ) -> Result<CellResults> {
-    search_cells_extending(snapshot, data, cells, vector, ResultScope::nearest(k), limit, |_| Ok(Extension::No))
+    search_cells_extending(snapshot, data, cells, vector, ResultScope::nearest(k), limit, |_, _| Ok(Extension::No))
 }
 
-/// Searches by cells, and runs a second pass if `extend`, called with the results of the first, returns wider limits.
+/// Searches by cells, and runs a second pass if `extend`, called with the results of the first and the number of postings
+/// that seem as near and do not pass the filter, returns wider limits.
 ///
 /// The second pass scans the codes of the first pass again, in cells and of unindexed postings, and counts them again.
 /// The distances of indexed postings are not computed again, because these are in the visited set. Those of unindexed
@@ -61,7 +62,7 @@ pub(super) fn search_cells_extending<F: StorageFile, B: Deref<Target = [u8]>>(
     vector: &[f32],
     wanted: ResultScope<'_>,
     limit: SearchLimits,
-    extend: impl FnOnce(&TopK) -> Result<Extension>,
+    extend: impl FnOnce(&TopK, usize) -> Result<Extension>,
 ) -> Result<CellResults> {
     SCRATCH.with_borrow_mut(|scratch| {
         let Scratch { query, buffers, visited, held } = scratch;
@@ -91,24 +92,12 @@ pub(super) fn search_cells_extending<F: StorageFile, B: Deref<Target = [u8]>>(
             mask: wanted.mask,
             gained: false,
             held,
+            rejected: Vec::new(),
             pending: Vec::new(),
             prefetch: Prefetch::default(),
         };
         search_cells.search(query, buffers, &limit)?;
-        let extended = match extend(&search_cells.top)? {
-            _ if search_cells.abandoned => false,
-            Extension::No => false,
-            Extension::Everything => {
-                search_cells.abandoned = true;
-                false
-            }
-            Extension::To(limit) => {
-                search_cells.most = limit.most;
-                search_cells.top.is_offered_again();
-                search_cells.search(query, buffers, &limit)?;
-                true
-            }
-        };
+        let extended = search_cells.extend(query, buffers, extend)?;
         let cost = search_cells.cost();
         let CellSearch { top, scanned, computed, walked, cut, abandoned, .. } = search_cells;
         Ok(CellResults { top, scanned, computed, cost, cells: walked, cut, abandoned, extended })
@@ -156,6 +145,34 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
             self.scan_unindexed(query, &SearchEffort { deviations, ..limit.effort }, &mut buffers.found)?;
         }
         Ok(())
+    }
+
+    /// Runs a second pass if `extend` returns wider limits. Returns whether it did.
+    ///
+    /// # Errors
+    /// Returns the errors of `extend`, and `Corruption` if a vector or a cell group is damaged.
+    fn extend(
+        &mut self,
+        query: &QuantizedQuery,
+        buffers: &mut WalkBuffers,
+        extend: impl FnOnce(&TopK, usize) -> Result<Extension>,
+    ) -> Result<bool> {
+        let bound = self.top.bound();
+        let rejected = self.rejected.iter().filter(|&&estimate| estimate <= bound).count();
+        match extend(&self.top, rejected)? {
+            _ if self.abandoned => Ok(false),
+            Extension::No => Ok(false),
+            Extension::Everything => {
+                self.abandoned = true;
+                Ok(false)
+            }
+            Extension::To(limit) => {
+                self.most = limit.most;
+                self.top.is_offered_again();
+                self.search(query, buffers, &limit)?;
+                Ok(true)
+            }
+        }
     }
 
     /// Counts a scanned cell for the stop rule: whether it gave a result, or belongs to an earlier pass.
@@ -291,7 +308,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
                 found.sort_unstable_by(nearest_first);
             }
             for some in found.chunks(TOGETHER) {
-                some.iter().for_each(|one| self.ask_for(one.lower_bound, None, number, one.reference as usize, shard));
+                some.iter().for_each(|one| self.ask_for(one, None, number, one.reference as usize, shard));
                 self.prefetch.finish();
                 self.rerank_pending()?;
             }

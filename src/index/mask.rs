@@ -19,7 +19,7 @@ use std::{
 
 use super::{
     lookup::find,
-    passing_rows::{self, PassingRows},
+    passing_rows::{self, PassingRows, RowSearch},
     snapshot::{CHUNK_SHARDS, Snapshot, shard_of},
 };
 use crate::{
@@ -82,7 +82,7 @@ impl Clone for Spent {
 /// Rounded copies that a mask uses.
 #[derive(Debug)]
 pub(super) struct MaskRows {
-    pub(super) rows: Arc<PassingRows>,
+    rows: Arc<PassingRows>,
     /// Bits of the shards when the copies were made, by shard number.
     made_of: Arc<[Option<Arc<[u64]>>]>,
     /// Whether the copies are valid for a shard, by its number.
@@ -94,9 +94,19 @@ pub(super) struct MaskRows {
 }
 
 impl MaskRows {
-    /// Reports whether the copies are valid for a shard.
-    pub(super) fn covers(&self, number: u32) -> bool {
-        self.covered.get(number as usize).is_some_and(|&covered| covered)
+    /// Returns the search for a query in a snapshot.
+    pub(super) fn search<'a, F: StorageFile>(
+        &'a self,
+        snapshot: &'a Snapshot<F::Lent>,
+        data: &'a DataFile<F>,
+        query: &'a [f32],
+    ) -> RowSearch<'a, F> {
+        RowSearch { rows: &self.rows, snapshot, data, query, covered: &self.covered }
+    }
+
+    /// Returns the number of rows.
+    pub(super) fn rows(&self) -> usize {
+        self.rows.rows()
     }
 
     /// Counts a search that computed this number of distances.

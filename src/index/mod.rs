@@ -37,7 +37,7 @@ pub use hits::{Hit, Hits, given};
 pub use lookup::{ScanPosition, StoredSlot, documents, find, page_by_key, posting_at, scan_next};
 pub use mask::FilterMask;
 pub use routing::RoutingTable;
-pub use search::{in_group_order, search, search_on, warm};
+pub use search::{Search, in_group_order, search, warm};
 pub use search_limits::ResultScope;
 pub use search_scope::SearchScope;
 pub use snapshot::{CHUNK_SHARDS, Chunk, NewCodes, Snapshot, SnapshotSource};

@@ -9,7 +9,7 @@
 //!    and of a shard only while it has the same bits in the later mask: the shard then has the same id, slots and tags.
 //! 2. Which postings are live may have changed, so it is tested in the snapshot that is searched.
 
-use std::ops::Deref;
+use std::{cmp::Ordering, collections::BinaryHeap};
 
 use super::{
     candidate::Candidate,
@@ -19,6 +19,7 @@ use super::{
     topk::TopK,
 };
 use crate::{
+    cells::RankedId,
     codes::{RowBounds, RowScratch, medians, padded},
     distance,
     error::Result,
@@ -42,9 +43,17 @@ pub(super) struct PassingRows {
 /// Candidate whose distance is not computed yet.
 #[derive(Clone, Copy)]
 struct Bounded {
+    /// Lower bound of the distance.
     lower: f32,
-    upper: f32,
-    place: (u32, u32),
+    /// Number of the row.
+    row: u32,
+}
+
+impl Bounded {
+    /// Compares candidates by lower bound.
+    fn by_lower(a: &Self, b: &Self) -> Ordering {
+        a.lower.total_cmp(&b.lower)
+    }
 }
 
 /// Reports whether a filter that lets `passing` postings pass may keep rounded copies.
@@ -83,100 +92,101 @@ impl PassingRows {
     pub(super) fn rows(&self) -> usize {
         self.rows.rows()
     }
+}
 
-    /// Offers every live posting of the rows that may be among the nearest to the top-k, which counts `documents` or
-    /// postings. `is_covered` tells for which shards, by number, the rows are valid. Returns the number of distances computed.
+/// Search among the rows.
+pub(super) struct RowSearch<'a, F: StorageFile> {
+    pub(super) rows: &'a PassingRows,
+    pub(super) snapshot: &'a Snapshot<F::Lent>,
+    pub(super) data: &'a DataFile<F>,
+    pub(super) query: &'a [f32],
+    /// Whether the rows are valid for a shard, by its number.
+    pub(super) covered: &'a [bool],
+}
+
+impl<F: StorageFile> RowSearch<'_, F> {
+    /// Offers every live posting that may be among the nearest to the top-k, which counts `documents` or postings. Returns
+    /// the number of distances computed.
     ///
     /// # Errors
     /// Returns `Corruption` if a vector that is read is damaged.
-    pub(super) fn search<F: StorageFile>(
-        &self,
-        snapshot: &Snapshot<F::Lent>,
-        data: &DataFile<F>,
-        query: &[f32],
-        documents: bool,
-        is_covered: impl Fn(u32) -> bool,
-        top: &mut TopK,
-    ) -> Result<usize> {
+    pub(super) fn by_copies(&self, documents: bool, top: &mut TopK) -> Result<usize> {
         reached!(RowsSearched);
         // Nothing farther than the bound is a result. It falls while rows are compared, if postings are counted: the upper
-        // bounds of `k` postings lie below it. Of documents that would have to be known for each.
-        let mut bound = top.bound();
-        let mut most = if documents { usize::MAX } else { top.k().saturating_mul(4).saturating_add(64) };
+        // bounds of `k` postings lie within it. Of documents that would have to be known for each.
+        let (mut bound, k) = (top.bound(), if documents { 0 } else { top.k() });
+        let mut uppers: BinaryHeap<RankedId> = BinaryHeap::new();
         let mut near: Vec<Bounded> = Vec::new();
-        self.rows.for_each_block(query, |block| {
-            let places = &self.places[block.first..];
-            for (lane, &place) in places.iter().take(block.lower.len()).enumerate() {
+        self.rows.rows.for_each_block(self.query, |block| {
+            let count = (self.rows.rows() - block.first).min(block.lower.len());
+            for (lane, row) in (block.first..block.first + count).enumerate() {
                 let lower = block.lower[lane];
-                if holds!(Recall, lower <= bound) && is_valid(snapshot, place, &is_covered) {
-                    near.push(Bounded { lower, upper: block.upper[lane], place });
+                if holds!(Recall, lower <= bound) && self.is_valid(row) {
+                    near.push(Bounded { lower, row: row as u32 });
+                    let upper = RankedId::new(block.upper[lane], 0);
+                    if uppers.len() < k {
+                        uppers.push(upper);
+                    } else if let Some(mut farthest) = uppers.peek_mut()
+                        && upper < *farthest
+                    {
+                        *farthest = upper;
+                    }
+                    if let Some(farthest) = uppers.peek().filter(|_| uppers.len() == k) {
+                        bound = bound.min(farthest.distance());
+                    }
                 }
             }
-            if near.len() >= most && top.k() > 0 {
-                let (_, farthest, _) = near.select_nth_unstable_by(top.k() - 1, |a, b| a.upper.total_cmp(&b.upper));
-                bound = bound.min(farthest.upper);
-                near.retain(|one| one.lower <= bound);
-                // Each candidate is looked at a bounded number of times, also where bounds exclude little.
-                most = most.max(2 * near.len());
-            }
         });
-        rerank(&mut near, snapshot, data, query, top)
+        near.retain(|one| one.lower <= bound);
+        self.rerank(&mut near, top)
     }
-}
 
-/// Reports whether the row of a slot is valid, and the slot live.
-fn is_valid<L: Deref<Target = [u8]> + Clone>(
-    snapshot: &Snapshot<L>,
-    (number, slot): (u32, u32),
-    is_covered: &impl Fn(u32) -> bool,
-) -> bool {
-    holds!(Ordering, is_covered(number))
-        && shard_of(snapshot, number).is_some_and(|shard| holds!(Ordering, shard.is_live(slot as usize)))
-}
+    /// Reports whether a row is valid, and its slot live.
+    fn is_valid(&self, row: usize) -> bool {
+        let (number, slot) = self.rows.places[row];
+        holds!(Ordering, self.covered.get(number as usize).is_some_and(|&covered| covered))
+            && shard_of(self.snapshot, number).is_some_and(|shard| holds!(Ordering, shard.is_live(slot as usize)))
+    }
 
-/// Computes the distances of the candidates, nearest lower bound first, until it exceeds the top-k bound.
-fn rerank<F: StorageFile>(
-    mut near: &mut [Bounded],
-    snapshot: &Snapshot<F::Lent>,
-    data: &DataFile<F>,
-    query: &[f32],
-    top: &mut TopK,
-) -> Result<usize> {
-    let geometry = data.geometry();
-    let slots = geometry.extent_slots();
-    let by_lower = |a: &Bounded, b: &Bounded| a.lower.total_cmp(&b.lower);
-    let (mut computed, mut count) = (0, top.k().max(8));
-    while !near.is_empty() {
-        // Each batch is prefetched as a whole. The order within the rest does not matter.
-        count = count.min(near.len());
-        if count < near.len() {
-            near.select_nth_unstable_by(count - 1, by_lower);
-        }
-        let (batch, rest) = near.split_at_mut(count);
-        batch.sort_unstable_by(by_lower);
-        let within = batch.partition_point(|one| one.lower <= top.bound());
-        let found = batch[..within].iter().filter_map(|one| {
-            let extent = &shard_of(snapshot, one.place.0)?.extents()[one.place.1 as usize / slots];
-            distance::prefetch(shard::slot_bytes(extent.lent(), one.place.1 as usize % slots, geometry));
-            Some((one, extent))
-        });
-        for (one, extent) in found.collect::<Vec<_>>() {
-            if one.lower > top.bound() {
+    /// Computes the distances of the candidates that are valid, nearest lower bound first, until it exceeds the top-k bound.
+    /// Returns the number of distances computed.
+    fn rerank(&self, mut near: &mut [Bounded], top: &mut TopK) -> Result<usize> {
+        let geometry = self.data.geometry();
+        let slots = geometry.extent_slots();
+        let (mut computed, mut count) = (0, top.k().max(8));
+        while !near.is_empty() {
+            // Each batch is prefetched as a whole. The order within the rest does not matter.
+            count = count.min(near.len());
+            if count < near.len() {
+                near.select_nth_unstable_by(count - 1, Bounded::by_lower);
+            }
+            let (batch, rest) = near.split_at_mut(count);
+            batch.sort_unstable_by(Bounded::by_lower);
+            let within = batch.partition_point(|one| one.lower <= top.bound());
+            let found = batch[..within].iter().filter(|one| self.is_valid(one.row as usize)).filter_map(|one| {
+                let (number, slot) = self.rows.places[one.row as usize];
+                let (extent, i) = (slot as usize / slots, slot as usize % slots);
+                let extent = &shard_of(self.snapshot, number)?.extents()[extent];
+                distance::prefetch(shard::slot_bytes(extent.lent(), i, geometry));
+                Some((one.lower, (number, slot as usize), extent))
+            });
+            for (lower, (number, slot), extent) in found.collect::<Vec<_>>() {
+                if lower > top.bound() {
+                    return Ok(computed);
+                }
+                let bytes = extent.slots(self.data)?;
+                computed += 1;
+                let distance = distance_to(geometry.metric, self.query, shard::row(bytes, slot % slots, geometry));
+                if distance <= top.bound() {
+                    top.offer(Candidate::new(distance, shard::record(bytes, slot % slots, geometry), number, slot));
+                }
+            }
+            if within < count {
                 return Ok(computed);
             }
-            let (number, slot) = (one.place.0, one.place.1 as usize);
-            let bytes = extent.slots(data)?;
-            computed += 1;
-            let distance = distance_to(geometry.metric, query, shard::row(bytes, slot % slots, geometry));
-            if distance <= top.bound() {
-                top.offer(Candidate::new(distance, shard::record(bytes, slot % slots, geometry), number, slot));
-            }
+            near = rest;
+            count *= 2;
         }
-        if within < count {
-            return Ok(computed);
-        }
-        near = rest;
-        count *= 2;
+        Ok(computed)
     }
-    Ok(computed)
 }

@@ -62,14 +62,14 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
         let Some(shard) = shard_of(self.snapshot, covered.number).filter(|shard| shard.id == covered.id) else {
             return;
         };
-        self.ask_for(one.lower_bound, Some(one.reference), covered.number, slot as usize, shard);
+        self.ask_for(one, Some(one.reference), covered.number, slot as usize, shard);
     }
 
     /// Queues a posting for re-ranking and prefetches its slot, if it is live, passes the filter, and its lower bound is
-    /// within the top-k bound.
+    /// within the top-k bound. Keeps the estimate of one that does not pass.
     pub(super) fn ask_for(
         &mut self,
-        least: f32,
+        one: &CodeCandidate,
         reference: Option<u32>,
         number: u32,
         slot: usize,
@@ -77,8 +77,14 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
     ) {
         let geometry = self.data.geometry();
         let slots = geometry.extent_slots();
-        let passes = self.mask.is_none_or(|mask| mask.contains(number, slot));
-        if passes && shard.is_live(slot) && least <= self.top.bound() && self.except != Some((number, slot)) {
+        let least = one.lower_bound;
+        if self.mask.is_some_and(|mask| !mask.contains(number, slot)) {
+            if shard.is_live(slot) && reference.is_none_or(|reference| self.visited.insert(reference)) {
+                self.rejected.push(least + one.error);
+            }
+            return;
+        }
+        if shard.is_live(slot) && least <= self.top.bound() && self.except != Some((number, slot)) {
             let extent = &shard.extents()[slot / slots];
             self.prefetch.push(shard::slot_bytes(extent.lent(), slot % slots, geometry));
             self.pending.push(PendingRerank { least, reference, number, slot, extent });
@@ -188,7 +194,7 @@ pub(super) struct CellSearch<'a, F: StorageFile, B> {
     /// Query vector.
     pub(super) vector: &'a [f32],
     pub(super) top: TopK,
-    /// Indexed postings whose distance was computed.
+    /// Indexed postings whose distance was computed, or that do not pass the filter.
     pub(super) visited: &'a mut VisitedSet,
     /// Number of distances computed.
     pub(super) computed: usize,
@@ -222,6 +228,8 @@ pub(super) struct CellSearch<'a, F: StorageFile, B> {
     pub(super) gained: bool,
     /// Candidates whose lower bound is within the top-k bound and whose estimate is not.
     pub(super) held: &'a mut Vec<CodeCandidate>,
+    /// Estimated distances of candidates that do not pass the filter.
+    pub(super) rejected: Vec<f32>,
     /// Candidates queued for re-ranking.
     pub(super) pending: Vec<PendingRerank<'a, F::Lent>>,
     /// Queue of bytes to prefetch.

@@ -20,13 +20,24 @@ pub struct ResultScope<'a> {
     pub documents: bool,
     /// Number of postings as near as the results, of the same documents.
     pub passed_over: usize,
+    /// Number of postings as near as the results that do not pass, if they are more than where those that pass are drawn at
+    /// random.
+    pub rejected: usize,
 }
 
 impl ResultScope<'_> {
     /// Returns the scope of the `k` nearest of all postings.
     #[must_use]
     pub fn nearest(k: usize) -> Self {
-        Self { k, mask: None, farthest: f32::INFINITY, documents: false, passed_over: 0 }
+        Self { k, mask: None, farthest: f32::INFINITY, documents: false, passed_over: 0, rejected: 0 }
+    }
+
+    /// Returns the number of nearest postings, of `live` ones, that contain the results and what is passed over: if those
+    /// that pass are drawn at random, or as many as are known to be as near.
+    pub(super) fn among(&self, live: u64) -> usize {
+        let (found, passing) = (self.k + self.passed_over, self.mask.map_or(live, |mask| mask.passing).max(1));
+        let random = usize::try_from((found as u64).saturating_mul(live).div_ceil(passing)).unwrap_or(usize::MAX);
+        random.max(found + self.rejected)
     }
 
     /// Creates an empty set for the results.

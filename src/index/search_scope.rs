@@ -63,7 +63,7 @@ impl SearchScope {
     where
         L: Deref<Target = [u8]> + Clone,
     {
-        let ResultScope { k, mask, documents, passed_over, .. } = wanted;
+        let ResultScope { k, mask, documents, .. } = wanted;
         if mask.is_none() && !documents {
             return self.limit(cells, snapshot, k, part);
         }
@@ -71,10 +71,7 @@ impl SearchScope {
         if passing <= k as u64 {
             return None;
         }
-        // Number of nearest postings that contain the results and what is passed over, if those that pass are drawn at
-        // random.
-        let among = ((k + passed_over) as u64 * snapshot.live).div_ceil(passing);
-        let among = usize::try_from(among).unwrap_or(usize::MAX);
+        let among = wanted.among(snapshot.live);
         let mut limit = self.limit(cells, snapshot, among, part)?;
         // If what passes lies together, fewer postings than that contain the results. So the effort is the largest for
         // any number in between.
@@ -83,13 +80,14 @@ impl SearchScope {
             limit.effort = limit.effort.at_least(&self.limit(cells, snapshot, fewer, part)?.effort);
         }
         // No calibration has measured results that are far from the query, or so many. Far away, distances differ less
-        // than estimates err, and no nearer result makes up for it.
+        // than estimates err, and no nearer result makes up for it. Where what passes lies apart, the results are the
+        // farthest of the nearest, and what an effort misses may be all of them.
         limit.persistence = tuning::FILTERED_PERSISTENCE;
         if part < 1.0 {
             limit.effort.deviations = limit.effort.deviations.max(limit.unindexed_deviations);
             limit.effort.impatience = 0.0;
         }
-        if part < 1.0 || among > RESULTS[RESULTS.len() - 1] as usize {
+        if part < 1.0 || wanted.rejected > 0 || among > RESULTS[RESULTS.len() - 1] as usize {
             let missed = self.recall().map_or(1.0, |recall| 1.0 - recall);
             let (share, least, most) = tuning::PERSISTENCE;
             limit.persistence = (share / missed).clamp(least, most);

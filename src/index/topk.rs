@@ -11,8 +11,9 @@ pub struct TopK {
     heap: BinaryHeap<Candidate>,
     /// In place of the heap, if documents are counted.
     documents: Option<NearestDocuments>,
+    /// Distance of the farthest kept candidate if the set is full; otherwise the distance up to which candidates are kept.
     /// Candidates farther than this are rejected.
-    farthest: f32,
+    bound: f32,
     /// Whether a kept candidate may be offered again.
     may_repeat: bool,
 }
@@ -28,7 +29,7 @@ impl TopK {
     #[must_use]
     pub fn within(k: usize, farthest: f32) -> Self {
         let heap = BinaryHeap::with_capacity(k.min(4_096));
-        Self { k, heap, documents: None, farthest, may_repeat: false }
+        Self { k, heap, documents: None, bound: farthest, may_repeat: false }
     }
 
     /// Creates an empty set for the nearest candidate of each of the `k` nearest documents up to a distance.
@@ -41,11 +42,7 @@ impl TopK {
     /// equal distance must be offered. Until the set is full it is the distance up to which candidates are kept.
     #[must_use]
     pub fn bound(&self) -> f32 {
-        let worst = match &self.documents {
-            None => self.heap.peek().filter(|_| self.heap.len() == self.k),
-            Some(documents) => documents.farthest().filter(|_| documents.len() == self.k),
-        };
-        worst.map_or(self.farthest, |worst| worst.distance)
+        self.bound
     }
 
     /// Returns the number of candidates that the set keeps.
@@ -80,11 +77,15 @@ impl TopK {
 
     /// Offers a candidate. The set keeps it if it is among the `k` nearest so far.
     pub fn offer(&mut self, candidate: Candidate) {
-        if candidate.distance > self.farthest {
+        if candidate.distance > self.bound {
             return;
         }
         if let Some(documents) = &mut self.documents {
-            return documents.offer(candidate, self.k);
+            documents.offer(candidate, self.k);
+            if let Some(worst) = documents.farthest().filter(|_| documents.len() == self.k) {
+                self.bound = worst.distance;
+            }
+            return;
         }
         if self.may_repeat && self.heap.iter().any(|known| known.slot_id() == candidate.slot_id()) {
             return;
@@ -95,6 +96,9 @@ impl TopK {
             && candidate < *worst
         {
             *worst = candidate;
+        }
+        if let Some(worst) = self.heap.peek().filter(|_| self.heap.len() == self.k) {
+            self.bound = worst.distance;
         }
     }
 

@@ -244,7 +244,8 @@ impl<S: Storage> IndexSnapshot<S> {
             documents: options.per_document.is_some(),
             ..ResultScope::nearest(options.k + options.offset)
         };
-        let hits = index::search_on(executor, &self.snapshot, &self.data, &query, wanted, scope)?;
+        let (snapshot, data) = (&self.snapshot, &self.data);
+        let hits = index::Search { executor, snapshot, data, query: &query, wanted, scope }.run()?;
         let hits = finish(hits, &[query], mask.as_deref(), options)?;
         let filter = options.filter.as_ref().zip(mask.as_ref()).filter(|_| options.explain);
         let filter = filter.map(|(filter, mask)| FilterStep {

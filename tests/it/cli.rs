@@ -61,6 +61,16 @@ fn ended(mut child: Child) -> Output {
     child.wait_with_output().expect("its output")
 }
 
+/// Waits until something is so. Fails after 60 s, far longer than it takes.
+#[track_caller]
+fn until(mut is_so: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < limit, "it never happens");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Temporary directory with the files of a test.
 struct Desk(TempDir);
 

@@ -1,15 +1,16 @@
 //! Vectors stored as 16-bit floats and as 8-bit integers.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use shardex::{
     CheckLevel, DocumentId, Filter, Metric, Posting, PostingKey, SearchOptions, Shardex, ShardexError, VectorEncoding,
-    WriteBatch, limits,
+    WriteBatch, env::Env, limits, storage::MmapStorage,
 };
 use shardex_sim::{
     fsck::encodings::rounded,
     model::encoding_of,
     recall::kinds::{bounds, distances, near},
+    workload::StoppedClock,
 };
 
 use crate::support::{DIMENSION, TestIndex, block_on, check_clean, documents, everything, posting, vector};
@@ -92,6 +93,7 @@ fn every_reader_returns_the_nearest_vectors_that_can_be_stored() {
 /// Recall and scores refer to the stored vectors, and the query is not rounded.
 #[test]
 fn searches_have_the_recall_asked_for_among_the_rounded_vectors() {
+    let (mut found_by_all, mut wanted_by_all) = (0, 0);
     for (metric, encoding) in all() {
         let test = TestIndex::with(|config| config.metric(metric).encoding(encoding).shard_size(128));
         let given: Vec<Vec<f32>> = (0..6_000)
@@ -102,7 +104,10 @@ fn searches_have_the_recall_asked_for_among_the_rounded_vectors() {
             .collect();
         let stored: Vec<Vec<f32>> = given.iter().map(|given| kept(given, metric, encoding).0).collect();
         block_on(async {
-            let index = Shardex::create(test.config.clone()).await?;
+            // The id and the clock seed every draw, so each run is the same.
+            let env = Env { new_index_id: 3, clock: Arc::new(StoppedClock), ..Env::system() };
+            let index =
+                Shardex::create_on(MmapStorage::new(&test.config.directory_path), test.config.clone(), env).await?;
             let postings = given.iter().zip(0..).map(|(given, id)| posting(id, 0, given.clone())).collect();
             index.add_postings(postings).await?;
             index.optimize().await?;
@@ -132,11 +137,14 @@ fn searches_have_the_recall_asked_for_among_the_rounded_vectors() {
                 let some = rows(&answer.results);
                 found += near(by, &scaled, some.iter().map(Vec::as_slice), bound);
             }
-            assert!(found >= 380, "{metric} {encoding}: {found} of 400");
+            // Two standard errors of the recall below the target, if the misses are independent.
+            assert!(found >= 371, "{metric} {encoding}: {found} of 400");
+            (found_by_all, wanted_by_all) = (found_by_all + found, wanted_by_all + 400);
             index.close().await
         })
         .expect("an index");
     }
+    assert!(found_by_all * 100 >= wanted_by_all * 95, "{found_by_all} of {wanted_by_all}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use shardex::Durability;
 use shardex_sim::{
-    exactly_once::{self, DURABILITIES, Mistake, Report, run_index},
+    exactly_once::{self, DURABILITIES, EXPECTED, Mistake, Report, run_index},
     mutant::{self, How, Mutant},
 };
 
@@ -27,6 +27,8 @@ fn no_power_cut_loses_or_doubles_a_change() {
     for event in ["changes trimmed", "power cuts in an open", "opens that found fewer batches than were accepted"] {
         assert!(total.count(event) >= 50, "{event}: {}", total.count(event));
     }
+    assert_eq!(Report::default().silent(), EXPECTED);
+    assert_eq!(total.silent(), Vec::<&str>::new());
 }
 
 #[test]

@@ -186,7 +186,7 @@ impl Ingester<'_> {
         let ends: Vec<Option<u64>> = batches.iter().map(|batch| batch.up_to).collect();
         let calls = batches.into_iter().map(|batch| session.index.write(batch.operations)).collect();
         let results = together(calls, patience).await;
-        let (mut answered, mut abandoned) = (false, false);
+        let (mut answered, mut abandoned, mut refused) = (false, false, false);
         for (up_to, result) in ends.into_iter().zip(results) {
             let Some(result) = result else {
                 self.ledger.count("abandoned calls");
@@ -195,7 +195,7 @@ impl Ingester<'_> {
             };
             answered = true;
             if session.has_abandoned && matches!(result, Err(ShardexError::CursorMismatch { .. })) {
-                self.ledger.count("batches refused because an abandoned call was carried out");
+                refused = true;
                 continue;
             }
             self.alive("write", result)?;
@@ -208,7 +208,14 @@ impl Ingester<'_> {
         }
         // The queue keeps the order of the calls, so an answer says that the calls before it are done.
         session.has_abandoned = abandoned || (session.has_abandoned && !answered);
+        let before = session.position;
         self.read_cursor(session).await?;
+        if refused && session.position == before {
+            return Err(End::Broken("a batch was refused, and no other call has moved the cursor".into()));
+        }
+        if refused {
+            self.ledger.count("batches refused because an abandoned call was carried out");
+        }
         if self.plan.durability == Durability::Immediate { self.trim(session).await } else { Ok(()) }
     }
 

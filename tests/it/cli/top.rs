@@ -8,7 +8,7 @@ use std::{
 
 use shardex::{Durability, Metric, OpenOptions, ShardexConfig, blocking::Shardex};
 
-use super::{Desk, ended, piped_child, shardex};
+use super::{Desk, ended, piped_child, shardex, until};
 use crate::support::{documents, vector};
 
 fn options() -> OpenOptions {
@@ -24,9 +24,7 @@ fn open(desk: &Desk) -> Shardex {
     index.flush().expect("durable");
     index.add_postings(documents(50..60)).expect("accepted");
     (0..3).for_each(|n| drop(index.search(&vector(n, 24), 2, None).expect("found")));
-    while desk.json(&[&"top", &dir, &"--once"]).1["search_count"] != 3 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    until(|| desk.json(&[&"top", &dir, &"--once"]).1["search_count"] == 3);
     index
 }
 
@@ -103,9 +101,7 @@ fn a_killed_process_leaves_a_stale_file() {
     let mut stdin = child.stdin.take().expect("a pipe");
     std::io::Write::write_all(&mut stdin, &whole[..whole.len() - 32]).expect("written");
     let top = || desk.run(&[&"top", &dir, &"--once"]);
-    while !String::from_utf8_lossy(&top().stdout).contains("index: open;") {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    until(|| String::from_utf8_lossy(&top().stdout).contains("index: open;"));
     child.kill().expect("killed");
     ended(child);
     assert!(String::from_utf8_lossy(&top().stdout).contains("STALE"), "{:?}", top());

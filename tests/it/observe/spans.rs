@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use shardex::{Durability, OpenOptions, env::Env, storage::MmapStorage};
@@ -137,7 +137,9 @@ fn the_documented_spans_and_events_appear() {
         index.flush().await?;
         full.store(true, Ordering::Release);
         index.add_postings(documents(40..50)).await?;
+        let limit = Instant::now() + Duration::from_secs(60);
         while index.stats().await?.background_error.is_none() {
+            assert!(Instant::now() < limit, "no commit of the timer fails");
             tokio::task::yield_now().await;
         }
         full.store(false, Ordering::Release);
