@@ -65,10 +65,12 @@ pub struct CellStep {
     pub codes: usize,
     /// Number of distances computed: re-ranked codes and unindexed vectors.
     pub distances: usize,
-    /// Number of passes. A second pass follows if the query is unlike the stored vectors, or if documents are counted and
-    /// many postings of the same ones are near. The searches of several queries for one answer are added up.
+    /// Number of passes. A second pass follows if the query is unlike the stored vectors, if documents are counted and many
+    /// postings of the same ones are near, or if the filter excludes many postings that are near. The searches of several
+    /// queries for one answer are added up.
     pub passes: usize,
-    /// Whether the search by cells was given up because it cost as much as comparing everything that passes.
+    /// Whether the search by cells was given up because it cost, or would have cost, as much as comparing everything that
+    /// passes.
     pub abandoned: bool,
     /// Margin of the first pass: a cell is scanned if its centroid is at most this much farther than the farthest result,
     /// in units of the query's distance to the centroid (L2) or of its norm.

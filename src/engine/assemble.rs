@@ -125,7 +125,7 @@ impl<F: StorageFile> IndexFiles<F> {
     }
 
     /// Returns the working state of the newest root, with its cells, and holds the allocations that only the older root
-    /// names. An older root whose tree is damaged or cannot be read is dropped.
+    /// names. An older root whose tree is damaged is dropped.
     fn working(&mut self, trees: &DirectorySet<'_>, named: &mut StateBlocks, step: usize) -> Result<Working<F>> {
         let Self { data, newest, older, recovery, .. } = self;
         let mut work = load(newest, trees, data, named, step)?;
@@ -144,9 +144,9 @@ impl<F: StorageFile> IndexFiles<F> {
         {
             match hold_older(&mut work, root, trees, named, data) {
                 Ok(with_cells) => recovery.cells_lost |= !with_cells,
-                // The newest root doesn't depend on the older one. An older root whose tree is damaged or can't be read is
-                // treated like an unreadable one.
-                Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {
+                // The newest root doesn't depend on the older one. An older root with a damaged tree is treated like an
+                // unreadable one.
+                Err(ShardexError::Corruption { .. }) => {
                     recovery.root_fallback = true;
                     reached!(OlderTreeDamaged);
                     *older = None;

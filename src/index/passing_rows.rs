@@ -148,7 +148,7 @@ impl<F: StorageFile> RowSearch<'_, F> {
             && shard_of(self.snapshot, number).is_some_and(|shard| holds!(Ordering, shard.is_live(slot as usize)))
     }
 
-    /// Computes the distances of the candidates that are valid, nearest lower bound first, until it exceeds the top-k bound.
+    /// Computes the distances of the candidates, nearest lower bound first, until a lower bound exceeds the top-k bound.
     /// Returns the number of distances computed.
     fn rerank(&self, mut near: &mut [Bounded], top: &mut TopK) -> Result<usize> {
         let geometry = self.data.geometry();
@@ -163,7 +163,7 @@ impl<F: StorageFile> RowSearch<'_, F> {
             let (batch, rest) = near.split_at_mut(count);
             batch.sort_unstable_by(Bounded::by_lower);
             let within = batch.partition_point(|one| one.lower <= top.bound());
-            let found = batch[..within].iter().filter(|one| self.is_valid(one.row as usize)).filter_map(|one| {
+            let found = batch[..within].iter().filter_map(|one| {
                 let (number, slot) = self.rows.places[one.row as usize];
                 let (extent, i) = (slot as usize / slots, slot as usize % slots);
                 let extent = &shard_of(self.snapshot, number)?.extents()[extent];

@@ -66,7 +66,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
     }
 
     /// Queues a posting for re-ranking and prefetches its slot, if it is live, passes the filter, and its lower bound is
-    /// within the top-k bound. Keeps the estimate of one that does not pass.
+    /// within the top-k bound. Keeps the estimate of one that seems within it and does not pass.
     pub(super) fn ask_for(
         &mut self,
         one: &CodeCandidate,
@@ -79,7 +79,9 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
         let slots = geometry.extent_slots();
         let least = one.lower_bound;
         if self.mask.is_some_and(|mask| !mask.contains(number, slot)) {
-            if shard.is_live(slot) && reference.is_none_or(|reference| self.visited.insert(reference)) {
+            // The bound only falls, so what is beyond it now is never as near as the results.
+            let is_near = least + one.error <= self.top.bound() && shard.is_live(slot);
+            if is_near && reference.is_none_or(|reference| self.visited.insert(reference)) {
                 self.rejected.push(least + one.error);
             }
             return;
@@ -165,8 +167,8 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
         let slots = geometry.extent_slots();
         for &PendingRerank { least, reference, number, slot, extent } in &self.pending {
             let near = least <= self.top.bound();
-            // A rejected candidate does not enter the visited set: the lower bound of its second code may be within the
-            // bound.
+            // A candidate beyond the bound does not enter the visited set: the lower bound of its second code may be within
+            // the bound.
             let meets = holds!(Recall, near);
             if meets && reference.is_some_and(|reference| !self.visited.insert(reference)) || !near {
                 continue;
@@ -194,7 +196,7 @@ pub(super) struct CellSearch<'a, F: StorageFile, B> {
     /// Query vector.
     pub(super) vector: &'a [f32],
     pub(super) top: TopK,
-    /// Indexed postings whose distance was computed, or that do not pass the filter.
+    /// Indexed postings whose distance was computed, or that seem near and do not pass the filter.
     pub(super) visited: &'a mut VisitedSet,
     /// Number of distances computed.
     pub(super) computed: usize,
@@ -228,7 +230,8 @@ pub(super) struct CellSearch<'a, F: StorageFile, B> {
     pub(super) gained: bool,
     /// Candidates whose lower bound is within the top-k bound and whose estimate is not.
     pub(super) held: &'a mut Vec<CodeCandidate>,
-    /// Estimated distances of candidates that do not pass the filter.
+    /// Estimated distances of candidates that do not pass the filter, less what is allowed for the error of the centroid's.
+    /// Vectors that are scanned without codes are not among them.
     pub(super) rejected: Vec<f32>,
     /// Candidates queued for re-ranking.
     pub(super) pending: Vec<PendingRerank<'a, F::Lent>>,

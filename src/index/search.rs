@@ -53,7 +53,7 @@ pub struct Search<'a, F: StorageFile> {
     pub query: &'a [f32],
     /// Results that are wanted.
     pub wanted: ResultScope<'a>,
-    /// What is searched.
+    /// Effort: everything, a number of shards, or a target recall.
     pub scope: SearchScope,
 }
 
@@ -88,7 +88,7 @@ impl<F: StorageFile> Search<'_, F> {
     /// and no impatience.
     ///
     /// If documents are wanted, a second pass has the effort for as many results as the first one found postings as near
-    /// as its results.
+    /// as its results. So it does, with more persistence, if the filter excludes many postings that are as near.
     ///
     /// # Errors
     /// Returns `Corruption` as [`search`] does: of several damaged shards, it names the one that would have been scanned
@@ -131,7 +131,7 @@ impl<F: StorageFile> Search<'_, F> {
     ///
     /// # Errors
     /// Returns `Corruption` as [`run`](Self::run) does.
-    #[cold]
+    #[inline(never)] // A search by cells has less code to fetch.
     fn by_shards(&self) -> Result<Outcome> {
         let slop = self.scope.slop.filter(|_| !self.scope.exact).unwrap_or(usize::MAX);
         if slop >= self.snapshot.shards {
@@ -151,7 +151,7 @@ impl<F: StorageFile> Search<'_, F> {
     ///
     /// # Errors
     /// Returns `Corruption` as [`run`](Self::run) does.
-    #[cold]
+    #[inline(never)] // A search by cells has less code to fetch.
     fn compare(&self, abandoned: Option<(SearchWork, f64)>) -> Result<Outcome> {
         let mut found = match self.by_rows(false)? {
             Some(found) => found,
@@ -203,7 +203,7 @@ impl<F: StorageFile> Search<'_, F> {
     ///
     /// # Errors
     /// Returns `Corruption` as [`run`](Self::run) does.
-    #[inline(never)]
+    #[inline(never)] // A search by cells has less code to fetch.
     fn by_rows(&self, may_be_by_cells: bool) -> Result<Option<Outcome>> {
         let &Self { snapshot, data, query, wanted, .. } = self;
         let Some(mask) = wanted.mask else { return Ok(None) };
@@ -249,8 +249,8 @@ impl<F: StorageFile> Search<'_, F> {
         Ok((top, work(scanned)))
     }
 
-    /// Searches by cells. Returns the results, and whether the query is like the calibration queries. An
-    /// out-of-distribution query gets a second pass with wider limits.
+    /// Searches by cells. Returns the results, and whether the query is like the calibration queries. A second pass with
+    /// wider limits follows if it is not, or if many postings as near as the results are none.
     ///
     /// # Errors
     /// Returns `Corruption` if a vector or a cell group is damaged.
@@ -265,10 +265,7 @@ impl<F: StorageFile> Search<'_, F> {
             out_of_distribution = scope.recall().is_some() && is_out_of_distribution(top)?;
             let mut wanted = ResultScope { passed_over: top.passed_over(), ..wanted };
             let part = if out_of_distribution { tuning::FAR_MISSED } else { 1.0 };
-            // Where what passes lies apart from the query, more postings are nearer than if it were drawn at random.
-            if rejected > tuning::FILTERED_APART * wanted.among(snapshot.live) {
-                wanted.rejected = rejected;
-            }
+            wanted.rejected = wanted.rejected_apart(rejected, snapshot.live);
             // A slop limits the work of the whole search, so it allows no second pass.
             let is_enough = !out_of_distribution && wanted.passed_over == 0 && wanted.rejected == 0;
             if is_enough || scope.slop.is_some() {

@@ -20,8 +20,8 @@ pub struct ResultScope<'a> {
     pub documents: bool,
     /// Number of postings as near as the results, of the same documents.
     pub passed_over: usize,
-    /// Number of postings as near as the results that do not pass, if they are more than where those that pass are drawn at
-    /// random.
+    /// Number of postings that seem as near as the results and do not pass; 0 unless they are many more than if those that
+    /// pass were drawn at random.
     pub rejected: usize,
 }
 
@@ -32,12 +32,18 @@ impl ResultScope<'_> {
         Self { k, mask: None, farthest: f32::INFINITY, documents: false, passed_over: 0, rejected: 0 }
     }
 
-    /// Returns the number of nearest postings, of `live` ones, that contain the results and what is passed over: if those
-    /// that pass are drawn at random, or as many as are known to be as near.
+    /// Returns the number of nearest postings, of `live` ones, that contain the results and what is passed over, if those
+    /// that pass are drawn at random.
     pub(super) fn among(&self, live: u64) -> usize {
         let (found, passing) = (self.k + self.passed_over, self.mask.map_or(live, |mask| mask.passing).max(1));
-        let random = usize::try_from((found as u64).saturating_mul(live).div_ceil(passing)).unwrap_or(usize::MAX);
-        random.max(found + self.rejected)
+        usize::try_from((found as u64).saturating_mul(live).div_ceil(passing)).unwrap_or(usize::MAX)
+    }
+
+    /// Returns this number of postings that seem as near as the results and do not pass; 0 if it may be so many where those
+    /// that pass are drawn at random.
+    pub(super) fn rejected_apart(&self, rejected: usize, live: u64) -> usize {
+        let deviation = tuning::FILTERED_APART / (self.k.max(1) as f32).sqrt();
+        if self.mask.is_some() && rejected as f32 > self.among(live) as f32 * (1.0 + deviation) { rejected } else { 0 }
     }
 
     /// Creates an empty set for the results.

@@ -79,9 +79,19 @@ impl SearchScope {
         for fewer in between.chain([k]) {
             limit.effort = limit.effort.at_least(&self.limit(cells, snapshot, fewer, part)?.effort);
         }
+        if wanted.rejected > 0 {
+            // If what passes lies apart, more postings contain the results. An effort for more than the calibration has
+            // measured would compare everything, however much passes.
+            let most = RESULTS[RESULTS.len() - 1] as usize;
+            let nearest = (k + wanted.passed_over + wanted.rejected).min(most);
+            let more = self.limit(cells, snapshot, nearest, part).map(|limit| limit.effort);
+            if let Some(more) = more.filter(|more| *more != SearchEffort::exhaustive()) {
+                limit.effort = limit.effort.at_least(&more);
+            }
+        }
         // No calibration has measured results that are far from the query, or so many. Far away, distances differ less
-        // than estimates err, and no nearer result makes up for it. Where what passes lies apart, the results are the
-        // farthest of the nearest, and what an effort misses may be all of them.
+        // than estimates err, and no nearer result makes up for it. Of the nearest postings, an effort misses the farthest
+        // most often: where what passes lies apart, these are the results.
         limit.persistence = tuning::FILTERED_PERSISTENCE;
         if part < 1.0 {
             limit.effort.deviations = limit.effort.deviations.max(limit.unindexed_deviations);

@@ -1,5 +1,5 @@
-//! Visited set of a search: postings whose distance was computed. A posting has up to two codes, and its distance is
-//! computed once.
+//! Visited set of a search: postings whose distance was computed, and near ones that do not pass the filter. A posting has up
+//! to two codes, and counts once.
 
 use std::{
     collections::HashSet,
