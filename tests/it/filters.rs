@@ -223,7 +223,7 @@ fn the_recall_holds_where_the_cluster_of_the_query_does_not_pass() {
             index.add_postings((0..rows.len()).map(posting).collect()).await?;
             index.optimize().await?;
             for (recall, others) in [(0.95, 1), (0.99, 1), (0.99, 2)] {
-                let (mut found, mut wanted) = (0, 0);
+                let (mut found, mut wanted, mut compared) = (0, 0, 0);
                 for (own, query) in queries.iter().enumerate() {
                     // All other clusters, or those of the other parity.
                     let passes = move |i: usize| {
@@ -233,14 +233,20 @@ fn the_recall_holds_where_the_cluster_of_the_query_does_not_pass() {
                     let answer =
                         index.search_with(query, &SearchOptions::new(10).recall(recall).filter(filter)).await?;
                     let ids: BTreeSet<usize> = answer.results.iter().map(|r| r.document_id.0 as usize).collect();
-                    // Not by comparing everything.
-                    assert_eq!((ids.len(), answer.stopped), (10, StopReason::Reached));
+                    assert_eq!(ids.len(), 10);
+                    compared += usize::from(answer.stopped == StopReason::Everything);
                     let expected = nearest(metric, query, &rows, &passes, 10);
                     found += expected.iter().filter(|i| ids.contains(i)).count();
                     wanted += 10;
                 }
                 let reached = found as f32 / wanted as f32;
+                println!(
+                    "{metric:?}: recall {reached} of {recall}, 1 of {others} clusters, {compared} compared everything"
+                );
                 assert!(reached >= recall, "{metric:?}: recall {reached} of {recall}, 1 of {others} clusters");
+                // By dot product so many cells are searched that comparing everything costs no more.
+                let seldom = metric == Metric::L2 && recall < 0.99;
+                assert!(!seldom || compared <= queries.len() / 10, "{compared} searches compared everything");
             }
             index.close().await
         })
