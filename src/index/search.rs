@@ -131,7 +131,7 @@ impl<F: StorageFile> Search<'_, F> {
     ///
     /// # Errors
     /// Returns `Corruption` as [`run`](Self::run) does.
-    #[inline(never)] // A search by cells has less code to fetch.
+    #[inline(never)] // Not in the path of a search by cells.
     fn by_shards(&self) -> Result<Outcome> {
         let slop = self.scope.slop.filter(|_| !self.scope.exact).unwrap_or(usize::MAX);
         if slop >= self.snapshot.shards {
@@ -151,7 +151,7 @@ impl<F: StorageFile> Search<'_, F> {
     ///
     /// # Errors
     /// Returns `Corruption` as [`run`](Self::run) does.
-    #[inline(never)] // A search by cells has less code to fetch.
+    #[inline(never)] // Not in the path of a search by cells.
     fn compare(&self, abandoned: Option<(SearchWork, f64)>) -> Result<Outcome> {
         let mut found = match self.by_rows(false)? {
             Some(found) => found,
@@ -203,7 +203,7 @@ impl<F: StorageFile> Search<'_, F> {
     ///
     /// # Errors
     /// Returns `Corruption` as [`run`](Self::run) does.
-    #[inline(never)] // A search by cells has less code to fetch.
+    #[inline(never)] // Not in the path of a search by cells.
     fn by_rows(&self, may_be_by_cells: bool) -> Result<Option<Outcome>> {
         let &Self { snapshot, data, query, wanted, .. } = self;
         let Some(mask) = wanted.mask else { return Ok(None) };

@@ -104,7 +104,7 @@ fn searches_have_the_recall_asked_for_among_the_rounded_vectors() {
             .collect();
         let stored: Vec<Vec<f32>> = given.iter().map(|given| kept(given, metric, encoding).0).collect();
         block_on(async {
-            // The id and the clock seed every draw, so each run is the same.
+            // The id and the clock seed the draws.
             let env = Env { new_index_id: 3, clock: Arc::new(StoppedClock), ..Env::system() };
             let index =
                 Shardex::create_on(MmapStorage::new(&test.config.directory_path), test.config.clone(), env).await?;
