@@ -262,7 +262,7 @@ fn check_tree<S: Storage>(
             mark(report, space, seen, run, Use::Extent);
         }
         for tags in state.tags.iter().filter(|tags| !tags.is_none()) {
-            note(report, Component::Directory, directory::read(tags, &engine.data, "a page of tags"))?;
+            note(report, Component::Directory, directory::read_tags(tags, &engine.data))?;
             mark(report, space, seen, directory::run_of(tags, engine.data.geometry()), Use::Meta);
         }
     }

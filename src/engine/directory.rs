@@ -199,6 +199,14 @@ pub fn read<F: StorageFile>(entry: &BlockPointer, data: &DataFile<F>, what: &str
     Ok(bytes)
 }
 
+/// Reads a page of tags.
+///
+/// # Errors
+/// Returns `Corruption` or `Io`.
+pub fn read_tags<F: StorageFile>(entry: &BlockPointer, data: &DataFile<F>) -> Result<Vec<u8>> {
+    read(entry, data, "a page of tags")
+}
+
 /// Reads the state of shard `number`.
 ///
 /// # Errors

@@ -218,7 +218,7 @@ pub(super) fn load_tags<F: StorageFile>(
         }
         let run = directory::run_of(at, data.geometry());
         work.space.adopt(&[(run, Use::Meta)]).map_err(|(run, why)| in_data(data, run.page, why))?;
-        let bytes = directory::read(at, data, "a page of tags")?;
+        let bytes = directory::read_tags(at, data)?;
         let words: Arc<[u64]> = bytemuck::allocation::pod_collect_to_vec::<u8, u64>(&bytes).into();
         named.tags.insert((state.number, i), StoredTags { words: Arc::clone(&words), at: *at });
         pages.push(words.iter().any(|&word| word != 0).then_some(words));

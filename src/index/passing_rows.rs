@@ -121,7 +121,7 @@ impl<F: StorageFile> RowSearch<'_, F> {
             let count = (self.rows.rows() - block.first).min(block.lower.len());
             for (lane, row) in (block.first..block.first + count).enumerate() {
                 let lower = block.lower[lane];
-                if holds!(Recall, lower <= bound) && self.is_valid(row) {
+                if lower <= bound && self.is_valid(row) {
                     near.push(Bounded { lower, row: row as u32 });
                     let upper = RankedId::new(block.upper[lane], 0);
                     if uppers.len() < k {
@@ -131,7 +131,7 @@ impl<F: StorageFile> RowSearch<'_, F> {
                     {
                         *farthest = upper;
                     }
-                    if let Some(farthest) = uppers.peek().filter(|_| uppers.len() == k) {
+                    if let Some(farthest) = uppers.peek().filter(|_| holds!(Recall, uppers.len() == k)) {
                         bound = bound.min(farthest.distance());
                     }
                 }
