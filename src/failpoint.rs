@@ -117,8 +117,18 @@ marks! {
     WalGrew,
     /// a segment was recycled
     SegmentRecycled,
+    /// the space of a free segment was given back
+    SegmentReleased,
+    /// space of a segment was reserved again
+    SegmentReserved,
     /// the data file grew
     DataGrew,
+    /// free space was given back
+    SpaceReleased,
+    /// space that was given back was allocated again
+    SpaceReserved,
+    /// a twin of the newest root freed what only the older root needed
+    TrimmedByTwin,
     /// the data file could grow by one chunk only
     GrewByOne,
     /// a shard was split

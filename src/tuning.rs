@@ -2,6 +2,8 @@
 //!
 //! A constant that the format fixes is asserted beside the code that derives an offset from it.
 
+use std::time::Duration;
+
 /// Slots per extent, the unit of space of a shard. A smaller shard capacity reduces it to the next power of two.
 pub const EXTENT_SLOTS: usize = 64;
 
@@ -84,6 +86,26 @@ pub const WAL_SHARES: u64 = 3;
 
 /// Largest growth step of the data file in bytes.
 pub const MAX_GROWTH_BYTES: u64 = 64 << 20;
+
+/// Free bytes of the data file that an index at rest keeps, so that the next small writes need no call of the file
+/// system. Also the bytes that the older root alone may keep: above, an index at rest stores a twin of the newest root in
+/// its place.
+pub const KEPT_AT_REST: u64 = 1 << 20;
+
+/// Most ranges of free pages that are given back at once, while other calls wait: about 20 ms. Chosen by the cost of a call
+/// of the file system, 10 to 20 µs.
+pub const RANGES_PER_TRIM: usize = 1_024;
+
+/// Time without writes after which an index gives its free space back.
+pub const REST_AFTER: Duration = Duration::from_secs(1);
+
+/// Free bytes of the data file that are kept while writes go on, in multiples of the flush threshold,
+/// [`flush_wal_bytes`](crate::OpenOptions::flush_wal_bytes). A bulk load frees two to three times what it adds, by splits,
+/// and uses it again within two flushes.
+pub const KEPT_SHARES: u64 = 4;
+
+/// Free bytes of the data file that are kept while writes go on without a flush threshold.
+pub const KEPT_WITHOUT_LIMIT: u64 = 64 << 20;
 
 /// Smallest size, in full shards, of a batch that gets shards of its own. The batch must also have at least as many
 /// postings as the index.

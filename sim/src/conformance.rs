@@ -1,7 +1,7 @@
 //! Conformance suite for every [`Storage`]: tests of the contract on which the engine relies.
 //!
 //! The suite expects nothing beyond the contract. [`conformance`] tests a backend without faults. [`conformance_crash`]
-//! tests the rules R1 to R10 and R12 on a backend that can lose power. (R11, a crash in a recovery, concerns the engine.)
+//! tests the rules R1 to R10, R12 and R15 on a backend that can lose power. (R11, a crash in a recovery, concerns the engine.)
 //! Each assertion names the rule or call that it checks.
 
 mod crash;
@@ -18,12 +18,18 @@ pub use crash::{Crash, conformance_crash};
 
 const TEST: Purpose = Purpose("conformance");
 
-/// Safe wrappers of the two unsafe functions of a file.
+/// Safe wrappers of the unsafe functions of a file.
 trait Raw: StorageFile {
     #[expect(unsafe_code, reason = "the suite itself keeps the contract")]
     fn store(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
         // SAFETY: the suite stores to no byte that it has leased and not returned.
         unsafe { self.write_at(offset, bytes, purpose) }
+    }
+
+    #[expect(unsafe_code, reason = "the suite itself keeps the contract")]
+    fn release(&self, offset: u64, len: u64) -> Result<bool> {
+        // SAFETY: as in `store`.
+        unsafe { self.deallocate(offset, len, TEST) }
     }
 
     #[expect(unsafe_code, reason = "the suite itself keeps the contract")]
@@ -46,6 +52,7 @@ pub fn conformance<S: Storage>(make: &dyn Fn() -> S) {
     lock_is_exclusive(&fresh(make));
     lock_is_of_the_file(&fresh(make));
     allocation(&fresh(make));
+    deallocation(&fresh(make));
     round_trips(&fresh(make));
     past_the_end(&fresh(make));
     loans(&fresh(make));
@@ -86,7 +93,7 @@ fn read<F: StorageFile>(file: &F, offset: u64, len: usize) -> Vec<u8> {
 /// Creates a file of `len` allocated bytes.
 fn file_of<S: Storage>(storage: &S, name: &str, len: u64) -> Arc<S::File> {
     let file = ok(storage.create(name, TEST));
-    ok(file.allocate(len, TEST));
+    ok(file.allocate(0, len, TEST));
     file
 }
 
@@ -122,7 +129,7 @@ fn entries<S: Storage>(storage: &S) {
 
     for (name, salt) in [("a", 1), ("b", 2)] {
         let file = ok(storage.open(name));
-        ok(file.allocate(100, TEST));
+        ok(file.allocate(0, 100, TEST));
         ok(file.store(0, &pattern(0, 100, salt), TEST));
     }
     let open = ok(storage.open("a"));
@@ -179,22 +186,61 @@ fn lock_is_of_the_file<S: Storage>(storage: &S) {
 fn allocation<S: Storage>(storage: &S) {
     let page = storage.page_size() as u64;
     let file = ok(storage.create("a", TEST));
-    ok(file.allocate(0, TEST));
+    ok(file.allocate(0, 0, TEST));
     assert_eq!(ok(file.len()), 0, "allocate: of nothing");
     for (asked, expected) in [(10, 10), (page + 3, page + 3), (5, page + 3), (page + 3, page + 3), (3 * page, 3 * page)]
     {
-        ok(file.allocate(asked, TEST));
+        ok(file.allocate(0, asked, TEST));
         assert_eq!(ok(file.len()), expected, "allocate: grows to {asked}, and never shortens");
     }
     assert_eq!(read(&*file, 0, 3 * page as usize), vec![0; 3 * page as usize], "R6: new bytes are zeros");
     let bytes = pattern(0, 3 * page as usize, 1);
     ok(file.store(0, &bytes, TEST));
     for asked in [5, 5 * page] {
-        ok(file.allocate(asked, TEST));
+        ok(file.allocate(0, asked, TEST));
         assert_eq!(read(&*file, 0, bytes.len()), bytes, "allocate: to {asked} keeps what was stored");
     }
     assert_eq!(read(&*file, 3 * page, 2 * page as usize), vec![0; 2 * page as usize], "R6: new bytes are zeros");
     assert_eq!(ok(ok(storage.open("a")).len()), 5 * page, "len: the same through another handle");
+}
+
+fn deallocation<S: Storage>(storage: &S) {
+    // Large enough for several blocks of any file system.
+    let page = storage.page_size().max(64 << 10) as u64;
+    let file = file_of(storage, "a", 8 * page);
+    let mut expected = pattern(0, 8 * page as usize, 1);
+    ok(file.store(0, &expected, TEST));
+    ok(file.sync_all(TEST));
+    let before = ok(file.allocated());
+    assert!(before >= 8 * page, "allocated: {before} of {} bytes that are stored", 8 * page);
+    let lent = (ok(file.loan(0, page as usize)), ok(file.loan(4 * page, page as usize)));
+    let releases = ok(file.release(page, 3 * page));
+    ok(file.release(8 * page, 0));
+    if releases {
+        expected[page as usize..4 * page as usize].fill(0);
+    }
+    assert_eq!(read(&*file, 0, expected.len()), expected, "R15: the bytes of the range are zeros, and no others");
+    assert_eq!(*ok(file.loan(0, expected.len())), *expected, "R15: the same by a lease");
+    assert_eq!((&*lent.0, &*lent.1), (&expected[..page as usize], &expected[4 * page as usize..5 * page as usize]));
+    assert_eq!(ok(file.len()), 8 * page, "deallocate: the length stays");
+    let less = ok(file.allocated());
+    let given_back = if releases { 3 * page } else { 0 };
+    assert!(less + given_back <= before, "allocated: {less} after {before}, for {given_back} bytes were given back");
+    let again = ok(file.release(page, 3 * page));
+    assert_eq!(again, releases, "deallocate: twice");
+    for (offset, len) in [(8 * page, page), (7 * page, 2 * page), (page.wrapping_neg(), page)] {
+        io_kind(file.release(offset, len), &format!("deallocate of {offset}+{len}, past the end"));
+    }
+    // What is allocated again reads as zeros and can be stored to.
+    ok(file.allocate(2 * page, page, TEST));
+    assert_eq!(read(&*file, 0, expected.len()), expected, "R6: allocated again, the bytes are zeros");
+    expected[2 * page as usize..3 * page as usize].copy_from_slice(&pattern(2 * page, page as usize, 2));
+    ok(file.store(2 * page, &expected[2 * page as usize..3 * page as usize], TEST));
+    assert_eq!(read(&*file, 0, expected.len()), expected, "R1: a store into space that was allocated again");
+    // A range behind the end leaves a hole before it.
+    ok(file.allocate(10 * page, page, TEST));
+    assert_eq!(ok(file.len()), 11 * page, "allocate: grows to the end of the range");
+    assert_eq!(read(&*file, 8 * page, 3 * page as usize), vec![0; 3 * page as usize], "R6: new bytes are zeros");
 }
 
 fn round_trips<S: Storage>(storage: &S) {
@@ -284,7 +330,7 @@ fn loans_across_growth<S: Storage>(storage: &S) {
     let file = ok(storage.create("a", TEST));
     let (mut len, mut kept) = (0, Vec::new());
     for (turn, step) in steps.into_iter().enumerate() {
-        ok(file.allocate(len + step, TEST));
+        ok(file.allocate(0, len + step, TEST));
         let bytes = pattern(len, step as usize, 3);
         ok(file.store(len, &bytes, TEST));
         len += step;

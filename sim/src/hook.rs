@@ -179,9 +179,19 @@ impl<F: StorageFile> StorageFile for HookFile<F> {
         self.inner.len()
     }
 
-    fn allocate(&self, len: u64, purpose: Purpose) -> Result<()> {
-        self.ask(Op::Allocate, 0, len, purpose)?;
-        self.inner.allocate(len, purpose)
+    fn allocated(&self) -> Result<u64> {
+        self.inner.allocated()
+    }
+
+    fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
+        self.ask(Op::Allocate, offset, len, purpose)?;
+        self.inner.allocate(offset, len, purpose)
+    }
+
+    unsafe fn deallocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<bool> {
+        self.ask(Op::Deallocate, offset, len, purpose)?;
+        // SAFETY: the caller keeps the contract of `deallocate`.
+        unsafe { self.inner.deallocate(offset, len, purpose) }
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

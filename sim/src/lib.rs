@@ -31,7 +31,7 @@
 //! storage.make_dir(why)?;
 //! storage.sync_parent(why)?;
 //! let file = storage.create("a", why)?;
-//! file.allocate(256, why)?;
+//! file.allocate(0, 256, why)?;
 //! file.sync_all(why)?;
 //! storage.sync_dir(why)?;
 //! file.write_at(0, b"lost, or not", why)?;

@@ -85,7 +85,7 @@ impl Mutant {
             Self::Call(_, How::ErrorIgnored) => "error check",
             Self::Call(call, _) => match call.op {
                 Op::SyncDir | Op::SyncParent => "directory sync",
-                Op::Allocate => "allocation",
+                Op::Allocate | Op::Deallocate => "allocation",
                 _ => "sync",
             },
             Self::Failpoint(point) => match point.kind {
@@ -108,6 +108,7 @@ impl Call {
             Op::SyncRange | Op::SyncAll => &[Dropped, Weakened, BehindCommit, BehindReturn, ErrorIgnored],
             Op::SyncDir | Op::SyncParent => &[Dropped, BehindCommit, BehindReturn, ErrorIgnored],
             Op::Allocate => &[Dropped, Weakened, ErrorIgnored],
+            Op::Deallocate => &[Dropped, BehindCommit, BehindReturn, ErrorIgnored],
             // `create` returns a file, so its error can't be ignored.
             Op::Create => &[],
             Op::Store | Op::Rename | Op::Remove | Op::MakeDir => &[ErrorIgnored],
@@ -350,11 +351,27 @@ impl<F: StorageFile> StorageFile for MutantFile<F> {
         self.inner.len()
     }
 
-    fn allocate(&self, len: u64, purpose: Purpose) -> Result<()> {
+    fn allocated(&self) -> Result<u64> {
+        self.inner.allocated()
+    }
+
+    fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
         let how = self.state.ask(Op::Allocate, purpose, self.name);
         let (inner, weak) = (Arc::clone(&self.inner), Arc::clone(&self.inner));
         let less = len.saturating_sub(self.page);
-        self.state.call(how, move || inner.allocate(len, purpose), || weak.allocate(less, purpose))
+        self.state.call(how, move || inner.allocate(offset, len, purpose), || weak.allocate(offset, less, purpose))
+    }
+
+    unsafe fn deallocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<bool> {
+        let how = self.state.ask(Op::Deallocate, purpose, self.name);
+        let inner = Arc::clone(&self.inner);
+        // SAFETY: the caller keeps the contract of `deallocate`. A mutant that defers the call breaks it, and the
+        // simulated storage, which lends copies, panics at that.
+        let run = move || unsafe { inner.deallocate(offset, len, purpose) };
+        match how {
+            None => run(),
+            _ => self.state.call(how, move || run().map(drop), || Ok(())).map(|()| true),
+        }
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

@@ -75,6 +75,28 @@ pub fn agrees<S: Storage>(image: &Image, report: &Report, engine: &Engine<S>, to
     }
 }
 
+/// Checks that the files of a trimmed index take no more space than they need: the data file its header and its used
+/// pages, the WAL its header, the segments that both roots need, the newest and a free one. A file that damage has cut
+/// may end with a part of a page or segment.
+///
+/// # Errors
+/// Returns both sizes.
+pub fn is_no_larger<S: Storage>(sim: &SimStorage, engine: &Engine<S>) -> Result<(), String> {
+    let used: u64 = engine.used_allocations().map(|run| u64::from(run.pages)).sum();
+    let needed = (used + 1) * engine.geometry().page_size as u64;
+    match sim.allocated("data") {
+        takes if takes < needed + engine.geometry().page_size as u64 => {}
+        takes => return Err(format!("P6: the data file takes {takes} bytes, and {needed} are used")),
+    }
+    let geometry = engine.geometry();
+    let segments = engine.wal_retained().div_ceil(geometry.wal_segment_size) + 2;
+    let needed = geometry.page_size as u64 + segments * geometry.wal_segment_size;
+    match sim.allocated("wal") {
+        takes if takes < needed + geometry.wal_segment_size => Ok(()),
+        takes => Err(format!("P6: the WAL takes {takes} bytes, and {needed} are needed")),
+    }
+}
+
 /// Returns the report without the allocations of cells, for each root whose cells have a finding.
 fn without_damaged_cells(report: &Report) -> Report {
     let mut report = report.clone();

@@ -148,7 +148,8 @@ fn steps(step: &Step) -> Vec<Step> {
             .chain(below(questions, 0).into_iter().map(|questions| Step::OptimizeUntil { questions }))
             .collect(),
         Step::RemoveMatching { seed } => below(seed, 0).into_iter().map(|seed| Step::RemoveMatching { seed }).collect(),
-        Step::Commit | Step::Close | Step::SecondOpen | Step::Optimize | Step::Read => Vec::new(),
+        Step::Trim { keep: 1.. } => vec![Step::Trim { keep: 0 }],
+        Step::Trim { .. } | Step::Commit | Step::Close | Step::SecondOpen | Step::Optimize | Step::Read => Vec::new(),
     }
 }
 

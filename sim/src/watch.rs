@@ -205,7 +205,26 @@ impl WatchedFile {
     }
 }
 
-#[expect(unsafe_code, reason = "the trait's two unsafe functions")]
+impl WatchedFile {
+    /// Reports a store of `bytes`, or what a failed one has left (R9).
+    fn stored(&self, offset: u64, mut bytes: Vec<u8>, ok: bool) {
+        if self.sim.stopped() {
+            return;
+        }
+        if !ok {
+            self.sim.read_files(|name, all| {
+                if name == self.name
+                    && let Some(there) = all.get(offset as usize..offset as usize + bytes.len())
+                {
+                    bytes.copy_from_slice(there);
+                }
+            });
+        }
+        self.watch.see(&Event::Store { file: &self.name, offset, bytes: &bytes, ok });
+    }
+}
+
+#[expect(unsafe_code, reason = "the trait's unsafe functions")]
 impl StorageFile for WatchedFile {
     type Lent = WatchedLent;
 
@@ -217,8 +236,12 @@ impl StorageFile for WatchedFile {
         self.inner.len()
     }
 
-    fn allocate(&self, len: u64, purpose: Purpose) -> Result<()> {
-        let result = self.inner.allocate(len, purpose);
+    fn allocated(&self) -> Result<u64> {
+        self.inner.allocated()
+    }
+
+    fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
+        let result = self.inner.allocate(offset, len, purpose);
         if !self.sim.stopped()
             && let Ok(len) = self.inner.len()
         {
@@ -233,21 +256,14 @@ impl StorageFile for WatchedFile {
 
     unsafe fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
         let result = self.inner.write_at(offset, bytes, purpose);
-        if self.sim.stopped() {
-            return result;
-        }
-        let mut held = bytes.to_vec();
-        if result.is_err() {
-            // A failed store may have stored some of its sectors (R9).
-            self.sim.read_files(|name, all| {
-                if name == self.name
-                    && let Some(there) = all.get(offset as usize..offset as usize + bytes.len())
-                {
-                    held.copy_from_slice(there);
-                }
-            });
-        }
-        self.watch.see(&Event::Store { file: &self.name, offset, bytes: &held, ok: result.is_ok() });
+        self.stored(offset, bytes.to_vec(), result.is_ok());
+        result
+    }
+
+    /// Reported as a store of zeros, which it is for every rule of the monitor (R15).
+    unsafe fn deallocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<bool> {
+        let result = self.inner.deallocate(offset, len, purpose);
+        self.stored(offset, vec![0; len as usize], result.is_ok());
         result
     }
 

@@ -154,6 +154,7 @@ fn stats_object(stats: &IndexStats) -> serde_json::Value {
         "memory_usage": stats.memory_usage,
         "disk_bytes": stats.disk_bytes,
         "free_bytes": stats.free_bytes,
+        "reclaimable_bytes": stats.reclaimable_bytes,
         "held_bytes": stats.held_bytes,
         "held_by_readers_bytes": stats.held_by_readers_bytes,
         "wal_bytes": stats.wal_bytes,
@@ -179,7 +180,7 @@ fn stats_text(stats: &IndexStats) -> String {
          {} shards of at most {} (largest {}), {} splits and {} merges so far, drift at most {:.2}\n\
          {} cells; {} unindexed postings\n\
          {}\n\
-         {} bytes on disk ({} free, {} held back), {} in memory\n\
+         {} bytes on disk ({} reclaimable), {} in memory; {} free and {} held back in the data file\n\
          root {}, checkpoint LSN {}, durable LSN {}, {} bytes of WAL to replay",
         stats.total_postings,
         stats.dimension,
@@ -196,9 +197,10 @@ fn stats_text(stats: &IndexStats) -> String {
         stats.unindexed_postings,
         recall_text(stats),
         stats.disk_bytes,
+        stats.reclaimable_bytes,
+        stats.memory_usage,
         stats.free_bytes,
         stats.held_bytes,
-        stats.memory_usage,
         stats.generation,
         stats.checkpoint_lsn,
         stats.durable_lsn,

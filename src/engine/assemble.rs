@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    ptr,
     sync::Arc,
 };
 
@@ -51,28 +50,19 @@ impl<F: StorageFile> IndexFiles<F> {
         env: &Env,
         origin: Origin,
     ) -> Result<Engine<S>> {
-        let read_only = match origin {
-            Origin::Created => None,
-            Origin::Existing => self.fill_holes()?,
-        };
+        let read_only = if origin == Origin::Existing { self.fill_holes()? } else { None };
         let directory = Directory::load(&self.newest, &self.data)?;
         let bucket_directory = load_payloads::bucket_directory(&self.newest, &self.data)?;
         let mut state_blocks = StateBlocks::default();
         let trees = DirectorySet { directory: &directory, buckets: &bucket_directory };
         let work = self.working(&trees, &mut state_blocks, options.shardex_segment_size)?;
-        let wal = self.wal_writer(&options, origin)?;
+        let mut wal = self.wal_writer(&options, origin)?;
+        if origin == Origin::Created {
+            self.data.all_reserved(self.newest.data_pages);
+            wal.all_reserved();
+        }
         let Self { lock, root_file, wal_file, data, newest, newest_slot, older, recovery, .. } = self;
-        let empty = Snapshot::empty(newest.checkpoint, data.geometry());
-        let numbers = 0..work.shards.len() as u32;
-        let state = SnapshotSource {
-            shards: &work.shards,
-            cells: working::searched(&work.cells),
-            lsn: newest.checkpoint,
-            live: newest.live,
-            payloads: &work.payloads,
-            encodes: false,
-        };
-        let durable = Arc::new(empty.with_changes(data.geometry(), numbers, state));
+        let durable = snapshot_of(&work, &newest, &data);
         Ok(Engine {
             storage,
             lock,
@@ -105,23 +95,19 @@ impl<F: StorageFile> IndexFiles<F> {
         })
     }
 
-    /// Allocates the holes of the files. A copied index may have holes, and a later store into a hole must not fail for
-    /// lack of space. A root file that is shorter than its slots is extended to hold them. Returns the `OutOfSpace`
-    /// error if the disk has no room.
+    /// Allocates the holes of the root file, and extends one that is shorter than its slots. A store of a root must not
+    /// fail for lack of space. Returns the `OutOfSpace` error if the disk has no room.
+    ///
+    /// Holes of the data file and the WAL are allocated before the first store into them, because free space that was
+    /// given back is to stay so.
     fn fill_holes(&self) -> Result<Option<ShardexError>> {
-        let mut no_room = None;
-        for file in [self.data.raw(), self.wal_file.raw(), self.root_file.raw()] {
-            let of_roots = roots::SLOTS * self.newest.geometry.page_size;
-            let least = if ptr::eq(file, self.root_file.raw()) { of_roots } else { 0 };
-            let allocated = file.len().and_then(|len| file.allocate(len.max(least as u64), REFILL));
-            if let Err(error) = allocated {
-                if !error.is_out_of_space() {
-                    return Err(error);
-                }
-                no_room = Some(error);
-            }
+        let file = self.root_file.raw();
+        let slots = (roots::SLOTS * self.newest.geometry.page_size) as u64;
+        match file.len().and_then(|len| file.allocate(0, len.max(slots), REFILL)) {
+            Ok(()) => Ok(None),
+            Err(error) if error.is_out_of_space() => Ok(Some(error)),
+            Err(error) => Err(error),
         }
-        Ok(no_room)
     }
 
     /// Returns the working state of the newest root, with its cells, and holds the allocations that only the older root
@@ -172,6 +158,21 @@ impl<F: StorageFile> IndexFiles<F> {
             wal_limits(options),
         )
     }
+}
+
+/// Returns the snapshot of the state below a root.
+fn snapshot_of<F: StorageFile>(work: &Working<F>, root: &Root, data: &DataFile<F>) -> Arc<Snapshot<F::Lent>> {
+    let empty = Snapshot::empty(root.checkpoint, data.geometry());
+    let numbers = 0..work.shards.len() as u32;
+    let state = SnapshotSource {
+        shards: &work.shards,
+        cells: working::searched(&work.cells),
+        lsn: root.checkpoint,
+        live: root.live,
+        payloads: &work.payloads,
+        encodes: false,
+    };
+    Arc::new(empty.with_changes(data.geometry(), numbers, state))
 }
 
 /// Returns the largest size of the WAL file, and the size up to which it grows ahead of need, both in bytes. If the
@@ -286,7 +287,7 @@ fn hold_older<F: StorageFile>(
         }
         for tags in state.tags.iter().filter(|tags| !tags.is_none() && !known.contains(&identity(tags))) {
             // A root is of use only if all that its recovery reads is whole.
-            directory::read(tags, data, "a page of tags")?;
+            directory::read_tags(tags, data)?;
             only.push((directory::run_of(tags, geometry), Use::Meta));
         }
     }

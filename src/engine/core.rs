@@ -269,6 +269,12 @@ impl<S: Storage> Engine<S> {
         self.wal.undurable_bytes()
     }
 
+    /// Reports whether the engine refuses writes, because the open found no space to recover.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.is_some()
+    }
+
     /// Reports whether a sync has failed, after which nothing is acknowledged.
     #[must_use]
     pub fn is_poisoned(&self) -> bool {

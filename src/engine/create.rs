@@ -132,7 +132,7 @@ fn make_files<S: Storage>(
     LendingFile::create(storage, len, &header, [MAKE, ALLOCATE, HEADER, C1])?;
     let lock = locked.into_lock_of_new(storage)?;
     let file = PlainFile::create(storage, names::WAL, MAKE, &lock)?;
-    file.raw().allocate(layout.file_len(FIRST_SEGMENTS), ALLOCATE)?;
+    file.raw().allocate(0, layout.file_len(FIRST_SEGMENTS), ALLOCATE)?;
     file.store(0, &header::encode_file(&WAL_MAGIC, index_id), HEADER)?;
     file.sync_all(C1).run()?;
     let root = Root {

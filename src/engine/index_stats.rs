@@ -7,6 +7,7 @@ use super::{
 use crate::{
     error::Result,
     storage::{Storage, StorageFile as _},
+    tuning,
 };
 
 impl<S: Storage> Engine<S> {
@@ -21,6 +22,11 @@ impl<S: Storage> Engine<S> {
     pub fn flushes(&self) -> (u64, &FlushStats, Option<&FlushStats>) {
         let counters = &self.counters;
         (counters.flushes, &counters.flush_totals, counters.last_flush.as_ref())
+    }
+
+    /// Returns the bytes of storage that the data, WAL and root files take.
+    fn disk_bytes(&self) -> Result<u64> {
+        Ok(self.data.raw().allocated()? + self.wal_file.raw().allocated()? + self.roots.file().raw().allocated()?)
     }
 
     /// Returns the current statistics of the index.
@@ -57,8 +63,9 @@ impl<S: Storage> Engine<S> {
             unindexed_postings: self.unindexed_postings(),
             recall: self.recall_measurement(),
             memory_usage: (self.work.memory() + self.published.unindexed_memory()) as u64,
-            disk_bytes: self.data.raw().len()? + self.wal_file.raw().len()? + self.roots.file().raw().len()?,
+            disk_bytes: self.disk_bytes()?,
             free_bytes: self.work.space.map().free_pages() * page,
+            reclaimable_bytes: self.reclaimable_bytes(tuning::KEPT_AT_REST)?,
             held_bytes: held * page,
             held_by_readers_bytes: self.work.space.pages_held_by_readers() * page,
             wal_bytes: self.wal_bytes(),

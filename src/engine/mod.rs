@@ -30,6 +30,7 @@ mod directory;
 mod figures;
 mod findings;
 mod flush;
+mod free_space;
 mod index_files;
 mod index_stats;
 mod load_payloads;

@@ -75,7 +75,7 @@ impl<S: Storage> Engine<S> {
         // Position for the WAL writer if the replay stops early. `replay_all` advances it with each applied record.
         let replayed = Tail { last: checkpoint, newest_epoch: tail.newest_epoch, ..Tail::default() };
         if self.read_only.is_some() {
-            // A file has holes and the device no room for them, so nothing can be stored. The engine serves the state
+            // The root file has holes and the device no room for them, so nothing can be stored. The engine serves the state
             // of the newest root.
             reached!(ReadOnly);
             return self.start_after(replayed);

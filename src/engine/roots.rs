@@ -116,7 +116,7 @@ impl<F: StorageFile> Roots<F> {
     /// # Errors
     /// Returns `OutOfSpace` or `Io`.
     pub fn store_first(file: &PlainFile<F>, root: &Root) -> Result<()> {
-        file.raw().allocate((SLOTS * root.geometry.page_size) as u64, Purpose("root: allocate"))?;
+        file.raw().allocate(0, (SLOTS * root.geometry.page_size) as u64, Purpose("root: allocate"))?;
         for i in 0..SLOTS {
             let root = Root { generation: crate::id::Generation(1 + i as u64), ..root.clone() };
             file.store((i * root.geometry.page_size) as u64, &root.encode(), STORE)?;
@@ -135,7 +135,7 @@ impl<F: StorageFile> Roots<F> {
             storage.remove(names::ROOT_NEW, CLEAR)?;
         }
         let file = PlainFile::create(storage, names::ROOT_NEW, MAKE, lock)?;
-        file.raw().allocate((SLOTS * self.page_size) as u64, Purpose("root: allocate"))?;
+        file.raw().allocate(0, (SLOTS * self.page_size) as u64, Purpose("root: allocate"))?;
         for slot in 0..SLOTS {
             let older = self.older.as_ref().filter(|_| slot != self.newest_slot);
             let bytes = older.unwrap_or(&self.newest).encode();

@@ -135,6 +135,8 @@ pub enum BackgroundWork {
     /// Cell builds, and codes for unindexed postings. Until they succeed, searches read more vectors and take longer;
     /// their recall is not lower.
     Cells,
+    /// Giving free space back to the file system. Until it succeeds, the files take more of the disk.
+    Space,
 }
 
 /// Error of background work, which no caller waits for.
@@ -259,10 +261,14 @@ pub struct IndexStats {
     /// Bytes in memory for searches and lookups: shard states, centroids, filters, fingerprints and codes. The codes in
     /// cells are included, although they are memory-mapped. Vectors are not included.
     pub memory_usage: u64,
-    /// Total length of the data, WAL and root files, in bytes.
+    /// Bytes of storage that the data, WAL and root files take. Holes take none, so it may be less than the lengths of
+    /// the files.
     pub disk_bytes: u64,
-    /// Bytes of the data file that are free.
+    /// Bytes of the data file that are free. Those that were given back to the file system count too.
     pub free_bytes: u64,
+    /// Bytes of storage that Shardex gives back by itself when no more writes come: free pages beyond a small reserve,
+    /// and what only the older root needs. 0 on a file system that can't take them back.
+    pub reclaimable_bytes: u64,
     /// Bytes of the data file that wait to become free, because a retained root may name them or a reader holds them.
     pub held_bytes: u64,
     /// Bytes among `held_bytes` that no root needs and that only a snapshot or a search result still reads.

@@ -45,7 +45,7 @@ impl<S: Storage> Engine<S> {
         // Creates the file if it is missing.
         let lock = self.storage.lock(names::STATS)?;
         let file = PlainFile::open(&self.storage, names::STATS, &self.lock)?;
-        file.raw().allocate(len, ALLOCATE)?;
+        file.raw().allocate(0, len, ALLOCATE)?;
         Ok(StatsFile { file, _lock: lock })
     }
 }

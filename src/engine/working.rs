@@ -211,10 +211,11 @@ fn take<F: StorageFile, T>(
         let chunks = space.map().chunks();
         let chunk_bytes = u64::from(data.geometry().chunk_pages()) * data.geometry().page_size as u64;
         let step = (chunks / 8).clamp(1, (tuning::MAX_GROWTH_BYTES / chunk_bytes).max(1) as usize);
-        let mut grown = data.grow(space.map().pages_of(chunks + step)).map(|()| step);
+        let pages = |more| space.map().pages_of(chunks + more);
+        let mut grown = data.grow(pages(0), pages(step)).map(|()| step);
         if step > 1 && grown.as_ref().is_err_and(crate::ShardexError::is_out_of_space) {
             // A nearly full disk may still have room for the one chunk that is needed.
-            grown = data.grow(space.map().pages_of(chunks + 1)).map(|()| 1);
+            grown = data.grow(pages(0), pages(1)).map(|()| 1);
             if grown.is_ok() {
                 reached!(GrewByOne);
             }

@@ -29,6 +29,15 @@
 //! # Ok::<(), shardex::ShardexError>(())
 //! ```
 //!
+//! # Disk space
+//! [`disk_bytes`](crate::IndexStats::disk_bytes) is the space that the files take, which is less than their lengths where
+//! they have holes. A second after the last write, and at a close, an index gives back what it does not need
+//! ([`reclaimable_bytes`](crate::IndexStats::reclaimable_bytes)), except for about a mebibyte each of the data file and
+//! the WAL. While writes go on, it keeps up to four times [`flush_wal_bytes`](crate::OpenOptions::flush_wal_bytes) of
+//! free space. Until a flush, the older of the two roots needs what was removed since
+//! ([`held_bytes`](crate::IndexStats::held_bytes)), and so does a snapshot until it is dropped
+//! ([`held_by_readers_bytes`](crate::IndexStats::held_by_readers_bytes)).
+//!
 //! # Backups
 //! Close the index and copy its directory. A copy opens on any Linux file system that supports file locks.
 //!

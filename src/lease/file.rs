@@ -84,6 +84,18 @@ impl<F: StorageFile> PlainFile<F> {
         }
     }
 
+    /// Gives the space of a range back by [`StorageFile::deallocate`]. Its bytes are zeros then.
+    ///
+    /// # Errors
+    /// Returns `Io`.
+    pub fn deallocate(&self, offset: u64, len: u64, why: Purpose) -> Result<bool> {
+        #[expect(unsafe_code, reason = "the bytes become zeros, which must not meet bytes that are lent")]
+        // SAFETY: as in `store`.
+        unsafe {
+            self.file.deallocate(offset, len, why)
+        }
+    }
+
     /// Returns a sync of the bytes `from..to`.
     #[must_use]
     pub fn sync_range(&self, from: u64, to: u64, why: Purpose) -> SyncJob<F> {
@@ -133,7 +145,7 @@ impl<F: StorageFile> LendingFile<F> {
         [make, allocate, store, sync]: [Purpose; 4],
     ) -> Result<()> {
         let file = storage.create(LENDING, make)?;
-        file.allocate(len, allocate)?;
+        file.allocate(0, len, allocate)?;
         #[expect(unsafe_code, reason = "a store must not meet bytes that are lent")]
         // SAFETY: the file was created here and its handle does not leave this function, so no bytes of it are lent.
         unsafe {
@@ -176,7 +188,7 @@ impl<F: StorageFile> LendingFile<F> {
         assert!(len as u64 <= self.bytes_of(allocation), "{len} bytes of {:?}", allocation.run());
         let mut leases = allocation.leases();
         #[expect(unsafe_code, reason = "no store may meet the bytes while they are lent")]
-        // SAFETY: only `store_over` stores to this file. It starts behind all leases in the list that is locked here,
+        // SAFETY: only `store_over` and `deallocate` change this file, behind all leases in the list that is locked here,
         // and this lease is entered before the list is unlocked. Other allocations do not overlap this one while it
         // exists (invariant 2 of `lease`), and the lease keeps it. The allocation holds the lock, which keeps other
         // engines away.
@@ -227,6 +239,26 @@ impl<F: StorageFile> LendingFile<F> {
         // (invariant 2 of `lease`).
         unsafe {
             self.file.write_at(self.offset(first) + at as u64, bytes, why)
+        }
+    }
+
+    /// Gives the space of an allocation back by [`StorageFile::deallocate`]. Its bytes are zeros then.
+    ///
+    /// # Errors
+    /// Returns `Io`.
+    ///
+    /// # Panics
+    /// Panics if bytes of the allocation are leased, or if it belongs to another index. These are mistakes of the
+    /// caller.
+    pub fn deallocate(&self, allocation: &Allocation, why: Purpose) -> Result<bool> {
+        assert!(allocation.is_under(&self.lock), "{:?} is of another index", allocation.run());
+        let leases = allocation.leases();
+        assert!(leases.iter().all(|&len| len == 0), "{:?} is leased", allocation.run());
+        #[expect(unsafe_code, reason = "the bytes become zeros, which must not meet bytes that are lent")]
+        // SAFETY: as in `store_over`: a lease of the allocation would be in the list that is locked here until the call
+        // has ended.
+        unsafe {
+            self.file.deallocate(self.offset(allocation), self.bytes_of(allocation), why)
         }
     }
 

@@ -1,8 +1,8 @@
 //! Access control for the bytes of an index: the index lock, allocations and leases.
 //!
 //! The module owns the index lock, the allocations in the data file, the leases of their bytes, and every call of the
-//! two unsafe functions of [`StorageFile`](crate::storage::StorageFile): `lend` and `write_at`. All code above it is
-//! safe code.
+//! unsafe functions of [`StorageFile`](crate::storage::StorageFile): `lend`, `write_at` and `deallocate`. All code above
+//! it is safe code.
 //!
 //! # Invariants
 //! 1. **Bytes do not outlive their allocation, and an allocation does not outlive the lock.** A [`Lease`] holds the
@@ -11,9 +11,10 @@
 //!    engine frees or overwrites the allocation.
 //! 2. **Existing allocations do not overlap.** Only the [reclaimer](crate::space::Reclaimer) creates them, from pages
 //!    that no existing allocation contains. Its free-space map marks the pages as used as long as the allocation
-//!    exists. It frees the pages only when no handle of the allocation is left.
+//!    exists, or is borrowed as long. It frees the pages only when no handle of the allocation is left.
 //! 3. **A store into an allocation starts at or behind the end of its leased bytes.** [`LendingFile::store`] asserts
 //!    this while the allocation's list of leases is locked. So no lease begins during the store.
+//!    [`LendingFile::deallocate`], which makes all bytes zeros, asserts that no byte is leased.
 //! 4. **Files with unrestricted stores are never lent.** A [`PlainFile`] has no function that lends, and it cannot be
 //!    created for the file that lends.
 //! 5. **A sync holds the lock.** No other engine opens the index before the sync has ended, even if the engine that

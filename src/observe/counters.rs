@@ -38,8 +38,8 @@ mod on {
         cell_build: Histogram,
         added: Counter,
         removed: Counter,
-        /// Errors of commits, flushes and cell builds.
-        background_errors: [Counter; 3],
+        /// Errors of commits, flushes, cell builds, and of giving space back.
+        background_errors: [Counter; 4],
         postings: Gauge,
         wal_bytes: Gauge,
         undurable_bytes: Gauge,
@@ -67,7 +67,7 @@ mod on {
                 cell_build: histogram!("shardex_cell_build_seconds", of()),
                 added: counter!("shardex_postings_added_total", of()),
                 removed: counter!("shardex_postings_removed_total", of()),
-                background_errors: ["commit", "flush", "cells"]
+                background_errors: ["commit", "flush", "cells", "space"]
                     .map(|work| counter!("shardex_background_errors_total", with("work", work))),
                 postings: gauge!("shardex_postings", of()),
                 wal_bytes: gauge!("shardex_wal_bytes", of()),
@@ -116,6 +116,7 @@ mod on {
                 BackgroundWork::Commit => 0,
                 BackgroundWork::Flush => 1,
                 BackgroundWork::Cells => 2,
+                BackgroundWork::Space => 3,
             };
             self.background_errors[counter].increment(1);
         }

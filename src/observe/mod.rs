@@ -50,7 +50,7 @@
 //! | `shardex_slow_searches_total` | searches that took at least [`slow_search`](crate::OpenOptions::slow_search) |
 //! | `shardex_postings_added_total` | postings added by calls since the open, without those that replaced one |
 //! | `shardex_postings_removed_total` | postings removed by calls since the open, without those replaced |
-//! | `shardex_background_errors_total` | errors of background work, by the label `work`: `commit`, `flush`, `cells` |
+//! | `shardex_background_errors_total` | errors of background work, by the label `work`: `commit`, `flush`, `cells`, `space` |
 //!
 //! A call whose future is dropped is carried out, and counts in no histogram and no counter of postings.
 //!
@@ -61,7 +61,7 @@
 //! | `shardex_undurable_bytes` | after each round of the writer | WAL that is not durable yet |
 //! | `shardex_shards` | by `stats` and the stats file | shards in use |
 //! | `shardex_unindexed_postings` | by `stats` and the stats file | postings in no cell |
-//! | `shardex_disk_bytes` | by `stats` and the stats file | length of the data, WAL and root files |
+//! | `shardex_disk_bytes` | by `stats` and the stats file | storage that the data, WAL and root files take |
 //! | `shardex_memory_bytes` | by `stats` and the stats file | memory for searches and lookups |
 //!
 //! A round carries out the requests that wait. Gauges keep their last value after a close.

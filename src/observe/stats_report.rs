@@ -172,6 +172,7 @@ pub fn figures(stats: &IndexStats, context: &StatsContext<'_>) -> String {
         ("wal_bytes", stats.wal_bytes),
         ("disk_bytes", stats.disk_bytes),
         ("free_bytes", stats.free_bytes),
+        ("reclaimable_bytes", stats.reclaimable_bytes),
         ("memory_bytes", stats.memory_usage),
         ("undurable_operations", stats.uncommitted_operations),
         ("undurable_bytes", stats.uncommitted_bytes),

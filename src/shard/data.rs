@@ -3,24 +3,27 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
+use super::reservation::PageSpace;
 use crate::{
     error::Result,
-    failpoint::protects,
+    failpoint::{protects, reached},
     format::{
         codec::Put as _,
         geometry::{IndexParams, POSTING_BYTES},
     },
     id::{DocumentId, PostingKey},
-    lease::{Allocation, IndexLock, Lease, LendingFile, SyncJob},
+    lease::{Allocation, IndexLock, Lease, LendingFile, PageRange, SyncJob},
     storage::{Purpose, Storage, StorageFile},
 };
 
 const GROW: Purpose = Purpose("data: grow");
+const RESERVE: Purpose = Purpose("data: allocate a hole");
+const RELEASE: Purpose = Purpose("data: give back free space");
 const META: Purpose = Purpose("data: states and directory");
 const CELLS: Purpose = Purpose("data: cells");
 const PAYLOADS: Purpose = Purpose("data: payloads");
@@ -111,6 +114,8 @@ pub struct DataFile<F> {
     file: LendingFile<F>,
     geometry: IndexParams,
     unsynced: Mutex<Unsynced>,
+    space: Mutex<PageSpace>,
+    never_releases: AtomicBool,
     open_number: u64,
     bytes_stored: AtomicU64,
 }
@@ -124,7 +129,8 @@ impl<F: StorageFile> DataFile<F> {
         let file = LendingFile::open(storage, lock, geometry.page_size)?;
         static OPENS: AtomicU64 = AtomicU64::new(0);
         let open_number = OPENS.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { file, geometry, unsynced: Mutex::default(), open_number, bytes_stored: AtomicU64::new(0) })
+        let (unsynced, space, never_releases) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        Ok(Self { file, geometry, unsynced, space, never_releases, open_number, bytes_stored: AtomicU64::new(0) })
     }
 
     /// Returns the number of this open, which no other open of the process has. Filters remember what they belong to by
@@ -170,14 +176,88 @@ impl<F: StorageFile> DataFile<F> {
         self.file.offset(allocation)
     }
 
-    /// Grows the file to `pages` pages.
+    /// Grows the file from `from` to `to` pages.
     ///
     /// # Errors
     /// Returns `OutOfSpace` or `Io`.
-    pub fn grow(&self, pages: u64) -> Result<()> {
-        self.raw().allocate(pages * self.geometry.page_size as u64, GROW)?;
+    pub fn grow(&self, from: u64, to: u64) -> Result<()> {
+        let page = self.geometry.page_size as u64;
+        let run = PageRange { page: from, pages: (to - from) as u32 };
+        self.space().in_doubt(run);
+        self.raw().allocate(from * page, (to - from) * page, GROW)?;
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).grown |= protects!(Ordering);
+        self.space().reserved(run);
         Ok(())
+    }
+
+    /// Records that the first pages of the file have space: this handle has created it.
+    pub fn all_reserved(&self, pages: u64) {
+        self.space().reserved(PageRange { page: 0, pages: pages as u32 });
+    }
+
+    fn space(&self) -> MutexGuard<'_, PageSpace> {
+        self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reserves the space of adjacent allocations, unless this handle has done so. They may be a hole: their space was
+    /// given back, or the file is a copy with holes. Then a store must not be the first to find that the disk is full.
+    fn reserve(&self, allocations: &[&Allocation]) -> Result<()> {
+        let (Some(first), Some(last)) = (allocations.first(), allocations.last()) else { return Ok(()) };
+        let run = PageRange { page: first.run().page, pages: (last.run().end() - first.run().page) as u32 };
+        if !self.space().is_reserved(run) {
+            let page = self.geometry.page_size as u64;
+            // Before the call, because a failed one may have reserved a part.
+            self.space().in_doubt(run);
+            self.raw().allocate(run.page * page, u64::from(run.pages) * page, RESERVE)?;
+            reached!(SpaceReserved);
+            self.space().reserved(run);
+        }
+        Ok(())
+    }
+
+    /// Returns the parts of a range that may take space, in ascending order.
+    #[must_use]
+    pub fn kept(&self, run: PageRange) -> Vec<PageRange> {
+        self.space().kept(run)
+    }
+
+    /// Returns the number of pages that are known to take no space.
+    #[must_use]
+    pub fn released_pages(&self) -> u64 {
+        self.space().released_pages()
+    }
+
+    /// Records that the file system can't take space back.
+    pub fn note_never_releases(&self) {
+        self.never_releases.store(true, Ordering::Relaxed);
+    }
+
+    /// Reports whether the file system has refused to take space back.
+    #[must_use]
+    pub fn never_releases(&self) -> bool {
+        self.never_releases.load(Ordering::Relaxed)
+    }
+
+    /// Gives the space of an allocation back to the file system. Its bytes are zeros then. Returns false if the file
+    /// system can't do it.
+    ///
+    /// Nothing depends on when this becomes durable: a crash may undo it, and the next open looks at the size again.
+    ///
+    /// # Errors
+    /// Returns `Io`.
+    ///
+    /// # Panics
+    /// Panics if bytes of it are leased, which is a mistake of the caller.
+    pub fn release(&self, allocation: &Allocation) -> Result<bool> {
+        // Before the call, because a failed one may have given back a part.
+        self.space().in_doubt(allocation.run());
+        let done = self.file.deallocate(allocation, RELEASE)?;
+        if done {
+            self.space().released(allocation.run());
+        } else {
+            self.note_never_releases();
+        }
+        Ok(done)
     }
 
     /// Leases the first `used` slots of an extent.
@@ -229,6 +309,7 @@ impl<F: StorageFile> DataFile<F> {
     }
 
     fn write(&self, allocations: &[&Allocation], at: usize, bytes: &[u8], purpose: Purpose) -> Result<()> {
+        self.reserve(allocations)?;
         let offset = allocations.first().map_or(0, |allocation| self.offset(allocation)) + at as u64;
         // Recorded before the store, because a failed store may have stored a part.
         {

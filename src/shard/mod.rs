@@ -16,6 +16,7 @@ mod data;
 mod extent;
 mod finder;
 mod fingerprints;
+mod reservation;
 pub mod split;
 mod stored_vector;
 mod tags;

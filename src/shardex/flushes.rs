@@ -96,6 +96,15 @@ impl<S: Storage> Writer<S> {
 
     /// Ends a flush: answers the waiters whose writes it covers, and starts the next flush for the others.
     fn flushed(&mut self, done: Result<FlushStats>, automatic: bool) {
+        if std::mem::take(&mut self.twin)
+            && let Err(error) = &done
+        {
+            // Nothing waited for this flush, so its failure is none of the flushes.
+            self.note_space_failure(error);
+            let waiters = std::mem::take(&mut self.flush_waiters);
+            return waiters.into_iter().for_each(|(_, reply)| reply.send(Err(error.clone())));
+        }
+        self.put_trim_off();
         let limit = self.engine.options().flush_wal_bytes;
         // After a failure, a flush by WAL size waits until the WAL has grown by an eighth of the threshold. The timer
         // retries too.
@@ -107,6 +116,7 @@ impl<S: Storage> Writer<S> {
         match done {
             Ok(stats) => {
                 self.failures.over(BackgroundWork::Flush);
+                self.release_excess();
                 let all = !self.engine.has_unflushed();
                 for (up_to, reply) in waiters {
                     if all || up_to <= stats.checkpoint_lsn {

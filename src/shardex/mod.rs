@@ -18,6 +18,7 @@ mod snapshot;
 mod stats_writer;
 mod tasks;
 mod timers;
+mod trimming;
 mod view;
 mod writer;
 mod writing;

@@ -110,6 +110,7 @@ impl<S: Storage> Writer<S> {
                 self.begin_flush(true);
             }
         }
+        self.trim_if_due(now);
         if self.engine.wants_cell_build() {
             self.build_cells();
         }
@@ -124,7 +125,7 @@ impl<S: Storage> Writer<S> {
     fn set_timers(&mut self, now: Duration) {
         self.note_durable();
         if self.engine.is_poisoned() {
-            (self.commit_at, self.flush_at) = (None, None);
+            (self.commit_at, self.flush_at, self.trim_at) = (None, None, None);
             return;
         }
         let options = self.engine.options();

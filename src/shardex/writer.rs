@@ -78,6 +78,10 @@ pub(super) struct Writer<S: Storage> {
     pub(super) commit_at: Option<Duration>,
     /// Time of the next flush.
     pub(super) flush_at: Option<Duration>,
+    /// Time at which an index at rest gives its free space back.
+    pub(super) trim_at: Option<Duration>,
+    /// Whether the flush under way stores a twin for a trim.
+    pub(super) twin: bool,
     /// Time since which some accepted write has been undurable.
     pub(super) undurable_since: Option<Duration>,
     /// Size of the WAL in bytes above which a flush starts automatically. Raised after a flush has failed.
@@ -123,6 +127,8 @@ impl<S: Storage> Writer<S> {
             writes: VecDeque::new(),
             commit_at: None,
             flush_at: None,
+            trim_at: None,
+            twin: false,
             undurable_since: None,
             flush_above: engine.options().flush_wal_bytes,
             flush_failed: false,
@@ -141,9 +147,10 @@ impl<S: Storage> Writer<S> {
 
     pub(super) async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
         self.begin_coding();
+        self.put_trim_off();
         self.background();
         loop {
-            let due = [self.commit_at, self.flush_at, self.stats_writer.at].into_iter().flatten().min();
+            let due = [self.commit_at, self.flush_at, self.trim_at, self.stats_writer.at].into_iter().flatten().min();
             let timer = timer(&*self.runtime, due);
             tokio::select! {
                 biased;
@@ -300,6 +307,7 @@ impl<S: Storage> Writer<S> {
 
     /// Answers a write, or queues its answer until the commit that makes it durable.
     fn written(&mut self, done: Result<()>, answer: Answer) {
+        self.put_trim_off();
         self.publish();
         self.observe_flushes();
         if done.is_ok() && self.engine.has_uncommitted() {
@@ -396,7 +404,7 @@ impl<S: Storage> Writer<S> {
     /// Closes the engine, refuses the queued requests, and answers the close.
     async fn close(mut self, reply: Reply<()>, requests: mpsc::UnboundedReceiver<Request>) {
         self.finish().await;
-        let done = self.engine.close();
+        let done = self.close_engine();
         self.last_stats();
         self.shared.closed.store(true, std::sync::atomic::Ordering::Release);
         self.shared.view.store(None);

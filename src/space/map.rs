@@ -256,6 +256,46 @@ impl SpaceMap {
         }
     }
 
+    /// Reports whether no page of a range is in use, and all of it lies in one chunk. The pages of a chunk of extents
+    /// that fit no extent are never in use.
+    #[must_use]
+    pub fn is_free(&self, run: PageRange) -> bool {
+        let Some((chunk, at)) = self.locate(run.page) else { return false };
+        let end = at + run.pages as usize;
+        end <= self.chunk_pages as usize
+            && match &self.chunks[chunk] {
+                Chunk::Free => true,
+                Chunk::Extents(used) => {
+                    let pages = self.extent_pages as usize;
+                    let (first, last) = (at / pages, end.div_ceil(pages));
+                    !used.contains_any_in_range(first.min(used.len())..last.min(used.len()))
+                }
+                Chunk::Meta(used) => !used.contains_any_in_range(at..end),
+            }
+    }
+
+    /// Returns the free page ranges, from the end of the file to its start. Each lies in one chunk and is as long as
+    /// possible.
+    pub fn free_ranges(&self) -> impl Iterator<Item = PageRange> {
+        (0..self.chunks.len()).rev().flat_map(move |chunk| {
+            let all = self.chunk_pages as usize;
+            let (used, pages) = match &self.chunks[chunk] {
+                Chunk::Free => (None, 1),
+                Chunk::Extents(used) => (Some(used), self.extent_pages as usize),
+                Chunk::Meta(used) => (Some(used), 1),
+            };
+            let mut ranges = Vec::new();
+            let mut start = 0;
+            for at in used.into_iter().flat_map(FixedBitSet::ones) {
+                ranges.push(start..at * pages);
+                start = (at + 1) * pages;
+            }
+            ranges.push(start..all);
+            let ranges = ranges.into_iter().rev().filter(|range| !range.is_empty());
+            ranges.map(move |range| PageRange { page: self.address(chunk, range.start), pages: range.len() as u32 })
+        })
+    }
+
     /// Frees a page range that this map handed out or marked as used.
     ///
     /// # Panics
@@ -342,6 +382,25 @@ mod tests {
         assert_eq!(map.take_meta(3).map(|run| run.page), Some(runs[1].page));
         assert_eq!(map.take_meta(1).map(|run| run.page), Some(runs[1].page + 3));
         assert_eq!(map.used_pages(), 12);
+    }
+
+    #[test]
+    fn free_ranges_are_what_is_not_used() {
+        let mut map = map(3);
+        let extents: Vec<_> = (0..3).map(|_| map.take_extent().expect("room")).collect();
+        let meta: Vec<_> = (0..3).map(|_| map.take_meta(2).expect("room")).collect();
+        map.free(extents[1]);
+        map.free(meta[1]);
+        let free: Vec<_> = map.free_ranges().collect();
+        assert!(free.is_sorted_by(|a, b| a.page > b.page), "from the end on: {free:?}");
+        assert_eq!(free.iter().map(|run| u64::from(run.pages)).sum::<u64>(), map.free_pages());
+        assert!(free.contains(&extents[1]) && free.contains(&meta[1]), "{free:?}");
+        assert!(free.iter().all(|&run| map.is_free(run)), "{free:?}");
+        for used in [extents[0], extents[2], meta[0], meta[2]] {
+            assert!(!map.is_free(used) && !map.is_free(PageRange { page: used.end() - 1, pages: 1 }));
+        }
+        assert!(!map.is_free(PageRange { page: meta[1].page, pages: 3 }), "the last page is in use");
+        assert!(!map.is_free(PageRange { page: map.pages_of(3) - 1, pages: 2 }), "past the end");
     }
 
     #[test]

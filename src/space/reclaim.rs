@@ -16,9 +16,13 @@
 //!    has the only handle, no new reader appears. Unwrapping the last handle proves that no reader is left.
 //! 5. Existing allocations do not overlap. A new allocation is made of pages that were free in the map, or of used
 //!    pages that no handle holds ([`retire_named`](Reclaimer::retire_named)). The map marks the pages as used as long
-//!    as the allocation exists, and frees them only when no handle is left. (`lease` relies on this.)
+//!    as the allocation exists, and frees them only when no handle is left. The allocation of
+//!    [`with_free`](Reclaimer::with_free) is not marked, but the map is borrowed while it exists. (`lease` relies on
+//!    this.)
 
 use std::sync::Arc;
+
+use fixedbitset::FixedBitSet;
 
 use super::SpaceMap;
 use crate::{
@@ -93,6 +97,9 @@ pub struct Reclaimer<P = Arc<Allocation>> {
     /// Newest durable root.
     durable: Generation,
     waiting: Vec<Waiting<P>>,
+    /// Pages freed since the newest root became durable that the root before the older retained one names: the last
+    /// content of a slot. See [`keeps`](Self::keeps).
+    recent: FixedBitSet,
 }
 
 impl<P: Shared> Reclaimer<P> {
@@ -103,7 +110,14 @@ impl<P: Shared> Reclaimer<P> {
     #[must_use]
     pub fn new(geometry: &IndexParams, chunks: usize, durable: Generation, lock: IndexLock) -> Self {
         lock.reclaim_once();
-        Self { map: SpaceMap::new(geometry, chunks), lock, begun: durable, durable, waiting: Vec::new() }
+        Self {
+            map: SpaceMap::new(geometry, chunks),
+            lock,
+            begun: durable,
+            durable,
+            waiting: Vec::new(),
+            recent: FixedBitSet::new(),
+        }
     }
 
     /// Returns the free-space map.
@@ -154,6 +168,17 @@ impl<P: Shared> Reclaimer<P> {
             self.allocation(part)
         };
         sizes.iter().map(part).collect()
+    }
+
+    /// Calls `act` with an allocation of free pages, or of pages behind those of the map, which exists during the call
+    /// alone.
+    ///
+    /// # Panics
+    /// Panics if a page of the range is in use, which is a mistake of the caller.
+    pub fn with_free<T>(&mut self, run: PageRange, act: impl FnOnce(&Allocation) -> T) -> T {
+        let is_behind = run.page >= self.map.pages_of(self.map.chunks());
+        assert!(is_behind || self.map.is_free(run), "{run:?} is in use");
+        act(&Allocation::new(run, self.begun, self.lock.clone()))
     }
 
     /// Creates the allocations that a root points to, all or none of them. Their birth is generation 0, before every
@@ -230,6 +255,26 @@ impl<P: Shared> Reclaimer<P> {
     /// Records that a root is durable and frees every retired allocation that is free now. Returns their number.
     pub fn made_durable(&mut self, root: Generation) -> usize {
         self.durable = root;
+        self.recent.clear();
+        self.collect()
+    }
+
+    /// Reports whether a free page must keep its space. It may be used again, but until then its bytes must stay: the
+    /// root that the newest one replaced in its slot names them. A device that returns that root (R13) leaves two roots
+    /// that follow one another, and an open that finds a closing mark relies on both.
+    #[must_use]
+    pub fn keeps(&self, page: u64) -> bool {
+        self.recent.contains(page as usize)
+    }
+
+    /// Returns the number of free pages that must keep their space until the next root is durable.
+    #[must_use]
+    pub fn recent_pages(&self) -> u64 {
+        self.recent.count_ones(..) as u64
+    }
+
+    /// Frees every retired allocation that no retained root names and no reader holds any more. Returns their number.
+    pub fn collect(&mut self) -> usize {
         let before = self.waiting.len();
         for Waiting { last_named, allocation, used_as } in std::mem::take(&mut self.waiting) {
             if last_named.is_some_and(|generation| !self.is_over(generation)) {
@@ -237,7 +282,14 @@ impl<P: Shared> Reclaimer<P> {
                 continue;
             }
             match allocation.into_allocation() {
-                Ok(allocation) => self.map.free(allocation.run()),
+                Ok(allocation) => {
+                    let run = allocation.run();
+                    self.map.free(run);
+                    if last_named.is_some_and(|last| last.0.saturating_add(3) > self.durable.0) {
+                        self.recent.grow(run.end() as usize);
+                        self.recent.insert_range(run.page as usize..run.end() as usize);
+                    }
+                }
                 Err(allocation) => self.waiting.push(Waiting { last_named, allocation, used_as }),
             }
         }
@@ -261,13 +313,33 @@ impl<P: Shared> Reclaimer<P> {
         self.waiting.iter().map(|waiting| (waiting.allocation.allocation().run(), waiting.used_as))
     }
 
+    /// Returns the number of pages that only an older root keeps in use, and no reader.
+    #[must_use]
+    pub fn pages_held_by_roots(&self) -> u64 {
+        self.pages_waiting(|over, is_shared| !over && !is_shared)
+    }
+
+    /// Returns the number of pages that [`collect`](Self::collect) would free.
+    #[must_use]
+    pub fn pages_to_collect(&self) -> u64 {
+        self.pages_waiting(|over, is_shared| over && !is_shared)
+    }
+
     /// Returns the number of pages that only readers keep in use. Retired allocations without a reader are not counted,
     /// because the next flush frees them.
     #[must_use]
     pub fn pages_held_by_readers(&self) -> u64 {
+        self.pages_waiting(|over, is_shared| over && is_shared)
+    }
+
+    /// Returns the number of pages of the retired allocations that `counts` accepts, given whether no retained root
+    /// names them, and whether others hold them.
+    fn pages_waiting(&self, counts: impl Fn(bool, bool) -> bool) -> u64 {
         let over = |last_named: Generation| last_named.0.saturating_add(2) <= self.durable.0;
-        let held =
-            self.waiting.iter().filter(|waiting| waiting.last_named.is_none_or(over) && waiting.allocation.is_shared());
-        held.map(|waiting| u64::from(waiting.allocation.allocation().run().pages)).sum()
+        let counted = self
+            .waiting
+            .iter()
+            .filter(|waiting| counts(waiting.last_named.is_none_or(over), waiting.allocation.is_shared()));
+        counted.map(|waiting| u64::from(waiting.allocation.allocation().run().pages)).sum()
     }
 }

@@ -1,6 +1,6 @@
 //! Storage on a real file system: files of one directory, written with `pwrite`, leased from shared read-only mappings.
 //!
-//! It owns the open files, their mappings and the directory's lock. It implements the two unsafe functions of
+//! It owns the open files, their mappings and the directory's lock. It implements the unsafe functions of
 //! [`StorageFile`], which only [`lease`](crate::lease) calls.
 //!
 //! # Invariants
@@ -15,19 +15,19 @@
 //! # Limits
 //! * A file system without `fallocate` doesn't reserve space. [`allocate`](StorageFile::allocate) then writes zeros
 //!   past the end and leaves holes below it. A store into a hole may fail with
-//!   [`OutOfSpace`](crate::ShardexError::OutOfSpace).
+//!   [`OutOfSpace`](crate::ShardexError::OutOfSpace). [`deallocate`](StorageFile::deallocate) then does nothing.
 //! * An I/O error of the medium under a leased page raises a signal. No code can prevent that.
 
 use std::{
     fs::{self, File, OpenOptions},
     io,
     ops::Deref,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     slice,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -66,8 +66,8 @@ impl MmapStorage {
         let path = self.path.join(name);
         let file = options.open(&path).map_err(|e| ShardexError::io(op, &path, e))?;
         let len = file.metadata().map_err(|e| ShardexError::io(op, &path, e))?.len();
-        let (len, reserved) = (AtomicU64::new(len), AtomicU64::new(0));
-        Ok(Arc::new(MmapFile { path, file, len, reserved, regions: RwLock::default() }))
+        let (len, never_reserves) = (AtomicU64::new(len), AtomicBool::new(false));
+        Ok(Arc::new(MmapFile { path, file, len, never_reserves, regions: RwLock::default() }))
     }
 }
 
@@ -158,8 +158,8 @@ pub struct MmapFile {
     file: File,
     /// Cached length of the file in bytes (invariant 4).
     len: AtomicU64,
-    /// Length in bytes of the prefix that this handle has allocated. No hole is made in it while the handle is open.
-    reserved: AtomicU64,
+    /// Whether the file system has refused to reserve space.
+    never_reserves: AtomicBool,
     /// Mapped regions (invariant 3). A lease of unmapped bytes adds one.
     regions: RwLock<Vec<Region>>,
 }
@@ -223,20 +223,42 @@ impl MmapFile {
         Ok(lent)
     }
 
-    fn grow(&self, from: u64, len: u64) -> io::Result<()> {
+    /// Calls `fallocate`. Returns false if the file system doesn't support the call.
+    fn fallocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> io::Result<bool> {
         loop {
-            match fallocate(&self.file, FallocateFlags::empty(), from, len - from) {
-                Ok(()) => return Ok(()),
+            match fallocate(&self.file, flags, offset, len) {
+                Ok(()) => return Ok(true),
                 Err(Errno::INTR) => {}
                 // The two errors have the same value on some platforms.
-                Err(e) if e == Errno::OPNOTSUPP || e == Errno::NOTSUP || e == Errno::NOSYS => break,
+                Err(e) if e == Errno::OPNOTSUPP || e == Errno::NOTSUP || e == Errno::NOSYS => return Ok(false),
                 Err(e) => return Err(e.into()),
             }
         }
-        let mut at = self.file.metadata()?.len();
-        let zeros = vec![0; ZEROS.min(len.saturating_sub(at) as usize)];
-        while at < len {
-            let step = (len - at).min(ZEROS as u64);
+    }
+
+    /// Makes a hole. Returns false if the file system can't.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        self.fallocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
+    }
+
+    /// Makes a hole. Returns false: this system has no call for it that `rustix` offers.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    #[expect(clippy::unnecessary_wraps, reason = "the other definition can fail")]
+    fn punch(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn grow(&self, offset: u64, len: u64) -> io::Result<()> {
+        let never = &self.never_reserves;
+        if !never.load(Ordering::Relaxed) && self.fallocate(FallocateFlags::empty(), offset, len)? {
+            return Ok(());
+        }
+        never.store(true, Ordering::Relaxed);
+        let (mut at, end) = (self.file.metadata()?.len(), offset.saturating_add(len));
+        let zeros = vec![0; ZEROS.min(end.saturating_sub(at) as usize)];
+        while at < end {
+            let step = (end - at).min(ZEROS as u64);
             self.file.write_all_at(&zeros[..step as usize], at)?;
             at += step;
         }
@@ -244,7 +266,7 @@ impl MmapFile {
     }
 }
 
-#[expect(unsafe_code, reason = "the trait's two unsafe functions")]
+#[expect(unsafe_code, reason = "the trait's unsafe functions")]
 impl StorageFile for MmapFile {
     type Lent = MmapLent;
 
@@ -256,20 +278,30 @@ impl StorageFile for MmapFile {
         Ok(self.len.load(Ordering::Acquire))
     }
 
-    fn allocate(&self, len: u64, _purpose: Purpose) -> Result<()> {
-        // A handle's first allocation starts at 0, because a copied file may have holes, and a store into a hole needs
-        // space.
-        let from = self.reserved.load(Ordering::Acquire);
-        if len <= from {
+    fn allocated(&self) -> Result<u64> {
+        let metadata = self.file.metadata().map_err(|e| ShardexError::io("open", &self.path, e))?;
+        // `st_blocks` counts units of 512 bytes, whatever the block size of the file system is.
+        Ok(metadata.blocks().saturating_mul(512))
+    }
+
+    fn allocate(&self, offset: u64, len: u64, _purpose: Purpose) -> Result<()> {
+        if len == 0 {
             return Ok(());
         }
-        let grown = self.grow(from, len);
-        if grown.is_ok() {
-            self.reserved.fetch_max(len, Ordering::AcqRel);
-        }
+        let grown = self.grow(offset, len);
         // The length is read after a failure too, because the file may have grown partly.
         let found = self.file.metadata().map(|m| self.len.fetch_max(m.len(), Ordering::AcqRel));
         grown.and(found.map(drop)).map_err(|e| ShardexError::io("allocate", &self.path, e))
+    }
+
+    unsafe fn deallocate(&self, offset: u64, len: u64, _purpose: Purpose) -> Result<bool> {
+        assert!((offset | len).is_multiple_of(PAGE_SIZE as u64), "{offset}+{len} are no whole pages");
+        self.end_of("deallocate", offset, usize::try_from(len).unwrap_or(usize::MAX))?;
+        // Space that could not be reserved again is kept.
+        if len == 0 || self.never_reserves.load(Ordering::Relaxed) {
+            return Ok(len == 0);
+        }
+        self.punch(offset, len).map_err(|e| ShardexError::io("deallocate", &self.path, e))
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

@@ -20,9 +20,10 @@
 //!   crash any subset of the pending ones survives, those of one name in their order. A rename is atomic.
 //! * **R8** A sync that fails leaves the pages clean: the device holds old or new content. A second sync returns `Ok`
 //!   and makes nothing durable. The only safe reaction is to stop (promise P5).
-//! * **R9** `allocate` reserves space: a store inside an allocated range does not fail for lack of space. Exception: on
-//!   a file system that can't reserve space, it may fail with `OutOfSpace`. A store that fails may have stored any of
-//!   its sectors.
+//! * **R9** `allocate` reserves space: a store inside an allocated range does not fail for lack of space, until the
+//!   range is deallocated (R15) or a power cut takes the reservation, which only R5 makes durable. Exception: on a file
+//!   system that can't reserve space, it may fail with `OutOfSpace`. A store that fails may have stored any of its
+//!   sectors.
 //! * **R10** After a crash of the process alone the page cache survives, with pages that the device does not hold.
 //!   Reading them proves nothing about the device.
 //! * **R11** A crash may happen at any operation, during recovery too.
@@ -31,6 +32,9 @@
 //! * **R13** The medium may rot, misplace a write, return a stale sector, fail a read, or lie about a sync. The engine
 //!   detects all damage that a checksum can detect.
 //! * **R14** The clock may jump. It decides nothing about correctness.
+//! * **R15** [`deallocate`](StorageFile::deallocate) acts on the bytes like a store of zeros (R1 to R5), and ends their
+//!   reservation (R9). Whether a power cut gives the space back is open until R5. A call that fails may have
+//!   deallocated any of its sectors.
 //!
 //! # Leases
 //! [`lend`](StorageFile::lend) leases bytes of a file without a copy. No store may touch leased bytes. The engine
@@ -184,14 +188,37 @@ pub trait StorageFile: Send + Sync + 'static {
         Ok(self.len()? == 0)
     }
 
-    /// Makes the file at least `len` bytes long and reserves space for every byte below `len`, holes included.
+    /// Returns the bytes of storage that the file takes, whole blocks included. Holes take none.
+    ///
+    /// # Errors
+    /// Returns `Io` if the system can't tell.
+    fn allocated(&self) -> Result<u64>;
+
+    /// Makes the file at least `offset + len` bytes long and reserves space for every byte of the range, holes
+    /// included.
     ///
     /// New bytes read as zeros. It never shortens the file. Durable by [`sync_all`](Self::sync_all) (R5, R6).
     ///
     /// # Errors
     /// Returns `OutOfSpace` if the disk is full, and `Io` if the system refuses. The length may or may not have
     /// changed.
-    fn allocate(&self, len: u64, purpose: Purpose) -> Result<()>;
+    fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()>;
+
+    /// Gives the space of the range back to the file system and makes its bytes zeros (R15). Both `offset` and `len`
+    /// are multiples of a page, within the length of the file, which stays. Returns false if the file system can't do
+    /// it: nothing has changed then.
+    ///
+    /// # Errors
+    /// Returns `Io` if the system refuses, or if the range ends past the end of the file. Any of its sectors may be
+    /// deallocated then.
+    ///
+    /// # Panics
+    /// Panics if the range does not consist of whole pages.
+    ///
+    /// # Safety
+    /// No byte of the range is [leased](Self::lend), by this handle of the file or another, in this process or another.
+    #[expect(unsafe_code, reason = "its declaration")]
+    unsafe fn deallocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<bool>;
 
     /// Reads bytes at `offset` into `buffer` by copying.
     ///

@@ -14,6 +14,8 @@
 
 mod layout;
 mod reader;
+mod segments;
+mod trim;
 mod writer;
 
 pub use layout::WalLayout;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::layout::WalLayout;
+use super::{layout::WalLayout, segments::Segments};
 use crate::{
     error::{Result, ShardexError},
     failpoint::{holds, protects, reached},
@@ -19,6 +19,7 @@ use crate::{
 
 const GROW: Purpose = Purpose("wal: grow");
 const APPEND: Purpose = Purpose("wal: append");
+const RESERVE: Purpose = Purpose("wal: allocate a hole");
 
 /// Contiguous bytes that wait to be stored in the file.
 #[derive(Debug)]
@@ -27,25 +28,19 @@ struct PendingStore {
     bytes: Vec<u8>,
 }
 
-/// State of a slot for a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SegmentSlot {
-    Free,
-    /// Holds the segment with this number of the current epoch.
-    Used(u64),
-}
-
 /// Writer that appends records at the end of the WAL.
 #[derive(Debug)]
 pub struct WalWriter<F> {
-    file: PlainFile<F>,
-    layout: WalLayout,
+    pub(super) file: PlainFile<F>,
+    pub(super) layout: WalLayout,
     index_id: u128,
     epoch: u64,
     seed: u32,
-    slots: Vec<SegmentSlot>,
+    pub(super) segments: Segments,
+    /// Segments of the file behind those known to be durable: a growth before a crash has left them.
+    pub(super) behind: usize,
     /// Slot and offset of the next frame; `None` before the first segment of the epoch.
-    cursor: Option<(usize, u64)>,
+    pub(super) cursor: Option<(usize, u64)>,
     /// Number of the newest segment; 0 before the first one.
     seq: u64,
     last: Lsn,
@@ -112,7 +107,8 @@ impl<F: StorageFile> WalWriter<F> {
             index_id,
             epoch,
             seed: frame::seed(index_id, epoch),
-            slots: vec![SegmentSlot::Free; segments],
+            segments: Segments::of_file(segments),
+            behind: layout.segments_in(file.raw().len()?).saturating_sub(segments),
             cursor: None,
             seq: 0,
             last,
@@ -153,7 +149,7 @@ impl<F: StorageFile> WalWriter<F> {
     /// Returns the number of segments in the file.
     #[must_use]
     pub fn segments(&self) -> usize {
-        self.slots.len()
+        self.segments.len()
     }
 
     /// Returns the number of times a segment was freed for reuse.
@@ -203,27 +199,42 @@ impl<F: StorageFile> WalWriter<F> {
     /// segments. A record larger than the maximum WAL never fits. Returns `OutOfSpace` or `Io` if the file cannot grow.
     /// The writer is unchanged after an error.
     pub fn reserve(&mut self, payload: u64) -> Result<()> {
-        let free = self.slots.iter().filter(|&&slot| slot == SegmentSlot::Free).count();
+        let free = self.segments.free_count();
         let need = self.layout.segments_for(payload, self.room() as u64);
-        if need <= free {
-            return Ok(());
+        if need > free {
+            self.grow(payload, need - free)?;
         }
-        let least = self.slots.len() + (need - free);
+        for slot in self.segments.without_space(need) {
+            let size = self.layout.segment_size();
+            self.segments.in_doubt(slot);
+            self.file.raw().allocate(self.layout.segment_start(slot), size, RESERVE)?;
+            self.segments.reserved(slot);
+            reached!(SegmentReserved);
+        }
+        Ok(())
+    }
+
+    /// Adds at least `missing` segments to the file, for a record of `payload` bytes.
+    fn grow(&mut self, payload: u64, missing: usize) -> Result<()> {
+        let before = self.segments.len();
+        let least = before + missing;
         let most = self.layout.segments_in(self.limits.max_bytes);
         if least > most {
             return Err(ShardexError::BatchTooLarge { bytes: payload, limit: self.max_payload() });
         }
-        let more = (self.slots.len() + self.slots.len() / 4).min(self.layout.segments_in(self.limits.target_bytes));
+        let more = (before + before / 4).min(self.layout.segments_in(self.limits.target_bytes));
         let segments = least.max(more).min(most);
-        self.file.raw().allocate(self.layout.file_len(segments), GROW)?;
+        let from = self.layout.file_len(before);
+        self.file.raw().allocate(from, self.layout.file_len(segments) - from, GROW)?;
         self.grown |= protects!(Ordering);
-        self.slots.resize(segments, SegmentSlot::Free);
+        self.behind = self.behind.saturating_sub(segments - before);
+        self.segments.grow(segments);
         reached!(WalGrew);
         Ok(())
     }
 
     /// Reserves space for the closing mark after a commit. If a record was appended in this epoch, its
-    /// [reservation](Self::reserve) included the mark, so a close then needs no further space.
+    /// [reservation](Self::reserve) included the mark, so a close then needs no further space. A trim keeps it.
     ///
     /// # Errors
     /// Returns the errors of [`reserve`](Self::reserve).
@@ -290,9 +301,8 @@ impl<F: StorageFile> WalWriter<F> {
     /// Starts the next segment in the lowest free slot.
     fn open_segment(&mut self) {
         #[expect(clippy::expect_used, reason = "an append without a reservation is a mistake of the caller")]
-        let slot = self.slots.iter().position(|&slot| slot == SegmentSlot::Free).expect("a segment was reserved");
+        let slot = self.segments.take(self.seq + 1).expect("a segment was reserved");
         self.seq += 1;
-        self.slots[slot] = SegmentSlot::Used(self.seq);
         let header =
             SegmentHeader { index_id: self.index_id, epoch: self.epoch, seq: self.seq, first_lsn: self.last.next().0 };
         let mut bytes = header.encode();
@@ -372,7 +382,7 @@ impl<F: StorageFile> WalWriter<F> {
         let (from, to) = self.unsynced.take()?;
         self.appended_syncing = self.appended;
         let job = if std::mem::take(&mut self.grown) {
-            self.syncing_segments = self.slots.len();
+            self.syncing_segments = self.segments.len();
             self.file.sync_all(purpose)
         } else {
             self.file.sync_range(from, to, purpose)
@@ -396,14 +406,10 @@ impl<F: StorageFile> WalWriter<F> {
     /// Frees every segment that lies completely before `keep`, except the current one. Returns the number of segments
     /// freed.
     pub fn recycle(&mut self, keep: WalPosition) -> usize {
-        let mut freed = 0;
-        for (i, slot) in self.slots.iter_mut().enumerate() {
-            let current = self.cursor.is_some_and(|(at, _)| at == i);
-            if matches!(*slot, SegmentSlot::Used(seq) if holds!(Ordering, seq < keep.seq)) && !current {
-                *slot = SegmentSlot::Free;
-                freed += 1;
-                reached!(SegmentRecycled);
-            }
+        let newest = self.cursor.map(|(slot, _)| slot);
+        let freed = self.segments.recycle(|slot, seq| holds!(Ordering, seq < keep.seq) && newest != Some(slot));
+        if freed > 0 {
+            reached!(SegmentRecycled);
         }
         self.recycled += freed as u64;
         freed
@@ -411,10 +417,7 @@ impl<F: StorageFile> WalWriter<F> {
 
     /// Returns the used slots and the numbers of the segments in them, for checks.
     pub fn used_slots(&self) -> impl Iterator<Item = (usize, u64)> {
-        self.slots.iter().enumerate().filter_map(|(i, slot)| match slot {
-            SegmentSlot::Used(seq) => Some((i, *seq)),
-            SegmentSlot::Free => None,
-        })
+        self.segments.used()
     }
 }
 

@@ -276,26 +276,27 @@ fn the_first_cells_leave_the_codes_of_what_came_meanwhile_to_a_job() {
 
 /// Regression: each growth of a file allocated it from its first byte, in as many steps as the file has pieces.
 #[test]
-fn growing_allocates_what_is_new_and_an_open_fills_holes() {
+fn an_allocation_takes_its_range_alone() {
     let dir = tempfile::tempdir().expect("a directory");
     let storage = MmapStorage::new(dir.path());
     let path = dir.path().join("file");
     let purpose = Purpose("a test");
-    let allocated = || fs::metadata(&path).expect("a file").blocks() * 512;
     let file = storage.create("file", purpose).expect("made");
-    file.allocate(1 << 20, purpose).expect("room");
+    let allocated = || {
+        let blocks = fs::metadata(&path).expect("a file").blocks() * 512;
+        assert_eq!(file.allocated().expect("known"), blocks);
+        blocks
+    };
+    file.allocate(0, 1 << 20, purpose).expect("room");
     assert!(allocated() >= 1 << 20);
     // The test turns the whole file into one hole, to make a repeated allocation visible. No process does this to a
     // file in use.
     let other = fs::OpenOptions::new().write(true).open(&path).expect("opened");
     other.set_len(0).and_then(|()| other.set_len(1 << 20)).expect("a hole");
     assert_eq!(allocated(), 0);
-    file.allocate(1 << 20, purpose).expect("it is");
-    file.allocate(2 << 20, purpose).expect("room");
+    file.allocate(1 << 20, 1 << 20, purpose).expect("room");
     let most = (1 << 20) + (64 << 10);
     assert!((1 << 20..most).contains(&allocated()), "{} bytes for a mebibyte more", allocated());
-    drop(file);
-    let file = storage.open("file").expect("opened");
-    file.allocate(2 << 20, purpose).expect("room");
-    assert!(allocated() >= 2 << 20, "an open fills holes");
+    file.allocate(0, 2 << 20, purpose).expect("room");
+    assert!(allocated() >= 2 << 20, "holes are filled");
 }

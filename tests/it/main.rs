@@ -34,5 +34,6 @@ mod routing;
 mod schedules;
 mod searches;
 mod shards;
+mod space;
 mod support;
 mod traces;

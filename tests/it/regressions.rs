@@ -42,7 +42,7 @@ fn a_wal_whose_first_segment_is_there_may_lack_the_next_one() {
     let storage = SimStorage::new(256, 64, 1);
     storage.make_dir(WHY).expect("made");
     let file = PlainFile::create(&storage, "wal", WHY, &IndexLock::none()).expect("created");
-    file.raw().allocate(256, WHY).expect("allocated");
+    file.raw().allocate(0, 256, WHY).expect("allocated");
     let config = ShardexConfig::new("unused").vector_size(3).wal_segment_size(1024);
     let layout = WalLayout::new(&IndexParams::of(&config, 256, 64));
     let limits = WalLimits { max_bytes: 1 << 20, target_bytes: 0 };

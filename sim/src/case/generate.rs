@@ -26,6 +26,9 @@ impl Case {
         }
         let garbage = rng.random_bool(0.1);
         let mut events = at_creation(&mut rng, class);
+        // From another generator, so that the draws of the other features stay.
+        let mut trims = ChaCha8Rng::seed_from_u64(seed ^ 0x5E77);
+        let trimmed = [0.0, 0.1, 0.4][trims.random_range(0..3)];
         for step in steps {
             let step = match step {
                 Step::Reopen if class == TAIL => Step::Close,
@@ -55,6 +58,9 @@ impl Case {
                     events
                         .push(Event::Crash(Crash { after: rng.random_range(1..16), ..random_crash(&mut rng, class) }));
                 }
+            }
+            if trims.random_bool(trimmed) {
+                events.push(Event::Do(Step::Trim { keep: [0, 0, 512, 4_096][trims.random_range(0..4)] }));
             }
             if rng.random_bool(0.03) {
                 events.push(Event::Do(Step::SecondOpen));

@@ -227,7 +227,7 @@ impl CaseRun<'_> {
     }
 
     /// Checks P6 within the life of one engine: after two more flushes, every used page is needed by a root, the
-    /// working state or a reader. Runs for every other seed, because it changes the state that the last crash meets.
+    /// working state or a reader, and once the index is trimmed, no other page takes space. Runs for every other seed, because it changes the state that the last crash meets.
     fn frees_what_nobody_needs(&mut self) -> Result<(), End> {
         let Some(engine) = &self.runner.engine else { return Ok(()) };
         let stats = engine.stats().map_err(|e| broken(e.to_string()))?;
@@ -242,7 +242,10 @@ impl CaseRun<'_> {
         }
         let Some(engine) = &self.runner.engine else { return Ok(()) };
         let image = oracle::Image::of(&self.sim);
-        oracle::agrees(&image, &image.check(), engine, false).map_err(broken)
+        oracle::agrees(&image, &image.check(), engine, false).map_err(broken)?;
+        self.step(&Step::Trim { keep: 0 })?;
+        let Some(engine) = &self.runner.engine else { return Ok(()) };
+        oracle::is_no_larger(&self.sim, engine).map_err(broken)
     }
 
     /// Ends the case if `result` is an error. The promise counts as broken unless rot or another fault of the medium

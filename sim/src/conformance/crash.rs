@@ -1,4 +1,4 @@
-//! Crash conformance: the rules R1 to R10 and R12 on a backend that can crash. This module tests R1 to R7, the state after a
+//! Crash conformance: the rules R1 to R10, R12 and R15 on a backend that can crash. This module tests R1 to R7, the state after a
 //! power cut. The module `faults` tests the rest.
 //!
 //! Each rule is tested over many seeds in both directions. No outcome that the rule forbids may occur, and every
@@ -23,7 +23,7 @@ pub trait Crash: Storage {
     /// Makes the next sync fail (R8).
     fn fail_next_sync(&self, kind: io::ErrorKind);
 
-    /// Makes every store fail (R9); `None` ends this.
+    /// Makes every store and deallocation fail (R9, R15); `None` ends this.
     fn fail_stores(&self, kind: Option<io::ErrorKind>);
 
     /// Limits the bytes of all files together (R9).
@@ -62,6 +62,8 @@ pub fn conformance_crash<S: Crash>(make: &dyn Fn(u64) -> S) {
     suite.a_sync_covers_what_there_was_when_it_began();
     suite.length_is_durable_by_sync_all();
     suite.cut_off_bytes_do_not_come_back();
+    suite.deallocated_bytes_are_old_or_zeros();
+    suite.deallocated_space_comes_back_or_not();
     suite.entries_are_durable_by_sync_dir();
     suite.entries_keep_their_order();
     suite.a_rename_is_atomic();
@@ -250,7 +252,7 @@ impl<S: Crash> Suite<'_, S> {
                 let begun = ok(file.sync_begin(None, TEST));
                 ok(file.store(0, &vec![2; sector], TEST));
                 ok(file.store(0, &vec![1; sector], TEST));
-                ok(file.allocate(2 * sector as u64, TEST));
+                ok(file.allocate(0, 2 * sector as u64, TEST));
                 ok(file.sync_end(begun, None, TEST));
             },
             |storage| (Self::firsts(storage, 1, storage.sector_size()), ok(ok(storage.open("a")).len())),
@@ -268,8 +270,8 @@ impl<S: Crash> Suite<'_, S> {
         let grow = |sync: fn(&S::File)| {
             move |storage: &S| {
                 let file = Self::durable(storage, "a", 100);
-                ok(file.allocate(200, TEST));
-                ok(file.allocate(300, TEST));
+                ok(file.allocate(0, 200, TEST));
+                ok(file.allocate(0, 300, TEST));
                 ok(file.store(0, &[1; 300], TEST));
                 sync(&file);
             }
@@ -287,7 +289,7 @@ impl<S: Crash> Suite<'_, S> {
             |storage| {
                 let sector = storage.sector_size();
                 let file = Self::durable(storage, "a", sector as u64);
-                ok(file.allocate(2 * sector as u64, TEST));
+                ok(file.allocate(0, 2 * sector as u64, TEST));
                 ok(file.store(0, &vec![1; 2 * sector], TEST));
             },
             |storage| {
@@ -306,14 +308,14 @@ impl<S: Crash> Suite<'_, S> {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             let mut storage = fresh(&|| (self.make)(seed));
             let file = Self::durable(&storage, "a", 100);
-            ok(file.allocate(5000, TEST));
+            ok(file.allocate(0, 5000, TEST));
             ok(file.store(0, &[1; 5000], TEST));
             ok(file.sync_range(0, 5000, TEST));
             storage.crash(CrashKind::Power, &mut rng);
             let file = ok(storage.open("a"));
             let len = ok(file.len()) as usize;
             seen[usize::from(len == 5000)] = true;
-            ok(file.allocate(5000, TEST));
+            ok(file.allocate(0, 5000, TEST));
             let check = |bytes: Vec<u8>| {
                 assert!(bytes[..len].iter().all(|b| *b == 1), "R4: what is synced survives");
                 assert!(bytes[len..].iter().all(|b| *b == 0), "R6: what a lost length cut off reads as zeros");

@@ -1,4 +1,4 @@
-//! The rules R8 to R10 and R12 of the crash conformance suite: failed syncs and stores, lack of space, process crashes, locks.
+//! The rules R8 to R10, R12 and R15 of the crash conformance suite: failed syncs and stores, lack of space, process crashes, locks.
 
 use std::{collections::BTreeMap, io};
 
@@ -54,7 +54,7 @@ impl<S: Crash> Suite<'_, S> {
             CrashKind::Power,
             |storage| {
                 let file = Self::durable(storage, "a", 100);
-                ok(file.allocate(200, TEST));
+                ok(file.allocate(0, 200, TEST));
                 storage.fail_next_sync(io::ErrorKind::Other);
                 io_kind(file.sync_all(TEST), "R8: a failed sync");
                 ok(file.sync_all(TEST));
@@ -105,24 +105,100 @@ impl<S: Crash> Suite<'_, S> {
             let file = Self::durable(&storage, "a", 100);
             ok(file.store(0, &[1; 100], TEST));
             storage.set_capacity(Some(150));
-            let short = file.allocate(151, TEST);
+            let short = file.allocate(0, 151, TEST);
             assert!(short.is_err_and(|e| e.is_out_of_space()), "R9: an allocation beyond the space is OutOfSpace");
             let len = ok(file.len());
             assert!(len == 100 || len == 150, "R9: of a refused allocation nothing is done, or what there was: {len}");
             partly += usize::from(len == 150);
             assert_eq!(read(&*file, 0, 100), vec![1; 100], "R9: a refused allocation changes no byte");
             storage.set_capacity(None);
-            ok(file.allocate(151, TEST));
+            ok(file.allocate(0, 151, TEST));
             ok(file.store(150, &[1], TEST));
         }
         assert!(partly > 0, "R9: a refused allocation may be done in part");
+    }
+
+    pub(super) fn deallocated_bytes_are_old_or_zeros(&self) {
+        let before = |syncs: bool| {
+            move |storage: &S| {
+                let page = storage.page_size();
+                let file = Self::durable(storage, "a", 2 * page as u64);
+                ok(file.store(0, &vec![1; 2 * page], TEST));
+                ok(file.sync_all(TEST));
+                assert!(ok(file.release(0, page as u64)), "deallocate: this storage can do it");
+                if syncs {
+                    ok(file.sync_all(TEST));
+                }
+            }
+        };
+        let look = |storage: &S| {
+            let (page, sector) = (storage.page_size(), storage.sector_size());
+            let sectors = Self::firsts(storage, 2 * page / sector, sector);
+            let (released, kept) = sectors.split_at(page / sector);
+            assert!(kept.iter().all(|&byte| byte == 1), "R15: bytes beside the range stay: {kept:?}");
+            (released.contains(&0), released.contains(&1))
+        };
+        let seen = self.outcomes(CrashKind::Power, before(false), look);
+        let both = seen.keys().any(|&(zeros, _)| zeros) && seen.keys().any(|&(_, old)| old);
+        let storage = (self.make)(0);
+        let sectors = storage.page_size() > storage.sector_size();
+        assert!(both && seen.contains_key(&(true, true)) == sectors, "R15, R3: each sector by itself: {seen:?}");
+        Self::expect(
+            &self.outcomes(CrashKind::Power, before(true), look),
+            [(true, false)],
+            "R15, R5: zeros are durable",
+        );
+        Self::expect(&self.outcomes(CrashKind::Process, before(false), look), [(true, false)], "R15, R10: the cache");
+    }
+
+    pub(super) fn deallocated_space_comes_back_or_not(&self) {
+        let before = |syncs: bool| {
+            move |storage: &S| {
+                let page = storage.page_size() as u64;
+                let file = Self::durable(storage, "a", 3 * page);
+                assert!(ok(file.release(page, page)), "deallocate: this storage can do it");
+                assert_eq!(ok(file.allocated()), 2 * page, "deallocate: the space is given back at once");
+                if syncs {
+                    ok(file.sync_all(TEST));
+                }
+            }
+        };
+        let pages = |storage: &S| ok(ok(storage.open("a")).allocated()) / storage.page_size() as u64;
+        Self::expect(&self.outcomes(CrashKind::Power, before(false), pages), [2, 3], "R15: it comes back or not");
+        Self::expect(&self.outcomes(CrashKind::Power, before(true), pages), [2], "R5: the allocation is durable");
+        let mut partly = 0;
+        for seed in 0..SEEDS {
+            let storage = fresh(&|| (self.make)(seed));
+            let page = storage.page_size() as u64;
+            let file = Self::durable(&storage, "a", 2 * page);
+            storage.set_capacity(Some(2 * page));
+            let short = file.allocate(2 * page, page, TEST);
+            assert!(short.is_err_and(|e| e.is_out_of_space()), "R9: no space is left");
+            assert!(ok(file.release(0, page)), "deallocate: this storage can do it");
+            ok(file.allocate(2 * page, page, TEST));
+            ok(file.store(page, &vec![1; 2 * page as usize], TEST));
+            storage.set_capacity(None);
+            ok(file.allocate(0, page, TEST));
+            ok(file.store(0, &vec![1; page as usize], TEST));
+            storage.fail_stores(Some(io::ErrorKind::Other));
+            io_kind(file.release(page, 2 * page), "R15: a failed deallocation");
+            storage.fail_stores(None);
+            let sectors = Self::firsts(&storage, 3 * page as usize / storage.sector_size(), storage.sector_size());
+            let (beside, within) = sectors.split_at(page as usize / storage.sector_size());
+            assert!(
+                beside.iter().all(|&byte| byte == 1),
+                "R15: a failure changes nothing beside the range: {sectors:?}"
+            );
+            partly += usize::from(within.contains(&0) && within.contains(&1));
+        }
+        assert!(partly > 0, "R15: a deallocation that fails may be done in part");
     }
 
     pub(super) fn a_process_crash_keeps_the_cache(&self) {
         let before = |storage: &S| {
             let sector = storage.sector_size();
             let file = Self::durable(storage, "a", sector as u64);
-            ok(file.allocate(2 * sector as u64, TEST));
+            ok(file.allocate(0, 2 * sector as u64, TEST));
             ok(file.store(0, &vec![1; 2 * sector], TEST));
             ok(storage.create("b", TEST));
         };
@@ -216,7 +292,7 @@ impl<S: Crash> Suite<'_, S> {
             io_kind(file.read_at(0, &mut [0]), "R12: a read through a handle of before the crash");
             // Leases from before the crash no longer forbid stores.
             let file = ok(storage.open("a"));
-            ok(file.allocate(100, TEST));
+            ok(file.allocate(0, 100, TEST));
             ok(file.store(0, &[1; 100], TEST));
             drop(lent);
         }
@@ -232,7 +308,7 @@ impl<S: Crash> Suite<'_, S> {
                     Self::durable(&storage, "a", 1);
                 }
                 let file = ok(storage.open("a"));
-                ok(file.allocate(4000 * u64::from(round), TEST));
+                ok(file.allocate(0, 4000 * u64::from(round), TEST));
                 ok(file.store(0, &vec![round; 4000 * usize::from(round)], TEST));
                 storage.fail_next_sync(io::ErrorKind::Other);
                 let _ = file.sync_range(0, 2000, TEST);

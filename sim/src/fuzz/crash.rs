@@ -69,7 +69,10 @@ fn event(bytes: &mut Bytes<'_>) -> Event {
                 _ => Step::SlowFlush { first, count, salt },
             })
         }
-        11 => Event::Do([Step::Close, Step::Reopen, Step::SecondOpen, Step::Read][bytes.below(4) as usize].clone()),
+        11 => Event::Do(
+            [Step::Close, Step::Reopen, Step::SecondOpen, Step::Read, Step::Trim { keep: 0 }][bytes.below(5) as usize]
+                .clone(),
+        ),
         12 | 13 => Event::Fault { after: 1 + bytes.below(40), fault: fault(bytes) },
         _ => Event::Crash(a_crash(bytes)),
     }

@@ -120,7 +120,7 @@ impl Inode {
     pub(super) fn fail_sync_all(&mut self, rng: &mut ChaCha8Rng) {
         self.fail_sync_range(0, u64::MAX, rng);
         let extents = self.extents();
-        self.durable = extents[rng.random_range(0..extents.len())];
+        self.durable = extents[rng.random_range(0..extents.len())].clone();
         self.pending.clear();
     }
 
@@ -170,7 +170,7 @@ impl Inode {
             self.keep_newer(sector, newer);
         }
         if let Some(extent) = captured.extents.last() {
-            self.durable = *extent;
+            self.durable = extent.clone();
             self.pending.retain(|pending| !captured.extents.contains(pending));
         }
     }
@@ -197,9 +197,9 @@ impl Inode {
             self.keep_newer(sector, newer);
         }
         if !captured.extents.is_empty() {
-            let mut extents = vec![self.durable];
-            extents.extend(&captured.extents);
-            self.durable = extents[rng.random_range(0..extents.len())];
+            let mut extents = vec![self.durable.clone()];
+            extents.extend(captured.extents.iter().cloned());
+            self.durable = extents.swap_remove(rng.random_range(0..extents.len()));
             self.pending.retain(|pending| !captured.extents.contains(pending));
         }
     }
@@ -247,8 +247,8 @@ impl Inode {
         }
         self.stale.clear();
         self.pending.clear();
+        self.space = extent.space.clone();
         self.durable = extent;
-        self.allocated = extent.allocated;
         self.read_back();
     }
 }

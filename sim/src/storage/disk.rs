@@ -96,7 +96,7 @@ impl Disk {
 
     /// Returns the allocated bytes of all files that have a name.
     pub(super) fn used(&self) -> u64 {
-        self.directory.entries().values().map(|file| self.inodes[file].allocated()).sum()
+        self.directory.entries().values().map(|file| self.inodes[file].space().bytes()).sum()
     }
 
     /// Returns all decisions of a crash, which are independent of each other. `garbage` adds one outcome to each
@@ -157,8 +157,8 @@ impl Disk {
                 self.directory.power_cut(survives, |_| next() == 1);
                 for file in &files {
                     let inode = self.inode(*file);
-                    let extents = inode.extents();
-                    let extent = if extents.len() > 1 { extents[next()] } else { extents[0] };
+                    let mut extents = inode.extents();
+                    let extent = extents.swap_remove(if extents.len() > 1 { next() } else { 0 });
                     inode.power_cut(extent, |_| next(), rng);
                 }
             }

@@ -18,7 +18,7 @@ pub enum Fault {
     LieAtSync,
     /// A sync of a file writes one dirty sector to another place in the file (R13).
     Misdirect,
-    /// A store fails after storing any of its sectors (R9).
+    /// A store or a deallocation fails after changing any of its sectors (R9, R15).
     FailStore {
         /// `ENOSPC` instead of `EIO`.
         full: bool,
@@ -44,7 +44,7 @@ impl Fault {
             Self::Stop(_) | Self::Rot | Self::ClockJump(_) => true,
             Self::FailSync { .. } | Self::LieAtSync => op.is_sync(),
             Self::Misdirect => matches!(op, Op::SyncRange | Op::SyncAll),
-            Self::FailStore { .. } => op == Op::Store,
+            Self::FailStore { .. } => matches!(op, Op::Store | Op::Deallocate),
             Self::NoSpace => matches!(op, Op::Allocate | Op::Create | Op::MakeDir | Op::Rename),
             Self::FailEntry => matches!(op, Op::Create | Op::MakeDir | Op::Rename | Op::Remove),
             Self::FailRead | Self::StaleRead => false,
@@ -145,8 +145,8 @@ impl Plan {
 pub enum Stop {
     /// The operation is not done.
     Before,
-    /// A store is done for a random number of its first sectors. Any other operation is done as with
-    /// [`After`](Self::After).
+    /// A store is done for a random number of its first sectors, a deallocation for some of its first pages. Any other
+    /// operation is done as with [`After`](Self::After).
     Torn,
     /// The operation is done, but returns an error.
     After,

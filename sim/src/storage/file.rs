@@ -17,7 +17,7 @@ use super::{
     directory::FileId,
     disk::Disk,
     fault::Fault,
-    inode::{FileExtent, Inode},
+    inode::Inode,
     locked,
     machine::{Flight, Machine, OnceFault, SyncFault, path_of},
     mutant::{SimMutant, wrong},
@@ -76,7 +76,7 @@ impl SimFile {
     }
 }
 
-#[expect(unsafe_code, reason = "the trait's two unsafe functions")]
+#[expect(unsafe_code, reason = "the trait's unsafe functions")]
 impl StorageFile for SimFile {
     type Lent = SimLent;
 
@@ -90,11 +90,17 @@ impl StorageFile for SimFile {
         Ok(machine.disk.inodes[&self.file].cache().len() as u64)
     }
 
-    fn allocate(&self, len: u64, purpose: Purpose) -> Result<()> {
-        let info = self.info(Op::Allocate, 0, len, purpose);
+    fn allocated(&self) -> Result<u64> {
+        let machine = locked(&self.machine);
+        machine.look(self.boot).map_err(self.error("open"))?;
+        Ok(machine.disk.inodes[&self.file].space().bytes())
+    }
+
+    fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
+        let info = self.info(Op::Allocate, offset, len, purpose);
         locked(&self.machine).run(self.boot, info, |machine, _, _| {
-            let has = machine.disk.inodes[&self.file].allocated();
-            let wanted = len.saturating_sub(has);
+            let range = offset..offset + len;
+            let wanted = len - machine.disk.inodes[&self.file].space().within(&range);
             let free = match machine.once.take() {
                 // Planned fault: a random part of the requested space is there, but not all.
                 Some(_) => wanted.saturating_sub(1).min(machine.draws.next().random_range(0..=wanted)),
@@ -102,14 +108,15 @@ impl StorageFile for SimFile {
             };
             if wanted <= free || wrong(SimMutant::SpaceWithoutEnd) {
                 machine.counters.allocations += 1;
-                machine.disk.inode(self.file).grow(FileExtent { len, allocated: len });
+                machine.disk.inode(self.file).grow(range);
                 return Ok(());
             }
             machine.counters.refused_allocations += 1;
             if machine.draws.next().random() {
                 // The remaining space is allocated although the call fails (R9).
-                let got = has + free;
-                machine.disk.inode(self.file).grow(FileExtent { len: got, allocated: got });
+                let inode = machine.disk.inode(self.file);
+                let end = inode.space().reach(&range, free);
+                inode.grow(range.start..end);
             }
             Err(io::ErrorKind::StorageFull.into())
         })
@@ -153,6 +160,10 @@ impl StorageFile for SimFile {
 
     unsafe fn write_at(&self, offset: u64, bytes: &[u8], purpose: Purpose) -> Result<()> {
         self.write_at(offset, bytes, purpose)
+    }
+
+    unsafe fn deallocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<bool> {
+        self.deallocate(offset, len, purpose)
     }
 
     fn sync_range(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
@@ -260,6 +271,45 @@ impl SimFile {
             counters.stores += 1;
             counters.bytes_stored += info.len;
             Ok(())
+        })
+    }
+
+    /// Gives space back, as [`StorageFile::deallocate`]. It is safe here, because leased bytes are copies.
+    ///
+    /// # Errors
+    /// Returns the errors of [`StorageFile::deallocate`].
+    ///
+    /// # Panics
+    /// If bytes of the range are leased, or the range does not consist of whole pages.
+    pub fn deallocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<bool> {
+        let info = self.info(Op::Deallocate, offset, len, purpose);
+        locked(&self.machine).run(self.boot, info, |machine, info, torn| {
+            let page = machine.disk.geometry.page as u64;
+            assert!((offset | len).is_multiple_of(page), "`{info}` is of no whole pages");
+            machine.end_of(self.file, offset, len)?;
+            machine.assert_not_lent(self.file, info);
+            if machine.keeps_space {
+                return Ok(false);
+            }
+            let once = match machine.once.take() {
+                Some(OnceFault::FailStore(kind)) => Some(kind),
+                _ => None,
+            };
+            let Machine { disk: Disk { inodes, .. }, draws, counters, store_fault, .. } = machine;
+            let Some(inode) = inodes.get_mut(&self.file) else { unreachable!("its length was just read") };
+            if let Some(kind) = once.or(*store_fault) {
+                counters.failed_stores += 1;
+                // A part is given back: whole pages from the start, and zeros in any sectors behind them.
+                let done = offset + draws.next().random_range(0..=len / page) * page;
+                inode.deallocate(offset..done, |_| true);
+                let mut rng = draws.next();
+                inode.store(done, &vec![0; (offset + len - done) as usize], |_| rng.random());
+                return Err(kind.into());
+            }
+            let end = if torn { offset + draws.next().random_range(0..=len / page) * page } else { offset + len };
+            inode.deallocate(offset..end, |_| true);
+            counters.deallocations += 1;
+            Ok(true)
         })
     }
 

@@ -6,7 +6,7 @@
 //! 2. The versions of a dirty sector and the device's version are all states that a power cut may leave there (R3). The
 //!    newest version is last and equals the cache.
 //! 3. No sector is both dirty and stale.
-//! 4. Only a power cut shrinks the length or the allocation.
+//! 4. Only a power cut shrinks the length. Only a power cut or a deallocation takes space.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,10 @@ use std::{
     sync::Arc,
 };
 
-use super::mutant::{SimMutant, wrong};
+use super::{
+    mutant::{SimMutant, wrong},
+    space::Space,
+};
 
 /// Bytes per page and per sector, both powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,11 +26,11 @@ pub(super) struct PageSizes {
     pub(super) sector: usize,
 }
 
-/// Length and allocation of a file, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// Length of a file in bytes, and the space that is reserved for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct FileExtent {
     pub(super) len: u64,
-    pub(super) allocated: u64,
+    pub(super) space: Space,
 }
 
 #[derive(Clone, Debug, Hash)]
@@ -41,8 +44,8 @@ pub(super) struct Inode {
     pub(super) dirty: BTreeMap<u64, Vec<Arc<[u8]>>>,
     /// Sectors of clean pages that the device does not hold, because a sync failed or lied (R8).
     pub(super) stale: BTreeSet<u64>,
-    /// Allocated bytes in the running system.
-    pub(super) allocated: u64,
+    /// Reserved bytes in the running system.
+    pub(super) space: Space,
     pub(super) durable: FileExtent,
     /// Changes of length and allocation since the last successful sync of the whole file (R6).
     pub(super) pending: Vec<FileExtent>,
@@ -58,7 +61,7 @@ impl Inode {
             device: Vec::new(),
             dirty: BTreeMap::new(),
             stale: BTreeSet::new(),
-            allocated: 0,
+            space: Space::default(),
             durable: FileExtent::default(),
             pending: Vec::new(),
             before: None,
@@ -79,16 +82,35 @@ impl Inode {
         &self.device
     }
 
-    pub(super) fn allocated(&self) -> u64 {
-        self.allocated
+    pub(super) fn space(&self) -> &Space {
+        &self.space
     }
 
-    /// Grows the file to a length and an allocation (R6, R9). An extent that a failed sync has lost becomes pending
+    /// Reserves a range, and grows the file to its end (R6, R9). An extent that a failed sync has lost becomes pending
     /// again, so a new allocation and a new sync make it durable.
-    pub(super) fn grow(&mut self, to: FileExtent) {
-        self.cache.resize(self.cache.len().max(to.len as usize), 0);
-        self.allocated = self.allocated.max(to.allocated);
-        let extent = FileExtent { len: self.cache.len() as u64, allocated: self.allocated };
+    pub(super) fn grow(&mut self, range: Range<u64>) {
+        self.cache.resize(self.cache.len().max(range.end as usize), 0);
+        self.space.add(range);
+        self.note_extent();
+    }
+
+    /// Takes the space of a range, and stores zeros in those of its sectors that `stored` accepts (R15).
+    pub(super) fn deallocate(&mut self, range: Range<u64>, stored: impl FnMut(u64) -> bool) {
+        if !wrong(SimMutant::DeallocationKeepsBytes) {
+            self.store(range.start, &vec![0; (range.end - range.start) as usize], stored);
+        }
+        if !wrong(SimMutant::DeallocationKeepsSpace) {
+            self.space.remove(range);
+        }
+        self.note_extent();
+        if wrong(SimMutant::DeallocationDurable) {
+            self.sync_all();
+        }
+    }
+
+    /// Makes the current length and space pending.
+    fn note_extent(&mut self) {
+        let extent = FileExtent { len: self.cache.len() as u64, space: self.space.clone() };
         if extent != *self.pending.last().unwrap_or(&self.durable) {
             self.pending.push(extent);
             if wrong(SimMutant::LengthDurable) {
@@ -185,12 +207,12 @@ impl Inode {
 
     /// Returns the extents that are possible after a power cut (R6): the durable one first, the newest last.
     pub(super) fn extents(&self) -> Vec<FileExtent> {
-        let mut extents = vec![self.durable];
+        let mut extents = vec![self.durable.clone()];
         if let Some(newest) = self.pending.last() {
             // The new length without its space: a recovery that stores without a new allocation hits a hole.
-            extents.push(FileExtent { len: newest.len, allocated: self.durable.allocated });
+            extents.push(FileExtent { len: newest.len, space: self.durable.space.clone() });
         }
-        extents.extend(&self.pending);
+        extents.extend(self.pending.iter().cloned());
         // Equal extents count as one outcome. The last of them is kept, so that the newest stays last.
         let all = extents.clone();
         let mut index = 0;
@@ -229,17 +251,17 @@ impl Inode {
 
     /// Sets cache and device to `bytes`, durable and without holes.
     pub(super) fn replace(&mut self, bytes: Vec<u8>) {
-        let extent = FileExtent { len: bytes.len() as u64, allocated: bytes.len() as u64 };
+        let space = Space::prefix(bytes.len() as u64);
+        let extent = FileExtent { len: bytes.len() as u64, space: space.clone() };
         let before = self.before.take();
-        *self =
-            Self { device: bytes, durable: extent, allocated: extent.allocated, before, ..Self::new(self.geometry) };
+        *self = Self { device: bytes, durable: extent, space, before, ..Self::new(self.geometry) };
         self.read_back();
     }
 
     /// Removes the allocation of the file, as a copy does that skips zeros.
     pub(super) fn make_sparse(&mut self) {
-        self.allocated = 0;
-        self.durable.allocated = 0;
+        self.space = Space::default();
+        self.durable.space = Space::default();
     }
 
     pub(super) fn dirty_in(&self, sectors: Range<u64>) -> Vec<u64> {

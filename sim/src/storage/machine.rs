@@ -86,6 +86,8 @@ pub(super) struct Machine {
     pub(super) last_token: u64,
     /// Maximum number of bytes of all files together.
     pub(super) capacity: Option<u64>,
+    /// Whether the file system can't take space back.
+    pub(super) keeps_space: bool,
     pub(super) sync_fault: Option<SyncFault>,
     /// Syncs under way, by token.
     pub(super) flights: BTreeMap<u64, Flight>,
@@ -122,6 +124,7 @@ impl Machine {
             loans: BTreeMap::new(),
             last_token: 0,
             capacity: None,
+            keeps_space: false,
             sync_fault: None,
             flights: BTreeMap::new(),
             store_fault: None,
@@ -298,11 +301,17 @@ impl Machine {
     /// contract.
     pub(super) fn assert_may_store(&self, file: FileId, info: &OpInfo) {
         let (from, to) = (info.offset, info.offset + info.len);
-        let allocated = self.disk.inodes[&file].allocated();
-        assert!(from == to || to <= allocated, "SIGBUS: `{info}` stores into a hole, for space ends at {allocated}");
+        let space = self.disk.inodes[&file].space();
+        assert!(space.contains(&(from..to)), "SIGBUS: `{info}` stores into a hole, for there is only {space:?}");
+        self.assert_not_lent(file, info);
+    }
+
+    /// Panics at a change of leased bytes, which breaks the contract.
+    pub(super) fn assert_not_lent(&self, file: FileId, info: &OpInfo) {
+        let (from, to) = (info.offset, info.offset + info.len);
         let lent = self.loans.get(&file).into_iter().flat_map(BTreeMap::values);
         if let Some(loan) = lent.into_iter().find(|loan| from < loan.end && loan.start < to) {
-            panic!("`{info}` stores to bytes {}..{} while they are lent", loan.start, loan.end);
+            panic!("`{info}` changes bytes {}..{} while they are lent", loan.start, loan.end);
         }
     }
 

@@ -21,6 +21,7 @@ mod inode;
 mod lock;
 mod machine;
 mod mutant;
+mod space;
 mod trace;
 
 use std::{
@@ -267,6 +268,11 @@ impl SimStorage {
         self.machine().store_fault = kind;
     }
 
+    /// Sets whether the file system can't take space back: deallocations then do nothing.
+    pub fn set_keeps_space(&self, keeps: bool) {
+        self.machine().keeps_space = keeps;
+    }
+
     /// Limits the bytes of all files together. An allocation beyond the limit fails with `OutOfSpace`.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.machine().capacity = bytes;
@@ -297,7 +303,14 @@ impl SimStorage {
     #[must_use]
     pub fn space(&self) -> Vec<u64> {
         let machine = self.machine();
-        machine.disk.directory.entries().values().map(|file| machine.disk.inodes[file].allocated()).collect()
+        machine.disk.directory.entries().values().map(|file| machine.disk.inodes[file].space().bytes()).collect()
+    }
+
+    /// Returns the allocated bytes of a file; 0 if there is no such file.
+    #[must_use]
+    pub fn allocated(&self, name: &str) -> u64 {
+        let machine = self.machine();
+        machine.find(name).map_or(0, |file| machine.disk.inodes[&file].space().bytes())
     }
 
     /// Returns the bytes of a file on the device, which may be shorter than the file: missing bytes are zeros. Empty if

@@ -53,6 +53,12 @@ pub enum SimMutant {
     FailedStoreStoresNothing,
     /// R9: an allocation beyond the capacity succeeds.
     SpaceWithoutEnd,
+    /// R15: a deallocation leaves the bytes as they were.
+    DeallocationKeepsBytes,
+    /// R15: a deallocation gives no space back.
+    DeallocationKeepsSpace,
+    /// R15: a deallocation is durable at once.
+    DeallocationDurable,
     /// R10: a process crash loses dirty pages.
     ProcessCrashTakesDirty,
     /// R10: after a process crash the cache always equals the device.
@@ -65,7 +71,7 @@ pub enum SimMutant {
 
 impl SimMutant {
     /// All mistakes.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 31] = [
         Self::StoreInvisible,
         Self::StoreDurable,
         Self::PagesWhole,
@@ -90,6 +96,9 @@ impl SimMutant {
         Self::FailedDirSyncKeepsPending,
         Self::FailedStoreStoresNothing,
         Self::SpaceWithoutEnd,
+        Self::DeallocationKeepsBytes,
+        Self::DeallocationKeepsSpace,
+        Self::DeallocationDurable,
         Self::ProcessCrashTakesDirty,
         Self::ProcessCrashReadsBack,
         Self::LockOutlivesCrash,

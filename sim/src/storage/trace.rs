@@ -21,6 +21,8 @@ pub enum Op {
     SyncDir,
     /// `allocate`.
     Allocate,
+    /// `deallocate`.
+    Deallocate,
     /// `write_at`.
     Store,
     /// `sync_range`.
@@ -43,6 +45,7 @@ impl Op {
             Self::Rename => "rename",
             Self::Remove => "remove",
             Self::Allocate => "allocate",
+            Self::Deallocate => "deallocate",
             Self::Store => "write",
             Self::SyncParent | Self::SyncDir | Self::SyncRange | Self::SyncAll => "sync",
         }
@@ -60,7 +63,7 @@ pub struct OpInfo {
     pub to: Option<String>,
     /// Offset of the first byte concerned.
     pub offset: u64,
-    /// Length in bytes; for an allocation, the requested length of the file. 0 for operations without a range.
+    /// Length in bytes. 0 for operations without a range.
     pub len: u64,
     /// Purpose: the step of the protocol.
     pub purpose: Purpose,
@@ -95,8 +98,7 @@ impl fmt::Display for OpInfo {
         }
         match op {
             Op::Rename => write!(f, " -> {}", to.as_deref().unwrap_or("?"))?,
-            Op::Allocate => write!(f, " to {len}")?,
-            Op::Store | Op::SyncRange => write!(f, " {offset}+{len}")?,
+            Op::Allocate | Op::Deallocate | Op::Store | Op::SyncRange => write!(f, " {offset}+{len}")?,
             _ => {}
         }
         write!(f, " ({purpose})")
@@ -113,6 +115,8 @@ pub struct Counters {
     pub bytes_stored: u64,
     /// Successful allocations.
     pub allocations: u64,
+    /// Successful deallocations.
+    pub deallocations: u64,
     /// Successful syncs of a file or a range of it.
     pub file_syncs: u64,
     /// Successful syncs of the directory or its parent.
@@ -129,7 +133,7 @@ pub struct Counters {
     pub failed_parent_syncs: u64,
     /// Syncs that lied by a fault (R13).
     pub lying_syncs: u64,
-    /// Stores that failed by a fault (R9).
+    /// Stores and deallocations that failed by a fault (R9, R15).
     pub failed_stores: u64,
     /// Allocations refused for lack of space (R9).
     pub refused_allocations: u64,

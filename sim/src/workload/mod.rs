@@ -154,6 +154,11 @@ pub enum Step {
     SecondOpen,
     /// Takes a snapshot and the hits of a search. They are kept until their engine is dropped.
     Read,
+    /// Gives back the space that an index at rest does not need, except for about `keep` bytes of each file.
+    Trim {
+        /// Bytes to keep.
+        keep: u64,
+    },
 }
 
 impl std::fmt::Display for Step {
@@ -189,6 +194,7 @@ impl std::fmt::Display for Step {
             Self::Reopen => f.write_str("reopen"),
             Self::SecondOpen => f.write_str("second-open"),
             Self::Read => f.write_str("read"),
+            Self::Trim { keep } => write!(f, "trim keep={keep}"),
         }
     }
 }

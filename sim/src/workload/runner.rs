@@ -240,6 +240,7 @@ impl<S: Storage + Clone> Runner<S> {
                 let overlaps = matches!(step, Step::OverlappedFlush { .. });
                 return self.flush_with_writes(*first, *count, *salt, overlaps);
             }
+            Step::Trim { keep } => engine.trim(*keep).map(drop)?,
             Step::Optimize => engine.optimize()?,
             Step::OptimizeUntil { questions } => optimize_until(engine, *questions)?,
             Step::Close => self.close(storage)?,

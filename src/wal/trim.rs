@@ -1,0 +1,78 @@
+//! Space of free segments, given back to the file system.
+
+use super::writer::WalWriter;
+use crate::{
+    error::Result,
+    failpoint::reached,
+    format::root::WalPosition,
+    storage::{Purpose, StorageFile},
+};
+
+const RELEASE: Purpose = Purpose("wal: give back free space");
+
+impl<F: StorageFile> WalWriter<F> {
+    /// Records that the whole file has space: it was created by this handle.
+    pub fn all_reserved(&mut self) {
+        (0..self.segments.len()).for_each(|slot| self.segments.reserved(slot));
+    }
+
+    /// Returns the bytes of the segments that [`recycle`](Self::recycle) would free.
+    #[must_use]
+    pub fn recyclable_bytes(&self, keep: WalPosition) -> u64 {
+        let newest = self.cursor.map(|(slot, _)| slot);
+        let over = self.segments.used().filter(|&(slot, seq)| seq < keep.seq && newest != Some(slot));
+        over.count() as u64 * self.layout.segment_size()
+    }
+
+    /// Returns the bytes of free segments that may take space, beyond `keep`. 0 before the first segment of the epoch:
+    /// the others may hold the closing mark and what an earlier root needs. At least one free segment is kept, for the
+    /// closing mark.
+    #[must_use]
+    pub fn spare_bytes(&self, keep: u64) -> u64 {
+        let spare = self.segments.spare(self.kept_segments(keep)).len() + self.behind;
+        if self.cursor.is_some() { spare as u64 * self.layout.segment_size() } else { 0 }
+    }
+
+    /// Returns the bytes of storage that a trimmed file takes, at most: segments in use, or two with the closing mark, and
+    /// what is kept.
+    #[must_use]
+    pub fn needed_bytes(&self, keep: u64) -> u64 {
+        self.layout.file_len(self.segments.used().count().max(2) + self.kept_segments(keep))
+    }
+
+    fn kept_segments(&self, keep: u64) -> usize {
+        ((keep / self.layout.segment_size()) as usize).max(1)
+    }
+
+    /// Gives the space of free segments back to the file system, beyond `keep`. Returns the number of bytes. Returns
+    /// `None` if the file system can't do it. The newest segment stays, so that the file never looks like that of an
+    /// index without records.
+    ///
+    /// # Errors
+    /// Returns `Io`.
+    pub fn release(&mut self, keep: u64) -> Result<Option<u64>> {
+        let mut released = 0;
+        if self.spare_bytes(keep) == 0 {
+            return Ok(Some(0));
+        }
+        let size = self.layout.segment_size();
+        if self.behind > 0 {
+            let (from, len) = (self.layout.file_len(self.segments.len()), self.behind as u64 * size);
+            if !self.file.deallocate(from, len, RELEASE)? {
+                return Ok(None);
+            }
+            self.behind = 0;
+            released += len;
+        }
+        for slot in self.segments.spare(self.kept_segments(keep)) {
+            self.segments.in_doubt(slot);
+            if !self.file.deallocate(self.layout.segment_start(slot), size, RELEASE)? {
+                return Ok(None);
+            }
+            self.segments.released(slot);
+            reached!(SegmentReleased);
+            released += size;
+        }
+        Ok(Some(released))
+    }
+}
