@@ -3,6 +3,7 @@
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::{
+    access::FileAccess,
     error::{Result, ShardexError},
     limits,
 };
@@ -167,6 +168,10 @@ pub struct ShardexConfig {
     /// Size of a WAL segment in bytes: a multiple of the storage's page size, at least four pages, at most 1 GiB.
     /// Default 1 MiB.
     pub wal_segment_size: usize,
+    /// Who may use the directory and the files that `create` makes. Default [`Owner`](FileAccess::Owner). It is not
+    /// stored and not compared: change it by the permissions of the files. Files that are added later get those of the
+    /// root file. A directory that exists keeps its own.
+    pub file_access: FileAccess,
     /// Options that may differ at every open.
     pub options: OpenOptions,
 }
@@ -315,6 +320,7 @@ impl ShardexConfig {
             shard_size: 512,
             bloom_filter_size: 0,
             wal_segment_size: 1 << 20,
+            file_access: FileAccess::default(),
             options: OpenOptions::default(),
         }
     }
@@ -326,6 +332,7 @@ impl ShardexConfig {
         shard_size: usize,
         bloom_filter_size: usize,
         wal_segment_size: usize,
+        file_access: FileAccess,
         options: OpenOptions,
     }
 

@@ -76,6 +76,7 @@ macro_rules! internal {
 }
 
 internal! { batch cells codes distance engine error explain failpoint filter format index lease payload shard space storage tuning wal }
+mod access;
 pub mod blocking;
 mod config;
 pub mod env;
@@ -88,6 +89,7 @@ mod posting;
 pub mod runtime;
 mod shardex;
 
+pub use access::FileAccess;
 pub use batch::{WriteBatch, Written};
 pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig, VectorEncoding};
 pub use engine::{

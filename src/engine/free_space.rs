@@ -17,7 +17,7 @@
 use super::core::Engine;
 use crate::{
     error::Result,
-    failpoint::{protects, reached},
+    failpoint::reached,
     lease::PageRange,
     storage::{Storage, StorageFile as _},
     tuning,
@@ -116,7 +116,7 @@ impl<S: Storage> Engine<S> {
 
     /// Returns the parts of a range of free pages that need not keep their bytes.
     fn not_needed(&self, run: PageRange) -> Vec<PageRange> {
-        let keeps = |page: u64| protects!(Ordering, self.work.space.keeps(page));
+        let keeps = |page: u64| self.work.space.keeps(page);
         let mut parts: Vec<PageRange> = Vec::new();
         for page in (run.page..run.end()).filter(|&page| !keeps(page)) {
             match parts.last_mut() {

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt::{Display, Write as _},
-    fs::{File, TryLockError},
+    fs::{self, File, TryLockError},
     io::{self, Read as _},
     path::Path,
     time::Duration,
@@ -15,6 +15,7 @@ use std::{
 use crate::{
     config::{Durability, OpenOptions},
     engine::stats::{FlushStats, IndexStats, LatencyStats},
+    storage::open_regular,
 };
 
 /// Name of the file in the directory of an index.
@@ -68,14 +69,14 @@ impl StatsReport {
     /// Reads the stats file of the index in a directory.
     ///
     /// # Errors
-    /// Returns `NotFound` if there is none, `InvalidData` if it is damaged or of an unknown version, and other errors of
-    /// the system. A damaged file does no harm. The owner writes it again when a figure changes.
+    /// Returns `NotFound` if there is none, `InvalidInput` if it is a link or no file, `InvalidData` if it is damaged or of
+    /// an unknown version, and other errors of the system. A damaged file does no harm. The owner writes it again when a figure changes.
     pub fn read(directory: impl AsRef<Path>) -> io::Result<Self> {
         let path = directory.as_ref().join(FILE);
         let mut tries = 0;
         loop {
             tries += 1;
-            let mut file = File::open(&path)?;
+            let mut file = open_regular(fs::OpenOptions::new().read(true), &path)?;
             let before = is_locked(&file)?;
             let mut bytes = Vec::new();
             file.by_ref().take(STATS_FILE_BYTES as u64).read_to_end(&mut bytes)?;

@@ -101,7 +101,8 @@ impl Shardex {
     /// `AlreadyExists` if the directory contains other files and no index. Otherwise returns the errors of [`open`](Self::open), and
     /// `OutOfSpace` if the disk is full.
     pub async fn create(config: ShardexConfig) -> Result<Self> {
-        let (storage, options) = (MmapStorage::new(config.directory_path.clone()), config.options.clone());
+        let storage = MmapStorage::new(config.directory_path.clone()).file_access(config.file_access);
+        let options = config.options.clone();
         Self::start(storage.path(), options, Env::system(), move |env| Engine::create(storage, &config, env)).await
     }
 

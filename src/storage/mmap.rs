@@ -37,8 +37,11 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Purpose, Storage, StorageFile, mmap_lock::MmapLock};
-use crate::error::{Result, ShardexError};
+use super::{Purpose, Storage, StorageFile, mmap_lock::MmapLock, regular};
+use crate::{
+    access::FileAccess,
+    error::{Result, ShardexError},
+};
 
 const PAGE_SIZE: usize = 4096;
 const SECTOR_SIZE: usize = 512;
@@ -53,18 +56,27 @@ const ZEROS: usize = 256 << 10;
 #[derive(Clone, Debug)]
 pub struct MmapStorage {
     path: PathBuf,
+    access: FileAccess,
 }
 
 impl MmapStorage {
     /// Creates a storage for the directory at `path`, which need not exist yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), access: FileAccess::default() }
     }
 
-    fn open_with(&self, options: &OpenOptions, op: &'static str, name: &str) -> Result<Arc<MmapFile>> {
+    /// Sets who may use the directory and the files that this storage creates. Files that are added to an index later
+    /// get the permissions of its root file.
+    #[must_use]
+    pub fn file_access(mut self, access: FileAccess) -> Self {
+        self.access = access;
+        self
+    }
+
+    fn opened(&self, op: &'static str, name: &str, file: io::Result<File>) -> Result<Arc<MmapFile>> {
         let path = self.path.join(name);
-        let file = options.open(&path).map_err(|e| ShardexError::io(op, &path, e))?;
+        let file = file.map_err(|e| regular::error(op, &path, e))?;
         let len = file.metadata().map_err(|e| ShardexError::io(op, &path, e))?.len();
         let (len, never_reserves) = (AtomicU64::new(len), AtomicBool::new(false));
         Ok(Arc::new(MmapFile { path, file, len, never_reserves, regions: RwLock::default() }))
@@ -97,7 +109,7 @@ impl Storage for MmapStorage {
     }
 
     fn make_dir(&self, _purpose: Purpose) -> Result<()> {
-        fs::create_dir(&self.path).map_err(|e| ShardexError::io("create", &self.path, e))
+        regular::make_dir(&self.path, self.access)
     }
 
     fn sync_parent(&self, _purpose: Purpose) -> Result<()> {
@@ -111,7 +123,7 @@ impl Storage for MmapStorage {
     }
 
     fn lock(&self, name: &str) -> Result<MmapLock> {
-        MmapLock::take(&self.path, name)
+        MmapLock::take(&self.path, name, self.access)
     }
 
     fn list(&self) -> Result<Vec<String>> {
@@ -125,11 +137,13 @@ impl Storage for MmapStorage {
     }
 
     fn create(&self, name: &str, _purpose: Purpose) -> Result<Arc<MmapFile>> {
-        self.open_with(OpenOptions::new().read(true).write(true).create_new(true), "create", name)
+        let file = regular::create(OpenOptions::new().read(true).write(true), &self.path, name, self.access);
+        self.opened("create", name, file)
     }
 
     fn open(&self, name: &str) -> Result<Arc<MmapFile>> {
-        self.open_with(OpenOptions::new().read(true).write(true), "open", name)
+        let file = regular::open(OpenOptions::new().read(true).write(true), &self.path.join(name));
+        self.opened("open", name, file)
     }
 
     fn rename(&self, from: &str, to: &str, _purpose: Purpose) -> Result<()> {

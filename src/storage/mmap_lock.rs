@@ -9,8 +9,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::StorageLock;
-use crate::error::{LockHolder, Result, ShardexError};
+use super::{StorageLock, regular};
+use crate::{
+    access::FileAccess,
+    error::{LockHolder, Result, ShardexError},
+};
 
 /// Identity of a file independent of its name: device and inode.
 type FileId = (u64, u64);
@@ -43,11 +46,11 @@ pub struct MmapLock {
 
 impl MmapLock {
     /// Takes the lock of a file in a directory. Creates the file if it is missing.
-    pub(super) fn take(directory: &Path, name: &str) -> Result<Self> {
+    pub(super) fn take(directory: &Path, name: &str, access: FileAccess) -> Result<Self> {
         let path = directory.join(name);
-        let failed = |e| ShardexError::io("lock", &path, e);
+        let failed = |e| regular::error("lock", &path, e);
         for _ in 0..TRIES {
-            let (file, made) = open(&path).map_err(failed)?;
+            let (file, made) = open(directory, name, access).map_err(failed)?;
             let id = id_of(&file.metadata().map_err(failed)?);
             match file.try_lock() {
                 Ok(()) => {}
@@ -76,14 +79,19 @@ impl MmapLock {
 
 /// Opens a file for a lock and reports whether it was created. Each lock needs an open of its own, so that two locks
 /// conflict within one process too (flock(2)).
-fn open(path: &Path) -> io::Result<(File, bool)> {
-    match OpenOptions::new().write(true).create_new(true).open(path) {
-        Ok(file) => Ok((file, true)),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            // The file may have been removed in between, so `create` is set.
-            OpenOptions::new().write(true).create(true).truncate(false).open(path).map(|file| (file, false))
+fn open(directory: &Path, name: &str, access: FileAccess) -> io::Result<(File, bool)> {
+    loop {
+        match regular::create(OpenOptions::new().write(true), directory, name, access) {
+            Ok(file) => return Ok((file, true)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
         }
-        Err(e) => Err(e),
+        match regular::open(OpenOptions::new().write(true), &directory.join(name)) {
+            Ok(file) => return Ok((file, false)),
+            // The file was removed in between.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
     }
 }
 

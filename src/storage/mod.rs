@@ -42,11 +42,13 @@
 
 mod mmap;
 mod mmap_lock;
+mod regular;
 
 use std::{fmt, ops::Deref, path::PathBuf, sync::Arc};
 
 pub use mmap::{MmapFile, MmapStorage};
 pub use mmap_lock::MmapLock;
+pub(crate) use regular::open as open_regular;
 
 use crate::error::Result;
 

@@ -32,6 +32,7 @@ const ORDER: &[&str] = &[
     "filter",
     "env",
     "runtime",
+    "access",
     "error",
     "tuning",
     "limits",

@@ -33,6 +33,7 @@ mod regressions;
 mod routing;
 mod schedules;
 mod searches;
+mod security;
 mod shards;
 mod space;
 mod support;

@@ -27,7 +27,6 @@ fn no_command_writes_into_an_index_or_over_a_file_unasked() {
     symlink(dir.join("data"), desk.path("link")).expect("a link");
     symlink(dir.join("new"), desk.path("dangling")).expect("a link");
     symlink(&dir, desk.path("elsewhere")).expect("a link");
-    fs::hard_link(dir.join("data"), desk.path("hard")).expect("a link");
     let inside = [
         dir.join("data"),
         dir.join("new"),
@@ -35,7 +34,6 @@ fn no_command_writes_into_an_index_or_over_a_file_unasked() {
         desk.path("link"),
         desk.path("dangling"),
         desk.path("elsewhere").join("new"),
-        desk.path("hard"),
     ];
     for out in &inside {
         for force in [false, true] {
@@ -46,6 +44,9 @@ fn no_command_writes_into_an_index_or_over_a_file_unasked() {
             desk.fails(&args, "index");
         }
     }
+    fs::hard_link(dir.join("data"), desk.path("hard")).expect("a link");
+    desk.fails(&[&"search", &dir, &rows, &"--out", &desk.path("hard"), &"--force"], "index");
+    fs::remove_file(desk.path("hard")).expect("removed");
     // Paths relative to the current directory are recognised too. The directory of another index is also protected.
     let other = desk.path("other");
     desk.json(&[&"ingest", &other, &rows]);
