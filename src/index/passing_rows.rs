@@ -131,7 +131,7 @@ impl<F: StorageFile> RowSearch<'_, F> {
                     {
                         *farthest = upper;
                     }
-                    if let Some(farthest) = uppers.peek().filter(|_| holds!(Recall, uppers.len() == k)) {
+                    if let Some(farthest) = uppers.peek().filter(|_| holds!(Ordering, uppers.len() == k)) {
                         bound = bound.min(farthest.distance());
                     }
                 }
