@@ -92,16 +92,16 @@ pub const MAX_GROWTH_BYTES: u64 = 64 << 20;
 /// its place.
 pub const KEPT_AT_REST: u64 = 1 << 20;
 
-/// Most ranges of free pages that are given back at once, while other calls wait: about 20 ms. Chosen by the cost of a call
-/// of the file system, 10 to 20 µs.
+/// Most ranges of free pages that are given back at once, while other calls wait. Chosen, not measured.
 pub const RANGES_PER_TRIM: usize = 1_024;
 
-/// Time without writes after which an index gives its free space back.
+/// Time without writes after which an index gives its free space back. Chosen, not measured.
 pub const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// Free bytes of the data file that are kept while writes go on, in multiples of the flush threshold,
-/// [`flush_wal_bytes`](crate::OpenOptions::flush_wal_bytes). A bulk load frees two to three times what it adds, by splits,
-/// and uses it again within two flushes.
+/// [`flush_wal_bytes`](crate::OpenOptions::flush_wal_bytes). With the three shares of the WAL it stays below eight. A bulk
+/// load frees much by splits and uses it again: with this number, an ingest of 100,000 vectors takes as long as without
+/// giving anything back.
 pub const KEPT_SHARES: u64 = 4;
 
 /// Free bytes of the data file that are kept while writes go on without a flush threshold.

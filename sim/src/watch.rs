@@ -263,7 +263,10 @@ impl StorageFile for WatchedFile {
     /// Reported as a store of zeros, which it is for every rule of the monitor (R15).
     unsafe fn deallocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<bool> {
         let result = self.inner.deallocate(offset, len, purpose);
-        self.stored(offset, vec![0; len as usize], result.is_ok());
+        // A file system that can't do it has changed nothing.
+        if !matches!(result, Ok(false)) {
+            self.stored(offset, vec![0; len as usize], result.is_ok());
+        }
         result
     }
 

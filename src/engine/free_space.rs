@@ -97,8 +97,9 @@ impl<S: Storage> Engine<S> {
         let free: Vec<PageRange> = self.pages_behind().into_iter().chain(self.work.space.map().free_ranges()).collect();
         let (mut released, mut ranges) = (0, 0);
         'all: for run in free {
-            for part in self.data.kept(run).into_iter().flat_map(|part| self.not_needed(part)).rev().collect::<Vec<_>>()
-            {
+            let kept = self.data.kept(run).into_iter();
+            let parts: Vec<PageRange> = kept.flat_map(|part| part.parts(|page| !self.work.space.keeps(page))).collect();
+            for part in parts.into_iter().rev() {
                 if excess == 0 || ranges == tuning::RANGES_PER_TRIM {
                     break 'all;
                 }
@@ -112,19 +113,6 @@ impl<S: Storage> Engine<S> {
             }
         }
         Ok(released * self.page_bytes())
-    }
-
-    /// Returns the parts of a range of free pages that need not keep their bytes.
-    fn not_needed(&self, run: PageRange) -> Vec<PageRange> {
-        let keeps = |page: u64| self.work.space.keeps(page);
-        let mut parts: Vec<PageRange> = Vec::new();
-        for page in (run.page..run.end()).filter(|&page| !keeps(page)) {
-            match parts.last_mut() {
-                Some(part) if part.end() == page => part.pages += 1,
-                _ => parts.push(PageRange { page, pages: 1 }),
-            }
-        }
-        parts
     }
 
     /// Reports whether a twin of the newest root would free more than `keep` bytes that only an older root needs. Not

@@ -24,6 +24,19 @@ impl PageRange {
     pub fn end(&self) -> u64 {
         self.page + u64::from(self.pages)
     }
+
+    /// Returns the parts of the range whose pages `is_in` accepts, ascending and as long as possible.
+    #[must_use]
+    pub fn parts(&self, is_in: impl Fn(u64) -> bool) -> Vec<Self> {
+        let mut parts: Vec<Self> = Vec::new();
+        for page in (self.page..self.end()).filter(|&page| is_in(page)) {
+            match parts.last_mut() {
+                Some(part) if part.end() == page => part.pages += 1,
+                _ => parts.push(Self { page, pages: 1 }),
+            }
+        }
+        parts
+    }
 }
 
 /// Page range in use. Shards, snapshots and the reclaimer share it.

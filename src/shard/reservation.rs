@@ -52,14 +52,7 @@ impl PageSpace {
 
     /// Returns the parts of a range that may take space, in ascending order.
     pub(super) fn kept(&self, run: PageRange) -> Vec<PageRange> {
-        let mut parts: Vec<PageRange> = Vec::new();
-        for page in (run.page..run.end()).filter(|&page| !self.released.contains(page as usize)) {
-            match parts.last_mut() {
-                Some(part) if part.end() == page => part.pages += 1,
-                _ => parts.push(PageRange { page, pages: 1 }),
-            }
-        }
-        parts
+        run.parts(|page| !self.released.contains(page as usize))
     }
 
     /// Returns the number of pages that take no space.

@@ -250,19 +250,6 @@ impl MmapFile {
         }
     }
 
-    /// Makes a hole. Returns false if the file system can't.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.fallocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
-    }
-
-    /// Makes a hole. Returns false: this system has no call for it that `rustix` offers.
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    #[expect(clippy::unnecessary_wraps, reason = "the other definition can fail")]
-    fn punch(&self, _offset: u64, _len: u64) -> io::Result<bool> {
-        Ok(false)
-    }
-
     fn grow(&self, offset: u64, len: u64) -> io::Result<()> {
         let never = &self.never_reserves;
         if !never.load(Ordering::Relaxed) && self.fallocate(FallocateFlags::empty(), offset, len)? {
@@ -315,7 +302,8 @@ impl StorageFile for MmapFile {
         if len == 0 || self.never_reserves.load(Ordering::Relaxed) {
             return Ok(len == 0);
         }
-        self.punch(offset, len).map_err(|e| ShardexError::io("deallocate", &self.path, e))
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.fallocate(hole, offset, len).map_err(|e| ShardexError::io("deallocate", &self.path, e))
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

@@ -17,8 +17,8 @@ use crate::{
     error::{Result, ShardexError},
 };
 
-/// Opens an existing file, or creates it if `options` say so. Returns an error of kind `InvalidInput` with the reason if
-/// it is not a regular file with one name.
+/// Opens an existing file. Returns an error of kind `InvalidInput` with the reason if it is not a regular file with one
+/// name.
 ///
 /// # Errors
 /// Returns that error, and those of the system.

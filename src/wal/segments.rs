@@ -43,7 +43,7 @@ impl Segments {
         self.0.resize(segments, Segment { used: None, space: Space::Reserved });
     }
 
-    fn free(&self) -> impl DoubleEndedIterator<Item = usize> + Clone {
+    fn free(&self) -> impl Iterator<Item = usize> {
         self.0.iter().enumerate().filter(|(_, segment)| segment.used.is_none()).map(|(at, _)| at)
     }
 

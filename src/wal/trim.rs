@@ -1,9 +1,9 @@
-//! Space of free segments, given back to the file system.
+//! Free segments: recycled when no retained root needs them, and their space given back to the file system.
 
 use super::writer::WalWriter;
 use crate::{
     error::Result,
-    failpoint::reached,
+    failpoint::{holds, reached},
     format::root::WalPosition,
     storage::{Purpose, StorageFile},
 };
@@ -16,12 +16,28 @@ impl<F: StorageFile> WalWriter<F> {
         (0..self.segments.len()).for_each(|slot| self.segments.reserved(slot));
     }
 
+    /// Returns whether a segment lies completely before `keep` and is not the current one, given its place and number.
+    fn is_over(&self, keep: WalPosition) -> impl Fn(usize, u64) -> bool + use<F> {
+        let newest = self.cursor.map(|(slot, _)| slot);
+        move |slot, seq| holds!(Ordering, seq < keep.seq) && newest != Some(slot)
+    }
+
+    /// Frees every segment that lies completely before `keep`, except the current one. Returns the number of segments
+    /// freed.
+    pub fn recycle(&mut self, keep: WalPosition) -> usize {
+        let freed = self.segments.recycle(self.is_over(keep));
+        if freed > 0 {
+            reached!(SegmentRecycled);
+        }
+        self.recycled += freed as u64;
+        freed
+    }
+
     /// Returns the bytes of the segments that [`recycle`](Self::recycle) would free.
     #[must_use]
     pub fn recyclable_bytes(&self, keep: WalPosition) -> u64 {
-        let newest = self.cursor.map(|(slot, _)| slot);
-        let over = self.segments.used().filter(|&(slot, seq)| seq < keep.seq && newest != Some(slot));
-        over.count() as u64 * self.layout.segment_size()
+        let is_over = self.is_over(keep);
+        self.segments.used().filter(|&(slot, seq)| is_over(slot, seq)).count() as u64 * self.layout.segment_size()
     }
 
     /// Returns the bytes of free segments that may take space, beyond `keep`. 0 before the first segment of the epoch:

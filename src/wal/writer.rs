@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use super::{layout::WalLayout, segments::Segments};
 use crate::{
     error::{Result, ShardexError},
-    failpoint::{holds, protects, reached},
+    failpoint::{protects, reached},
     format::{
         frame::{self, FRAME_ALIGN, FRAME_HEADER_BYTES, Frame, FrameKind},
         header::SegmentHeader,
@@ -65,7 +65,7 @@ pub struct WalWriter<F> {
     appended: u64,
     appended_durable: u64,
     appended_syncing: u64,
-    recycled: u64,
+    pub(super) recycled: u64,
 }
 
 /// Limits of the size of the WAL file.
@@ -401,18 +401,6 @@ impl<F: StorageFile> WalWriter<F> {
     #[must_use]
     pub fn durable_segments(&self) -> usize {
         self.durable_segments
-    }
-
-    /// Frees every segment that lies completely before `keep`, except the current one. Returns the number of segments
-    /// freed.
-    pub fn recycle(&mut self, keep: WalPosition) -> usize {
-        let newest = self.cursor.map(|(slot, _)| slot);
-        let freed = self.segments.recycle(|slot, seq| holds!(Ordering, seq < keep.seq) && newest != Some(slot));
-        if freed > 0 {
-            reached!(SegmentRecycled);
-        }
-        self.recycled += freed as u64;
-        freed
     }
 
     /// Returns the used slots and the numbers of the segments in them, for checks.

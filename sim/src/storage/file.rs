@@ -19,7 +19,7 @@ use super::{
     fault::Fault,
     inode::Inode,
     locked,
-    machine::{Flight, Machine, OnceFault, SyncFault, path_of},
+    machine::{Flight, Machine, SyncFault, path_of},
     mutant::{SimMutant, wrong},
     trace::{Op, OpInfo},
 };
@@ -253,13 +253,10 @@ impl SimFile {
         locked(&self.machine).run(self.boot, info, |machine, info, torn| {
             machine.end_of(self.file, offset, info.len)?;
             machine.assert_may_store(self.file, info);
-            let once = match machine.once.take() {
-                Some(OnceFault::FailStore(kind)) => Some(kind),
-                _ => None,
-            };
-            let Machine { disk: Disk { inodes, .. }, draws, counters, store_fault, .. } = machine;
+            let fault = machine.take_store_fault();
+            let Machine { disk: Disk { inodes, .. }, draws, counters, .. } = machine;
             let Some(inode) = inodes.get_mut(&self.file) else { unreachable!("its length was just read") };
-            if let Some(kind) = once.or(*store_fault) {
+            if let Some(kind) = fault {
                 counters.failed_stores += 1;
                 let mut rng = draws.next();
                 inode.store(offset, bytes, |_| rng.random() && !wrong(SimMutant::FailedStoreStoresNothing));
@@ -291,13 +288,10 @@ impl SimFile {
             if machine.keeps_space {
                 return Ok(false);
             }
-            let once = match machine.once.take() {
-                Some(OnceFault::FailStore(kind)) => Some(kind),
-                _ => None,
-            };
-            let Machine { disk: Disk { inodes, .. }, draws, counters, store_fault, .. } = machine;
+            let fault = machine.take_store_fault();
+            let Machine { disk: Disk { inodes, .. }, draws, counters, .. } = machine;
             let Some(inode) = inodes.get_mut(&self.file) else { unreachable!("its length was just read") };
-            if let Some(kind) = once.or(*store_fault) {
+            if let Some(kind) = fault {
                 counters.failed_stores += 1;
                 // A part is given back: whole pages from the start, and zeros in any sectors behind them.
                 let done = offset + draws.next().random_range(0..=len / page) * page;

@@ -254,6 +254,14 @@ impl Machine {
         fault
     }
 
+    /// Takes the fault of the current store or deallocation.
+    pub(super) fn take_store_fault(&mut self) -> Option<io::ErrorKind> {
+        match self.once.take() {
+            Some(OnceFault::FailStore(kind)) => Some(kind),
+            _ => self.store_fault,
+        }
+    }
+
     /// Counts a sync that has ended, as a success or by its fault.
     pub(super) fn count_sync(&mut self, fault: Option<SyncFault>, op: Op) {
         match fault {
