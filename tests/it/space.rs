@@ -263,7 +263,8 @@ fn a_failure_to_give_space_back_is_reported_and_tried_again() {
         HookAction::Proceed
     });
     run(async {
-        let index = Shardex::create_on(storage, config(OpenOptions::default()), Env::system()).await?;
+        let options = OpenOptions::default().flush_interval_ms(100);
+        let index = Shardex::create_on(storage, config(options), Env::system()).await?;
         index.add_postings(documents(0..30_000)).await?;
         index.flush().await?;
         index.remove_documents((0..29_000).map(DocumentId).collect::<Vec<_>>()).await?;
@@ -275,15 +276,20 @@ fn a_failure_to_give_space_back_is_reported_and_tried_again() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         assert_eq!((error.work, error.lasts), (BackgroundWork::Space, true), "{error:?}");
-        assert!(error.error.contains("deallocate") && error.error.contains("data"), "{error:?}");
+        assert!(error.error.contains("deallocate of /sim/index/"), "{error:?}");
         index.add_postings(documents(40_000..40_001)).await?;
         index.flush().await?;
         fails.store(false, Ordering::Release);
-        while index.stats().await?.reclaimable_bytes > 0 {
+        // The failure is over with the next success, which may come before or after the last step.
+        let lasts = |stats: &shardex::IndexStats| stats.background_error.as_ref().is_none_or(|error| error.lasts);
+        loop {
+            let stats = index.stats().await?;
+            if stats.reclaimable_bytes == 0 && !lasts(&stats) {
+                break;
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert!(tried.load(Ordering::Acquire) >= 2);
-        assert!(!index.stats().await?.background_error.expect("it was counted").lasts);
         assert!(index.check(CheckLevel::Full).await?.is_clean());
         Ok::<(), ShardexError>(())
     });
