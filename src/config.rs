@@ -351,7 +351,7 @@ impl ShardexConfig {
     /// Checks that every field and option is in range. `page_size` is that of the storage in bytes: 4,096 on a real disk.
     ///
     /// # Errors
-    /// Returns [`ShardexError::Config`] with the name of a field that is out of range.
+    /// Returns [`ShardexError::Config`] with the name of a field that is out of range, or of `page_size`.
     pub fn validate(&self, page_size: usize) -> Result<()> {
         let refuse = |field, reason: String| Err(ShardexError::Config { field, reason });
         if !(1..=limits::MAX_DIMENSION).contains(&self.vector_size) {
@@ -362,6 +362,9 @@ impl ShardexConfig {
         }
         if self.bloom_filter_size > 1 << 24 {
             return refuse("bloom_filter_size", format!("{} bytes is more than 16 MiB", self.bloom_filter_size));
+        }
+        if page_size < limits::MIN_PAGE_BYTES {
+            return refuse("page_size", format!("{page_size} bytes, {} at least", limits::MIN_PAGE_BYTES));
         }
         let segment = self.wal_segment_size;
         if segment < 4 * page_size || !segment.is_multiple_of(page_size) || segment > 1 << 30 {

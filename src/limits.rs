@@ -1,8 +1,11 @@
 //! Limits of the API: the largest values that an index accepts.
 
-/// Version of the on-disk format that this build writes. It also reads version 1, and the first write to an index of
-/// version 1 upgrades it.
-pub const FORMAT_VERSION: u32 = 2;
+/// Version of the on-disk format that this build writes. It also reads the versions from 1 on, and the first write to an
+/// index of an older version upgrades it.
+pub const FORMAT_VERSION: u32 = 3;
+
+/// Smallest page of a new index in bytes. Only a simulated disk has pages of less than 4,096 bytes.
+pub const MIN_PAGE_BYTES: usize = 512;
 
 /// Largest dimension of a vector.
 pub const MAX_DIMENSION: usize = 65_536;

@@ -7,6 +7,10 @@ use std::time::Duration;
 /// Slots per extent, the unit of space of a shard. A smaller shard capacity reduces it to the next power of two.
 pub const EXTENT_SLOTS: usize = 64;
 
+/// Largest extent in bytes, unless a single slot is larger. It bounds the chunks of an index with large vectors: with 64
+/// slots of 65,536 components, one posting took a chunk of 134 MB.
+pub const EXTENT_BYTES: usize = 256 << 10;
+
 /// A filter by a list of documents looks each of them up if there are fewer than one in this number times 64 postings.
 /// Otherwise it reads the records of all postings. Chosen, not measured.
 pub const LISTED_DOCUMENTS: usize = 8;

@@ -27,7 +27,7 @@
 //! use shardex_sim::{CrashKind, SimStorage};
 //!
 //! let why = Purpose("example");
-//! let mut storage = SimStorage::new(256, 64, 1);
+//! let mut storage = SimStorage::new(512, 64, 1);
 //! storage.make_dir(why)?;
 //! storage.sync_parent(why)?;
 //! let file = storage.create("a", why)?;

@@ -145,6 +145,9 @@ struct Upgrade {
     /// The command-line tool of the earlier build: see `tests/upgrade/earlier_build.sh`.
     #[arg(long)]
     old: PathBuf,
+    /// The format version that the earlier build writes.
+    #[arg(long, default_value_t = 2)]
+    version: u32,
     /// Number of states opened per crash point and kind of crash.
     #[arg(long, default_value_t = 16)]
     states: usize,
@@ -176,13 +179,16 @@ fn main() -> ExitCode {
 fn upgrade(args: &Upgrade, as_json: bool) -> Result<bool, String> {
     let scratch = std::env::temp_dir().join(format!("shardex-upgrade-{}", std::process::id()));
     std::fs::create_dir_all(&scratch).map_err(|error| format!("{}: {error}", scratch.display()))?;
-    let report = explorer::with_old_build(&args.old, &scratch, args.states.max(1));
+    let report = explorer::with_old_build(&args.old, args.version, &scratch, args.states.max(1));
     let removed = std::fs::remove_dir_all(&scratch).map_err(|error| format!("{}: {error}", scratch.display()));
     let report = report?;
     removed?;
     output::upgrade(&report, as_json);
     if report.recovered == 0 || report.refused == 0 {
-        return Err(format!("{}: it recovered nothing, or refused nothing: is it of version 1?", args.old.display()));
+        return Err(format!(
+            "{}: it recovered nothing, or refused nothing: is it of that version?",
+            args.old.display()
+        ));
     }
     Ok(report.violations.is_empty())
 }

@@ -218,8 +218,8 @@ fn equivalent(mutant: Mutant) -> Option<&'static str> {
 fn conforms(mutant: Mutant) -> Result<(), String> {
     let suite = || {
         mutant::with(Some(mutant), || {
-            conformance(&|| SimStorage::new(256, 64, 1));
-            conformance_crash(&|seed| SimStorage::new(256, 64, seed));
+            conformance(&|| SimStorage::new(512, 64, 1));
+            conformance_crash(&|seed| SimStorage::new(512, 64, seed));
         });
     };
     catch_unwind(AssertUnwindSafe(suite)).map_err(|panic| pool::panic_text(&*panic))

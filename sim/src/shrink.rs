@@ -193,8 +193,8 @@ fn plainer(case: &Case) -> Vec<Case> {
     vec![
         change(&|case| case.garbage = false),
         change(&|case| case.seed = 1),
-        change(&|case| case.workload.from_version_1 = false),
-        change(&|case| (case.workload.page_size, case.workload.sector_size) = (256, 64)),
+        change(&|case| case.workload.from_version = None),
+        change(&|case| (case.workload.page_size, case.workload.sector_size) = (512, 64)),
         change(&|case| case.workload.config.vector_size = 3),
         change(&|case| case.workload.config.shard_size = 4),
         change(&|case| case.workload.config.metric = Metric::L2),

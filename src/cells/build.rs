@@ -75,7 +75,7 @@ impl<F: StorageFile> Rows<'_, F> {
     /// Calls `work` with the number and the vector of each live posting of shard `i`.
     fn each(&self, i: usize, mut work: impl FnMut(u32, &[f32])) -> Result<()> {
         let geometry = self.data.geometry();
-        let (shard, slots) = (&self.shards[i].1, geometry.extent_slots());
+        let (shard, slots) = (&self.shards[i].1, geometry.extent_slots);
         let mut widened = Vec::new();
         for (e, extent) in shard.extents().iter().enumerate() {
             self.workers.cancel.check()?;

@@ -8,7 +8,7 @@ use std::{
 use super::{
     cell_store,
     core::{Counters, Engine},
-    directory::{self, Directory, identity, in_data},
+    directory::{self, Directory, DirectoryKind, identity, in_data},
     index_files::IndexFiles,
     load_payloads,
     roots::{self, Roots},
@@ -51,7 +51,7 @@ impl<F: StorageFile> IndexFiles<F> {
         origin: Origin,
     ) -> Result<Engine<S>> {
         let read_only = if origin == Origin::Existing { self.fill_holes()? } else { None };
-        let directory = Directory::load(&self.newest, &self.data)?;
+        let directory = Directory::load(&self.newest, DirectoryKind::Shards, &self.data)?;
         let bucket_directory = load_payloads::bucket_directory(&self.newest, &self.data)?;
         let mut state_blocks = StateBlocks::default();
         let trees = DirectorySet { directory: &directory, buckets: &bucket_directory };
@@ -75,7 +75,7 @@ impl<F: StorageFile> IndexFiles<F> {
             epoch_open: origin == Origin::Created,
             roots: Roots::new(root_file, newest, newest_slot, older),
             upgrades: false,
-            stays_at_version_1: false,
+            stays_at_version: None,
             directory,
             bucket_directory,
             state_blocks,
@@ -212,7 +212,7 @@ fn load<F: StorageFile>(
             work.put(number, None);
             continue;
         }
-        let state = directory::read_state(&entry, number, data)?;
+        let state = directory::read_state(&entry, number, root, data)?;
         live += u64::from(state.live);
         removed += u64::from(state.len - state.live);
         shards += 1;
@@ -258,7 +258,7 @@ fn hold_older<F: StorageFile>(
     data: &DataFile<F>,
 ) -> Result<bool> {
     let geometry = data.geometry();
-    let directory = Directory::load(older, data)?;
+    let directory = Directory::load(older, DirectoryKind::Shards, data)?;
     let buckets = load_payloads::bucket_directory(older, data)?;
     let of_newest = trees.directory.entries().chain(trees.buckets.entries()).chain(named.iter());
     let known: BTreeSet<(u64, u32, u32)> = of_newest.map(identity).collect();
@@ -281,7 +281,7 @@ fn hold_older<F: StorageFile>(
         if entry.is_none() || known.contains(&identity(&entry)) {
             continue;
         }
-        let state = directory::read_state(&entry, number, data)?;
+        let state = directory::read_state(&entry, number, older, data)?;
         for extent in state.extents.iter().filter(|extent| !extents.contains(&extent.page)) {
             only.push((PageRange { page: extent.page, pages: geometry.extent_pages() }, Use::Extent));
         }

@@ -104,7 +104,7 @@ pub(super) fn read_table<F: StorageFile>(
     // Each covered shard had extents of its own when the cells were built, and the file never shrinks. So the covered
     // extents can't exceed the file.
     let extents = len / (u64::from(geometry.extent_pages()) * geometry.page_size as u64);
-    let covered = |slots: u32| (slots as usize).div_ceil(geometry.extent_slots()) as u64;
+    let covered = |slots: u32| (slots as usize).div_ceil(geometry.extent_slots) as u64;
     let large = table.shards.iter().find(|shard| shard.slots as usize > geometry.shard_size);
     if large.is_some() || table.shards.iter().map(|shard| covered(shard.slots)).sum::<u64>() > extents {
         return Err(damaged(head, "the cells' table covers more slots than there are".into()));

@@ -8,7 +8,7 @@ use super::{
     check_payloads::{check_buckets, check_payloads_of_roots},
     check_tools::{mark, note, read},
     core::Engine,
-    directory::{self, Directory},
+    directory::{self, Directory, DirectoryKind},
     findings::{At, Component, ConsistencyReport},
     pending_flush::PendingFlush,
     quick_check::check_figures,
@@ -176,15 +176,15 @@ fn check_extents_of_roots<S: Storage>(engine: &Engine<S>, report: &mut Consisten
     for root in [Some(engine.roots.newest()), engine.roots.older()].into_iter().flatten() {
         check_groups_of_root(engine, root, report)?;
         // `check_tree` has already reported damage in the directory.
-        let Ok(directory) = Directory::load(root, data) else { continue };
+        let Ok(directory) = Directory::load(root, DirectoryKind::Shards, data) else { continue };
         for number in 0..directory.len() {
             let entry = directory.state(number);
             if entry.is_none() {
                 continue;
             }
-            let Ok(state) = directory::read_state(&entry, number as u32, data) else { continue };
+            let Ok(state) = directory::read_state(&entry, number as u32, root, data) else { continue };
             for (i, extent) in state.extents.iter().enumerate() {
-                let used = (state.len as usize - i * geometry.extent_slots()).min(geometry.extent_slots());
+                let used = (state.len as usize - i * geometry.extent_slots).min(geometry.extent_slots);
                 if !checked.insert((extent.page, extent.crc)) {
                     continue;
                 }
@@ -192,7 +192,7 @@ fn check_extents_of_roots<S: Storage>(engine: &Engine<S>, report: &mut Consisten
                 let bytes = read(report, data, offset, used * geometry.slot_bytes())?;
                 let (expected, found) = (extent.crc, crc32c(0, &bytes));
                 if !holds!(Checksum, found == expected) {
-                    let at = At::shard(number as u32).slot(i * geometry.extent_slots()).location(data.path(), offset);
+                    let at = At::shard(number as u32).slot(i * geometry.extent_slots).location(data.path(), offset);
                     let what = format!("checksum of an extent that root {} names", root.generation);
                     report.add(at, &what, format!("{expected:08x}"), format!("{found:08x}"));
                 }
@@ -234,7 +234,9 @@ fn check_tree<S: Storage>(
     space: &mut SpaceMap,
     seen: &mut BTreeSet<PageRange>,
 ) -> Result<()> {
-    let Some(directory) = note(report, Component::Directory, Directory::load(root, &engine.data))? else {
+    let Some(directory) =
+        note(report, Component::Directory, Directory::load(root, DirectoryKind::Shards, &engine.data))?
+    else {
         return Ok(());
     };
     for entry in directory.entries() {
@@ -254,7 +256,7 @@ fn check_tree<S: Storage>(
         if entry.is_none() {
             continue;
         }
-        let state = directory::read_state(&entry, number as u32, &engine.data);
+        let state = directory::read_state(&entry, number as u32, root, &engine.data);
         let Some(state) = note(report, Component::Directory, state)? else { continue };
         live += u64::from(state.live);
         for extent in &state.extents {

@@ -162,7 +162,7 @@ impl<S: Storage> CheckJob<S> {
         codes: &mut [u8],
     ) {
         let geometry = self.data.geometry();
-        let slots = geometry.extent_slots();
+        let slots = geometry.extent_slots;
         let (mut widened, mut rotated, mut signs) = (Vec::new(), Vec::new(), Vec::new());
         for c in 0..group.cells() {
             let cell = group.cell(c);
@@ -232,7 +232,7 @@ fn check_bytes<F: StorageFile>(
     cancel: &dyn Cancel,
 ) -> Result<()> {
     let geometry = data.geometry();
-    let slots = geometry.extent_slots();
+    let slots = geometry.extent_slots;
     let (mut sum, mut magnitude) = (vec![0.0f64; geometry.dimension], vec![0.0f64; geometry.dimension]);
     let mut intact = true;
     let mut fingerprints = Fingerprints::default();

@@ -82,9 +82,9 @@ pub struct Engine<S: Storage> {
     pub(super) roots: Roots<S::File>,
     /// Whether the next root is of the newest format version, whatever the version of the root before it.
     pub(super) upgrades: bool,
-    /// Whether the engine writes as a build of version 1 did, for tests of the upgrade. Such an engine has created the
-    /// index. A later open upgrades it.
-    pub(super) stays_at_version_1: bool,
+    /// Older version as whose build the engine writes, for tests of the upgrade. Such an engine has created the index. A
+    /// later open upgrades it.
+    pub(super) stays_at_version: Option<u32>,
     pub(super) directory: Directory,
     /// Directory of the buckets of payloads.
     pub(super) bucket_directory: Directory,

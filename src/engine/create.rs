@@ -48,15 +48,15 @@ impl<S: Storage> Engine<S> {
         create(storage, config, env, FORMAT_VERSION)
     }
 
-    /// Creates an index of version 1, and writes to it as a build of version 1 did until it is dropped. For tests of the
-    /// upgrade.
+    /// Creates an index of an older version, and writes to it as a build of that version did until it is dropped. For
+    /// tests of the upgrade.
     ///
     /// # Errors
     /// As [`create`](Self::create).
     #[cfg(feature = "internals")]
-    pub fn create_version_1(storage: S, config: &ShardexConfig, env: &Env) -> Result<Self> {
-        let mut engine = create(storage, config, env, 1)?;
-        engine.stays_at_version_1 = !engine.roots.are_of(FORMAT_VERSION);
+    pub fn create_version(storage: S, config: &ShardexConfig, env: &Env, version: u32) -> Result<Self> {
+        let mut engine = create(storage, config, env, version)?;
+        engine.stays_at_version = Some(version).filter(|_| engine.roots.version() < FORMAT_VERSION);
         Ok(engine)
     }
 }
@@ -66,7 +66,10 @@ impl<S: Storage> Engine<S> {
 /// The root file appears by a rename once everything else is durable, so an index exists whole or not at all.
 fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env, version: u32) -> Result<Engine<S>> {
     config.validate(storage.page_size())?;
-    let geometry = IndexParams::of(config, storage.page_size(), storage.sector_size());
+    let mut geometry = IndexParams::of(config, storage.page_size(), storage.sector_size());
+    if version < 3 {
+        geometry.extent_slots = IndexParams::first_extent_slots(geometry.shard_size);
+    }
     if !storage.exists()? {
         match storage.make_dir(MAKE) {
             // Another caller created the directory first. The lock decides which of them creates the index.

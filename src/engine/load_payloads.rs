@@ -6,13 +6,14 @@ use std::{
 };
 
 use super::{
-    directory::{self, Directory, identity, in_data},
+    directory::{self, Directory, DirectoryKind, identity, in_data},
     state_blocks::{StateBlocks, StoredTags},
     working::Working,
 };
 use crate::{
     error::Result,
     format::{
+        block::{BlockKind, BlockNumbers},
         bucket::{self, PayloadBytes, PayloadEntry, PayloadOwner, PayloadRun},
         node::BlockPointer,
         root::Root,
@@ -38,7 +39,7 @@ pub(super) struct StoredBucket {
 /// # Errors
 /// Returns `Corruption` that names the damaged node, or `Io`.
 pub(super) fn bucket_directory<F: StorageFile>(root: &Root, data: &DataFile<F>) -> Result<Directory> {
-    Directory::load_tree(root.payload.directory, root.payload.entries, &root.geometry, data)
+    Directory::load(root, DirectoryKind::Buckets, data)
 }
 
 /// Reads a bucket.
@@ -57,7 +58,8 @@ pub(super) fn read_bucket<F: StorageFile>(
         if parts.len() as u64 > root.data_pages {
             return Err(damaged(first.page, "its parts form a circle".into()));
         }
-        let part = directory::read(&next, data, "a bucket of payloads")?;
+        let name = BlockNumbers { kind: BlockKind::Bucket, number, part: parts.len() as u32 };
+        let part = directory::read_block(&next, name, root, data)?;
         let decoded = bucket::decode_part(&part, number, parts.len() as u32);
         let (entries, after) = decoded.map_err(|e| damaged(next.page, e.to_string()))?;
         bytes.extend_from_slice(entries);

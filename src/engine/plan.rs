@@ -154,10 +154,10 @@ impl<'a> Plan<'a> {
 
     /// Returns the record of the plan.
     #[must_use]
-    pub fn record(&self, unix_ms: u64) -> BatchRecord<RecordRow<'a>, &'a [u8]> {
+    pub fn record(&self) -> BatchRecord<RecordRow<'a>, &'a [u8]> {
         let payload = |(&document, &payload)| PayloadChange { document, payload };
         BatchRecord {
-            unix_ms,
+            unix_ms: 0,
             documents: self.documents.iter().copied().collect(),
             keys: self.keys.iter().copied().collect(),
             postings: self.rows.iter().map(|row| RecordRow { given: row.given, tags: row.tags }).collect(),

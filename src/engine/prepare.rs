@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     core::Engine,
-    directory::DirectoryChanges,
+    directory::{self, Directory, DirectoryChanges, DirectoryKind},
     pending_flush::PendingFlush,
     state_blocks::{BlockChanges, StoredTags},
 };
@@ -12,12 +12,15 @@ use crate::{
     error::Result,
     failpoint::reached,
     format::{
+        block::{self, BlockKind, BlockNumbers, BlockOrigin},
         bucket::{encode_entries, encode_part, part_capacity},
         crc32c,
         geometry::IndexParams,
-        node::BlockPointer,
+        node::{self, BlockPointer},
         root::PayloadRoot,
+        state::CentroidState,
     },
+    id::Generation,
     lease::Allocation,
     payload::{PayloadIndex, StoredPayload},
     shard::{SharedShard, tag_bytes},
@@ -25,14 +28,37 @@ use crate::{
 };
 
 /// Blocks that a flush stores, with their allocations.
-#[derive(Default)]
-struct Blobs(Vec<(Arc<Allocation>, Vec<u8>)>);
+struct Blobs {
+    index_id: u128,
+    generation: Generation,
+    geometry: IndexParams,
+    blocks: Vec<(Arc<Allocation>, Vec<u8>)>,
+}
 
 impl Blobs {
-    /// Adds a block in an allocation of its size, and returns the pointer to it.
+    /// Adds a block without a header in an allocation of its size, and returns the pointer to it.
     fn add(&mut self, allocation: &Arc<Allocation>, bytes: Vec<u8>) -> BlockPointer {
         let (page, len, crc) = (allocation.run().page, bytes.len() as u32, crc32c(0, &bytes));
-        self.0.push((Arc::clone(allocation), bytes));
+        self.blocks.push((Arc::clone(allocation), bytes));
+        BlockPointer { page, len, crc }
+    }
+
+    /// Adds a block that was encoded in a format version. From version 3 on it begins with room for its header.
+    fn add_named(
+        &mut self,
+        allocation: &Arc<Allocation>,
+        mut bytes: Vec<u8>,
+        name: BlockNumbers,
+        version: u32,
+    ) -> BlockPointer {
+        if version < 3 {
+            return self.add(allocation, bytes);
+        }
+        let page = allocation.run().page;
+        let origin = BlockOrigin { index_id: self.index_id, generation: self.generation, page };
+        let crc = block::complete(&mut bytes, name, origin, &self.geometry);
+        let len = bytes.len() as u32;
+        self.blocks.push((Arc::clone(allocation), bytes));
         BlockPointer { page, len, crc }
     }
 }
@@ -41,10 +67,11 @@ impl<S: Storage> Engine<S> {
     /// Stores everything below the root of a flush into free pages, and completes the root.
     pub(super) fn prepare(&mut self, run: &mut PendingFlush<S>) -> Result<()> {
         let geometry = *self.data.geometry();
-        let mut blobs = Blobs::default();
+        let (index_id, generation) = (self.index_id, run.root.generation);
+        let mut blobs = Blobs { index_id, generation, geometry, blocks: Vec::new() };
         self.prepare_shards(run, &mut blobs)?;
         self.prepare_buckets(run, &mut blobs)?;
-        for (allocations, bytes) in neighbours_together(blobs.0, geometry.page_size) {
+        for (allocations, bytes) in neighbours_together(blobs.blocks, geometry.page_size) {
             let allocations: Vec<&Allocation> = allocations.iter().map(|allocation| &**allocation).collect();
             self.data.store_meta(&allocations, &bytes)?;
         }
@@ -56,15 +83,18 @@ impl<S: Storage> Engine<S> {
     /// Prepares the tags and states of the changed shards, and the directory nodes above them.
     fn prepare_shards(&mut self, run: &mut PendingFlush<S>, blobs: &mut Blobs) -> Result<()> {
         let geometry = *self.data.geometry();
-        // While a slot holds a root of version 1, no state of version 2 is stored, unless one slot went back to such a
-        // root later: then there may be tags, which only version 2 can hold.
-        let are_upgraded = run.root.version > 1 && self.roots.are_of(run.root.version);
-        let version = |shard: &SharedShard<S::File>| if are_upgraded || !shard.tags().is_empty() { 2 } else { 1 };
+        // While a slot holds a root of an older version, states are of that version, unless one slot went back to such a
+        // root later: then there may be tags, which version 1 can't hold.
+        let stored = self.roots.version();
+        let version = |shard: &SharedShard<S::File>| if shard.tags().is_empty() { stored } else { stored.max(2) };
         let changed = self.changed_tags(&run.dirty);
         let stored = changed.values().filter(|tags| tags.is_some()).count();
         let states = run.dirty.iter().filter_map(|(_, shard)| shard.as_ref());
-        let mut sizes: Vec<u32> =
-            states.map(|shard| geometry.pages(geometry.state_bytes(shard.len(), version(shard)))).collect();
+        let means: Vec<CentroidState> = states.clone().map(|shard| shard.means(&geometry, version(shard))).collect();
+        let size = |(shard, means): (&SharedShard<S::File>, &CentroidState)| {
+            geometry.pages(geometry.state_bytes(shard.len(), version(shard), matches!(means, CentroidState::One(_))))
+        };
+        let mut sizes: Vec<u32> = states.zip(&means).map(size).collect();
         sizes.resize(sizes.len() + stored, 1);
         let first = run.taken.len();
         self.work.take_meta_together(&self.data, &sizes, &mut run.taken)?;
@@ -83,15 +113,24 @@ impl<S: Storage> Engine<S> {
             run.blocks.tags.insert(at, tags);
         }
         // A freed shard gets an empty block pointer.
-        let mut changes: DirectoryChanges =
-            run.dirty.iter().map(|(number, _)| ((0, *number as usize), BlockPointer::default())).collect();
+        let version_of_root = run.root.version;
+        let mut changes = self.rewritten(&self.directory, version_of_root);
+        let dirty = run.dirty.iter().map(|(number, _)| ((0, *number as usize), BlockPointer::default()));
+        changes.extend(dirty);
         let states = run.dirty.iter().filter_map(|(number, shard)| Some((*number, shard.as_ref()?)));
-        for ((number, shard), allocation) in states.zip(of_states) {
-            let state = shard.state(number, self.tag_pointers(number, shard, &run.blocks));
-            changes.insert((0, number as usize), blobs.add(allocation, state.encode(&geometry, version(shard))));
+        for (((number, shard), allocation), means) in states.zip(of_states).zip(means) {
+            let state = shard.state(number, means, self.tag_pointers(number, shard, &run.blocks));
+            let (bytes, name) = (state.encode(&geometry, version(shard)), directory::state_name(number));
+            changes.insert((0, number as usize), blobs.add_named(allocation, bytes, name, version(shard)));
         }
-        run.changes =
-            self.nodes_above(run.root.shard_numbers as usize, changes, &mut run.taken, blobs, Tree::Shards)?;
+        run.changes = self.nodes_above(
+            run.root.shard_numbers as usize,
+            changes,
+            &mut run.taken,
+            blobs,
+            DirectoryKind::Shards,
+            version_of_root,
+        )?;
         run.root.directory = self.directory.top_after(&run.changes);
         Ok(())
     }
@@ -139,16 +178,18 @@ impl<S: Storage> Engine<S> {
     /// Prepares the changed buckets of payloads, and the directory nodes above them.
     fn prepare_buckets(&mut self, run: &mut PendingFlush<S>, blobs: &mut Blobs) -> Result<()> {
         let geometry = *self.data.geometry();
-        let mut changes = DirectoryChanges::new();
+        let stored = self.roots.version();
+        let mut changes = self.rewritten(&self.bucket_directory, run.root.version);
         for &number in &run.dirty_buckets {
-            let parts = parts_of(&run.payloads, number, &geometry);
+            let parts = parts_of(&run.payloads, number, &geometry, stored);
             let mut next = BlockPointer::default();
             // From the last part to the first, because each part has the pointer to the next one.
             for (part, entries) in parts.iter().enumerate().rev() {
-                let bytes = encode_part(number, part as u32, entries, next);
+                let bytes = encode_part(number, part as u32, entries, next, stored);
                 let allocation = self.work.take_meta(&self.data, geometry.pages(bytes.len()))?;
                 run.taken.push(Arc::clone(&allocation));
-                next = blobs.add(&allocation, bytes);
+                let name = BlockNumbers { kind: BlockKind::Bucket, number, part: part as u32 };
+                next = blobs.add_named(&allocation, bytes, name, stored);
                 if part > 0 {
                     run.blocks.parts.insert((number, part as u32), Some(next));
                 }
@@ -164,7 +205,9 @@ impl<S: Storage> Engine<S> {
         let entries = buckets.max(self.bucket_directory.len() as u32);
         if !changes.is_empty() {
             let taken = &mut run.taken;
-            run.bucket_changes = self.nodes_above(entries as usize, changes, taken, blobs, Tree::Buckets)?;
+            let version = run.root.version;
+            run.bucket_changes =
+                self.nodes_above(entries as usize, changes, taken, blobs, DirectoryKind::Buckets, version)?;
         }
         if run.root.version > 1 {
             run.root.payload = PayloadRoot {
@@ -178,35 +221,39 @@ impl<S: Storage> Engine<S> {
         Ok(())
     }
 
-    /// Prepares the directory nodes above changed entries.
+    /// Returns all entries of a directory if a root of `version` needs other nodes than the newest root has.
+    fn rewritten(&self, directory: &Directory, version: u32) -> DirectoryChanges {
+        let fanout = |version| self.data.geometry().node_fanout(version);
+        if fanout(version) == fanout(self.roots.newest().version) {
+            return DirectoryChanges::new();
+        }
+        directory.all_entries()
+    }
+
+    /// Prepares the directory nodes above changed entries, for a root of `version`.
     fn nodes_above(
         &mut self,
         entries: usize,
         changes: DirectoryChanges,
         taken: &mut Vec<Arc<Allocation>>,
         blobs: &mut Blobs,
-        tree: Tree,
+        tree: DirectoryKind,
+        version: u32,
     ) -> Result<DirectoryChanges> {
         let geometry = *self.data.geometry();
         let (work, data) = (&mut self.work, &*self.data);
-        let store_node = |bytes: Vec<u8>| -> Result<BlockPointer> {
+        let store_node = |level, index, entries: &[BlockPointer]| -> Result<BlockPointer> {
+            let bytes = node::encode(entries, geometry.page_size, version);
             let allocation = work.take_meta(data, geometry.pages(bytes.len()))?;
             taken.push(Arc::clone(&allocation));
-            Ok(blobs.add(&allocation, bytes))
+            Ok(blobs.add_named(&allocation, bytes, tree.node(level, index), version))
         };
         let directory = match tree {
-            Tree::Shards => &self.directory,
-            Tree::Buckets => &self.bucket_directory,
+            DirectoryKind::Shards => &self.directory,
+            DirectoryKind::Buckets => &self.bucket_directory,
         };
-        directory.nodes_above(changes, entries, &geometry, store_node)
+        directory.nodes_above(changes, entries, geometry.node_fanout(version), store_node)
     }
-}
-
-/// Tree of directory nodes below a root.
-#[derive(Clone, Copy)]
-enum Tree {
-    Shards,
-    Buckets,
 }
 
 /// Returns the encoded entries of a bucket, divided into parts that fit a chunk. A bucket without entries has no part.
@@ -214,9 +261,10 @@ fn parts_of<L: std::ops::Deref<Target = [u8]> + Clone>(
     payloads: &PayloadIndex<L>,
     number: u32,
     geometry: &IndexParams,
+    version: u32,
 ) -> Vec<Vec<u8>> {
     let entries: Vec<_> = payloads.bucket(number).iter().map(StoredPayload::entry).collect();
-    encode_entries(&entries).chunks(part_capacity(geometry)).map(<[u8]>::to_vec).collect()
+    encode_entries(&entries).chunks(part_capacity(geometry, version)).map(<[u8]>::to_vec).collect()
 }
 
 /// Joins the bytes of adjacent allocations, so that one call stores each adjacent group.

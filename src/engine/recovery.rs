@@ -188,8 +188,8 @@ impl<S: Storage> Engine<S> {
         // Records hold only valid batches, so an invalid one means that the bytes differ from those written.
         let invalid = |e: ShardexError| damaged(crate::format::FormatError::new(0, e.to_string()));
         let geometry = *self.data.geometry();
-        // A record of version 1 doesn't have the time for the ids of new shards.
-        let now = self.context(self.clock.unix_ms());
+        // A record of version 1 has no time for the ids of new shards.
+        let now = self.context(0);
         let operations = match record.kind {
             FrameKind::Batch => {
                 let batch = BatchRecord::decode(&record.payload, geometry.dimension).map_err(damaged)?;
@@ -232,13 +232,13 @@ impl<S: Storage> Engine<S> {
 
     /// Prepares the index for writes: makes both roots name the epoch to append to and the newest format version.
     ///
-    /// Invariant: a record, a state or a payload of version 2 is stored only once both roots are of version 2. An older
-    /// build then refuses the index. Before that it recovers everything from a root of version 1 and the WAL.
+    /// Invariant: a record, a state or a payload of a version is stored only once both roots are of that version. An older
+    /// build then refuses the index. Before that it recovers everything from a root of an older version and the WAL.
     ///
     /// # Errors
     /// As [`flush`](Self::flush).
     pub(super) fn open_for_writes(&mut self) -> Result<()> {
-        if self.stays_at_version_1 || holds!(Ordering, self.roots.are_of(FORMAT_VERSION)) {
+        if self.stays_at_version.is_some() || holds!(Ordering, self.roots.version() == FORMAT_VERSION) {
             return self.open_epoch();
         }
         self.upgrades = true;

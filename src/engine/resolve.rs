@@ -73,7 +73,7 @@ fn visit_all<F: StorageFile>(
     visit: &mut dyn FnMut(PostingKey, u64),
 ) -> Result<()> {
     let geometry = data.geometry();
-    let slots = geometry.extent_slots();
+    let slots = geometry.extent_slots;
     for shard in work.shards.iter().flatten() {
         for (e, extent) in shard.extents().iter().enumerate() {
             let bytes = extent.slots(data)?;

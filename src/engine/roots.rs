@@ -61,8 +61,9 @@ pub fn read_slots<F: StorageFile>(file: &F, page_size: usize) -> Result<[RootSlo
     let mut kinds = [FileKind::Foreign; SLOTS];
     for (i, slot) in slots.iter_mut().enumerate() {
         let offset = i * page_size;
-        let mut bytes = [0; ROOT_BYTES];
-        if file.len()? < (offset + ROOT_BYTES) as u64 {
+        // Pages of less than the length of a root hold older roots only.
+        let mut bytes = vec![0; ROOT_BYTES.min(page_size)];
+        if file.len()? < (offset + bytes.len()) as u64 {
             *slot = Some(RootSlot::Unreadable(format!("slot {i}: the file ends before it")));
             continue;
         }
@@ -167,11 +168,10 @@ impl<F: StorageFile> Roots<F> {
         &self.newest
     }
 
-    /// Reports whether both slots hold a durable root of a format version.
+    /// Returns the lowest format version of the durable roots in the two slots. A slot without a root counts as version 1.
     #[must_use]
-    pub fn are_of(&self, version: u32) -> bool {
-        let is_of = |root: &Root| root.version == version;
-        is_of(&self.newest) && self.older.as_ref().is_some_and(is_of)
+    pub fn version(&self) -> u32 {
+        self.newest.version.min(self.older.as_ref().map_or(1, |older| older.version))
     }
 
     /// Returns the durable root before the newest, if its slot is readable.
@@ -214,7 +214,7 @@ impl<F: StorageFile> Roots<F> {
         assert_eq!(root.generation, self.newest.generation.next(), "roots follow one another");
         self.storing = true;
         let offset = self.store(1 - self.newest_slot, root)?;
-        Ok(self.file.sync_range(offset, offset + ROOT_BYTES as u64, purpose))
+        Ok(self.file.sync_range(offset, offset + root::bytes_of(root.version) as u64, purpose))
     }
 
     /// Returns the roots that the slots must hold now. The older root is left out while a store over it is in progress.

@@ -111,11 +111,11 @@ impl<S: Storage> Engine<S> {
         if plan.is_empty() {
             return Ok(Written { lsn: self.wal.last_lsn(), ..Written::default() });
         }
-        let record = plan.record(self.clock.unix_ms());
+        let record = plan.record();
         let dimension = self.data.geometry().dimension;
-        let (kind, head) = match self.stays_at_version_1 {
-            false => (FrameKind::Batch, record.encode_head(dimension)),
-            true => version_1(&plan, dimension),
+        let (kind, head) = match self.stays_at_version {
+            Some(1) => version_1(&plan, dimension),
+            _ => (FrameKind::Batch, record.encode_head(dimension)),
         };
         let mut parts: Vec<&[u8]> = vec![&head];
         parts.extend(record.bulk());

@@ -55,7 +55,8 @@ pub struct PayloadChange<B> {
 /// Net effect of a batch. `P` is the type of the postings, `B` that of byte strings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchRecord<P, B> {
-    /// Reading of the clock, in milliseconds since 1970. Replay derives the ids of new shards from it.
+    /// Time in the ids of new shards, in milliseconds since 1970. 0 since version 3, so that the ids depend on the state and
+    /// the batch alone.
     pub unix_ms: u64,
     /// Documents whose postings are removed, ascending. Their payloads are among `payloads`.
     pub documents: Vec<DocumentId>,

@@ -5,17 +5,21 @@
 
 use super::{
     FormatError,
+    block::{BlockKind, has_header},
     codec::{Put as _, Reader},
-    geometry::IndexParams,
+    geometry::{BLOCK_HEADER_BYTES, IndexParams},
     node::BlockPointer,
 };
 use crate::id::DocumentId;
 
-/// First bytes of a part of a bucket.
+/// First bytes of a part of a bucket of version 2.
 const BUCKET_MAGIC: [u8; 4] = *b"SHPB";
 
-/// Length in bytes of the fields before the entries of a part: magic, bucket number, part number, length, next part.
-pub const PART_HEADER_BYTES: usize = 32;
+/// Length in bytes of the fields before the entries of a part of version 2: magic, bucket number, part number, length,
+/// next part.
+const PART_HEADER_BYTES_2: usize = 32;
+/// Length in bytes of the fields before the entries of a part of version 3: block header, next part.
+const PART_HEADER_BYTES: usize = BLOCK_HEADER_BYTES + 16;
 /// Length in bytes of the fixed fields of an entry: document id, length, checksum, runs, kind.
 pub const ENTRY_BYTES: usize = 28;
 /// Length of a run in bytes: page, pages of its block, offset, length.
@@ -84,10 +88,17 @@ impl PayloadEntry {
     }
 }
 
-/// Returns the number of bytes of entries in a part. A part fits a chunk.
+/// Returns the number of bytes of entries in a part of a format version. A part fits a chunk.
 #[must_use]
-pub fn part_capacity(geometry: &IndexParams) -> usize {
-    geometry.chunk_pages() as usize * geometry.page_size - PART_HEADER_BYTES
+pub fn part_capacity(geometry: &IndexParams, version: u32) -> usize {
+    let header = if version < 3 { PART_HEADER_BYTES_2 } else { PART_HEADER_BYTES };
+    geometry.chunk_pages() as usize * geometry.page_size - header
+}
+
+/// Returns the offset of the pointer to the next part in an encoded part.
+#[must_use]
+pub fn next_at(part: &[u8]) -> usize {
+    if has_header(part, BlockKind::Bucket) { BLOCK_HEADER_BYTES } else { 16 }
 }
 
 /// Encodes the entries of a bucket, in ascending order of their owners, without the headers of its parts.
@@ -123,31 +134,41 @@ pub fn encode_entries<'a>(entries: impl IntoIterator<Item = &'a PayloadEntry>) -
     out
 }
 
-/// Encodes a part of a bucket.
+/// Encodes a part of a bucket in a format version. Version 3 begins with room for the block header.
 #[must_use]
-pub fn encode_part(bucket: u32, part: u32, entries: &[u8], next: BlockPointer) -> Vec<u8> {
+pub fn encode_part(bucket: u32, part: u32, entries: &[u8], next: BlockPointer, version: u32) -> Vec<u8> {
     let mut out = Vec::with_capacity(PART_HEADER_BYTES + entries.len());
-    out.put(&BUCKET_MAGIC);
-    out.put_u32(bucket);
-    out.put_u32(part);
-    out.put_u32(entries.len() as u32);
+    if version < 3 {
+        out.put(&BUCKET_MAGIC);
+        out.put_u32(bucket);
+        out.put_u32(part);
+        out.put_u32(entries.len() as u32);
+    } else {
+        out.resize(BLOCK_HEADER_BYTES, 0);
+    }
     next.encode(&mut out);
     out.put(entries);
     out
 }
 
-/// Parses a part of a bucket. Returns its entries' bytes and the pointer to the next part.
+/// Parses a part of a bucket. Returns its entries' bytes and the pointer to the next part. The block header of version 3
+/// is checked elsewhere.
 ///
 /// # Errors
 /// Returns `FormatError` if the bytes are not that part of that bucket.
 pub fn decode_part(bytes: &[u8], bucket: u32, part: u32) -> Result<(&[u8], BlockPointer), FormatError> {
     let mut r = Reader::new(bytes);
+    if has_header(bytes, BlockKind::Bucket) {
+        r.take(BLOCK_HEADER_BYTES)?;
+        let next = BlockPointer::decode(&mut r)?;
+        return Ok((r.take(bytes.len() - r.at())?, next));
+    }
     r.expect(&BUCKET_MAGIC)?;
     r.expect(&bucket.to_le_bytes())?;
     r.expect(&part.to_le_bytes())?;
     let (at, len) = (r.at(), r.u32()? as usize);
     let next = BlockPointer::decode(&mut r)?;
-    if len + PART_HEADER_BYTES != bytes.len() {
+    if len + PART_HEADER_BYTES_2 != bytes.len() {
         return Err(FormatError::new(at, format!("{len} bytes of entries in a part of {}", bytes.len())));
     }
     Ok((r.take(len)?, next))

@@ -109,6 +109,24 @@ pub fn seal(bytes: &mut [u8], field: usize, seed: u32) {
     bytes[field..field + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// Returns the checksum in the four bytes at `field`.
+///
+/// # Panics
+/// Panics if `field + 4` is past the end of `bytes`, which is a mistake of the caller.
+#[must_use]
+pub fn sealed(bytes: &[u8], field: usize) -> u32 {
+    let mut stored = [0; 4];
+    stored.copy_from_slice(&bytes[field..field + 4]);
+    u32::from_le_bytes(stored)
+}
+
+/// Returns the CRC32C of `bytes`, starting from `seed`. The four bytes at `field` count as zeros.
+#[must_use]
+pub fn crc_without(bytes: &[u8], field: usize, seed: u32) -> u32 {
+    let (before, after) = (bytes.get(..field).unwrap_or(bytes), bytes.get(field + 4..).unwrap_or_default());
+    super::crc32c(super::crc32c(super::crc32c(seed, before), &[0; 4]), after)
+}
+
 /// Checks a checksum that [`seal`] wrote.
 ///
 /// # Errors
@@ -116,14 +134,10 @@ pub fn seal(bytes: &mut [u8], field: usize, seed: u32) {
 /// does.
 #[cfg_attr(feature = "mutants", track_caller)]
 pub fn check_seal(bytes: &[u8], field: usize, seed: u32) -> Result<(), FormatError> {
-    let (Some(before), Some(stored), Some(after)) =
-        (bytes.get(..field), bytes.get(field..field + 4), bytes.get(field + 4..))
-    else {
+    let Some(stored) = bytes.get(field..field + 4) else {
         return Err(FormatError::new(field, "the bytes end before the checksum"));
     };
-    let mut crc = super::crc32c(seed, before);
-    crc = super::crc32c(crc, &[0; 4]);
-    crc = super::crc32c(crc, after);
+    let crc = crc_without(bytes, field, seed);
     if holds!(Checksum, crc.to_le_bytes() == stored) {
         Ok(())
     } else {

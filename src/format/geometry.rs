@@ -12,8 +12,15 @@ use crate::{
 /// Length of a posting record in bytes: document id, start, length, norm, four zero bytes.
 pub const POSTING_BYTES: usize = 32;
 
-/// Length in bytes of the fixed part of a shard state: magic, number, id, two counts, eight zero bytes.
+/// Length in bytes of the header of a metadata block of version 3.
+pub const BLOCK_HEADER_BYTES: usize = 64;
+
+/// Length in bytes of the fixed part of a shard state of versions 1 and 2: magic, number, id, two counts, eight zero
+/// bytes.
 const STATE_FIXED_BYTES: usize = 40;
+/// Length in bytes of the fixed part of a shard state of version 3 behind its block header: id, two counts, eight zero
+/// bytes.
+const STATE_FIXED_BYTES_3: usize = 32;
 /// Length in bytes of an extent's entry in a shard state.
 const STATE_EXTENT_BYTES: usize = 16;
 /// Length in bytes of the pointer to a page of tags in a shard state.
@@ -34,6 +41,8 @@ pub struct IndexParams {
     pub shard_size: usize,
     /// Length of a shard's bloom filter in bytes, a multiple of 8.
     pub bloom_bytes: usize,
+    /// Number of slots per extent, a power of two.
+    pub extent_slots: usize,
     /// Page size in bytes.
     pub page_size: usize,
     /// Sector size in bytes.
@@ -46,16 +55,27 @@ impl IndexParams {
     /// Returns the parameters of a new index.
     #[must_use]
     pub fn of(config: &ShardexConfig, page_size: usize, sector_size: usize) -> Self {
-        Self {
+        let params = Self {
             dimension: config.vector_size,
             metric: config.metric,
             encoding: config.encoding,
             shard_size: config.shard_size,
             bloom_bytes: config.bloom_bytes(),
+            extent_slots: 1,
             page_size,
             sector_size,
             wal_segment_size: config.wal_segment_size as u64,
-        }
+        };
+        let fit = (tuning::EXTENT_BYTES / params.slot_bytes()).max(1);
+        // The greatest power of two that fits.
+        let extent_slots = Self::first_extent_slots(params.shard_size).min(1 << fit.ilog2());
+        Self { extent_slots, ..params }
+    }
+
+    /// Returns the number of slots per extent in versions 1 and 2, where it depended on the shard size alone.
+    #[must_use]
+    pub fn first_extent_slots(shard_size: usize) -> usize {
+        tuning::EXTENT_SLOTS.min(shard_size.next_power_of_two())
     }
 
     /// Checks the ranges of parameters that were read from disk, so that no later arithmetic overflows.
@@ -67,6 +87,8 @@ impl IndexParams {
             && (2..=limits::MAX_SHARD_SIZE).contains(&self.shard_size)
             && (8..=1 << 24).contains(&self.bloom_bytes)
             && self.bloom_bytes.is_multiple_of(8)
+            && self.extent_slots.is_power_of_two()
+            && self.extent_slots <= Self::first_extent_slots(self.shard_size)
             && self.page_size.is_power_of_two()
             && self.sector_size.is_power_of_two()
             && (64..=self.page_size).contains(&self.sector_size)
@@ -90,22 +112,16 @@ impl IndexParams {
         (self.vector_bytes() + POSTING_BYTES).next_multiple_of(tuning::EXTENT_ALIGN)
     }
 
-    /// Returns the number of slots per extent.
-    #[must_use]
-    pub fn extent_slots(&self) -> usize {
-        tuning::EXTENT_SLOTS.min(self.shard_size.next_power_of_two())
-    }
-
     /// Returns the maximum number of extents in a shard.
     #[must_use]
     pub fn shard_extents(&self) -> usize {
-        self.shard_size.div_ceil(self.extent_slots())
+        self.shard_size.div_ceil(self.extent_slots)
     }
 
     /// Returns the number of pages per extent.
     #[must_use]
     pub fn extent_pages(&self) -> u32 {
-        self.pages(self.extent_slots() * self.slot_bytes())
+        self.pages(self.extent_slots * self.slot_bytes())
     }
 
     /// Returns the number of pages that hold the tags of `len` slots.
@@ -120,25 +136,31 @@ impl IndexParams {
         self.page_size / 8
     }
 
-    /// Returns the length in bytes of the state of a shard with `len` used slots, in a format version.
+    /// Returns the length in bytes of the state of a shard with `len` used slots, in a format version. With `is_one`, a
+    /// stored vector takes the place of the sum and the centroid.
     #[must_use]
-    pub fn state_bytes(&self, len: usize, version: u32) -> usize {
-        let of_tags = if version == 1 { 0 } else { self.tag_pages(len) * STATE_TAGS_BYTES + STATE_SPARE_BYTES };
+    pub fn state_bytes(&self, len: usize, version: u32, is_one: bool) -> usize {
+        let fixed = if version < 3 { STATE_FIXED_BYTES } else { BLOCK_HEADER_BYTES + STATE_FIXED_BYTES_3 };
+        let of_tags = match version {
+            1 => 0,
+            2 => self.tag_pages(len) * STATE_TAGS_BYTES + STATE_SPARE_BYTES,
+            _ => self.tag_pages(len) * STATE_TAGS_BYTES,
+        };
         of_tags
-            + STATE_FIXED_BYTES
-            + len.div_ceil(self.extent_slots()) * STATE_EXTENT_BYTES
+            + fixed
+            + len.div_ceil(self.extent_slots) * STATE_EXTENT_BYTES
             + len.div_ceil(64) * 8
             + self.bloom_bytes
-            + self.dimension * 12
+            + if is_one { self.vector_bytes() } else { self.dimension * 12 }
     }
 
     /// Returns the length in bytes of the largest shard state of version 1, from which the size of a chunk follows.
     ///
-    /// The chunks of a file never change their size, so version 2 keeps it. A state of version 2 fits a chunk too: it is
-    /// at most twice as long.
+    /// The chunks of a file never change their size, so later versions keep it. Their states fit a chunk too: they are at
+    /// most twice as long.
     #[must_use]
     pub fn max_state_bytes(&self) -> usize {
-        self.state_bytes(self.shard_size, 1)
+        self.state_bytes(self.shard_size, 1, false)
     }
 
     /// Returns the number of pages that `bytes` bytes occupy.
@@ -154,19 +176,22 @@ impl IndexParams {
         (8 * self.extent_pages()).max(4 * self.pages(self.max_state_bytes()))
     }
 
-    /// Returns the number of entries per directory node. A node is one page.
+    /// Returns the number of entries per directory node in a format version. A node is one page, and from version 3 on it
+    /// begins with a block header.
     #[must_use]
-    pub fn node_fanout(&self) -> usize {
-        self.page_size / super::node::ENTRY_BYTES
+    pub fn node_fanout(&self, version: u32) -> usize {
+        let header = if version < 3 { 0 } else { BLOCK_HEADER_BYTES };
+        (self.page_size - header) / super::node::ENTRY_BYTES
     }
 
-    /// Returns the number of levels of directory nodes above `shards` shard states, at least 1.
+    /// Returns the number of levels of directory nodes above `shards` shard states, at least 1, in a format version.
     #[must_use]
-    pub fn node_levels(&self, shards: usize) -> u32 {
+    pub fn node_levels(&self, shards: usize, version: u32) -> u32 {
+        let fanout = self.node_fanout(version);
         let mut levels = 1;
-        let mut reach = self.node_fanout();
+        let mut reach = fanout;
         while reach < shards {
-            reach = reach.saturating_mul(self.node_fanout());
+            reach = reach.saturating_mul(fanout);
             levels += 1;
         }
         levels

@@ -5,10 +5,11 @@
 //! 2. Bytes are parsed once, into a checked type. A holder of that type need not check it again.
 //! 3. A file header, a segment header, a root and a WAL frame hold their own CRC32C. The CRC32C of every other
 //!    structure is in the structure that points to it. So an older version of a structure, valid in itself, never
-//!    passes for the newer one.
+//!    passes for the newer one. Nodes, states and parts of buckets of version 3 hold it too.
 //! 4. Parsing never panics, for any input bytes.
 
 pub mod batch;
+pub mod block;
 pub mod bucket;
 pub mod calibration;
 pub mod cells;

@@ -1,11 +1,12 @@
 //! Directory nodes: pages of the copy-on-write tree from the root to the shard states.
 //!
-//! A node is one page of entries. Entry `i` of leaf node `n` points to the state of shard `n × fanout + i`. An entry of
+//! A node is one page of entries, from version 3 on behind a block header. Entry `i` of leaf node `n` points to the state of shard `n × fanout + i`. An entry of
 //! a higher node points to a node. An entry of zeros points to nothing.
 
 use super::{
     FormatError,
     codec::{Put as _, Reader},
+    geometry::BLOCK_HEADER_BYTES,
 };
 
 /// Length of an entry in bytes.
@@ -51,14 +52,21 @@ impl BlockPointer {
     }
 }
 
-/// Encodes a node: `entries`, then zeros up to the end of the page.
+/// Returns the offset of the entries in a node of a format version.
+#[must_use]
+pub fn entries_at(version: u32) -> usize {
+    if version < 3 { 0 } else { BLOCK_HEADER_BYTES }
+}
+
+/// Encodes a node of a format version: room for the block header, `entries`, then zeros up to the end of the page.
 ///
 /// # Panics
 /// Panics if the entries do not fit a page.
 #[must_use]
-pub fn encode(entries: &[BlockPointer], page_size: usize) -> Vec<u8> {
-    assert!(entries.len() * ENTRY_BYTES <= page_size, "more entries than a node holds");
+pub fn encode(entries: &[BlockPointer], page_size: usize, version: u32) -> Vec<u8> {
+    assert!(entries_at(version) + entries.len() * ENTRY_BYTES <= page_size, "more entries than a node holds");
     let mut out = Vec::with_capacity(page_size);
+    out.resize(entries_at(version), 0);
     for entry in entries {
         entry.encode(&mut out);
     }
@@ -66,11 +74,12 @@ pub fn encode(entries: &[BlockPointer], page_size: usize) -> Vec<u8> {
     out
 }
 
-/// Parses all entries of a node.
+/// Parses all entries of a node of a format version. The block header is checked elsewhere.
 ///
 /// # Errors
 /// Returns `FormatError` under the conditions of [`BlockPointer::decode`].
-pub fn decode(bytes: &[u8]) -> Result<Vec<BlockPointer>, FormatError> {
+pub fn decode(bytes: &[u8], version: u32) -> Result<Vec<BlockPointer>, FormatError> {
     let mut r = Reader::new(bytes);
-    (0..bytes.len() / ENTRY_BYTES).map(|_| BlockPointer::decode(&mut r)).collect()
+    r.take(entries_at(version))?;
+    (0..(bytes.len() - entries_at(version)) / ENTRY_BYTES).map(|_| BlockPointer::decode(&mut r)).collect()
 }

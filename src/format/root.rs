@@ -16,19 +16,21 @@ use super::{
 use crate::{
     config::{Metric, VectorEncoding},
     id::{Generation, Lsn},
-    limits::FORMAT_VERSION,
+    limits::{self, FORMAT_VERSION, MIN_PAGE_BYTES},
     tuning::MAX_COUNT,
 };
 
-/// Length of an encoded root in bytes. A root of version 1 takes the first 192 of them. It fits the smallest page.
-pub const ROOT_BYTES: usize = 256;
+/// Length of an encoded root in bytes. Roots of older versions are shorter. It fits the smallest page of a new index.
+pub const ROOT_BYTES: usize = 512;
+/// Length of an encoded root of version 2 in bytes.
+const ROOT_BYTES_2: usize = 256;
 /// Length of an encoded root of version 1 in bytes.
 const ROOT_BYTES_1: usize = 192;
 
 /// Versions of roots that this build reads.
 pub const VERSIONS: RangeInclusive<u32> = 1..=FORMAT_VERSION;
 
-const _: () = assert!(ROOT_BYTES <= 256);
+const _: () = assert!(ROOT_BYTES <= MIN_PAGE_BYTES);
 
 /// Payloads and the cursor below a root: zeros in a root of version 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +47,16 @@ pub struct PayloadRoot {
     pub bytes: u64,
 }
 
+/// Returns the length of a root of a version in bytes.
+#[must_use]
+pub fn bytes_of(version: u32) -> usize {
+    match version {
+        1 => ROOT_BYTES_1,
+        2 => ROOT_BYTES_2,
+        _ => ROOT_BYTES,
+    }
+}
+
 /// Position in the WAL at which a frame starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WalPosition {
@@ -54,13 +66,16 @@ pub struct WalPosition {
     pub offset: u64,
 }
 
-/// Bytes at the end of a root that are zeros, for later use.
+/// Bytes at the end of a root of version 2 that are zeros.
 const SPARE_BYTES: usize = 20;
+/// Bytes at the end of a root of version 3 that are zeros, for later use.
+const SPARE_BYTES_3: usize = 272;
 
 /// Checked root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
-    /// Format version of the index: 1 or 2. Version 1 has no tags, payloads and cursor.
+    /// Format version of the index: 1 to 3. Version 1 has no tags, payloads and cursor. In version 3, nodes, states and
+    /// parts of buckets have headers.
     pub version: u32,
     /// Id of the index.
     pub index_id: u128,
@@ -113,7 +128,6 @@ impl PayloadRoot {
             (at, other) => return Err(FormatError::new(at, format!("encoding 1, 2 or 3 expected, {other} found"))),
         };
         let root = Self { directory, buckets, payloads: r.u64()?, bytes: r.u64()?, entries: r.u32()? };
-        r.expect(&[0; SPARE_BYTES])?;
         if directory.is_none() != (root.entries == 0) || buckets > root.entries {
             let what = format!("{buckets} buckets of {} entries below {directory:?}", root.entries);
             return Err(FormatError::new(at, what));
@@ -122,7 +136,7 @@ impl PayloadRoot {
     }
 }
 
-fn encoding_code(encoding: VectorEncoding) -> u32 {
+pub(super) fn encoding_code(encoding: VectorEncoding) -> u32 {
     match encoding {
         VectorEncoding::F32 => 1,
         VectorEncoding::F16 => 2,
@@ -130,12 +144,36 @@ fn encoding_code(encoding: VectorEncoding) -> u32 {
     }
 }
 
-fn metric_code(metric: Metric) -> u32 {
+pub(super) fn metric_code(metric: Metric) -> u32 {
     match metric {
         Metric::Cosine => 1,
         Metric::L2 => 2,
         Metric::Dot => 3,
     }
+}
+
+/// Decodes the configuration, whose encoding and slots per extent are those of version 1.
+fn configuration(r: &mut Reader<'_>) -> Result<IndexParams, FormatError> {
+    let dimension = r.u32()? as usize;
+    let metric = match (r.at(), r.u32()?) {
+        (_, 1) => Metric::Cosine,
+        (_, 2) => Metric::L2,
+        (_, 3) => Metric::Dot,
+        (at, other) => return Err(FormatError::new(at, format!("metric 1, 2 or 3 expected, {other} found"))),
+    };
+    let shard_size = r.u32()? as usize;
+    IndexParams {
+        dimension,
+        metric,
+        encoding: VectorEncoding::F32,
+        shard_size,
+        bloom_bytes: r.u32()? as usize,
+        extent_slots: IndexParams::first_extent_slots(shard_size.min(limits::MAX_SHARD_SIZE)),
+        page_size: r.u32()? as usize,
+        sector_size: r.u32()? as usize,
+        wal_segment_size: r.u64()?,
+    }
+    .validated()
 }
 
 impl Root {
@@ -180,13 +218,16 @@ impl Root {
             out.put_u64(self.payload.payloads);
             out.put_u64(self.payload.bytes);
             out.put_u32(self.payload.entries);
-            out.resize(ROOT_BYTES, 0);
         }
+        if self.version > 2 {
+            out.put_u32(g.extent_slots as u32);
+        }
+        out.resize(bytes_of(self.version), 0);
         codec::seal(&mut out, CRC_AT, 0);
         out
     }
 
-    /// Parses the root in the first [`ROOT_BYTES`] bytes of a root slot.
+    /// Parses the root at the start of a root slot.
     ///
     /// # Errors
     /// Returns `FormatError` if the magic, the version or the checksum is wrong, or if a number is out of range.
@@ -197,29 +238,12 @@ impl Root {
         if !VERSIONS.contains(&version) {
             return Err(FormatError::new(at, format!("version {version}, 1 to {FORMAT_VERSION} expected")));
         }
-        let bytes = Reader::new(bytes).take(if version == 1 { ROOT_BYTES_1 } else { ROOT_BYTES })?;
+        let bytes = Reader::new(bytes).take(bytes_of(version))?;
         codec::check_seal(bytes, CRC_AT, 0)?;
         r.u32()?;
         let index_id = r.u128()?;
         let generation = Generation(r.u64()?);
-        let dimension = r.u32()? as usize;
-        let metric = match (r.at(), r.u32()?) {
-            (_, 1) => Metric::Cosine,
-            (_, 2) => Metric::L2,
-            (_, 3) => Metric::Dot,
-            (at, other) => return Err(FormatError::new(at, format!("metric 1, 2 or 3 expected, {other} found"))),
-        };
-        let geometry = IndexParams {
-            dimension,
-            metric,
-            encoding: VectorEncoding::F32,
-            shard_size: r.u32()? as usize,
-            bloom_bytes: r.u32()? as usize,
-            page_size: r.u32()? as usize,
-            sector_size: r.u32()? as usize,
-            wal_segment_size: r.u64()?,
-        }
-        .validated()?;
+        let geometry = configuration(&mut r)?;
         let mut root = Self {
             version,
             index_id,
@@ -243,6 +267,15 @@ impl Root {
         };
         if version > 1 {
             (root.payload, root.geometry.encoding) = PayloadRoot::decode(&mut r)?;
+        }
+        match version {
+            1 => {}
+            2 => r.expect(&[0; SPARE_BYTES])?,
+            _ => {
+                root.geometry.extent_slots = r.u32()? as usize;
+                root.geometry = root.geometry.validated()?;
+                r.expect(&[0; SPARE_BYTES_3])?;
+            }
         }
         root.validated()
     }

@@ -6,16 +6,17 @@ use bytemuck::allocation::pod_collect_to_vec;
 
 use super::{
     FormatError,
+    block::{BlockKind, has_header},
     codec::{Put as _, Reader},
-    geometry::{IndexParams, STATE_SPARE_BYTES},
+    geometry::{BLOCK_HEADER_BYTES, IndexParams, STATE_SPARE_BYTES},
     node::BlockPointer,
 };
 use crate::{id::ShardId, limits::MAX_NORM};
 
 /// First bytes of a shard state of version 1, which has no tags.
 pub const STATE_MAGIC_1: [u8; 4] = *b"SHST";
-/// First bytes of a shard state of version 2.
-pub const STATE_MAGIC: [u8; 4] = *b"SHS2";
+/// First bytes of a shard state of version 2. Later ones begin with a block header.
+pub const STATE_MAGIC_2: [u8; 4] = *b"SHS2";
 
 /// Entry of an extent in a shard state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,32 @@ pub struct ExtentState {
     pub page: u64,
     /// CRC32C of the used slots.
     pub crc: u32,
+}
+
+/// Sum of the live vectors of a shard, and its routing centroid.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CentroidState {
+    /// Both.
+    Separate {
+        /// Sum of the live vectors.
+        sum: Vec<f64>,
+        /// Routing centroid.
+        centroid: Vec<f32>,
+    },
+    /// The bytes of a stored vector that is both. Only in version 3.
+    One(Vec<u8>),
+}
+
+/// Bit in the flags of a state: a stored vector takes the place of the sum and the centroid.
+const ONE_VECTOR: u32 = 1;
+
+/// Describes why a vector is no routing centroid; `None` if it may be one.
+#[must_use]
+pub fn unfit_centroid(centroid: &[f32]) -> Option<String> {
+    // The norm of a mean is at most the largest norm of the vectors. The tolerance of 0.1 % covers rounding errors.
+    let norm = centroid.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+    let fits = norm.is_finite() && norm <= 1.001 * MAX_NORM;
+    (!fits).then(|| format!("a centroid of norm {norm:e}"))
 }
 
 /// Checked shard state.
@@ -43,29 +70,34 @@ pub struct ShardState {
     pub tombstones: Vec<u64>,
     /// Bloom filter of document ids.
     pub bloom: Vec<u64>,
-    /// Sum of the live vectors.
-    pub sum: Vec<f64>,
-    /// Routing centroid.
-    pub centroid: Vec<f32>,
+    /// Sum of the live vectors, and routing centroid.
+    pub means: CentroidState,
     /// Pages of tags in slot order, as many as `len` slots need. A page that is not stored holds zeros.
     pub tags: Vec<BlockPointer>,
 }
 
 impl ShardState {
-    /// Encodes the state in a format version. Version 1 has no tags.
+    /// Encodes the state in a format version. Version 1 has no tags. Version 3 begins with room for the block header.
     ///
     /// # Panics
     /// Panics if the fields do not have the lengths that `len` and `geometry` imply.
     #[must_use]
     pub fn encode(&self, geometry: &IndexParams, version: u32) -> Vec<u8> {
-        let bytes = geometry.state_bytes(self.len as usize, version);
+        let is_one = matches!(self.means, CentroidState::One(_));
+        assert!(version > 2 || !is_one, "older versions store both");
+        let bytes = geometry.state_bytes(self.len as usize, version, is_one);
         let mut out = Vec::with_capacity(bytes);
-        out.put(if version == 1 { &STATE_MAGIC_1 } else { &STATE_MAGIC });
-        out.put_u32(self.number);
+        if version < 3 {
+            out.put(if version == 1 { &STATE_MAGIC_1 } else { &STATE_MAGIC_2 });
+            out.put_u32(self.number);
+        } else {
+            out.resize(BLOCK_HEADER_BYTES, 0);
+        }
         out.put_u128(self.id.0);
         out.put_u32(self.len);
         out.put_u32(self.live);
-        out.put_u64(0);
+        out.put_u32(if is_one { ONE_VECTOR } else { 0 });
+        out.put_u32(0);
         for extent in &self.extents {
             out.put_u64(extent.page);
             out.put_u32(extent.crc);
@@ -74,39 +106,67 @@ impl ShardState {
         // The words are copied in memory order. It equals the order on disk because only little-endian targets compile.
         out.put(bytemuck::cast_slice(&self.tombstones));
         out.put(bytemuck::cast_slice(&self.bloom));
-        out.put(bytemuck::cast_slice(&self.sum));
-        out.put(bytemuck::cast_slice(&self.centroid));
-        if version > 1 {
+        if version > 2 {
             self.tags.iter().for_each(|page| page.encode(&mut out));
+        }
+        match &self.means {
+            CentroidState::Separate { sum, centroid } => {
+                out.put(bytemuck::cast_slice(sum));
+                out.put(bytemuck::cast_slice(centroid));
+            }
+            CentroidState::One(vector) => out.put(vector),
+        }
+        if version == 2 {
+            self.tags.iter().for_each(|page| page.encode(&mut out));
+        }
+        if version == 2 {
             out.resize(out.len() + STATE_SPARE_BYTES, 0);
         }
         assert_eq!(out.len(), bytes, "a state of another size than it says");
         out
     }
 
-    /// Parses the state of shard `number`.
+    /// Returns the format version of an encoded state, by its first bytes.
+    #[must_use]
+    pub fn version(bytes: &[u8]) -> u32 {
+        match bytes {
+            _ if bytes.starts_with(&STATE_MAGIC_1) => 1,
+            _ if has_header(bytes, BlockKind::State) => 3,
+            _ => 2,
+        }
+    }
+
+    /// Parses the state of shard `number`. The block header of version 3 is checked elsewhere.
     ///
     /// # Errors
     /// Returns `FormatError` if the bytes are not a state of that shard, or if its counts contradict each other. Also
     /// returns it if the sum or the centroid is not finite, or if the centroid's norm is too large.
     pub fn decode(bytes: &[u8], geometry: &IndexParams, number: u32) -> Result<Self, FormatError> {
         let mut r = Reader::new(bytes);
-        let version = if bytes.starts_with(&STATE_MAGIC_1) { 1 } else { 2 };
-        r.expect(if version == 1 { &STATE_MAGIC_1 } else { &STATE_MAGIC })?;
-        r.expect(&number.to_le_bytes())?;
+        let version = Self::version(bytes);
+        if version < 3 {
+            r.expect(if version == 1 { &STATE_MAGIC_1 } else { &STATE_MAGIC_2 })?;
+            r.expect(&number.to_le_bytes())?;
+        } else {
+            r.take(BLOCK_HEADER_BYTES)?;
+        }
         let id = ShardId(r.u128()?);
         let at = r.at();
         let (len, live) = (r.u32()?, r.u32()?);
-        r.u64()?;
+        let (at_flags, flags) = (r.at(), r.u32()?);
+        r.expect(&[0; 4])?;
+        if flags > if version < 3 { 0 } else { ONE_VECTOR } {
+            return Err(FormatError::new(at_flags, format!("flags {flags:#x} of a state of version {version}")));
+        }
         let slots = len as usize;
         if slots > geometry.shard_size || live > len {
             return Err(FormatError::new(at, format!("{live} live of {slots} slots, {} at most", geometry.shard_size)));
         }
-        let expected = geometry.state_bytes(slots, version);
+        let expected = geometry.state_bytes(slots, version, flags == ONE_VECTOR);
         if bytes.len() != expected {
             return Err(FormatError::new(at, format!("{expected} bytes expected, {} found", bytes.len())));
         }
-        let extents = (0..slots.div_ceil(geometry.extent_slots()))
+        let extents = (0..slots.div_ceil(geometry.extent_slots))
             .map(|_| {
                 let extent = ExtentState { page: r.u64()?, crc: r.u32()? };
                 r.u32()?;
@@ -123,28 +183,46 @@ impl ShardState {
             return Err(FormatError::new(at, "a tombstone lies past the last slot"));
         }
         let bloom: Vec<u64> = pod_collect_to_vec(r.take(geometry.bloom_bytes)?);
-        let sum: Vec<f64> = pod_collect_to_vec(r.take(geometry.dimension * 8)?);
-        let at = r.at();
-        let centroid: Vec<f32> = pod_collect_to_vec(r.take(geometry.dimension * 4)?);
-        if !centroid.iter().all(|n| n.is_finite()) || !sum.iter().all(|n| n.is_finite()) {
-            return Err(FormatError::new(at, "a sum or a centroid is not finite"));
+        let mut tags = Vec::new();
+        if version > 2 {
+            tags = decode_tags(&mut r, slots, geometry)?;
         }
-        // The norm of a mean is at most the largest norm of the vectors. The tolerance of 0.1 % covers rounding errors.
-        let norm = centroid.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-        if norm > 1.001 * MAX_NORM {
-            return Err(FormatError::new(at, format!("a centroid of norm {norm:e}")));
-        }
-        let mut tags = vec![BlockPointer::default(); geometry.tag_pages(slots)];
-        if version > 1 {
-            for page in &mut tags {
-                let at = r.at();
-                *page = BlockPointer::decode(&mut r)?;
-                if !page.is_none() && page.len as usize != geometry.page_size {
-                    return Err(FormatError::new(at, format!("a page of tags of {} bytes", page.len)));
-                }
+        let means = match flags {
+            ONE_VECTOR => CentroidState::One(r.take(geometry.vector_bytes())?.to_vec()),
+            _ => decode_means(&mut r, geometry)?,
+        };
+        match version {
+            1 => tags = vec![BlockPointer::default(); geometry.tag_pages(slots)],
+            2 => {
+                tags = decode_tags(&mut r, slots, geometry)?;
+                r.expect(&[0; STATE_SPARE_BYTES])?;
             }
-            r.expect(&[0; STATE_SPARE_BYTES])?;
+            _ => {}
         }
-        Ok(Self { number, id, len, live, extents, tombstones, bloom, sum, centroid, tags })
+        Ok(Self { number, id, len, live, extents, tombstones, bloom, means, tags })
     }
+}
+
+fn decode_means(r: &mut Reader<'_>, geometry: &IndexParams) -> Result<CentroidState, FormatError> {
+    let sum: Vec<f64> = pod_collect_to_vec(r.take(geometry.dimension * 8)?);
+    let at = r.at();
+    let centroid: Vec<f32> = pod_collect_to_vec(r.take(geometry.dimension * 4)?);
+    if !centroid.iter().all(|n| n.is_finite()) || !sum.iter().all(|n| n.is_finite()) {
+        return Err(FormatError::new(at, "a sum or a centroid is not finite"));
+    }
+    match unfit_centroid(&centroid) {
+        Some(what) => Err(FormatError::new(at, what)),
+        None => Ok(CentroidState::Separate { sum, centroid }),
+    }
+}
+
+fn decode_tags(r: &mut Reader<'_>, slots: usize, geometry: &IndexParams) -> Result<Vec<BlockPointer>, FormatError> {
+    let page = |r: &mut Reader<'_>| {
+        let (at, page) = (r.at(), BlockPointer::decode(r)?);
+        if !page.is_none() && page.len as usize != geometry.page_size {
+            return Err(FormatError::new(at, format!("a page of tags of {} bytes", page.len)));
+        }
+        Ok(page)
+    };
+    (0..geometry.tag_pages(slots)).map(|_| page(r)).collect()
 }

@@ -42,6 +42,6 @@
 //! Close the index and copy its directory. A copy opens on any Linux file system that supports file locks.
 //!
 //! # Versions
-//! This build reads indexes of format versions 1 and 2. The first write to one of version 1 upgrades it, which can't be
+//! This build reads indexes of format versions 1 to 3. The first write to one of version 1 or 2 upgrades it, which can't be
 //! undone: earlier builds then reject it with [`UnsupportedVersion`](crate::ShardexError::UnsupportedVersion), as this
 //! one rejects an index of a later version. An open or a search converts nothing.

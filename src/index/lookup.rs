@@ -85,7 +85,7 @@ fn for_each_live<F: StorageFile>(
     mut visit: impl FnMut(u32, StoredPosting),
 ) -> Result<()> {
     let geometry = data.geometry();
-    let slots = geometry.extent_slots();
+    let slots = geometry.extent_slots;
     for (e, extent) in shard.extents().iter().enumerate() {
         let bytes = extent.slots(data)?;
         for i in (0..extent.used()).filter(|i| shard.is_live(e * slots + i)) {
@@ -171,7 +171,7 @@ pub fn posting_at<'a, F: StorageFile>(
     slot: u32,
 ) -> Result<(StoredSlot, StoredVector<'a>)> {
     let Some(shard) = shard_of(snapshot, number) else { unreachable!("a slot has a shard") };
-    let (geometry, slots) = (data.geometry(), data.geometry().extent_slots());
+    let (geometry, slots) = (data.geometry(), data.geometry().extent_slots);
     let (extent, i) = (slot as usize / slots, slot as usize % slots);
     let bytes = shard.extents()[extent].slots(data)?;
     let posting = record(bytes, i, geometry);
@@ -195,7 +195,7 @@ pub fn scan_next<'a, F: StorageFile>(
     data: &DataFile<F>,
     position: &mut ScanPosition,
 ) -> Result<Option<StoredRow<StoredVector<'a>>>> {
-    let (geometry, slots) = (data.geometry(), data.geometry().extent_slots());
+    let (geometry, slots) = (data.geometry(), data.geometry().extent_slots);
     let end = (snapshot.chunks.len() * CHUNK_SHARDS) as u32;
     while position.shard < end {
         let slot = position.slot as usize;

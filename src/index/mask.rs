@@ -386,7 +386,7 @@ fn of_records<F: StorageFile>(
     passes: impl Fn(PostingKey) -> bool,
 ) -> Result<Vec<u64>> {
     let geometry = data.geometry();
-    let slots = geometry.extent_slots();
+    let slots = geometry.extent_slots;
     let mut words = vec![0u64; shard.len().div_ceil(64)];
     for (e, extent) in shard.extents().iter().enumerate() {
         let bytes = extent.slots(data)?;

@@ -152,7 +152,7 @@ impl<F: StorageFile> RowSearch<'_, F> {
     /// Returns the number of distances computed.
     fn rerank(&self, mut near: &mut [Bounded], top: &mut TopK) -> Result<usize> {
         let geometry = self.data.geometry();
-        let slots = geometry.extent_slots();
+        let slots = geometry.extent_slots;
         let (mut computed, mut count) = (0, top.k().max(8));
         while !near.is_empty() {
             // Each batch is prefetched as a whole. The order within the rest does not matter.

@@ -76,7 +76,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
         shard: &'a Shard<F::Lent>,
     ) {
         let geometry = self.data.geometry();
-        let slots = geometry.extent_slots();
+        let slots = geometry.extent_slots;
         let least = one.lower_bound;
         if self.mask.is_some_and(|mask| !mask.contains(number, slot)) {
             // The bound only falls, so what is beyond it now is never as near as the results.
@@ -164,7 +164,7 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
     /// Returns `Corruption` if a vector is damaged.
     pub(super) fn rerank_pending(&mut self) -> Result<()> {
         let geometry = self.data.geometry();
-        let slots = geometry.extent_slots();
+        let slots = geometry.extent_slots;
         for &PendingRerank { least, reference, number, slot, extent } in &self.pending {
             let near = least <= self.top.bound();
             // A candidate beyond the bound does not enter the visited set: the lower bound of its second code may be within

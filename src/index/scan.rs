@@ -118,7 +118,7 @@ fn compare<F: StorageFile>(
     /// Number of vectors that are prefetched.
     const AHEAD: usize = 4;
     let geometry = data.geometry();
-    let slots = geometry.extent_slots();
+    let slots = geometry.extent_slots;
     let prefetch = |slot: u32| {
         let (extent, i) = (slot as usize / slots, slot as usize % slots);
         distance::prefetch(shard::slot_bytes(shard.extents()[extent].lent(), i, geometry));

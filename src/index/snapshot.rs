@@ -163,7 +163,7 @@ impl<L: Deref<Target = [u8]> + Clone> Snapshot<L> {
         frame: &Arc<CoordinateFrame>,
         cancel: &dyn Cancel,
     ) -> Result<NewCodes> {
-        let (mut made, slots) = (Vec::new(), data.geometry().extent_slots());
+        let (mut made, slots) = (Vec::new(), data.geometry().extent_slots);
         for (number, shard, unindexed) in self.without_codes() {
             let from = unindexed.from as usize;
             for extent in &shard.extents()[from / slots..] {
@@ -305,7 +305,7 @@ pub(super) fn extent_slot<'a, L: Deref<Target = [u8]> + Clone>(
     geometry: &IndexParams,
     found: &Candidate,
 ) -> (&'a Extent<L>, usize) {
-    let (slots, slot) = (geometry.extent_slots(), found.slot as usize);
+    let (slots, slot) = (geometry.extent_slots, found.slot as usize);
     let Some(shard) = shard_of(snapshot, found.shard) else { unreachable!("a candidate has a shard") };
     (&shard.extents()[slot / slots], slot % slots)
 }

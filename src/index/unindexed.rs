@@ -154,7 +154,7 @@ impl UnindexedCodes {
             }
             None => (None, CodeBlocks::new(words)),
         };
-        let (centroid, slots) = (centroid.values(), geometry.extent_slots());
+        let (centroid, slots) = (centroid.values(), geometry.extent_slots);
         let (mut widened, mut rotated, mut signs) = (Vec::new(), Vec::new(), Vec::new());
         for slot in first + known.map_or(0, |known| known.count)..shard.len() {
             let bytes = shard.extents()[slot / slots].lent();

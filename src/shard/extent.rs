@@ -136,7 +136,7 @@ impl<L: Deref<Target = [u8]> + Clone> Extent<L> {
         self.slots(data)?;
         let geometry = data.geometry();
         let count = slots.len() / geometry.slot_bytes();
-        assert!(self.used() + count <= geometry.extent_slots(), "more postings than the extent has slots");
+        assert!(self.used() + count <= geometry.extent_slots, "more postings than the extent has slots");
         data.store(self.allocation(), self.used, slots, cause)?;
         self.crc = crc32c(self.crc, slots);
         self.used += count as u32;

@@ -12,6 +12,7 @@
 //! This module does not refer to the WAL.
 
 pub mod bloom;
+mod centroid_state;
 mod data;
 mod extent;
 mod finder;
@@ -38,7 +39,7 @@ use crate::{
     format::{
         geometry::{IndexParams, POSTING_BYTES},
         node::BlockPointer,
-        state::ShardState,
+        state::{CentroidState, ShardState},
     },
     id::ShardId,
     lease::Allocation,
@@ -100,33 +101,34 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         data: &DataFile<F>,
         allocations: &[Arc<Allocation>],
     ) -> Result<Self> {
-        let slots = data.geometry().extent_slots();
+        let slots = data.geometry().extent_slots;
         let mut extents = Vec::with_capacity(state.extents.len());
         for (i, (extent, allocation)) in state.extents.iter().zip(allocations).enumerate() {
             let used = (state.len as usize - i * slots).min(slots);
             extents.push(Extent::load(data, *extent, used as u32, allocation)?);
         }
+        let (sum, centroid) = centroid_state::decoded(state.means, data.geometry());
         Ok(Self {
             id: state.id,
-            centroid: state.centroid.into(),
+            centroid: centroid.into(),
             len: state.len,
             live: state.live,
             extents,
             tombstones: state.tombstones,
             bloom: Bloom::from_words(state.bloom),
-            sum: state.sum,
+            sum,
             tags,
             staged: Vec::new(),
             fingerprints: OnceLock::new(),
         })
     }
 
-    /// Returns the state that a flush stores for shard number `number`, with its pages of tags in `tags`.
+    /// Returns the state that a flush stores for shard number `number`, with its `means` and its pages of tags in `tags`.
     ///
     /// # Panics
     /// Panics if staged slots are not stored.
     #[must_use]
-    pub fn state(&self, number: u32, tags: Vec<BlockPointer>) -> ShardState {
+    pub fn state(&self, number: u32, means: CentroidState, tags: Vec<BlockPointer>) -> ShardState {
         assert!(self.staged.is_empty(), "a shard is stored before its state");
         ShardState {
             number,
@@ -136,8 +138,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             extents: self.extents.iter().map(Extent::state).collect(),
             tombstones: self.tombstones.clone(),
             bloom: self.bloom.words().to_vec(),
-            sum: self.sum.clone(),
-            centroid: self.centroid.to_vec(),
+            means,
             tags,
         }
     }
@@ -261,7 +262,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         cause: StoreReason,
     ) -> Result<()> {
         let geometry = data.geometry();
-        let slots = geometry.extent_slots();
+        let slots = geometry.extent_slots;
         let staged = mem::take(&mut self.staged);
         let mut rest = staged.as_slice();
         while !rest.is_empty() {
@@ -314,7 +315,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     ) -> Result<usize> {
         assert!(self.staged.is_empty(), "lookups come before appends");
         let geometry = data.geometry();
-        let extent_slots = geometry.extent_slots();
+        let extent_slots = geometry.extent_slots;
         let (mut slots, mut read) = (Vec::new(), 0);
         self.fingerprints(data)?.slots(lookup, &mut slots);
         for slot in slots.into_iter().filter(|&slot| self.is_live(slot)) {
@@ -334,7 +335,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     /// Panics if the slot holds no live posting, which is a mistake of the caller.
     pub fn remove(&mut self, slot: usize, geometry: &IndexParams) {
         assert!(self.is_live(slot), "slot {slot} holds no live posting");
-        let slots = geometry.extent_slots();
+        let slots = geometry.extent_slots;
         let vector = row(self.extents[slot / slots].lent(), slot % slots, geometry);
         for (sum, x) in self.sum.iter_mut().zip(&*vector.to_f32()) {
             *sum -= f64::from(*x);
@@ -356,7 +357,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     ) -> Result<Vec<StoredRow<StoredVector<'a>>>> {
         assert!(self.staged.is_empty(), "a shard is stored before it is read");
         let geometry = data.geometry();
-        let slots = geometry.extent_slots();
+        let slots = geometry.extent_slots;
         let mut rows = Vec::with_capacity(self.live());
         for (e, extent) in self.extents.iter().enumerate() {
             let bytes = extent.verified_slots(data)?;
@@ -371,7 +372,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     /// Returns the number of postings that fit into the present extents. Returns 0 if the last extent is damaged.
     pub fn room_in_place<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> usize {
         let geometry = data.geometry();
-        let slots = (self.extents.len() * geometry.extent_slots()).min(geometry.shard_size);
+        let slots = (self.extents.len() * geometry.extent_slots).min(geometry.shard_size);
         let room = slots.saturating_sub(self.len());
         if room > 0 && self.extents.last().is_some_and(Extent::is_whole) { room } else { 0 }
     }
@@ -385,7 +386,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         wanted: impl Fn(&[f32]) -> Option<T>,
     ) -> Vec<(usize, StoredPosting, T)> {
         let geometry = data.geometry();
-        let slots = geometry.extent_slots();
+        let slots = geometry.extent_slots;
         let (mut picked, mut scratch) = (Vec::new(), Vec::new());
         for (e, extent) in self.extents.iter().enumerate() {
             // The vectors are read unchecked first, because a check costs as much as the scan. If the bytes are

@@ -32,14 +32,14 @@ fn program<S: Storage>(storage: S, durable: &mut u64) -> shardex::Result<()> {
 /// Runs the example.
 pub fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Once without a crash, to count the operations of the storage.
-    let storage = SimStorage::new(256, 64, 1);
+    let storage = SimStorage::new(512, 64, 1);
     program(storage.clone(), &mut 0)?;
     let operations = storage.operations();
 
     let mut recovered = 0;
     for after in 1..=operations {
         for seed in 0..8 {
-            let mut storage = SimStorage::new(256, 64, seed);
+            let mut storage = SimStorage::new(512, 64, seed);
             storage.crash_after(after, Stop::Torn);
             let mut durable = 0;
             let stopped = program(storage.clone(), &mut durable);

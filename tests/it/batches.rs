@@ -506,7 +506,7 @@ fn a_record_of_a_later_version_is_no_torn_tail() {
     let before = copy.bytes();
     let error = copy.try_open().err().expect("refused");
     assert!(
-        matches!(&error, ShardexError::UnsupportedVersion { file, found: 3, supported: 2 } if file.ends_with("wal"))
+        matches!(&error, ShardexError::UnsupportedVersion { file, found: 4, supported: 3 } if file.ends_with("wal"))
     );
     assert_eq!(copy.bytes(), before, "a refused open changes nothing");
     // A frame of an earlier use of the segment is ignored, whatever its kind.
@@ -541,7 +541,7 @@ fn only_a_write_upgrades_an_index() {
             b.set_tags(PostingKey::new(5u128, 5, 6), 3).set_payload(1u128, "a note").set_cursor("here");
         });
         engine.write(&tagged).expect("accepted");
-        assert_eq!(version(&test), [2, 2], "{kind}: upgraded before the record");
+        assert_eq!(version(&test), [3, 3], "{kind}: upgraded before the record");
         engine.commit().expect("durable");
         drop(engine);
         let engine = test.open();

@@ -23,7 +23,7 @@ fn real_files_conform() {
 
 #[test]
 fn simulated_files_conform() {
-    for (page, sector) in [(256, 64), (4096, 512), (512, 512)] {
+    for (page, sector) in [(512, 64), (4096, 512), (512, 512)] {
         conformance(&|| SimStorage::new(page, sector, 1));
         conformance_crash(&|seed| SimStorage::new(page, sector, seed));
     }
@@ -31,5 +31,5 @@ fn simulated_files_conform() {
 
 #[test]
 fn a_hook_that_lets_everything_pass_conforms() {
-    conformance(&|| HookStorage::new(SimStorage::new(256, 64, 1), |_| HookAction::Proceed));
+    conformance(&|| HookStorage::new(SimStorage::new(512, 64, 1), |_| HookAction::Proceed));
 }

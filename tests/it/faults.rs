@@ -157,7 +157,7 @@ fn a_failed_sync_poisons_and_a_reopen_recovers() {
     // The seed decides which bytes reach the device despite the failure. Each sync gets four seeds.
     for run in 0.. {
         let at = run / 4;
-        let plain = SimStorage::new(256, 64, run);
+        let plain = SimStorage::new(512, 64, run);
         let seen = Arc::new(AtomicU64::new(0));
         let failed = Arc::new(Mutex::new(None));
         let (count, note, sim) = (Arc::clone(&seen), Arc::clone(&failed), plain.clone());
@@ -168,7 +168,7 @@ fn a_failed_sync_poisons_and_a_reopen_recovers() {
             }
             HookAction::Proceed
         });
-        let config = config("sim", 1024);
+        let config = config("sim", 2048);
         let mut model = Model::default();
         let mut flushed = 0;
         if let Ok(mut engine) = Engine::create(storage, &config, &env()) {
@@ -233,8 +233,8 @@ fn a_failed_sync_poisons_and_a_reopen_recovers() {
 
 #[test]
 fn a_store_that_fails_with_an_io_error_changes_nothing() {
-    let storage = SimStorage::new(256, 64, 1);
-    let mut engine = Engine::create(storage.clone(), &config("sim", 1024), &env()).expect("made");
+    let storage = SimStorage::new(512, 64, 1);
+    let mut engine = Engine::create(storage.clone(), &config("sim", 2048), &env()).expect("made");
     let mut model = Model::default();
     for n in 0..12 {
         let batch = batch(n);
@@ -265,8 +265,8 @@ fn a_store_that_fails_with_an_io_error_changes_nothing() {
 #[test]
 fn a_root_slot_that_cannot_be_read_refuses_the_open() {
     for slot in 0..2u64 {
-        let mut storage = SimStorage::new(256, 64, 1);
-        let mut engine = Engine::create(storage.clone(), &config("sim", 1024), &env()).expect("made");
+        let mut storage = SimStorage::new(512, 64, 1);
+        let mut engine = Engine::create(storage.clone(), &config("sim", 2048), &env()).expect("made");
         apply(&mut engine, &batch(0)).expect("accepted");
         engine.flush().expect("flushed");
         drop(engine);
@@ -283,8 +283,8 @@ fn a_root_slot_that_cannot_be_read_refuses_the_open() {
 #[test]
 fn a_length_that_only_the_page_cache_knows_is_synced_before_a_root_relies_on_it() {
     for grown in 1..6 {
-        let mut storage = SimStorage::new(256, 64, 1);
-        let mut engine = Engine::create(storage.clone(), &config("sim", 1024), &env()).expect("made");
+        let mut storage = SimStorage::new(512, 64, 1);
+        let mut engine = Engine::create(storage.clone(), &config("sim", 2048), &env()).expect("made");
         let mut model = Model::default();
         let len = || storage.files().into_iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>();
         let (before, mut n) = (len(), 0);
@@ -319,7 +319,7 @@ fn a_length_that_only_the_page_cache_knows_is_synced_before_a_root_relies_on_it(
 fn a_sync_of_background_work_that_fails_is_shown_and_poisons() {
     let failing = Arc::new(AtomicBool::new(false));
     let fails = Arc::clone(&failing);
-    let plain = SimStorage::new(256, 64, 1);
+    let plain = SimStorage::new(512, 64, 1);
     let sim = plain.clone();
     let storage = HookStorage::new(plain.clone(), move |info| {
         if fails.load(Ordering::Relaxed) && info.op.is_sync() {
@@ -328,7 +328,7 @@ fn a_sync_of_background_work_that_fails_is_shown_and_poisons() {
         HookAction::Proceed
     });
     crate::support::block_on(async {
-        let config = config("sim", 1024).batch_write_interval_ms(1);
+        let config = config("sim", 2048).batch_write_interval_ms(1);
         let index = Shardex::create_on(storage, config.clone(), env()).await?;
         let Batch::Add(postings) = batch(0) else { unreachable!("it is an addition") };
         index.add_postings(postings.clone()).await?;
@@ -367,8 +367,8 @@ fn a_sync_of_background_work_that_fails_is_shown_and_poisons() {
 
 #[test]
 fn a_copy_with_holes_gets_its_space_back() {
-    let storage = SimStorage::new(256, 64, 1);
-    let mut engine = Engine::create(storage.clone(), &config("sim", 1024), &env()).expect("made");
+    let storage = SimStorage::new(512, 64, 1);
+    let mut engine = Engine::create(storage.clone(), &config("sim", 2048), &env()).expect("made");
     let mut model = Model::default();
     for n in 0..8 {
         apply(&mut engine, &batch(n)).expect("accepted");
@@ -396,12 +396,12 @@ fn a_copy_with_holes_gets_its_space_back() {
 #[test]
 fn a_place_taken_after_a_flush_was_given_up_is_held_for_the_next_root() {
     use shardex_sim::{storage::SimStorage, workload};
-    let storage = SimStorage::new(256, 64, 3);
+    let storage = SimStorage::new(512, 64, 3);
     let config = shardex::ShardexConfig::new("sim")
         .vector_size(3)
         .shard_size(4)
         .metric(shardex::Metric::L2)
-        .wal_segment_size(1024);
+        .wal_segment_size(2048);
     let mut engine = shardex::Engine::create(storage.clone(), &config, &workload::env()).expect("an index");
     let postings = |ids: std::ops::Range<u64>| -> Vec<shardex::Posting> {
         ids.map(|n| crate::support::posting(n.into(), 0, crate::support::vector(n, 3))).collect()
@@ -428,8 +428,8 @@ fn a_place_taken_after_a_flush_was_given_up_is_held_for_the_next_root() {
 /// replaced only before a flush begins.
 #[test]
 fn no_root_file_is_replaced_under_a_flush() {
-    let sim = SimStorage::new(256, 64, 1);
-    let config = config("sim", 1024);
+    let sim = SimStorage::new(512, 64, 1);
+    let config = config("sim", 2048);
     let Batch::Add(postings) = batch(0) else { unreachable!("it is an addition") };
     let mut engine = Engine::create(sim.clone(), &config, &env()).expect("made");
     engine.add(&postings).expect("added");
@@ -465,12 +465,12 @@ fn a_poisoned_engine_contradicts_nothing() {
     let fails = Arc::new(AtomicBool::new(false));
     let trap = Arc::clone(&fails);
     // The sync fails before it reaches the disk. The page cache keeps everything, and all bytes are correct.
-    let storage = HookStorage::new(SimStorage::new(256, 64, 1), move |info| {
+    let storage = HookStorage::new(SimStorage::new(512, 64, 1), move |info| {
         let fails = trap.load(Ordering::Relaxed) && info.purpose.0.starts_with("B2");
         if fails { HookAction::Fail(ErrorKind::Other) } else { HookAction::Proceed }
     });
     let Batch::Add(postings) = batch(0) else { unreachable!("it is an addition") };
-    let mut engine = Engine::create(storage, &config("sim", 1024), &env()).expect("made");
+    let mut engine = Engine::create(storage, &config("sim", 2048), &env()).expect("made");
     engine.add(&postings).expect("added");
     fails.store(true, Ordering::Relaxed);
     assert!(matches!(engine.flush(), Err(ShardexError::Io { op: "sync", .. })));

@@ -7,17 +7,18 @@ use shardex::{
     DocumentId, Generation, Lsn, Metric, PostingKey, ShardId, ShardexConfig, ShardexError, VectorEncoding,
     format::{
         batch::{BatchRecord, PayloadChange, RecordRow, TagChange},
+        block::{self, BlockKind, BlockNumbers, BlockOrigin},
         bucket::{
             PayloadBytes, PayloadEntry, PayloadOwner, PayloadRun, decode_entries, decode_part, encode_entries,
             encode_part,
         },
         frame::{self, Frame, FrameKind},
-        geometry::IndexParams,
+        geometry::{BLOCK_HEADER_BYTES, IndexParams},
         header::{self, DATA_MAGIC, SegmentHeader, WAL_MAGIC},
         node::{self, BlockPointer},
         record,
         root::{PayloadRoot, ROOT_BYTES, Root, WalPosition},
-        state::{ExtentState, ShardState},
+        state::{CentroidState, ExtentState, ShardState},
     },
     shard::{StoredPosting, bloom::Bloom},
 };
@@ -45,7 +46,7 @@ fn geometry() -> IndexParams {
 
 fn root() -> Root {
     Root {
-        version: 2,
+        version: 3,
         index_id: 0x0F0E_0D0C_0B0A_0908_0706_0504_0302_0100,
         generation: Generation(7),
         geometry: geometry(),
@@ -84,8 +85,7 @@ fn state() -> ShardState {
         extents: vec![ExtentState { page: 4, crc: 0x1111_1111 }],
         tombstones: vec![0b010],
         bloom: bloom.words().to_vec(),
-        sum: vec![1.5, -2.0, 0.0],
-        centroid: vec![0.5, -1.0, 0.25],
+        means: CentroidState::Separate { sum: vec![1.5, -2.0, 0.0], centroid: vec![0.5, -1.0, 0.25] },
         tags: vec![BlockPointer { page: 51, len: 256, crc: 0x7A65_7A65 }],
     }
 }
@@ -102,6 +102,14 @@ fn a_root_of_version_1_is_these_bytes() {
     let root = Root { version: 1, payload: PayloadRoot::default(), ..root() };
     let bytes = root.encode();
     assert_eq!((bytes.len(), Root::decode(&bytes)), (192, Ok(root)));
+    insta::assert_snapshot!(hex(&bytes));
+}
+
+#[test]
+fn a_root_of_version_2_is_these_bytes() {
+    let root = Root { version: 2, ..root() };
+    let bytes = root.encode();
+    assert_eq!((bytes.len(), Root::decode(&bytes)), (256, Ok(root)));
     insta::assert_snapshot!(hex(&bytes));
 }
 
@@ -125,9 +133,55 @@ fn a_state_and_a_node_are_these_bytes() {
     let of_version_1 = untagged.encode(&geometry(), 1);
     assert_eq!(ShardState::decode(&of_version_1, &geometry(), 2), Ok(untagged));
     let entries = [BlockPointer::default(), BlockPointer { page: 3, len: 200, crc: 0x0BAD_CAFE }];
-    let node = node::encode(&entries, 64);
-    assert_eq!(node::decode(&node).expect("a node")[..2], entries);
+    let node = node::encode(&entries, 64, 2);
+    assert_eq!(node::decode(&node, 2).expect("a node")[..2], entries);
     insta::assert_snapshot!(format!("{}\n{}\n{}", hex(&bytes), hex(&of_version_1), hex(&node)));
+}
+
+#[test]
+fn blocks_of_version_3_are_these_bytes() {
+    let origin = BlockOrigin { index_id: 0xABCD, generation: Generation(7), page: 33 };
+    let name = |kind, number, part| BlockNumbers { kind, number, part };
+    let entries = [BlockPointer::default(), BlockPointer { page: 3, len: 200, crc: 0x0BAD_CAFE }];
+    let of_one =
+        ShardState { means: CentroidState::One([1.5f32, -2.0, 0.0].map(f32::to_le_bytes).concat()), ..state() };
+    let blocks = [
+        (state().encode(&geometry(), 3), name(BlockKind::State, 2, 0)),
+        (of_one.encode(&geometry(), 3), name(BlockKind::State, 2, 0)),
+        (node::encode(&entries, 128, 3), name(BlockKind::ShardNode, 5, 1)),
+        (node::encode(&entries, 128, 3), name(BlockKind::BucketNode, 0, 0)),
+        (encode_part(4, 1, &[9; 20], entries[1], 3), name(BlockKind::Bucket, 4, 1)),
+    ];
+    let mut shown = String::new();
+    for (mut bytes, name) in blocks {
+        let crc = block::complete(&mut bytes, name, origin, &geometry());
+        assert_eq!((crc, block::has_header(&bytes, name.kind)), (block::checksum(&bytes), true));
+        let check = |bytes: &[u8], name, origin| block::check(bytes, crc, name, origin, &geometry());
+        assert_eq!(check(&bytes, name, origin), Ok(()));
+        let later = BlockOrigin { generation: Generation(8), ..origin };
+        assert_eq!(check(&bytes, name, later), Ok(()), "a block of an earlier root");
+        let wrong = [
+            (BlockNumbers { number: 6, ..name }, origin),
+            (BlockNumbers { part: 9, ..name }, origin),
+            (name, BlockOrigin { index_id: 1, ..origin }),
+            (name, BlockOrigin { page: 34, ..origin }),
+            (name, BlockOrigin { generation: Generation(6), ..origin }),
+        ];
+        wrong
+            .into_iter()
+            .for_each(|(name, origin)| assert!(check(&bytes, name, origin).is_err(), "{name:?} {origin:?}"));
+        for at in 0..BLOCK_HEADER_BYTES {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1;
+            // A lower generation is that of an earlier root, and the checksum of the pointer covers it.
+            let found = (24..32).contains(&at) || check(&bytes, name, origin).is_err();
+            assert!(found && (block::checksum(&bytes) != crc) != (4..8).contains(&at), "byte {at} of {name:?}");
+        }
+        shown += &format!("{name:?}\n{}\n", hex(&bytes));
+    }
+    let decoded = |state: &ShardState| ShardState::decode(&state.encode(&geometry(), 3), &geometry(), 2);
+    assert!(decoded(&state()).is_err(), "a state without its header has no magic");
+    insta::assert_snapshot!(shown);
 }
 
 #[test]
@@ -217,7 +271,7 @@ fn a_bucket_is_these_bytes() {
         assert!(decode_entries(&bytes[..len], &geometry()).is_err(), "{len} bytes");
     });
     let next = BlockPointer { page: 5, len: 99, crc: 0xABCD_EF01 };
-    let part = encode_part(4, 1, &bytes, next);
+    let part = encode_part(4, 1, &bytes, next, 2);
     assert_eq!(decode_part(&part, 4, 1), Ok((bytes.as_slice(), next)));
     assert!(decode_part(&part, 4, 0).is_err() && decode_part(&part, 5, 1).is_err(), "another part");
     let refused = |entries: &[PayloadEntry]| decode_entries(&encode_entries(entries), &geometry()).is_err();
@@ -255,8 +309,14 @@ fn every_flipped_bit_and_every_truncation_is_refused() {
         }
         (0..bytes.len()).for_each(|len| assert!(!parses(&bytes[..len]), "{len} bytes"));
     }
-    let state = state().encode(&geometry(), 2);
-    (0..state.len()).for_each(|len| assert!(ShardState::decode(&state[..len], &geometry(), 2).is_err()));
+    for version in 1..=3 {
+        let mut state = ShardState { tags: vec![BlockPointer::default()], ..state() }.encode(&geometry(), version);
+        if version == 3 {
+            state[..4].copy_from_slice(&BlockKind::State.magic());
+        }
+        assert!(ShardState::decode(&state, &geometry(), 2).is_ok());
+        (0..state.len()).for_each(|len| assert!(ShardState::decode(&state[..len], &geometry(), 2).is_err()));
+    }
 }
 
 /// Every build opens the indexes written by the first build of version 1, one of them closed and the other crashed.
@@ -292,15 +352,15 @@ fn inexact(n: u32) -> [f32; 3] {
     [n as f32 + 1.0 / 3.0, (n * n % 17) as f32 + 1.0 / 7.0, 0.3]
 }
 
-/// Every build opens the indexes written by the first build of version 2, with their tags, payloads and cursor, and those of
-/// the first build that rounds vectors.
+/// Every build opens the indexes written by the first builds of versions 2 and 3, with their tags, payloads and cursor, and
+/// those of the first build that rounds vectors.
 #[test]
-fn indexes_of_version_2_open_with_all_they_hold() {
+fn indexes_of_versions_2_and_3_open_with_all_they_hold() {
     let kinds = ["closed", "crashed", "closed-f16", "crashed-f16", "closed-int8", "crashed-int8"];
-    for kind in kinds {
+    for (version, kind) in ["v2", "v3"].into_iter().flat_map(|version| kinds.map(|kind| (version, kind))) {
         let replayed = if kind.starts_with("crashed") { 2 } else { 0 };
         let encoding = kind.split('-').nth(1).map_or(VectorEncoding::F32, |name| name.parse().expect("an encoding"));
-        let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/format/v2").join(kind);
+        let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/format").join(version).join(kind);
         let test = TestIndex::small();
         std::fs::create_dir(test.path()).expect("a directory");
         for name in ["data", "wal", "root"] {
@@ -357,14 +417,14 @@ fn another_version_a_foreign_file_and_a_swapped_one_are_told_apart() {
     for name in ["root", "data", "wal"] {
         let error = after(&|copy| {
             copy.patch(name, |bytes| {
-                bytes[8] = 3;
+                bytes[8] = 4;
                 if name == "root" {
-                    bytes[4096 + 8] = 3;
+                    bytes[4096 + 8] = 4;
                 }
             });
         });
         assert!(
-            matches!(&error, ShardexError::UnsupportedVersion { file, found: 3, .. } if file.ends_with(name)),
+            matches!(&error, ShardexError::UnsupportedVersion { file, found: 4, .. } if file.ends_with(name)),
             "{name}: {error}"
         );
         let error = after(&|copy| copy.patch(name, |bytes| bytes.fill(0x20)));

@@ -72,8 +72,17 @@ fn impossible_numbers_under_right_checksums_are_damage() {
     }
     let state_end = |back: usize| Hostile { offset: usize::MAX - back, ..value(SealedKind::State, 0, 4, 0x7F7F_FFFF) };
     refused(&[state_end(3)], "data");
-    // Behind the centroid of a state: one pointer to a page of tags (16 bytes), and 16 bytes of zeros.
-    refused(&[state_end(32 + 3)], "data");
+    // Flags and zeros of a state.
+    refused(&[value(SealedKind::State, 88, 4, 1 << 31)], "data");
+    refused(&[value(SealedKind::State, 92, 4, 1)], "data");
+    // Headers of blocks: index id, generation, page, number, level, configuration.
+    for kind in [SealedKind::Node, SealedKind::State] {
+        for (offset, width) in [(8, 8), (16, 8), (24, 8), (32, 8), (40, 4), (44, 4), (48, 4), (52, 4), (56, 4), (60, 4)]
+        {
+            // Each root may have a node of its own.
+            refused(&[0, 1].map(|which| Hostile { which, ..value(kind, offset, width, most) }), "data");
+        }
+    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn life() {
     let lives = [
         vec![add(0, 6), Step::Commit, Step::Flush, add(10, 5), Step::Flush, add(20, 2), Step::Commit, add(30, 1)],
         vec![add(40, 3), Step::Commit, Step::Optimize, Step::Flush, add(50, 1), Step::Close, add(60, 2), Step::Commit],
-        vec![add(100, 200), Step::Commit, add(300, 600), Step::Flush, Step::Close],
+        vec![add(100, 400), Step::Commit, add(500, 600), Step::Flush, Step::Close],
     ];
     for steps in lives {
         let watched = WatchedStorage::new(sim.clone(), watch.clone());

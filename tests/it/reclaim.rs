@@ -73,7 +73,7 @@ impl Shared for Careless {
 
 /// Returns the geometry of a data file whose chunks have eight extents, so that allocations are reused soon.
 fn geometry() -> IndexParams {
-    IndexParams::of(&ShardexConfig::new("x").vector_size(16).shard_size(8).wal_segment_size(4096), 256, 64)
+    IndexParams::of(&ShardexConfig::new("x").vector_size(16).shard_size(8).wal_segment_size(4096), 512, 64)
 }
 
 /// Snapshot that a search uses: an allocation, and the content of its page when the snapshot was published.

@@ -39,12 +39,12 @@ fn a_removed_long_vector_is_no_contradiction() {
 #[test]
 fn a_wal_whose_first_segment_is_there_may_lack_the_next_one() {
     const WHY: Purpose = Purpose("test");
-    let storage = SimStorage::new(256, 64, 1);
+    let storage = SimStorage::new(512, 64, 1);
     storage.make_dir(WHY).expect("made");
     let file = PlainFile::create(&storage, "wal", WHY, &IndexLock::none()).expect("created");
     file.raw().allocate(0, 256, WHY).expect("allocated");
-    let config = ShardexConfig::new("unused").vector_size(3).wal_segment_size(1024);
-    let layout = WalLayout::new(&IndexParams::of(&config, 256, 64));
+    let config = ShardexConfig::new("unused").vector_size(3).wal_segment_size(2048);
+    let layout = WalLayout::new(&IndexParams::of(&config, 512, 64));
     let limits = WalLimits { max_bytes: 1 << 20, target_bytes: 0 };
     let mut wal = WalWriter::start_epoch(&file, layout, 7, 1, Lsn(0), 0, limits).expect("started");
     let append_until = |wal: &mut WalWriter<_>, seq: u64| {

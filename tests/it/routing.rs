@@ -21,13 +21,11 @@ struct Bytes {
 fn shards(engine: &Engine<MmapStorage>) -> BTreeMap<u32, Bytes> {
     let snapshot = engine.snapshot();
     let bytes = snapshot.iter().map(|(number, shard)| {
-        let state = shard.state(number, Vec::new());
+        let state = shard.state(number, shard.means(engine.geometry(), 2), Vec::new());
         let extents = shard.extents().iter().map(|extent| (extent.state().crc, extent.lent().to_vec())).collect();
-        // The upper 48 bits of an id are the system's time. The other 80 bits are drawn from the index's own generator.
-        let id = state.id.0 & ((1 << 80) - 1);
-        let sum = state.sum.iter().map(|x| x.to_bits()).collect();
-        let centroid = state.centroid.iter().map(|x| x.to_bits()).collect();
-        (number, Bytes { id, removed: state.tombstones, bloom: state.bloom, sum, centroid, extents })
+        let sum = shard.sum().iter().map(|x| x.to_bits()).collect();
+        let centroid = shard.centroid.iter().map(|x| x.to_bits()).collect();
+        (number, Bytes { id: state.id.0, removed: state.tombstones, bloom: state.bloom, sum, centroid, extents })
     });
     bytes.collect()
 }

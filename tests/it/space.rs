@@ -120,7 +120,7 @@ fn what_a_reader_holds_is_not_given_back() {
 /// A store into space that was given back may be the first to find a full disk. Then it is refused, and nothing is lost.
 #[test]
 fn a_full_disk_refuses_writes_into_space_that_was_given_back() {
-    let sim = SimStorage::new(256, 64, 1);
+    let sim = SimStorage::new(512, 64, 1);
     let config = ShardexConfig::new("sim").vector_size(DIMENSION).shard_size(16).wal_segment_size(16 << 10);
     let mut engine = Engine::create(sim.clone(), &config, &workload::env()).expect("made");
     engine.add(&documents(0..300)).expect("added");
@@ -158,7 +158,7 @@ fn a_full_disk_refuses_writes_into_space_that_was_given_back() {
 /// On a file system that can't take space back nothing is tried twice, nothing is promised, and nothing else changes.
 #[test]
 fn a_file_system_without_holes_keeps_its_space() {
-    let sim = SimStorage::new(256, 64, 1);
+    let sim = SimStorage::new(512, 64, 1);
     sim.set_keeps_space(true);
     let config = ShardexConfig::new("sim").vector_size(DIMENSION).shard_size(16).wal_segment_size(16 << 10);
     let mut engine = Engine::create(sim.clone(), &config, &workload::env()).expect("made");

@@ -60,11 +60,10 @@ impl CaseRun<'_> {
                 self.forget_roots();
             }
             next_turn();
-            // A build of version 1 creates the index. After a crash this build opens it.
-            let old = self.case.workload.from_version_1 && self.sim.on_device("root").is_empty();
-            self.runner.is_version_1 = old;
-            let create = if old { Engine::create_version_1 } else { Engine::create };
-            let opened = create(self.rig.clone(), &self.case.workload.config, &self.env);
+            // A build of an older version creates the index. After a crash this build opens it.
+            let old = self.case.workload.from_version.filter(|_| self.sim.on_device("root").is_empty());
+            self.runner.version = old;
+            let opened = crate::workload::create(self.rig.clone(), &self.case.workload.config, &self.env, old);
             next_turn();
             let now = self.sim.counters();
             if opened.is_ok() && !self.sim.stopped() {

@@ -32,8 +32,8 @@ impl fmt::Display for Case {
             },
         )?;
         writeln!(f, "chance seed={} garbage={}", self.seed, self.garbage)?;
-        if self.workload.from_version_1 {
-            writeln!(f, "from-version-1")?;
+        if let Some(version) = self.workload.from_version {
+            writeln!(f, "from-version-{version}")?;
         }
         for event in &self.events {
             match event {
@@ -96,7 +96,7 @@ impl FromStr for Case {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut workload = Workload::generated(0);
         workload.name = "unnamed".into();
-        workload.from_version_1 = false;
+        workload.from_version = None;
         workload.steps.clear();
         let mut case = Self { workload, seed: 0, garbage: false, events: Vec::new() };
         for (n, line) in text.lines().enumerate() {
@@ -203,7 +203,11 @@ impl Case {
                 if self.workload.config.encoding != VectorEncoding::F32 {
                     return Err("version 1 stores f32".into());
                 }
-                self.workload.from_version_1 = true;
+                self.workload.from_version = Some(1);
+                return Ok(());
+            }
+            "from-version-2" => {
+                self.workload.from_version = Some(2);
                 return Ok(());
             }
             "chance" => {

@@ -40,7 +40,7 @@ pub(super) fn cuts_of(seed: u64) -> u64 {
 impl Plan {
     pub(super) fn of(durability: Durability, seed: u64, mistake: Option<Mistake>) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let (page_size, sector_size) = if rng.random_bool(0.1) { (4096, 512) } else { (256, 64) };
+        let (page_size, sector_size) = if rng.random_bool(0.1) { (4096, 512) } else { (512, 64) };
         let config = ShardexConfig::new("sim")
             .vector_size([3, 3, 5, 17, 20][rng.random_range(0..5)])
             .metric([Metric::L2, Metric::Dot, Metric::Cosine][rng.random_range(0..3)])

@@ -49,14 +49,14 @@ enum Answer {
     NoIndex,
 }
 
-/// Opens the states of all reference workloads that upgrade an index by the tool `old`, up to `states` per crash point and
-/// kind of crash. `scratch` is a directory for one index at a time.
+/// Opens the states of all reference workloads that upgrade an index of `version` by the tool `old`, a build of that version,
+/// up to `states` per crash point and kind of crash. `scratch` is a directory for one index at a time.
 ///
 /// # Errors
 /// Returns a message if the workload fails without a crash, or if a file or the tool can't be used.
-pub fn with_old_build(old: &Path, scratch: &Path, states: usize) -> Result<OldBuildReport, String> {
+pub fn with_old_build(old: &Path, version: u32, scratch: &Path, states: usize) -> Result<OldBuildReport, String> {
     let mut report = OldBuildReport::default();
-    for mut workload in reference().into_iter().filter(|workload| workload.from_version_1) {
+    for mut workload in reference().into_iter().filter(|workload| workload.from_version == Some(version)) {
         // The tool runs on a real disk, with its pages.
         let blank = Workload::blank("", params(&workload), true);
         (workload.page_size, workload.sector_size) = (blank.page_size, blank.sector_size);
@@ -127,22 +127,21 @@ fn open(
         }
         Ok(Answer::Postings(found)) => {
             let holds = |state: &State| {
-                state.tags.is_empty()
-                    && state.payloads.is_empty()
-                    && state.cursor.is_empty()
+                let of_version_1 = state.tags.is_empty() && state.payloads.is_empty() && state.cursor.is_empty();
+                (workload.from_version > Some(1) || of_version_1)
                     && found.len() == state.len()
                     && found.iter().zip(state.iter()).all(|((a, score), (b, vector))| {
                         let expected = -brute_force::distance(workload.config.metric, &query, vector);
                         a == b && (score - expected).abs() <= 1e-4 * expected.abs().max(1.0)
                     })
             };
-            match allowed.clone().find(|&n| holds(&states[n])) {
-                None => Err(format!("it finds {} postings, which no prefix in {allowed:?} leaves", found.len())),
-                Some(n) => {
-                    report.recovered += 1;
-                    opened_again(&dir, workload, &states[n..=n])
-                }
+            // Several prefixes may leave the same postings, with other tags or payloads.
+            let equal: Vec<State> = states[allowed.clone()].iter().filter(|state| holds(state)).cloned().collect();
+            if equal.is_empty() {
+                return Ok(Err(format!("it finds {} postings, which no prefix in {allowed:?} leaves", found.len())));
             }
+            report.recovered += 1;
+            opened_again(&dir, workload, &equal)
         }
     })
 }
@@ -170,7 +169,7 @@ fn ask(old: &Path, dir: &Path, query: &Path) -> Result<Result<Answer, String>, S
         .map_err(|e| format!("{}: {e}", old.display()))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        let refused = text.contains("format version 2") && text.contains("use a build that reads 2");
+        let refused = text.contains("format version 3") && text.contains("use a build that reads 3");
         return Ok(match text {
             _ if refused => Ok(Answer::Refused),
             text if text.contains("no index in") => Ok(Answer::NoIndex),

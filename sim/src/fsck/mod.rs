@@ -12,6 +12,7 @@
 //!    either.
 //! 4. [`Level::Metadata`] reads no vectors and no cell groups.
 
+mod block;
 #[cfg(test)]
 pub(crate) mod build;
 mod bytes;
@@ -37,6 +38,7 @@ mod payloads;
 mod report;
 pub mod root;
 mod space;
+mod states;
 mod tree;
 
 use bytes::{u32_at, u64_at};
@@ -224,6 +226,8 @@ pub enum What {
     Node {
         /// Level of the node.
         level: u32,
+        /// Index of the node in its level.
+        index: u32,
     },
     /// State of a shard.
     State {
@@ -258,6 +262,8 @@ pub enum What {
     BucketNode {
         /// Level of the node.
         level: u32,
+        /// Index of the node in its level.
+        index: u32,
     },
     /// Part of a bucket of payloads.
     Bucket {

@@ -73,18 +73,19 @@ impl Walk<'_> {
             let what = format!("a node of {} bytes", entry.len);
             return self.find_in(FindingKind::WrongLength, Part::Bucket, entry.page, 0, what);
         }
-        let Some(bytes) = self.follow(entry, What::BucketNode { level }) else { return };
+        let Some(bytes) = self.follow(entry, What::BucketNode { level, index: index as u32 }) else { return };
         let fanout = self.geometry.fanout;
         let below = (0..level).fold(1u64, |all, _| all.saturating_mul(fanout));
         for child in 0..fanout {
-            let Some(to) = Entry::read(bytes, 16 * child) else { return };
+            let at = self.root.entries_at() + 16 * child;
+            let Some(to) = Entry::read(bytes, at) else { return };
             if to.is_empty() {
                 continue;
             }
             let number = index.saturating_mul(fanout).saturating_add(child);
             if number.saturating_mul(below) >= u64::from(self.root.buckets) {
                 let what = format!("entry {child} covers buckets beyond the {} there are", self.root.buckets);
-                self.find_in(FindingKind::OutOfBounds, Part::Bucket, entry.page, 16 * child, what);
+                self.find_in(FindingKind::OutOfBounds, Part::Bucket, entry.page, at, what);
             } else if level > 0 {
                 self.bucket_node(to, level - 1, number, blocks);
             } else {
@@ -100,6 +101,12 @@ impl Walk<'_> {
             // A part that is named twice ends the loop.
             let Some(bytes) = self.follow(next, What::Bucket { bucket, index }) else { return };
             let page = next.page;
+            if bytes.starts_with(b"SHB3") {
+                let Some(to) = Entry::read(bytes, 64) else { return };
+                entries.extend_from_slice(bytes.get(80..).unwrap_or_default());
+                (next, index) = (to, index + 1);
+                continue;
+            }
             let of_this = (Some(bucket), Some(index), Some(bytes.len() as u32 - 32.min(bytes.len() as u32)));
             if !bytes.starts_with(b"SHPB") {
                 return self.find_in(FindingKind::BadMagic, Part::Bucket, page, 0, "no bucket's magic");

@@ -5,8 +5,10 @@ use super::{
     Entry, FindingKind,
     encodings::{self, Encoding},
 };
+/// Size of a root of version 3 in bytes.
+pub const ROOT_BYTES: u64 = 512;
 /// Size of a root of version 2 in bytes.
-pub const ROOT_BYTES: u64 = 256;
+const ROOT_BYTES_2: u64 = 256;
 /// Size of a root of version 1 in bytes.
 const ROOT_BYTES_1: u64 = 192;
 /// Size of the header of `data` and of `wal` in bytes.
@@ -14,7 +16,9 @@ pub const HEADER_BYTES: u64 = 32;
 /// Version in the headers of files and segments.
 const VERSION: u32 = 1;
 /// Versions of roots.
-const VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
+const VERSIONS: std::ops::RangeInclusive<u32> = 1..=3;
+/// Size of the header of a metadata block of version 3 in bytes.
+pub const BLOCK_BYTES: u64 = 64;
 /// Smallest and largest valid page size in bytes.
 const PAGES: std::ops::RangeInclusive<u64> = 256..=1 << 20;
 /// Largest valid dimension.
@@ -47,6 +51,7 @@ pub struct RootInfo {
     pub encoding: Encoding,
     pub shard_size: u32,
     pub bloom_bytes: u32,
+    pub extent_slots: u64,
     pub page: u64,
     pub sector: u64,
     pub segment_bytes: u64,
@@ -114,20 +119,25 @@ impl RootInfo {
     /// Returns the size of the root in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        if self.version == 1 { ROOT_BYTES_1 } else { ROOT_BYTES }
+        bytes_of(self.version)
     }
 
-    /// Computes the size in bytes of the state of a shard with `slots` used slots, in a version.
+    /// Computes the size in bytes of the state of a shard with `slots` used slots, in a version. If `one` is true, a stored
+    /// vector takes the place of the sum and the centroid.
     #[must_use]
-    pub fn state_bytes(&self, slots: u64, version: u32) -> u64 {
-        let extents = slots.div_ceil(self.extent_slots());
-        let of_tags = if version == 1 { 0 } else { 16 * self.tag_pages(slots) + 16 };
+    pub fn state_bytes(&self, slots: u64, version: u32, one: bool) -> u64 {
+        let extents = slots.div_ceil(self.extent_slots);
+        let of_tags = match version {
+            1 => 0,
+            2 => 16 * self.tag_pages(slots) + 16,
+            _ => 16 * self.tag_pages(slots),
+        };
         of_tags
-            + 40
+            + state_fixed(version)
             + 16 * extents
             + 8 * slots.div_ceil(64)
             + u64::from(self.bloom_bytes)
-            + 12 * u64::from(self.dimension)
+            + if one { self.vector_bytes() } else { 12 * u64::from(self.dimension) }
     }
 
     /// Computes the number of pages that hold the tags of `slots` slots.
@@ -136,10 +146,22 @@ impl RootInfo {
         (8 * slots).div_ceil(self.page)
     }
 
+    /// Computes the offset of the entries in a node.
+    #[must_use]
+    pub fn entries_at(&self) -> u64 {
+        if self.version < 3 { 0 } else { BLOCK_BYTES }
+    }
+
+    /// Computes the number of entries of a node.
+    #[must_use]
+    pub fn fanout(&self) -> u64 {
+        (self.page - self.entries_at()) / 16
+    }
+
     /// Computes the number of levels of a tree of nodes with `entries` entries at its lowest level.
     #[must_use]
     pub fn levels(&self, entries: u32) -> u32 {
-        let fanout = self.page / 16;
+        let fanout = self.fanout();
         let mut levels = u32::from(entries > 0);
         let mut reach = fanout;
         while reach < u64::from(entries) {
@@ -147,10 +169,6 @@ impl RootInfo {
             levels += 1;
         }
         levels
-    }
-
-    fn extent_slots(&self) -> u64 {
-        u64::from(self.shard_size).next_power_of_two().min(64)
     }
 
     /// Computes the number of pages that `bytes` bytes occupy.
@@ -196,10 +214,10 @@ impl RootInfo {
     #[must_use]
     pub fn geometry(&self) -> Parameters {
         let slot_bytes = (self.vector_bytes() + 32).next_multiple_of(64);
-        let extent_slots = self.extent_slots();
+        let extent_slots = self.extent_slots;
         let extent_pages = self.pages_of(slot_bytes * extent_slots);
-        let state_pages = self.pages_of(self.state_bytes(u64::from(self.shard_size), 1));
-        let (fanout, levels) = (self.page / 16, self.levels(self.shard_numbers));
+        let state_pages = self.pages_of(self.state_bytes(u64::from(self.shard_size), 1, false));
+        let (fanout, levels) = (self.fanout(), self.levels(self.shard_numbers));
         let chunk_pages = (8 * extent_pages).max(4 * state_pages);
         Parameters { slot_bytes, extent_slots, extent_pages, state_pages, chunk_pages, fanout, levels }
     }
@@ -209,9 +227,24 @@ impl RootInfo {
     pub fn same_configuration(&self, other: &Self) -> bool {
         let of = |root: &Self| {
             let sizes = (root.page, root.sector, root.segment_bytes);
-            (root.dimension, root.metric, root.encoding, root.shard_size, root.bloom_bytes, sizes)
+            (root.dimension, root.metric, root.encoding, root.shard_size, root.bloom_bytes, root.extent_slots, sizes)
         };
         of(self) == of(other)
+    }
+}
+
+/// Returns the size of the fixed fields of a shard state in bytes, in a version.
+#[must_use]
+pub fn state_fixed(version: u32) -> u64 {
+    if version < 3 { 40 } else { BLOCK_BYTES + 32 }
+}
+
+/// Returns the size of a root of a version in bytes.
+fn bytes_of(version: u32) -> u64 {
+    match version {
+        1 => ROOT_BYTES_1,
+        2 => ROOT_BYTES_2,
+        _ => ROOT_BYTES,
     }
 }
 
@@ -220,14 +253,13 @@ impl RootInfo {
 /// # Errors
 /// Returns [`Invalid`] if the bytes are too few, or if the magic, checksum, version or configuration is wrong.
 pub fn parse_root(slot: &[u8], at: u64) -> Result<RootInfo, Invalid> {
-    let Some(bytes) = part(slot, 0, ROOT_BYTES) else {
-        return invalid(FindingKind::TruncatedFile, format!("{} bytes are no root", slot.len()));
-    };
-    if bytes.get(..8) != Some(b"SHXROOT\0") {
+    if slot.get(..8).is_some_and(|magic| magic != b"SHXROOT\0") {
         return invalid(FindingKind::BadMagic, "no root's magic");
     }
-    let version = u32_at(bytes, 8).unwrap_or_default();
-    let bytes = part(bytes, 0, if version == 1 { ROOT_BYTES_1 } else { ROOT_BYTES }).unwrap_or(bytes);
+    let version = u32_at(slot, 8).unwrap_or_default();
+    let Some(bytes) = part(slot, 0, bytes_of(version)) else {
+        return invalid(FindingKind::TruncatedFile, format!("{} bytes are no root", slot.len()));
+    };
     if u32_at(bytes, 12) != Some(crc_without(0, bytes, 12)) {
         return invalid(FindingKind::ChecksumMismatch, "the root's checksum does not hold");
     }
@@ -237,7 +269,8 @@ pub fn parse_root(slot: &[u8], at: u64) -> Result<RootInfo, Invalid> {
     let Some(root) = fields(bytes, version) else {
         return invalid(FindingKind::BadConfiguration, "no such metric, or no such encoding of vectors");
     };
-    if version > 1 && !bytes.get(236..).is_some_and(zeros) {
+    let zeros_from = if version == 3 { 240 } else { 236 };
+    if version > 1 && !bytes.get(zeros_from..).is_some_and(zeros) {
         return invalid(FindingKind::NonZeroReserved, "the root's zeros");
     }
     match nonsense(&root, at) {
@@ -269,6 +302,10 @@ fn fields(bytes: &[u8], version: u32) -> Option<RootInfo> {
         },
         shard_size: u32_of(48)?,
         bloom_bytes: u32_of(52)?,
+        extent_slots: match version {
+            3 => u64::from(u32_of(236)?),
+            _ => u64::from(u32_of(48)?.min(64)).next_power_of_two(),
+        },
         page: u64::from(u32_of(56)?),
         sector: u64::from(u32_of(60)?),
         segment_bytes: u64_of(64)?,
@@ -307,6 +344,10 @@ fn nonsense(root: &RootInfo, at: u64) -> Option<String> {
     }
     if !(1..=MAX_DIMENSION).contains(&root.dimension) || !SHARD_SIZES.contains(&root.shard_size) {
         return Some(format!("{} numbers a vector, {} postings a shard", root.dimension, root.shard_size));
+    }
+    let most = u64::from(root.shard_size.min(64)).next_power_of_two();
+    if !root.extent_slots.is_power_of_two() || root.extent_slots > most {
+        return Some(format!("{} slots per extent", root.extent_slots));
     }
     if !segment_bytes.is_multiple_of(page) || segment_bytes < 4 * page || segment_bytes > MAX_SEGMENT {
         return Some(format!("segments of {segment_bytes} bytes"));

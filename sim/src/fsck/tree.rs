@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::bytes::{crc, f32_at, f64_at, part, u32_at, u64_at, u128_at, zeros};
+use super::bytes::{crc, crc_without, f32_at, f64_at, part, u32_at, u64_at, u128_at, zeros};
 use super::report::{ShardInfo, Tree};
-use super::root::{Metric, Parameters, RootInfo};
+use super::root::{Metric, Parameters, RootInfo, state_fixed};
+use super::states::{any_beyond, has_one, number_at, state_version, tombstones};
 use super::{Entry, Finding, FindingKind, Level, PageSpan, Part, What, encodings, space};
 
 /// Relative tolerance of a stored sum of vectors: a share of the summed absolute values of the component in all used
@@ -118,8 +119,12 @@ impl<'a> Walk<'a> {
     pub(super) fn follow(&mut self, entry: Entry, what: What) -> Option<&'a [u8]> {
         let len = u64::from(entry.len);
         let bytes = self.take(entry.page, self.root.pages_of(len), len, what)?;
-        let sum = crc(bytes);
+        let has_header = self.has_header(bytes, what);
+        let sum = if has_header { crc_without(0, bytes, 4) } else { crc(bytes) };
         if sum == entry.crc {
+            if has_header && !self.check_header(bytes, entry, what) {
+                return None;
+            }
             return Some(bytes);
         }
         let whole = match what {
@@ -150,11 +155,12 @@ impl<'a> Walk<'a> {
             self.find_in(FindingKind::WrongLength, Part::Node, entry.page, 0, what);
             return;
         }
-        let Some(bytes) = self.follow(entry, What::Node { level }) else { return };
+        let Some(bytes) = self.follow(entry, What::Node { level, index: index as u32 }) else { return };
         let fanout = self.geometry.fanout;
         let below = (0..level).fold(1u64, |all, _| all.saturating_mul(fanout));
         for child in 0..fanout {
-            let Some(to) = Entry::read(bytes, 16 * child) else { return };
+            let at = self.root.entries_at() + 16 * child;
+            let Some(to) = Entry::read(bytes, at) else { return };
             if to.is_empty() {
                 continue;
             }
@@ -163,7 +169,7 @@ impl<'a> Walk<'a> {
             let number = index.saturating_mul(fanout).saturating_add(child);
             if number.saturating_mul(below) >= u64::from(self.root.shard_numbers) {
                 let what = format!("entry {child} covers numbers beyond the {} there are", self.root.shard_numbers);
-                self.find_in(FindingKind::OutOfBounds, Part::Node, entry.page, 16 * child, what);
+                self.find_in(FindingKind::OutOfBounds, Part::Node, entry.page, at, what);
             } else if level > 0 {
                 self.node(to, level - 1, number);
             } else {
@@ -175,12 +181,14 @@ impl<'a> Walk<'a> {
     /// Reports whether the bytes form a consistent state of shard `number` by themselves: an older version is
     /// recognised so.
     fn is_whole_state(&self, bytes: &[u8], number: u32) -> bool {
-        let Some((slots, live)) = u32_at(bytes, 24).zip(u32_at(bytes, 28)) else { return false };
-        let removed =
-            tombstones(self.root, bytes, slots).map(|all| all.iter().map(|word| word.count_ones()).sum::<u32>());
         let Some(version) = state_version(bytes) else { return false };
-        let whole = self.root.state_bytes(u64::from(slots), version) == bytes.len() as u64;
-        u32_at(bytes, 4) == Some(number) && whole && removed == slots.checked_sub(live)
+        let counts = state_fixed(version) - 16;
+        let Some((slots, live)) = u32_at(bytes, counts).zip(u32_at(bytes, counts + 4)) else { return false };
+        let removed = tombstones(self.root, bytes, slots, version)
+            .map(|all| all.iter().map(|word| word.count_ones()).sum::<u32>());
+        let one = has_one(bytes, version);
+        let whole = self.root.state_bytes(u64::from(slots), version, one) == bytes.len() as u64;
+        u32_at(bytes, number_at(version)) == Some(number) && whole && removed == slots.checked_sub(live)
     }
 
     fn state(&mut self, entry: Entry, number: u32) {
@@ -189,31 +197,36 @@ impl<'a> Walk<'a> {
         let Some(version) = state_version(bytes).filter(|version| *version <= self.root.version) else {
             return fail(self, FindingKind::BadMagic, 0, "no state's magic".into());
         };
-        if u32_at(bytes, 4) != Some(number) {
-            let what = format!("shard {number}'s state says that it is {:?}'s", u32_at(bytes, 4));
-            fail(self, FindingKind::WrongParent, 4, what);
+        let said = u32_at(bytes, number_at(version));
+        if said != Some(number) {
+            let what = format!("shard {number}'s state says that it is {said:?}'s");
+            fail(self, FindingKind::WrongParent, number_at(version), what);
         }
-        let (Some(id), Some(slots), Some(live)) = (u128_at(bytes, 8), u32_at(bytes, 24), u32_at(bytes, 28)) else {
+        // The id, the counts and the zeros end the fixed fields.
+        let at = state_fixed(version) - 32;
+        let (Some(id), Some(slots), Some(live)) = (u128_at(bytes, at), u32_at(bytes, at + 16), u32_at(bytes, at + 20))
+        else {
             return fail(self, FindingKind::WrongLength, 0, format!("a state of {} bytes", bytes.len()));
         };
         if slots > self.root.shard_size {
             return fail(
                 self,
                 FindingKind::OutOfBounds,
-                24,
+                at + 16,
                 format!("{slots} slots, of {} at most", self.root.shard_size),
             );
         }
-        let wanted = self.root.state_bytes(u64::from(slots), version);
+        let wanted = self.root.state_bytes(u64::from(slots), version, has_one(bytes, version));
         if wanted != bytes.len() as u64 {
             return fail(self, FindingKind::WrongLength, 0, format!("{} bytes instead of {wanted}", bytes.len()));
         }
-        if u64_at(bytes, 32) != Some(0) {
-            fail(self, FindingKind::NonZeroReserved, 32, "the state's zeros".into());
+        let most = if version < 3 { 0 } else { 1 };
+        if u64_at(bytes, at + 24).is_none_or(|flags| flags > most) {
+            fail(self, FindingKind::NonZeroReserved, at + 24, "the state's zeros".into());
         }
-        let tombstones = tombstones(self.root, bytes, slots).unwrap_or_default();
+        let tombstones = tombstones(self.root, bytes, slots, version).unwrap_or_default();
         self.check_tombstones(entry.page, &tombstones, slots, live);
-        let extents = self.extents(entry.page, bytes, number, slots);
+        let extents = self.extents(entry.page, bytes, number, slots, version);
         let tags = if version > 1 { self.tags(entry.page, bytes, number, slots) } else { vec![0; slots as usize] };
         let shard = ShardInfo { number, id, slots, live, state: entry, extents, tombstones, tags };
         if self.level == Level::Full {
@@ -233,11 +246,11 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn extents(&mut self, page: u64, state: &[u8], shard: u32, slots: u32) -> Vec<Entry> {
+    fn extents(&mut self, page: u64, state: &[u8], shard: u32, slots: u32, version: u32) -> Vec<Entry> {
         let Parameters { slot_bytes, extent_slots, extent_pages, .. } = self.geometry;
         let mut extents = Vec::new();
         for index in 0..u64::from(slots).div_ceil(extent_slots) {
-            let at = 40 + 16 * index;
+            let at = state_fixed(version) + 16 * index;
             let Some((first, sum)) = u64_at(state, at).zip(u32_at(state, at + 8)) else { break };
             if u32_at(state, at + 12) != Some(0) {
                 self.find_in(
@@ -266,10 +279,18 @@ impl<'a> Walk<'a> {
         extents
     }
 
-    /// Reads the pages of tags of a shard of version 2. Tags of a page that is not stored are zeros.
+    /// Computes the offset of what follows the bloom filter in a state.
+    fn means_at(&self, slots: u64, version: u32) -> u64 {
+        let fixed = state_fixed(version) + 16 * slots.div_ceil(self.root.extent_slots) + 8 * slots.div_ceil(64);
+        fixed + u64::from(self.root.bloom_bytes)
+    }
+
+    /// Reads the pages of tags of a shard of version 2 or 3. Tags of a page that is not stored are zeros.
     fn tags(&mut self, page: u64, state: &[u8], shard: u32, slots: u32) -> Vec<u64> {
-        let first = self.root.state_bytes(slots.into(), 1);
         let pages = self.root.tag_pages(slots.into());
+        let version = state_version(state).unwrap_or_default();
+        let means = if version == 2 { 12 * u64::from(self.root.dimension) } else { 0 };
+        let first = self.means_at(slots.into(), version) + means;
         let mut tags = Vec::new();
         for index in 0..pages {
             let Some(entry) = Entry::read(state, first + 16 * index) else { break };
@@ -285,7 +306,7 @@ impl<'a> Walk<'a> {
             let words = self.follow(entry, What::Tags { shard, index: index as u32 }).unwrap_or_default();
             tags.extend((0..per_page).map(|word| u64_at(words, 8 * word).unwrap_or_default()));
         }
-        if !state.get((first + 16 * pages) as usize..).is_some_and(zeros) {
+        if version == 2 && !state.get((first + 16 * pages) as usize..).is_some_and(zeros) {
             self.find_in(FindingKind::NonZeroReserved, Part::State, page, first + 16 * pages, "the state's zeros");
         }
         if tags.iter().skip(slots as usize).any(|&tags| tags != 0) {
@@ -311,10 +332,17 @@ impl<'a> Walk<'a> {
             }
         }
         let slots = u64::from(shard.slots);
-        let first = self.root.state_bytes(slots, 1) - 12 * dimension;
+        let version = state_version(state).unwrap_or(1);
+        let tags = if version == 3 { 16 * self.root.tag_pages(slots) } else { 0 };
+        let first = self.means_at(slots, version) + tags;
+        let one = has_one(state, version).then(|| part(state, first, self.root.vector_bytes()).unwrap_or_default());
         for (index, (sum, all)) in sums.into_iter().enumerate() {
             let at = first + 8 * index as u64;
-            let stored = f64_at(state, at).unwrap_or(f64::NAN);
+            let stored = match one {
+                Some(vector) => self.root.component(vector, index as u64).map(f64::from),
+                None => f64_at(state, at),
+            };
+            let stored = stored.unwrap_or(f64::NAN);
             if stored.is_nan() || (stored - sum).abs() > SUM_TOLERANCE * all {
                 let what = format!("component {index} of the live vectors' sum is {stored}, and they add up to {sum}");
                 return self.find_in(FindingKind::SumMismatch, Part::State, shard.state.page, at, what);
@@ -391,42 +419,5 @@ impl<'a> Walk<'a> {
                 );
             }
         }
-    }
-}
-
-/// Returns the version of a shard state by its magic.
-fn state_version(state: &[u8]) -> Option<u32> {
-    match state.get(..4) {
-        Some(b"SHST") => Some(1),
-        Some(b"SHS2") => Some(2),
-        _ => None,
-    }
-}
-
-/// Reports whether a tombstone is set for a slot at or beyond `slots`.
-fn any_beyond(tombstones: &[u64], slots: u32) -> bool {
-    match (tombstones.last(), slots % 64) {
-        (Some(last), used) if used > 0 => last >> used != 0,
-        _ => false,
-    }
-}
-
-/// Reads the tombstone words of a shard state.
-fn tombstones(root: &RootInfo, state: &[u8], slots: u32) -> Option<Vec<u64>> {
-    let extents = u64::from(slots).div_ceil(root.geometry().extent_slots);
-    (0..u64::from(slots).div_ceil(64)).map(|word| u64_at(state, 40 + 16 * extents + 8 * word)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::any_beyond;
-
-    #[test]
-    fn tombstones_end_with_the_slots() {
-        assert!(!any_beyond(&[], 0));
-        assert!(!any_beyond(&[u64::MAX], 64));
-        assert!(!any_beyond(&[0, 1], 65));
-        assert!(any_beyond(&[0, 2], 65));
-        assert!(any_beyond(&[1 << 63], 63));
     }
 }

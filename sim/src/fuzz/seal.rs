@@ -6,17 +6,21 @@
 
 use shardex::{
     format::{
+        bucket,
         cells::{CellTable, GROUP_ENTRY_BYTES, decode_head},
         codec, crc32c,
         frame::{self, Frame},
         header::{CRC_AT, SEGMENT_HEADER_BYTES, SegmentHeader},
         node::{self, BlockPointer, ENTRY_BYTES},
-        root::{ROOT_BYTES, Root},
+        root::{self, Root},
     },
     storage::Storage as _,
 };
 
 use crate::storage::SimStorage;
+
+/// Offset of the checksum in a block header.
+const BLOCK_CRC_AT: usize = 4;
 
 /// Kind of a structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +76,8 @@ pub struct SealedBytes {
     entry: Option<(bool, usize)>,
     /// Seed of the structure's own checksum.
     seed: u32,
+    /// Whether the structure begins with a block header, which holds its checksum too.
+    has_header: bool,
 }
 
 /// Bytes of the files of an index.
@@ -102,14 +108,15 @@ pub fn sealed(storage: &SimStorage) -> Vec<SealedBytes> {
     let mut sealed = Vec::new();
     for slot in 0..2 {
         let at = slot * page;
-        let Some(root) = files.root.get(at..at + ROOT_BYTES).and_then(|bytes| Root::decode(bytes).ok()) else {
+        let Some(root) = files.root.get(at..).and_then(|bytes| Root::decode(bytes).ok()) else {
             continue;
         };
-        sealed.push(SealedBytes { kind: SealedKind::Root, at, len: ROOT_BYTES, entry: None, seed: 0 });
-        let depth = root.geometry.node_levels(root.shard_numbers as usize);
+        let len = root::bytes_of(root.version);
+        sealed.push(SealedBytes { kind: SealedKind::Root, at, len, entry: None, seed: 0, has_header: false });
+        let depth = root.geometry.node_levels(root.shard_numbers as usize, root.version);
         let shards = Leaves { root: &root, kind: SealedKind::State };
         walk_directory(&files, &shards, root.directory, (false, at + 104), depth, &mut sealed);
-        let depth = root.geometry.node_levels(root.payload.entries as usize);
+        let depth = root.geometry.node_levels(root.payload.entries as usize, root.version);
         let buckets = Leaves { root: &root, kind: SealedKind::Bucket };
         walk_directory(&files, &buckets, root.payload.directory, (false, at + 192), depth, &mut sealed);
         walk_cells(&files, &root, root.cells, (false, at + 172), &mut sealed);
@@ -136,10 +143,22 @@ struct Leaves<'a> {
 fn entries_of(leaves: &Leaves<'_>, kind: SealedKind, bytes: &[u8]) -> Vec<usize> {
     let number = |at: usize| codec::Reader::new(bytes.get(at..).unwrap_or_default()).u32().unwrap_or(0) as usize;
     match kind {
-        SealedKind::Bucket => vec![16],
-        SealedKind::State if bytes.starts_with(b"SHS2") && number(24) <= leaves.root.geometry.shard_size => {
-            let (slots, geometry) = (number(24), &leaves.root.geometry);
-            (0..geometry.tag_pages(slots)).map(|i| geometry.state_bytes(slots, 1) + i * ENTRY_BYTES).collect()
+        SealedKind::Bucket => vec![bucket::next_at(bytes)],
+        SealedKind::State => {
+            let geometry = &leaves.root.geometry;
+            let (version, at) = match bytes {
+                _ if bytes.starts_with(b"SHS2") => (2, 24),
+                _ if bytes.starts_with(b"SHS3") => (3, 80),
+                _ => return Vec::new(),
+            };
+            let slots = number(at);
+            if slots > geometry.shard_size {
+                return Vec::new();
+            }
+            let pages = geometry.tag_pages(slots);
+            let behind = if version == 2 { 16 } else { 12 * geometry.dimension };
+            let first = geometry.state_bytes(slots, version, false) - behind - pages * ENTRY_BYTES;
+            (0..pages).map(|i| first + i * ENTRY_BYTES).collect()
         }
         _ => Vec::new(),
     }
@@ -156,10 +175,14 @@ fn walk_directory(
     let page = leaves.root.geometry.page_size;
     let Some((at, bytes)) = found(&files.data, page, &entry) else { return };
     let kind = if level == 0 { leaves.kind } else { SealedKind::Node };
-    sealed.push(SealedBytes { kind, at, len: bytes.len(), entry: Some(from), seed: 0 });
+    let version = leaves.root.version;
+    let begins = |magic: &[u8]| bytes.starts_with(magic);
+    let has_header = version > 2 && (level > 0 || begins(b"SHS3") || begins(b"SHB3"));
+    sealed.push(SealedBytes { kind, at, len: bytes.len(), entry: Some(from), seed: 0, has_header });
     if level > 0 {
-        for (i, below) in node::decode(bytes).unwrap_or_default().into_iter().enumerate() {
-            walk_directory(files, leaves, below, (true, at + i * ENTRY_BYTES), level - 1, sealed);
+        for (i, below) in node::decode(bytes, version).unwrap_or_default().into_iter().enumerate() {
+            let entry = at + node::entries_at(version) + i * ENTRY_BYTES;
+            walk_directory(files, leaves, below, (true, entry), level - 1, sealed);
         }
         return;
     }
@@ -168,19 +191,34 @@ fn walk_directory(
         let Some((below_at, target)) = below.ok().and_then(|below| found(&files.data, page, &below)) else { continue };
         let kind = if kind == SealedKind::State { SealedKind::Tags } else { SealedKind::Bucket };
         let entry = Some((true, at + offset));
-        sealed.push(SealedBytes { kind, at: below_at, len: target.len(), entry, seed: 0 });
+        let has_header = target.starts_with(b"SHB3");
+        sealed.push(SealedBytes { kind, at: below_at, len: target.len(), entry, seed: 0, has_header });
     }
 }
 
 fn walk_cells(files: &Files, root: &Root, head: BlockPointer, from: (bool, usize), sealed: &mut Vec<SealedBytes>) {
     let page = root.geometry.page_size;
     let Some((at, bytes)) = found(&files.data, page, &head) else { return };
-    sealed.push(SealedBytes { kind: SealedKind::Head, at, len: bytes.len(), entry: Some(from), seed: 0 });
+    sealed.push(SealedBytes {
+        kind: SealedKind::Head,
+        at,
+        len: bytes.len(),
+        entry: Some(from),
+        seed: 0,
+        has_header: false,
+    });
     let (mut first, mut groups) = (0, 0);
     for (i, part) in decode_head(bytes).unwrap_or_default().into_iter().enumerate() {
         let Some((part_at, table)) = found(&files.data, page, &part) else { return };
         let entry = Some((true, at + 8 + i * ENTRY_BYTES));
-        sealed.push(SealedBytes { kind: SealedKind::Table, at: part_at, len: table.len(), entry, seed: 0 });
+        sealed.push(SealedBytes {
+            kind: SealedKind::Table,
+            at: part_at,
+            len: table.len(),
+            entry,
+            seed: 0,
+            has_header: false,
+        });
         if i == 0 {
             let number =
                 |at: usize| codec::Reader::new(table.get(at..).unwrap_or_default()).u32().unwrap_or(0) as usize;
@@ -198,7 +236,14 @@ fn walk_cells(files: &Files, root: &Root, head: BlockPointer, from: (bool, usize
                 continue;
             };
             let entry = Some((true, part_at + at - first));
-            sealed.push(SealedBytes { kind: SealedKind::Group, at: group_at, len: group.len(), entry, seed: 0 });
+            sealed.push(SealedBytes {
+                kind: SealedKind::Group,
+                at: group_at,
+                len: group.len(),
+                entry,
+                seed: 0,
+                has_header: false,
+            });
         }
         first += table.len();
     }
@@ -209,11 +254,25 @@ fn walk_log(files: &Files, page: usize, root: &Root, sealed: &mut Vec<SealedByte
     for at in (page..files.wal.len()).step_by(size) {
         let Some(segment) = files.wal.get(at..at + size) else { continue };
         let Ok(header) = SegmentHeader::decode(segment) else { continue };
-        sealed.push(SealedBytes { kind: SealedKind::Segment, at, len: SEGMENT_HEADER_BYTES, entry: None, seed: 0 });
+        sealed.push(SealedBytes {
+            kind: SealedKind::Segment,
+            at,
+            len: SEGMENT_HEADER_BYTES,
+            entry: None,
+            seed: 0,
+            has_header: false,
+        });
         let seed = frame::seed(root.index_id, header.epoch);
         let mut offset = root.geometry.sector_size;
         while let Ok((frame, _)) = Frame::decode(&segment[offset..], seed) {
-            sealed.push(SealedBytes { kind: SealedKind::Frame, at: at + offset, len: frame.size(), entry: None, seed });
+            sealed.push(SealedBytes {
+                kind: SealedKind::Frame,
+                at: at + offset,
+                len: frame.size(),
+                entry: None,
+                seed,
+                has_header: false,
+            });
             offset += frame.size();
             if offset >= segment.len() {
                 break;
@@ -254,7 +313,14 @@ pub fn seal(storage: &SimStorage, sealed: &[SealedBytes]) {
     for kind in order {
         for structure in sealed.iter().filter(|structure| structure.kind == kind) {
             let Some((in_data, at)) = structure.entry else { continue };
-            mend_entry(storage, in_data, at);
+            if structure.has_header {
+                storage.tamper("data", |file| {
+                    if let Some(bytes) = file.get_mut(structure.at..structure.at + structure.len) {
+                        codec::seal(bytes, BLOCK_CRC_AT, 0);
+                    }
+                });
+            }
+            mend_entry(storage, in_data, at, structure.has_header);
         }
     }
     for structure in sealed {
@@ -273,13 +339,13 @@ pub fn seal(storage: &SimStorage, sealed: &[SealedBytes]) {
 }
 
 /// Recomputes the checksum in an entry from the bytes that it points to, if they exist.
-fn mend_entry(storage: &SimStorage, in_data: bool, at: usize) {
+fn mend_entry(storage: &SimStorage, in_data: bool, at: usize, has_header: bool) {
     let files = Files::of(storage);
     let holder = if in_data { &files.data } else { &files.root };
     let Some(bytes) = holder.get(at..at + ENTRY_BYTES) else { return };
     let Ok(entry) = BlockPointer::decode(&mut codec::Reader::new(bytes)) else { return };
     let Some((_, target)) = found(&files.data, storage.page_size(), &entry) else { return };
-    let crc = crc32c(0, target);
+    let crc = if has_header { codec::crc_without(target, BLOCK_CRC_AT, 0) } else { crc32c(0, target) };
     storage.tamper(if in_data { "data" } else { "root" }, |file| {
         file[at + 12..at + 16].copy_from_slice(&crc.to_le_bytes());
     });
@@ -298,7 +364,7 @@ mod tests {
     /// ever reached one.
     #[test]
     fn every_kind_of_structure_is_located() {
-        let storage = SimStorage::new(256, 64, 1);
+        let storage = SimStorage::new(512, 64, 1);
         let config =
             Workload::blank("seal", WorkloadParams { dimension: 8, shard_size: 8, metric: Metric::L2 }, false).config;
         let mut engine = Engine::create(storage.clone(), &config, &env()).expect("created");

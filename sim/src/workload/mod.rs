@@ -27,7 +27,7 @@ pub fn reference() -> Vec<Workload> {
     workloads
 }
 
-pub use runner::Runner;
+pub use runner::{Runner, create};
 
 /// Step of a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -212,8 +212,8 @@ pub struct Workload {
     pub sector_size: usize,
     /// Steps, in order.
     pub steps: Vec<Step>,
-    /// Whether a build of version 1 creates the index and writes to it until the first close.
-    pub from_version_1: bool,
+    /// Older version as whose build the engine creates the index and writes to it until the first close.
+    pub from_version: Option<u32>,
     /// Whether the workload is small enough to crash every recovery at each of its operations in every state.
     pub small: bool,
 }
@@ -303,17 +303,17 @@ pub struct WorkloadParams {
 impl Workload {
     fn new(name: &str, params: WorkloadParams, steps: Vec<Step>) -> Self {
         let WorkloadParams { dimension, shard_size, metric } = params;
-        let (page_size, sector_size) = (256, 64);
+        let (page_size, sector_size) = (512, 64);
         let config = ShardexConfig::new("sim")
             .vector_size(dimension)
             .shard_size(shard_size)
             .metric(metric)
             .wal_segment_size(4 * page_size)
             .options(OpenOptions::default().wal_max_bytes(64 << 10));
-        Self { name: name.to_owned(), config, page_size, sector_size, steps, from_version_1: false, small: false }
+        Self { name: name.to_owned(), config, page_size, sector_size, steps, from_version: None, small: false }
     }
 
-    /// Creates a workload without steps. Pages and sectors are 256 and 64 bytes, or 4096 and 512 bytes with
+    /// Creates a workload without steps. Pages and sectors are 512 and 64 bytes, or 4096 and 512 bytes with
     /// `real_pages`.
     #[must_use]
     pub fn blank(name: &str, params: WorkloadParams, real_pages: bool) -> Self {
@@ -371,19 +371,19 @@ impl Workload {
             })
             .chain([Step::Flush])
             .collect();
-        let from_version_1 = rng.random_bool(0.1);
+        let from_version = rng.random_bool(0.15).then(|| rng.random_range(1..=2));
         let real_pages = rng.random_bool(0.1);
         let mut workload =
             Self::blank(&format!("seed {seed}"), WorkloadParams { dimension, shard_size, metric }, real_pages);
         workload.steps = steps;
-        workload.from_version_1 = from_version_1;
-        workload.config = configured(workload.config, from_version_1, &mut rng);
+        workload.from_version = from_version;
+        workload.config = configured(workload.config, from_version, &mut rng);
         workload
     }
 }
 
 /// Draws options and the encoding of a configuration.
-fn configured(mut config: ShardexConfig, from_version_1: bool, rng: &mut ChaCha8Rng) -> ShardexConfig {
+fn configured(mut config: ShardexConfig, from_version: Option<u32>, rng: &mut ChaCha8Rng) -> ShardexConfig {
     if rng.random_bool(0.3) {
         config = config.flush_on_close(false);
     }
@@ -391,7 +391,7 @@ fn configured(mut config: ShardexConfig, from_version_1: bool, rng: &mut ChaCha8
         config = config.flush_check(CheckLevel::Full);
     }
     // Version 1 stores f32.
-    if rng.random_bool(0.3) && !from_version_1 {
+    if rng.random_bool(0.3) && from_version != Some(1) {
         config = config.encoding([VectorEncoding::F16, VectorEncoding::Int8][rng.random_range(0..2)]);
     }
     config

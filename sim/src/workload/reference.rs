@@ -259,7 +259,7 @@ pub(super) fn postings() -> Vec<Workload> {
         Workload::new(
             "cells made last",
             l2(17, 4),
-            vec![add(0, 20), Flush, Step::Optimize, Step::Reopen, add(20, 1), Flush],
+            vec![add(0, 20), Flush, Step::Optimize, Step::Reopen, add(20, 12), Flush],
         ),
         Workload::new(
             "cells of many groups",

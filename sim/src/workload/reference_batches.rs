@@ -51,7 +51,7 @@ pub(super) fn batches() -> Vec<Workload> {
             ..Workload::new(
                 "one payload",
                 l2(3, 4),
-                vec![payload(1, 1, 256, 1), Commit, Flush, payload(1, 1, 256, 2), Flush],
+                vec![payload(1, 1, 512, 1), Commit, Flush, payload(1, 1, 512, 2), Flush],
             )
         },
         Workload::new(
@@ -208,7 +208,7 @@ pub(super) fn batches() -> Vec<Workload> {
             ],
         ),
         Workload {
-            from_version_1: true,
+            from_version: Some(1),
             ..Workload::new(
                 "an upgrade",
                 l2(3, 4),
@@ -219,6 +219,8 @@ pub(super) fn batches() -> Vec<Workload> {
                     add(6, 4),
                     Commit,
                     Reopen,
+                    add(20, 3),
+                    add(23, 3),
                     edit(0, 3, 70, 1),
                     Commit,
                     tag(6, 2, 3),
@@ -229,11 +231,33 @@ pub(super) fn batches() -> Vec<Workload> {
         encoded("vectors of 16-bit floats", Metric::Cosine, VectorEncoding::F16),
         encoded("vectors of 8-bit integers", Metric::Dot, VectorEncoding::Int8),
         Workload {
-            from_version_1: true,
+            from_version: Some(1),
             ..Workload::new(
                 "a clean index is upgraded",
                 l2(3, 4),
                 vec![add(0, 5), Reopen, payload(1, 2, 99, 1), Commit, Flush],
+            )
+        },
+        Workload {
+            from_version: Some(2),
+            ..Workload::new(
+                "an upgrade of version 2",
+                l2(3, 4),
+                vec![
+                    add(0, 9),
+                    payload(1, 2, 99, 1),
+                    Flush,
+                    tag(6, 2, 3),
+                    edit(0, 3, 70, 1),
+                    Commit,
+                    Reopen,
+                    Remove { first: 1, count: 2 },
+                    add(20, 3),
+                    add(23, 3),
+                    payload(2, 2, 50, 2),
+                    Commit,
+                    Flush,
+                ],
             )
         },
     ]

@@ -24,14 +24,25 @@ pub struct Runner<S: Storage> {
     pub model: Model,
     /// Number of batches that the last completed flush covers. After a failed sync, searches see at least these.
     pub flushed: usize,
-    /// Whether the engine works as a build of version 1, or the next open makes one that does.
-    pub is_version_1: bool,
+    /// Older version as whose build the engine works, or the next one that is created.
+    pub version: Option<u32>,
     /// Readers kept while the workload runs.
     pub readers: Readers<S>,
     /// Filters that are used again after every step.
     pub filters: Filters,
     /// Monitor that receives opens and acknowledgements.
     pub watch: Option<Watch>,
+}
+
+/// Creates or opens an index, as a build of an older version if one is given.
+///
+/// # Errors
+/// Returns the errors of [`Engine::create`].
+pub fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env, version: Option<u32>) -> Result<Engine<S>> {
+    match version {
+        Some(version) => Engine::create_version(storage, config, env, version),
+        None => Engine::create(storage, config, env),
+    }
 }
 
 impl<S: Storage + Clone> Runner<S> {
@@ -45,7 +56,7 @@ impl<S: Storage + Clone> Runner<S> {
             engine: None,
             model: Model::of(&workload.config),
             flushed: 0,
-            is_version_1: workload.from_version_1,
+            version: workload.from_version,
             readers,
             filters: Filters::default(),
             watch: None,
@@ -60,8 +71,7 @@ impl<S: Storage + Clone> Runner<S> {
         let engine = match self.engine.take() {
             Some(engine) => engine,
             None => {
-                let create = if self.is_version_1 { Engine::create_version_1 } else { Engine::create };
-                let engine = create(storage.clone(), &self.config, &self.env)?;
+                let engine = create(storage.clone(), &self.config, &self.env, self.version)?;
                 self.tell(&Event::Opened);
                 engine
             }
@@ -143,7 +153,7 @@ impl<S: Storage + Clone> Runner<S> {
     fn close(&mut self, storage: &S) -> Result<()> {
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
         engine.close()?;
-        self.is_version_1 = false;
+        self.version = None;
         self.acknowledge();
         if self.config.options.flush_on_close {
             self.flushed = self.model.accepted();
@@ -202,7 +212,7 @@ impl<S: Storage + Clone> Runner<S> {
         let dimension = self.config.vector_size;
         next_turn();
         self.open(storage)?;
-        if self.is_version_1 && batch_of(step, &[], dimension).is_some() {
+        if self.version == Some(1) && batch_of(step, &[], dimension).is_some() {
             // Version 1 has no such batch. This build opens the index and upgrades it.
             self.close(storage)?;
             // Without space for the recovery the handle only reads. The step is repeated with another open.

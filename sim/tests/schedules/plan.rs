@@ -4,7 +4,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use shardex::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig};
 use shardex_sim::{CrashKind, Stop};
 
-pub(crate) const PAGE: usize = 256;
+pub(crate) const PAGE: usize = 512;
 pub(crate) const SECTOR: usize = 64;
 pub(crate) const DIMENSION: usize = 3;
 

@@ -80,7 +80,7 @@ fn drawn<F: StorageFile>(
     seed: (u128, u64),
 ) -> Result<Vec<CalibrationQuery>> {
     let geometry = data.geometry();
-    let slots = geometry.extent_slots();
+    let slots = geometry.extent_slots;
     let shards = snapshot.iter().map(|(number, shard)| (number, &**shard));
     let (mut calibration_queries, mut visited) = (Vec::new(), BTreeSet::new());
     for (_, number, slot) in held_out(shards, snapshot.live as usize, seed) {
@@ -226,7 +226,7 @@ impl<'a> LiveRows<'a> {
         self.vectors.clear();
         self.postings.clear();
         self.rounded.clear();
-        let slots = self.geometry.extent_slots();
+        let slots = self.geometry.extent_slots;
         let mut widened = Vec::new();
         for (e, extent) in shard.extents().iter().enumerate() {
             let bytes = extent.slots(data)?;

@@ -4,8 +4,8 @@ use super::*;
 
 #[test]
 fn without_room_to_recover_reads_are_served_and_writes_refused_and_nothing_is_lost() {
-    let plain = SimStorage::new(256, 64, 1);
-    let mut engine = Engine::create(plain.clone(), &config("sim", 1024), &env()).expect("made");
+    let plain = SimStorage::new(512, 64, 1);
+    let mut engine = Engine::create(plain.clone(), &config("sim", 2048), &env()).expect("made");
     let mut model = Model::default();
     for n in 0..9 {
         apply(&mut engine, &batch(n)).expect("accepted");
@@ -51,8 +51,8 @@ fn an_index_without_room_to_recover_can_be_searched_checked_and_closed() {
     // The disk is full for the first store of the open: the replacement root file, the roots stored again, or the
     // replay.
     for (batches, full_file) in [(0, "root.new"), (3, "root"), (9, "data")] {
-        let plain = SimStorage::new(256, 64, 1);
-        let mut engine = Engine::create(plain.clone(), &config("sim", 1024), &env()).expect("made");
+        let plain = SimStorage::new(512, 64, 1);
+        let mut engine = Engine::create(plain.clone(), &config("sim", 2048), &env()).expect("made");
         for n in 0..batches {
             apply(&mut engine, &batch(n)).expect("accepted");
         }
