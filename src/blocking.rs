@@ -31,7 +31,7 @@ use crate::{
     config::{CheckLevel, OpenOptions, ShardexConfig},
     engine::{
         ConsistencyReport,
-        stats::{FlushStats, IndexStats},
+        stats::{CompactionStats, FlushStats, IndexStats},
     },
     env::Env,
     error::Result,
@@ -239,6 +239,14 @@ impl<S: Storage> Shardex<S> {
     /// Returns those of [`flush`](crate::Shardex::flush).
     pub fn flush(&self) -> Result<FlushStats> {
         block_on(self.inner.flush())
+    }
+
+    /// Gives back the space of removed postings. See [`compact`](crate::Shardex::compact).
+    ///
+    /// # Errors
+    /// Returns those of [`compact`](crate::Shardex::compact).
+    pub fn compact(&self) -> Result<CompactionStats> {
+        block_on(self.inner.compact())
     }
 
     /// Rebuilds the cells from everything accepted before. See [`optimize`](crate::Shardex::optimize).

@@ -227,6 +227,13 @@ pub struct OpenOptions {
     /// Once the undurable writes exceed the limit, further ones are refused with
     /// [`Undurable`](crate::ShardexError::Undurable) until a commit or flush succeeds. The batch that exceeds it is accepted.
     pub max_undurable_bytes: u64,
+    /// Rate at which shards are rewritten without their removed postings in the background, in bytes per second. Default
+    /// 64 MiB; 0 turns it off, and only [`compact`](crate::Shardex::compact) gives their space back.
+    ///
+    /// It begins when an eighth of the slots hold removed postings, at once in an index at rest. While writes go on, as many
+    /// bytes as [`flush_wal_bytes`](OpenOptions::flush_wal_bytes) may wait. Writes that remove postings faster are slowed
+    /// down from a quarter of the slots on.
+    pub compaction_bytes_per_second: u64,
     /// Whether `close` flushes. Default `true`. Otherwise `close` only commits, and the next open replays the WAL.
     pub flush_on_close: bool,
     /// Latency from which on a search counts as slow. Default `None`: no search does. A slow search is reported by the
@@ -255,6 +262,7 @@ impl Default for OpenOptions {
             queue_size: 64,
             max_undurable_ms: 60_000,
             max_undurable_bytes: 64 << 20,
+            compaction_bytes_per_second: 64 << 20,
             flush_on_close: true,
             slow_search: None,
             stats_file: false,
@@ -301,6 +309,7 @@ macro_rules! with_options {
             queue_size: usize,
             max_undurable_ms: u64,
             max_undurable_bytes: u64,
+            compaction_bytes_per_second: u64,
             flush_on_close: bool,
             slow_search: Option<Duration>,
             stats_file: bool,

@@ -135,6 +135,10 @@ marks! {
     Split,
     /// a shard was rewritten without its removed postings
     Rewritten,
+    /// a compaction rewrote shards
+    Compacted,
+    /// a code led to a posting that a rewrite had moved
+    FormerSlotFound,
     /// a split moved a posting to a neighbour
     Moved,
     /// a split took a posting from a neighbour

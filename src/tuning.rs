@@ -88,8 +88,38 @@ pub const MAX_COUNT: u64 = 1 << 62;
 /// flush under way. As much again may arrive during that flush.
 pub const WAL_SHARES: u64 = 3;
 
+/// Share of removed postings, one in so many, from which on shards are rewritten in the background.
+pub const COMPACTION_SHARE: u64 = 8;
+
+/// Bytes of postings that a step of a compaction reads, while other calls wait. Chosen, not measured.
+pub const COMPACTION_STEP: u64 = 512 << 10;
+
+/// Share of removed postings, one in so many, from which on a write waits for steps of the compaction. Chosen, not measured.
+pub const COMPACTION_BEHIND: u64 = 4;
+
+/// Most steps of the compaction that a write waits for. Chosen, not measured.
+pub const COMPACTION_CATCH_UP: usize = 4;
+
+/// Time after which a compaction that failed, or found damaged shards only, is tried again. Chosen, not measured.
+pub const COMPACTION_PAUSE: Duration = Duration::from_secs(60);
+
 /// Largest growth step of the data file in bytes.
 pub const MAX_GROWTH_BYTES: u64 = 64 << 20;
+
+/// First bytes of a WAL segment that are reserved. Then the reserved bytes double, up to the segment, so that a small index
+/// has a small WAL.
+pub const FIRST_RESERVED_BYTES: u64 = 16 << 10;
+
+/// Chunks of the data file that are made as holes, and reserved by their use. Later ones are reserved as a whole, with fewer
+/// calls of the file system.
+pub const SPARSE_CHUNKS: u64 = 8;
+
+/// An index at rest keeps at most one free byte per so many used ones, and at most [`KEPT_AT_REST`].
+pub const KEPT_PART: u64 = 32;
+
+/// An index at rest stores a twin root if the older root alone needs more than one byte per so many used ones, and at least
+/// this many bytes.
+pub const TWIN_PART: (u64, u64) = (4, 64 << 10);
 
 /// Free bytes of the data file that an index at rest keeps, so that the next small writes need no call of the file
 /// system. Also the bytes that the older root alone may keep: above, an index at rest stores a twin of the newest root in

@@ -148,8 +148,9 @@ fn steps(step: &Step) -> Vec<Step> {
             .chain(below(questions, 0).into_iter().map(|questions| Step::OptimizeUntil { questions }))
             .collect(),
         Step::RemoveMatching { seed } => below(seed, 0).into_iter().map(|seed| Step::RemoveMatching { seed }).collect(),
-        Step::Trim { keep: 1.. } => vec![Step::Trim { keep: 0 }],
-        Step::Trim { .. } | Step::Commit | Step::Close | Step::SecondOpen | Step::Optimize | Step::Read => Vec::new(),
+        Step::Trim { keep } => below(keep, 0).into_iter().map(|keep| Step::Trim { keep }).collect(),
+        Step::Compact { bytes } => below(bytes, 1).into_iter().map(|bytes| Step::Compact { bytes }).collect(),
+        _ => Vec::new(),
     }
 }
 

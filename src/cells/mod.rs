@@ -41,7 +41,6 @@ use crate::{
         cells::{self, CellEntry, CellTable, CoveredShard, GroupEntry, GroupLayout},
         crc32c,
     },
-    id::ShardId,
     lease::Allocation,
 };
 
@@ -330,21 +329,11 @@ impl<B: Deref<Target = [u8]>> CellIndex<B> {
         self.firsts[i] + slot
     }
 
-    /// Returns the number of the posting in a slot of a shard, or `None` if the slot is not covered.
+    /// Returns the covered shard under a number, and its index in the table.
     #[must_use]
-    pub fn reference_of(&self, number: u32, id: ShardId, slot: u32) -> Option<u32> {
+    pub fn covered(&self, number: u32) -> Option<(usize, &CoveredShard)> {
         let i = self.table.shards.binary_search_by_key(&number, |shard| shard.number).ok()?;
-        let shard = &self.table.shards[i];
-        (shard.id == id && slot < shard.slots).then(|| self.reference(i, slot))
-    }
-
-    /// Returns the number of covered slots of a shard: 0 if the shard is not covered.
-    #[must_use]
-    pub fn covered(&self, number: u32, id: ShardId) -> u32 {
-        match self.table.shards.binary_search_by_key(&number, |shard| shard.number) {
-            Ok(i) if self.table.shards[i].id == id => self.table.shards[i].slots,
-            _ => 0,
-        }
+        Some((i, &self.table.shards[i]))
     }
 
     /// Returns the calibration of searches by these cells.

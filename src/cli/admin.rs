@@ -1,4 +1,4 @@
-//! Commands `shardex remove`, `flush`, `optimize` and `stats`.
+//! Commands `shardex remove`, `flush`, `optimize`, `compact` and `stats`.
 
 use std::time::Instant;
 
@@ -101,6 +101,31 @@ pub(super) fn optimize(args: &Dir, output: &Output) -> Outcome {
             "last_flush": flush_object(&flushed),
         });
         let text = format!("{} cells of {} postings in {seconds:.2} s", stats.cells, stats.total_postings);
+        output.result(&object, &text);
+        Ok(Answer::Yes)
+    })
+}
+
+pub(super) fn compact(args: &Dir, output: &Output) -> Outcome {
+    block_on(1, async {
+        let index = Shardex::open(&args.dir).await?;
+        let began = Instant::now();
+        let compacted = index.compact().await?;
+        let seconds = began.elapsed().as_secs_f64();
+        let stats = index.stats().await?;
+        index.close().await?;
+        let object = json!({
+            "compact_seconds": seconds,
+            "rewritten_bytes": compacted.rewritten_bytes,
+            "disk_bytes_before": compacted.disk_bytes_before,
+            "disk_bytes": compacted.disk_bytes_after,
+            "removed_postings": stats.removed_postings,
+            "total_postings": stats.total_postings,
+        });
+        let text = format!(
+            "{} bytes on disk instead of {}, {} bytes of postings rewritten, in {seconds:.2} s",
+            compacted.disk_bytes_after, compacted.disk_bytes_before, compacted.rewritten_bytes
+        );
         output.result(&object, &text);
         Ok(Answer::Yes)
     })

@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Flush(Dir),
     /// Rebuild the cells from all postings, so that a search scans few codes.
     Optimize(Dir),
+    /// Give the space of removed postings and all free space back to the file system.
+    Compact(Dir),
     /// Print statistics of an index.
     Stats(Dir),
     /// Show the figures of an index that another process has open, such as `ingest`.

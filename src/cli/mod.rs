@@ -97,6 +97,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Remove(args) => admin::remove(args, &output),
         Command::Flush(args) => admin::flush(args, &output),
         Command::Optimize(args) => admin::optimize(args, &output),
+        Command::Compact(args) => admin::compact(args, &output),
         Command::Stats(args) => admin::stats(args, &output),
         Command::Top(args) => top::run(args, &output),
         Command::Check(args) => check::run(args, &output),

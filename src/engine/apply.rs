@@ -3,8 +3,8 @@
 //! A batch changes copies of shards and stores their bytes in free slots only. A failed batch is undone by dropping the
 //! copies. A successful batch puts its copies into the working state at the end.
 //!
-//! Deterministic: the same batches on the same undamaged state give the same postings in the same shards. The ids of
-//! new shards contain the time of the clock, and page ranges depend on readers, so a replay may give other ones.
+//! Deterministic: the same batches on the same undamaged state give the same postings in the same slots of the same shards,
+//! with the same ids. Page ranges depend on readers, and former slots on the cells in use, so a replay may give other ones.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +25,7 @@ use crate::{
     failpoint::{protects, reached},
     id::{PostingKey, ShardId},
     lease::Allocation,
-    shard::{DataFile, Lookup, Shard, SharedShard, StoreReason, StoredPosting, split},
+    shard::{DataFile, FormerSlots, Lookup, Shard, SharedShard, StoreReason, StoredPosting, split},
     storage::StorageFile,
     tuning,
 };
@@ -102,6 +102,17 @@ pub fn apply<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, plan: 
         }
         apply.set_payloads(plan)?;
         Ok(counts)
+    })
+}
+
+/// Rewrites shards without their removed postings. Leaves damaged shards as they are.
+///
+/// # Errors
+/// As [`apply`].
+pub fn rewrite<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, numbers: &[u32]) -> Result<Applied> {
+    Apply::run(work, context, |apply| {
+        numbers.iter().try_for_each(|&number| apply.rewrite(number))?;
+        Ok(Applied::default())
     })
 }
 
@@ -282,14 +293,20 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     /// Creates a shard under the lowest free number, and returns the number.
     pub(super) fn create(&mut self, centroid: Arc<[f32]>) -> u32 {
         let number = self.work.numbers.lowest();
+        self.create_as(number, centroid, None);
+        number
+    }
+
+    /// Creates a shard under a free number. `former` says where its postings were before a rewrite.
+    pub(super) fn create_as(&mut self, number: u32, centroid: Arc<[f32]>, former: Option<FormerSlots>) {
         self.work.numbers.set(number, true);
         let draw: u128 = derived_rng(self.context.index_id, self.work.totals.draws).random();
         self.work.totals.draws += 1;
         let id = ShardId::from_parts(self.context.unix_ms, draw);
-        let shard = Shard::new(id, centroid, self.context.data.geometry());
+        let mut shard = Shard::new(id, centroid, self.context.data.geometry());
+        shard.set_former(former);
         self.work.index(number, Some(&shard));
         self.touched.insert(number, Some(shard));
-        number
     }
 
     /// Removes a shard from the index and drops its extents.

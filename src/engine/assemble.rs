@@ -58,8 +58,7 @@ impl<F: StorageFile> IndexFiles<F> {
         let work = self.working(&trees, &mut state_blocks, options.shardex_segment_size)?;
         let mut wal = self.wal_writer(&options, origin)?;
         if origin == Origin::Created {
-            self.data.all_reserved(self.newest.data_pages);
-            wal.all_reserved();
+            wal.none_reserved();
         }
         let Self { lock, root_file, wal_file, data, newest, newest_slot, older, recovery, .. } = self;
         let durable = snapshot_of(&work, &newest, &data);
@@ -75,6 +74,7 @@ impl<F: StorageFile> IndexFiles<F> {
             epoch_open: origin == Origin::Created,
             roots: Roots::new(root_file, newest, newest_slot, older),
             upgrades: false,
+            unfit: BTreeSet::new(),
             stays_at_version: None,
             directory,
             bucket_directory,

@@ -133,8 +133,10 @@ impl<S: Storage> CheckJob<S> {
         }
         for (i, covered) in cells.table().shards.iter().enumerate() {
             let Some(shard) = self.shard(covered) else { continue };
-            for slot in (0..covered.slots).filter(|&slot| shard.is_live(slot as usize)) {
-                let found = codes[cells.reference(i, slot) as usize];
+            for former in 0..covered.slots {
+                let present = shard.slot_since(covered.id, former).filter(|&slot| shard.is_live(slot as usize));
+                let Some(slot) = present else { continue };
+                let found = codes[cells.reference(i, former) as usize];
                 // One code instead of two is no finding: cells with one centroid may be the parts of a single large
                 // cell, and the other code may be in a damaged group.
                 if found == 0 || found > wanted {
@@ -146,10 +148,9 @@ impl<S: Storage> CheckJob<S> {
         Ok(())
     }
 
-    /// Returns the shard that cells cover, if it still exists.
+    /// Returns the shard under the number of a covered shard.
     fn shard(&self, covered: &CoveredShard) -> Option<&SharedShard<S::File>> {
-        let shard = self.shards.get(covered.number as usize)?.as_ref();
-        shard.filter(|shard| shard.id == covered.id)
+        self.shards.get(covered.number as usize)?.as_ref()
     }
 
     /// Compares the codes of one group with their vectors, and counts the codes of each posting in `codes`.
@@ -171,10 +172,10 @@ impl<S: Storage> CheckJob<S> {
                 let (reference, stored, factors) = group.code(i as usize);
                 let Some((covered, slot)) = cells.posting(reference) else { continue };
                 let Some(shard) = self.shard(covered) else { continue };
-                let slot = slot as usize;
-                if slot >= covered.slots as usize || !shard.is_live(slot) {
+                let present = shard.slot_since(covered.id, slot).filter(|_| slot < covered.slots);
+                let Some(slot) = present.map(|slot| slot as usize).filter(|&slot| shard.is_live(slot)) else {
                     continue;
-                }
+                };
                 codes[reference as usize] = codes[reference as usize].saturating_add(1);
                 let vector = row(shard.extents()[slot / slots].lent(), slot % slots, geometry);
                 cells.frame().transform(vector.widened(&mut widened), &mut rotated);

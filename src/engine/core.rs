@@ -1,6 +1,9 @@
 //! The engine's state, shared by all its operations.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use super::{
     directory::Directory,
@@ -16,7 +19,7 @@ use crate::{
     error::{Result, ShardexError},
     failpoint::{protects, reached},
     format::geometry::IndexParams,
-    id::Lsn,
+    id::{Lsn, ShardId},
     index::{Snapshot, SnapshotSource},
     lease::{IndexLock, PageRange, PlainFile},
     shard::{DataFile, LookupCounts},
@@ -82,6 +85,8 @@ pub struct Engine<S: Storage> {
     pub(super) roots: Roots<S::File>,
     /// Whether the next root is of the newest format version, whatever the version of the root before it.
     pub(super) upgrades: bool,
+    /// Shards that a compaction found damaged.
+    pub(super) unfit: BTreeSet<ShardId>,
     /// Older version as whose build the engine writes, for tests of the upgrade. Such an engine has created the index. A
     /// later open upgrades it.
     pub(super) stays_at_version: Option<u32>,

@@ -135,7 +135,9 @@ fn make_files<S: Storage>(
     LendingFile::create(storage, len, &header, [MAKE, ALLOCATE, HEADER, C1])?;
     let lock = locked.into_lock_of_new(storage)?;
     let file = PlainFile::create(storage, names::WAL, MAKE, &lock)?;
-    file.raw().allocate(0, layout.file_len(FIRST_SEGMENTS), ALLOCATE)?;
+    let (page, len) = (geometry.page_size as u64, layout.file_len(FIRST_SEGMENTS));
+    file.raw().allocate(0, page, ALLOCATE)?;
+    file.raw().allocate(len - page, page, ALLOCATE)?;
     file.store(0, &header::encode_file(&WAL_MAGIC, index_id), HEADER)?;
     file.sync_all(C1).run()?;
     let root = Root {

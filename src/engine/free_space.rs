@@ -31,10 +31,22 @@ impl<S: Storage> Engine<S> {
     /// # Errors
     /// Returns the errors of [`flush`](Self::flush) and [`release`](Self::release).
     pub fn trim(&mut self, keep: u64) -> Result<u64> {
+        self.trim_with(keep, keep)
+    }
+
+    /// Gives back what an index at rest does not keep, as [`trim`](Self::trim) does.
+    ///
+    /// # Errors
+    /// As [`trim`](Self::trim).
+    pub fn trim_at_rest(&mut self) -> Result<u64> {
+        self.trim_with(self.kept_at_rest(), self.older_at_rest())
+    }
+
+    fn trim_with(&mut self, keep: u64, older: u64) -> Result<u64> {
         self.check_writable()?;
         // Two twins replace both retained roots.
         for _ in 0..2 {
-            if self.wants_twin(keep) {
+            if self.wants_twin(older) {
                 self.flush_once(true)?;
                 reached!(TrimmedByTwin);
             }
@@ -46,6 +58,16 @@ impl<S: Storage> Engine<S> {
                 bytes => released += bytes,
             }
         }
+    }
+
+    /// Gives back all that an index does not need, also before the first write of an epoch: it opens the epoch first.
+    ///
+    /// # Errors
+    /// As [`trim`](Self::trim).
+    pub fn trim_all(&mut self) -> Result<u64> {
+        self.check_writable()?;
+        self.open_for_writes()?;
+        self.trim(0)
     }
 
     /// Gives free space of the data file and the WAL back, except for about `keep` bytes of each. It begins at the end of
@@ -124,6 +146,24 @@ impl<S: Storage> Engine<S> {
         quiet && !self.data.never_releases() && self.older_bytes() > keep
     }
 
+    /// Returns the bytes of the pages in use.
+    fn used_bytes(&self) -> u64 {
+        (self.work.space.map().used_pages() + 1) * self.page_bytes()
+    }
+
+    /// Returns the free bytes that this index keeps at rest.
+    #[must_use]
+    pub fn kept_at_rest(&self) -> u64 {
+        tuning::KEPT_AT_REST.min(self.used_bytes() / tuning::KEPT_PART)
+    }
+
+    /// Returns the bytes that only an older root may need at rest.
+    #[must_use]
+    pub fn older_at_rest(&self) -> u64 {
+        let (part, least) = tuning::TWIN_PART;
+        (self.used_bytes() / part).clamp(least, tuning::KEPT_AT_REST)
+    }
+
     fn page_bytes(&self) -> u64 {
         self.data.geometry().page_size as u64
     }
@@ -152,19 +192,21 @@ impl<S: Storage> Engine<S> {
         (space.pages_held_by_roots() + space.recent_pages()) * self.page_bytes() + of_wal
     }
 
-    /// Returns the bytes of storage that [`trim`](Self::trim) would give back, by the sizes of the files on the disk: what
-    /// is free beyond `keep`, and what only older roots need if it is more than `keep`.
+    /// Returns the bytes of storage that an index at rest gives back, by the sizes of the files on the disk: what is free
+    /// beyond what it keeps, and what only older roots need if a twin root frees it. With the slots of removed postings, if
+    /// there are enough for a compaction.
     ///
     /// # Errors
     /// Returns `Io`.
-    pub(super) fn reclaimable_bytes(&self, keep: u64) -> Result<u64> {
+    pub(super) fn reclaimable_bytes(&self) -> Result<u64> {
         if self.data.never_releases() {
             return Ok(0);
         }
-        let used = (self.work.space.map().used_pages() + 1) * self.page_bytes();
+        let (used, keep) = (self.used_bytes(), self.kept_at_rest());
         let of_data = self.data.raw().allocated()?.saturating_sub(used + used / 16 + keep);
         let of_wal = self.wal_file.raw().allocated()?.saturating_sub(self.wal.needed_bytes(keep));
-        let older = if self.older_bytes() > keep { self.older_bytes() } else { 0 };
-        Ok(of_data + of_wal + older)
+        let older = if self.epoch_open && self.older_bytes() > self.older_at_rest() { self.older_bytes() } else { 0 };
+        let removed = if self.wants_compaction(tuning::COMPACTION_SHARE, 0) { self.removed_bytes() } else { 0 };
+        Ok(of_data + of_wal + older + removed)
     }
 }

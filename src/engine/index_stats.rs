@@ -7,7 +7,6 @@ use super::{
 use crate::{
     error::Result,
     storage::{Storage, StorageFile as _},
-    tuning,
 };
 
 impl<S: Storage> Engine<S> {
@@ -65,7 +64,7 @@ impl<S: Storage> Engine<S> {
             memory_usage: (self.work.memory() + self.published.unindexed_memory()) as u64,
             disk_bytes: self.disk_bytes()?,
             free_bytes: self.work.space.map().free_pages() * page,
-            reclaimable_bytes: self.reclaimable_bytes(tuning::KEPT_AT_REST)?,
+            reclaimable_bytes: self.reclaimable_bytes()?,
             held_bytes: held * page,
             held_by_readers_bytes: self.work.space.pages_held_by_readers() * page,
             wal_bytes: self.wal_bytes(),

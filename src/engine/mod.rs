@@ -22,6 +22,7 @@ mod check_files;
 mod check_payloads;
 mod check_tools;
 mod commit;
+mod compact;
 mod contents;
 mod core;
 mod create;

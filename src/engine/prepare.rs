@@ -92,7 +92,7 @@ impl<S: Storage> Engine<S> {
         let states = run.dirty.iter().filter_map(|(_, shard)| shard.as_ref());
         let means: Vec<CentroidState> = states.clone().map(|shard| shard.means(&geometry, version(shard))).collect();
         let size = |(shard, means): (&SharedShard<S::File>, &CentroidState)| {
-            geometry.pages(geometry.state_bytes(shard.len(), version(shard), matches!(means, CentroidState::One(_))))
+            geometry.pages(geometry.state_bytes(&shard.state_layout(means, version(shard))))
         };
         let mut sizes: Vec<u32> = states.zip(&means).map(size).collect();
         sizes.resize(sizes.len() + stored, 1);
@@ -119,7 +119,7 @@ impl<S: Storage> Engine<S> {
         changes.extend(dirty);
         let states = run.dirty.iter().filter_map(|(number, shard)| Some((*number, shard.as_ref()?)));
         for (((number, shard), allocation), means) in states.zip(of_states).zip(means) {
-            let state = shard.state(number, means, self.tag_pointers(number, shard, &run.blocks));
+            let state = shard.state(number, means, self.tag_pointers(number, shard, &run.blocks), version(shard));
             let (bytes, name) = (state.encode(&geometry, version(shard)), directory::state_name(number));
             changes.insert((0, number as usize), blobs.add_named(allocation, bytes, name, version(shard)));
         }

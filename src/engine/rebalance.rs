@@ -40,18 +40,12 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         let Some(shard) = self.shard(number) else { return Ok(()) };
         let parent = Arc::clone(&shard.centroid);
         let live = owned_rows(shard, &context.data)?;
+        if live.len() < 2 || live.len() <= geometry.shard_size / 2 {
+            self.replace(number, &live);
+            return Ok(());
+        }
         let rows: Vec<&[f32]> = live.iter().map(|row| row.vector.as_slice()).collect();
         self.dissolve(number);
-        if rows.is_empty() {
-            return Ok(());
-        }
-        if rows.len() < 2 || rows.len() <= geometry.shard_size / 2 {
-            let number = self.create(split::mean(rows.iter().copied()).into());
-            self.causes.insert(number, StoreReason::Split);
-            reached!(Rewritten);
-            live.iter().for_each(|row| self.append(number, row.posting, row.tags, &row.vector));
-            return Ok(());
-        }
         let mut rng = derived_rng(context.index_id, self.work.totals.draws);
         self.work.totals.draws += 1;
         self.work.totals.splits += 1;
@@ -73,6 +67,42 @@ impl<'a, F: StorageFile> Apply<'a, F> {
             self.adopt(neighbour, [first, second]);
         }
         Ok(())
+    }
+
+    /// Rewrites a shard without its removed postings, or merges it by the rule of [`merge_all`](Self::merge_all). Does nothing if the
+    /// shard is damaged, or has no removed posting.
+    pub(super) fn rewrite(&mut self, number: u32) -> Result<()> {
+        // A shard that was merged before may have left postings here.
+        self.store(number)?;
+        let Some(shard) = self.shard(number).filter(|shard| shard.live() < shard.len()) else { return Ok(()) };
+        if shard.live() > 0 && self.is_small(number) {
+            self.merge(number)?;
+        }
+        let data = &self.context.data;
+        let live = match self.shard(number).map(|shard| owned_rows(shard, data)) {
+            Some(Err(ShardexError::Corruption { .. })) | None => return Ok(()),
+            Some(live) => live?,
+        };
+        self.replace(number, &live);
+        // The shards that are merged next find room in its extents.
+        self.store(number)
+    }
+
+    /// Replaces a shard by a new one under its number, with its live postings in their order. Cells still find them, by
+    /// their former slots.
+    fn replace(&mut self, number: u32, live: &[StoredRow<Vec<f32>>]) {
+        let known =
+            self.work.cells.as_ref().and_then(|(cells, _)| cells.covered(number)).map(|(_, covered)| covered.id);
+        let former = self.shard(number).zip(known).and_then(|(shard, known)| shard.former_of_rewrite(known));
+        self.dissolve(number);
+        if live.is_empty() {
+            return;
+        }
+        reached!(Rewritten);
+        let centroid = split::mean(live.iter().map(|row| row.vector.as_slice()));
+        self.create_as(number, centroid.into(), former);
+        self.causes.insert(number, StoreReason::Split);
+        live.iter().for_each(|row| self.append(number, row.posting, row.tags, &row.vector));
     }
 
     /// Moves postings of one shard to the nearer of two new halves, if that half is nearer than the shard itself.
@@ -121,15 +151,19 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     /// to a split.
     pub(super) fn merge_all(&mut self) -> Result<()> {
         for number in std::mem::take(&mut self.shrunk) {
-            let shard_size = self.context.data.geometry().shard_size;
-            let is_small = |shard: &Shard<F::Lent>| {
-                shard.live() * tuning::MERGE_SHARE <= shard_size && shard.live() * 2 <= shard.len()
-            };
-            if self.shard(number).is_some_and(is_small) {
+            if self.is_small(number) {
                 self.merge(number)?;
             }
         }
         Ok(())
+    }
+
+    fn is_small(&self, number: u32) -> bool {
+        let shard_size = self.context.data.geometry().shard_size;
+        let is_small = |shard: &Shard<F::Lent>| {
+            shard.live() * tuning::MERGE_SHARE <= shard_size && shard.live() * 2 <= shard.len()
+        };
+        self.shard(number).is_some_and(is_small)
     }
 
     /// Moves all postings of a shard to its nearest neighbours, if their extents have room for all of them.

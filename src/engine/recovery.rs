@@ -44,7 +44,7 @@ use super::{
 use crate::{
     error::{Result, ShardexError},
     failpoint::{holds, protects, reached},
-    format::{batch::BatchRecord, frame::FrameKind, record, root::Root},
+    format::{batch::BatchRecord, frame::FrameKind, maintenance, record, root::Root},
     lease::PlainFile,
     limits::FORMAT_VERSION,
     storage::Storage,
@@ -207,6 +207,11 @@ impl<S: Storage> Engine<S> {
                 let documents = record::decode_remove(&record.payload).map_err(damaged)?;
                 apply::apply(&mut self.work, &now, &Plan::of_documents(documents.iter().copied()))?;
                 documents.len()
+            }
+            FrameKind::Maintenance => {
+                let numbers = maintenance::decode_rewrite(&record.payload).map_err(damaged)?;
+                apply::rewrite(&mut self.work, &now, &numbers)?;
+                0
             }
             FrameKind::Pad | FrameKind::Close | FrameKind::Unknown(_) => 0,
         };

@@ -7,6 +7,18 @@ use crate::{
     id::{Generation, Lsn},
 };
 
+/// Statistics of a [`compact`](crate::Shardex::compact).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompactionStats {
+    /// Bytes of the slots of the shards that were rewritten: live and removed postings.
+    pub rewritten_bytes: u64,
+    /// Bytes of storage that the files took before, as [`IndexStats::disk_bytes`].
+    pub disk_bytes_before: u64,
+    /// Bytes of storage that the files take now.
+    pub disk_bytes_after: u64,
+}
+
 /// Statistics of one flush: the work it did and the time of each stage.
 ///
 /// The stages do not overlap, so the sum of their durations is at most `total_duration`. A flush that found nothing to

@@ -138,7 +138,7 @@ impl<S: Storage> Engine<S> {
 
     /// Opens the epoch and makes room in the WAL for a record of `payload` bytes. Upgrades an index of an older format
     /// version. Flushes up to twice if the WAL is full.
-    fn reserve_wal(&mut self, payload: u64) -> Result<()> {
+    pub(super) fn reserve_wal(&mut self, payload: u64) -> Result<()> {
         let limit = self.wal.max_payload().min(limits::MAX_BATCH_BYTES);
         if payload > limit {
             return Err(ShardexError::BatchTooLarge { bytes: payload, limit });
@@ -160,7 +160,7 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Counts and publishes a batch whose record is in the WAL buffer.
-    fn accepted(&mut self, applied: &Applied, operations: usize) {
+    pub(super) fn accepted(&mut self, applied: &Applied, operations: usize) {
         self.counters.operations += operations as u64;
         self.publish(&applied.changed);
     }

@@ -28,6 +28,8 @@ pub enum FrameKind {
     Close,
     /// Batch of version 2.
     Batch,
+    /// Maintenance of version 3: work that changes shards and no posting.
+    Maintenance,
     /// Kind of a later version, which this build cannot read.
     Unknown(u8),
 }
@@ -40,6 +42,7 @@ impl FrameKind {
             Self::Pad => 3,
             Self::Close => 4,
             Self::Batch => 5,
+            Self::Maintenance => 6,
             Self::Unknown(code) => code,
         }
     }
@@ -51,6 +54,7 @@ impl FrameKind {
             3 => Self::Pad,
             4 => Self::Close,
             5 => Self::Batch,
+            6 => Self::Maintenance,
             other => Self::Unknown(other),
         }
     }

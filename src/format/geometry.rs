@@ -25,8 +25,31 @@ const STATE_FIXED_BYTES_3: usize = 32;
 const STATE_EXTENT_BYTES: usize = 16;
 /// Length in bytes of the pointer to a page of tags in a shard state.
 const STATE_TAGS_BYTES: usize = 16;
+/// Length in bytes of the fields before the bits of the former slots in a shard state: id, count, four zero bytes.
+const STATE_FORMER_BYTES: usize = 24;
 /// Bytes of a shard state of version 2 that are zeros.
 pub const STATE_SPARE_BYTES: usize = 16;
+
+/// What the length of a shard state depends on, besides the parameters of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateLayout {
+    /// Used slots of the shard.
+    pub slots: usize,
+    /// Format version of the state.
+    pub version: u32,
+    /// Whether a stored vector takes the place of the sum and the centroid.
+    pub is_one: bool,
+    /// Number of slots before the last rewrite, if the state has bits of them.
+    pub former: Option<usize>,
+}
+
+impl StateLayout {
+    /// Returns the layout of a state with sum and centroid, and without former slots.
+    #[must_use]
+    pub fn of(slots: usize, version: u32) -> Self {
+        Self { slots, version, is_one: false, former: None }
+    }
+}
 
 /// Parameters that are fixed for the life of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,22 +159,23 @@ impl IndexParams {
         self.page_size / 8
     }
 
-    /// Returns the length in bytes of the state of a shard with `len` used slots, in a format version. With `is_one`, a
-    /// stored vector takes the place of the sum and the centroid.
+    /// Returns the length in bytes of a shard state.
     #[must_use]
-    pub fn state_bytes(&self, len: usize, version: u32, is_one: bool) -> usize {
+    pub fn state_bytes(&self, layout: &StateLayout) -> usize {
+        let &StateLayout { slots, version, is_one, former } = layout;
         let fixed = if version < 3 { STATE_FIXED_BYTES } else { BLOCK_HEADER_BYTES + STATE_FIXED_BYTES_3 };
         let of_tags = match version {
             1 => 0,
-            2 => self.tag_pages(len) * STATE_TAGS_BYTES + STATE_SPARE_BYTES,
-            _ => self.tag_pages(len) * STATE_TAGS_BYTES,
+            2 => self.tag_pages(slots) * STATE_TAGS_BYTES + STATE_SPARE_BYTES,
+            _ => self.tag_pages(slots) * STATE_TAGS_BYTES,
         };
         of_tags
             + fixed
-            + len.div_ceil(self.extent_slots) * STATE_EXTENT_BYTES
-            + len.div_ceil(64) * 8
+            + slots.div_ceil(self.extent_slots) * STATE_EXTENT_BYTES
+            + slots.div_ceil(64) * 8
             + self.bloom_bytes
             + if is_one { self.vector_bytes() } else { self.dimension * 12 }
+            + former.map_or(0, |slots| STATE_FORMER_BYTES + slots.div_ceil(64) * 8)
     }
 
     /// Returns the length in bytes of the largest shard state of version 1, from which the size of a chunk follows.
@@ -160,7 +184,7 @@ impl IndexParams {
     /// most twice as long.
     #[must_use]
     pub fn max_state_bytes(&self) -> usize {
-        self.state_bytes(self.shard_size, 1, false)
+        self.state_bytes(&StateLayout::of(self.shard_size, 1))
     }
 
     /// Returns the number of pages that `bytes` bytes occupy.

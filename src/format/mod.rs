@@ -17,6 +17,7 @@ pub mod codec;
 pub mod frame;
 pub mod geometry;
 pub mod header;
+pub mod maintenance;
 pub mod node;
 pub mod record;
 pub mod root;

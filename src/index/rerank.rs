@@ -57,11 +57,10 @@ impl<'a, F: StorageFile, B: Deref<Target = [u8]>> CellSearch<'a, F, B> {
         }
         // The mapped bytes may rot after their checksum was verified, so the number may be invalid.
         let Some((covered, slot)) = self.cells.posting(one.reference) else { return };
+        let Some(shard) = shard_of(self.snapshot, covered.number) else { return };
         // The shard may no longer exist, or its number may belong to another shard. Its postings are then in other
-        // shards.
-        let Some(shard) = shard_of(self.snapshot, covered.number).filter(|shard| shard.id == covered.id) else {
-            return;
-        };
+        // shards. If it was rewritten, they are in other slots.
+        let Some(slot) = shard.slot_since(covered.id, slot) else { return };
         self.ask_for(one, Some(one.reference), covered.number, slot as usize, shard);
     }
 

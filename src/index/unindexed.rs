@@ -199,7 +199,8 @@ pub(super) fn unindexed<L: Deref<Target = [u8]> + Clone>(
         {
             return unindexed.iter().find(|unindexed| unindexed.shard == i).cloned();
         }
-        let covered = cells.covered(first + i, shard.id) as usize;
+        let covered = cells.covered(first + i).map_or(0, |(_, covered)| shard.slots_since(covered.id, covered.slots));
+        let covered = covered as usize;
         if covered >= shard.len() {
             return None;
         }

@@ -145,7 +145,10 @@ impl<F: StorageFile> LendingFile<F> {
         [make, allocate, store, sync]: [Purpose; 4],
     ) -> Result<()> {
         let file = storage.create(LENDING, make)?;
-        file.allocate(0, len, allocate)?;
+        // A hole but for its ends: an index takes the space that it uses.
+        let page = storage.page_size() as u64;
+        file.allocate(0, page, allocate)?;
+        file.allocate(len - page, page, allocate)?;
         #[expect(unsafe_code, reason = "a store must not meet bytes that are lent")]
         // SAFETY: the file was created here and its handle does not leave this function, so no bytes of it are lent.
         unsafe {

@@ -19,6 +19,7 @@ use crate::{
     id::{DocumentId, PostingKey},
     lease::{Allocation, IndexLock, Lease, LendingFile, PageRange, SyncJob},
     storage::{Purpose, Storage, StorageFile},
+    tuning,
 };
 
 const GROW: Purpose = Purpose("data: grow");
@@ -182,30 +183,34 @@ impl<F: StorageFile> DataFile<F> {
     /// Returns `OutOfSpace` or `Io`.
     pub fn grow(&self, from: u64, to: u64) -> Result<()> {
         let page = self.geometry.page_size as u64;
-        let run = PageRange { page: from, pages: (to - from) as u32 };
-        self.space().in_doubt(run);
-        self.raw().allocate(from * page, (to - from) * page, GROW)?;
+        // The last page of a hole makes the file long enough.
+        let is_sparse = to <= 1 + tuning::SPARSE_CHUNKS * u64::from(self.geometry.chunk_pages());
+        let first = if is_sparse { to - 1 } else { from };
+        self.space().in_doubt(PageRange { page: from, pages: (to - from) as u32 });
+        let run = PageRange { page: first, pages: (to - first) as u32 };
+        self.raw().allocate(first * page, (to - first) * page, GROW)?;
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).grown |= protects!(Ordering);
         self.space().reserved(run);
         Ok(())
-    }
-
-    /// Records that the first pages of the file have space: this handle has created it.
-    pub fn all_reserved(&self, pages: u64) {
-        self.space().reserved(PageRange { page: 0, pages: pages as u32 });
     }
 
     fn space(&self) -> MutexGuard<'_, PageSpace> {
         self.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves the space of adjacent allocations, unless this handle has done so. They may be a hole: their space was
-    /// given back, or the file is a copy with holes. Then a store must not be the first to find that the disk is full.
-    fn reserve(&self, allocations: &[&Allocation]) -> Result<()> {
+    /// Reserves the space of `len` bytes from byte `at` of adjacent allocations on, unless this handle has done so. They may be
+    /// a hole: the file was made as one, their space was given back, or the file is a copy with holes. Then a store must
+    /// not be the first to find that the disk is full.
+    ///
+    /// An extent is filled posting by posting, so it reserves as much again for the next ones.
+    fn reserve(&self, allocations: &[&Allocation], at: usize, len: usize) -> Result<()> {
         let (Some(first), Some(last)) = (allocations.first(), allocations.last()) else { return Ok(()) };
-        let run = PageRange { page: first.run().page, pages: (last.run().end() - first.run().page) as u32 };
-        if !self.space().is_reserved(run) {
-            let page = self.geometry.page_size as u64;
+        let page_size = self.geometry.page_size;
+        let begin = first.run().page + (at / page_size) as u64;
+        let pages_to = |bytes: usize| first.run().page + bytes.div_ceil(page_size) as u64;
+        let range = |end: u64| PageRange { page: begin, pages: (end.min(last.run().end()) - begin) as u32 };
+        if !self.space().is_reserved(range(pages_to(at + len))) {
+            let (run, page) = (range(pages_to(2 * (at + len))), page_size as u64);
             // Before the call, because a failed one may have reserved a part.
             self.space().in_doubt(run);
             self.raw().allocate(run.page * page, u64::from(run.pages) * page, RESERVE)?;
@@ -309,7 +314,7 @@ impl<F: StorageFile> DataFile<F> {
     }
 
     fn write(&self, allocations: &[&Allocation], at: usize, bytes: &[u8], purpose: Purpose) -> Result<()> {
-        self.reserve(allocations)?;
+        self.reserve(allocations, at, bytes.len())?;
         let offset = allocations.first().map_or(0, |allocation| self.offset(allocation)) + at as u64;
         // Recorded before the store, because a failed store may have stored a part.
         {

@@ -17,6 +17,7 @@ mod data;
 mod extent;
 mod finder;
 mod fingerprints;
+mod former_slots;
 mod reservation;
 pub mod split;
 mod stored_vector;
@@ -31,6 +32,7 @@ pub use data::{DataFile, StoreReason, StoredPosting};
 pub use extent::Extent;
 pub use finder::{Finder, LookupCounts};
 pub use fingerprints::{Fingerprints, Lookup, mix};
+pub use former_slots::FormerSlots;
 pub use stored_vector::{StoredVector, decode, is_encoded, rounded};
 pub use tags::{TagPage, Tags, tag_bytes};
 
@@ -38,8 +40,7 @@ use crate::{
     error::Result,
     format::{
         geometry::{IndexParams, POSTING_BYTES},
-        node::BlockPointer,
-        state::{CentroidState, ShardState},
+        state::ShardState,
     },
     id::ShardId,
     lease::Allocation,
@@ -67,6 +68,8 @@ pub struct Shard<L> {
     tags: Tags,
     /// Encoded slots that are appended but not stored. Empty whenever the shard is published.
     staged: Vec<u8>,
+    /// Slots before the last rewrite.
+    former: Option<FormerSlots>,
     /// Fingerprints of all slots, created at the first lookup, because an open reads no slots.
     fingerprints: OnceLock<Fingerprints>,
 }
@@ -85,6 +88,7 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             sum: vec![0.0; geometry.dimension],
             tags: Tags::default(),
             centroid,
+            former: None,
             staged: Vec::new(),
             fingerprints: OnceLock::from(Fingerprints::default()),
         }
@@ -118,29 +122,10 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
             bloom: Bloom::from_words(state.bloom),
             sum,
             tags,
+            former: state.former.map(FormerSlots::new),
             staged: Vec::new(),
             fingerprints: OnceLock::new(),
         })
-    }
-
-    /// Returns the state that a flush stores for shard number `number`, with its `means` and its pages of tags in `tags`.
-    ///
-    /// # Panics
-    /// Panics if staged slots are not stored.
-    #[must_use]
-    pub fn state(&self, number: u32, means: CentroidState, tags: Vec<BlockPointer>) -> ShardState {
-        assert!(self.staged.is_empty(), "a shard is stored before its state");
-        ShardState {
-            number,
-            id: self.id,
-            len: self.len,
-            live: self.live,
-            extents: self.extents.iter().map(Extent::state).collect(),
-            tombstones: self.tombstones.clone(),
-            bloom: self.bloom.words().to_vec(),
-            means,
-            tags,
-        }
     }
 
     /// Returns the tags of the slots.
@@ -152,6 +137,11 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
     /// Sets the tags of a used slot.
     pub fn set_tags(&mut self, slot: usize, tags: u64, geometry: &IndexParams) {
         self.tags.set(slot, tags, geometry);
+    }
+
+    /// Sets the slots that the postings had before a rewrite.
+    pub fn set_former(&mut self, former: Option<FormerSlots>) {
+        self.former = former;
     }
 
     /// Returns the number of used slots, including slots with a tombstone.

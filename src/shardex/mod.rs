@@ -7,6 +7,7 @@
 //! 3. A request that reached the writer is carried out, even if its caller has dropped the future. If the future of an
 //!    open or a `create` is dropped, the call runs to its end if it has begun, and the engine is then dropped.
 
+mod compaction;
 mod failures;
 mod flushes;
 mod jobs;

@@ -42,6 +42,10 @@ pub(super) enum Command {
     Stats(Reply<IndexStats>),
     Check(CheckLevel, Reply<ConsistencyReport>),
     Optimize(Reply<()>),
+    /// Beginning of a compaction, a step of it, and its end.
+    AwaitCells(Reply<()>),
+    Compact(Reply<u64>),
+    Trim(Reply<u64>),
     Close(Reply<()>),
 }
 

@@ -110,6 +110,8 @@ impl<S: Storage> Writer<S> {
                 self.begin_flush(true);
             }
         }
+        self.compact_if_due(now);
+        self.schedule_compaction(now);
         self.trim_if_due(now);
         if self.engine.wants_cell_build() {
             self.build_cells();
@@ -125,7 +127,8 @@ impl<S: Storage> Writer<S> {
     fn set_timers(&mut self, now: Duration) {
         self.note_durable();
         if self.engine.is_poisoned() {
-            (self.commit_at, self.flush_at, self.trim_at) = (None, None, None);
+            (self.commit_at, self.flush_at) = (None, None);
+            (self.trim_at, self.compact_at) = (None, None);
             return;
         }
         let options = self.engine.options();

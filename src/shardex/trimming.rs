@@ -7,12 +7,7 @@
 use std::time::Duration;
 
 use super::writer::Writer;
-use crate::{
-    engine::stats::BackgroundWork,
-    error::Result,
-    storage::Storage,
-    tuning::{KEPT_AT_REST, REST_AFTER},
-};
+use crate::{engine::stats::BackgroundWork, error::Result, storage::Storage, tuning::REST_AFTER};
 
 impl<S: Storage> Writer<S> {
     /// Puts the trim off, because the index is not at rest.
@@ -43,10 +38,10 @@ impl<S: Storage> Writer<S> {
         if self.flushing.is_some() {
             return self.put_trim_off();
         }
-        match self.engine.release(KEPT_AT_REST) {
+        match self.engine.release(self.engine.kept_at_rest()) {
             // There may be more. Requests that have come meanwhile are served first.
             Ok(1..) => self.trim_at = Some(now),
-            Ok(0) if self.engine.wants_twin(KEPT_AT_REST) => {
+            Ok(0) if self.engine.wants_twin(self.engine.older_at_rest()) => {
                 self.twin = true;
                 self.force_flush();
             }
@@ -61,7 +56,7 @@ impl<S: Storage> Writer<S> {
         // An error of this flush is not lost: the close flushes again, and returns that of its own.
         if self.engine.options().flush_on_close
             && self.engine.flush().is_ok()
-            && let Err(error) = self.engine.trim(KEPT_AT_REST)
+            && let Err(error) = self.engine.trim_at_rest()
         {
             self.note_space_failure(&error);
         }

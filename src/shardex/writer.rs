@@ -80,6 +80,11 @@ pub(super) struct Writer<S: Storage> {
     pub(super) flush_at: Option<Duration>,
     /// Time at which an index at rest gives its free space back.
     pub(super) trim_at: Option<Duration>,
+    /// Time of the next step of a compaction, and whether one is under way.
+    pub(super) compact_at: Option<Duration>,
+    pub(super) compacting: bool,
+    /// Time of the last write.
+    pub(super) last_write: Option<Duration>,
     /// Whether the flush under way stores a twin for a trim.
     pub(super) twin: bool,
     /// Time since which some accepted write has been undurable.
@@ -128,6 +133,9 @@ impl<S: Storage> Writer<S> {
             commit_at: None,
             flush_at: None,
             trim_at: None,
+            compact_at: None,
+            compacting: false,
+            last_write: None,
             twin: false,
             undurable_since: None,
             flush_above: engine.options().flush_wal_bytes,
@@ -150,7 +158,8 @@ impl<S: Storage> Writer<S> {
         self.put_trim_off();
         self.background();
         loop {
-            let due = [self.commit_at, self.flush_at, self.trim_at, self.stats_writer.at].into_iter().flatten().min();
+            let due = [self.commit_at, self.flush_at, self.trim_at, self.compact_at, self.stats_writer.at];
+            let due = due.into_iter().flatten().min();
             let timer = timer(&*self.runtime, due);
             tokio::select! {
                 biased;
@@ -205,6 +214,9 @@ impl<S: Storage> Writer<S> {
                 self.cell_build_waiters.push(reply);
                 self.build_cells();
             }
+            Command::AwaitCells(reply) => self.await_cells(reply),
+            Command::Compact(reply) => reply.send(self.compact_now()),
+            Command::Trim(reply) => reply.send(self.engine.trim_all()),
             Command::Stats(reply) => reply.send(self.stats()),
             Command::Check(level, reply) => {
                 self.commit_waiting();
@@ -277,6 +289,7 @@ impl<S: Storage> Writer<S> {
         let waits = |error: Option<&ShardexError>| under_way && matches!(error, Some(ShardexError::FlushInProgress));
         match write {
             Write::Batch(batch, reply) => {
+                self.catch_up_compaction();
                 let done = self.may_accept().and_then(|()| self.engine.write(&batch));
                 if waits(done.as_ref().err()) {
                     return Some(Write::Batch(batch, reply));
@@ -308,6 +321,7 @@ impl<S: Storage> Writer<S> {
     /// Answers a write, or queues its answer until the commit that makes it durable.
     fn written(&mut self, done: Result<()>, answer: Answer) {
         self.put_trim_off();
+        self.last_write = Some(self.runtime.now());
         self.publish();
         self.observe_flushes();
         if done.is_ok() && self.engine.has_uncommitted() {

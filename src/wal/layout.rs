@@ -72,6 +72,14 @@ impl WalLayout {
         WalPosition { seq, offset: self.first_frame() }
     }
 
+    /// Returns the bytes that a record of `payload` bytes takes at most in the segment in which it ends, with the segment's
+    /// header, the padding of its commit and a closing mark.
+    #[must_use]
+    pub fn bytes_for(&self, payload: u64) -> u64 {
+        let (header, align) = (FRAME_HEADER_BYTES as u64, FRAME_ALIGN as u64);
+        (payload + 4 * self.sector_size + 3 * (header + align)).min(self.segment_size)
+    }
+
     /// Returns the number of new segments that a record of `payload` bytes and a closing mark after it need, if the
     /// newest segment has `room` bytes left. It lays out frames exactly as the writer does.
     #[must_use]

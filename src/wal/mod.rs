@@ -12,6 +12,7 @@
 //!
 //! This module does not interpret the payloads of frames.
 
+mod growth;
 mod layout;
 mod reader;
 mod segments;

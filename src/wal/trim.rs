@@ -11,9 +11,9 @@ use crate::{
 const RELEASE: Purpose = Purpose("wal: give back free space");
 
 impl<F: StorageFile> WalWriter<F> {
-    /// Records that the whole file has space: it was created by this handle.
-    pub fn all_reserved(&mut self) {
-        (0..self.segments.len()).for_each(|slot| self.segments.reserved(slot));
+    /// Records that no segment takes space: the file was created by this handle, as a hole.
+    pub fn none_reserved(&mut self) {
+        (0..self.segments.len()).for_each(|slot| self.segments.released(slot));
     }
 
     /// Returns whether a segment lies completely before `keep` and is not the current one, given its place and number.
@@ -41,8 +41,7 @@ impl<F: StorageFile> WalWriter<F> {
     }
 
     /// Returns the bytes of free segments that may take space, beyond `keep`. 0 before the first segment of the epoch:
-    /// the others may hold the closing mark and what an earlier root needs. At least one free segment is kept, for the
-    /// closing mark.
+    /// the others may hold the closing mark and what an earlier root needs. A segment that the closing mark needs is kept.
     #[must_use]
     pub fn spare_bytes(&self, keep: u64) -> u64 {
         let spare = self.segments.spare(self.kept_segments(keep)).len() + self.behind;
@@ -56,8 +55,10 @@ impl<F: StorageFile> WalWriter<F> {
         self.layout.file_len(self.segments.used().count().max(2) + self.kept_segments(keep))
     }
 
+    /// The closing mark needs a free segment, unless the newest one has room for it.
     fn kept_segments(&self, keep: u64) -> usize {
-        ((keep / self.layout.segment_size()) as usize).max(1)
+        let mark = self.layout.segments_for(0, self.room() as u64);
+        ((keep / self.layout.segment_size()) as usize).max(mark)
     }
 
     /// Gives the space of free segments back to the file system, beyond `keep`. Returns the number of bytes. Returns

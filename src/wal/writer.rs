@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 use super::{layout::WalLayout, segments::Segments};
 use crate::{
-    error::{Result, ShardexError},
-    failpoint::{protects, reached},
+    error::Result,
+    failpoint::reached,
     format::{
         frame::{self, FRAME_ALIGN, FRAME_HEADER_BYTES, Frame, FrameKind},
         header::SegmentHeader,
@@ -17,9 +17,7 @@ use crate::{
     storage::{Purpose, StorageFile},
 };
 
-const GROW: Purpose = Purpose("wal: grow");
 const APPEND: Purpose = Purpose("wal: append");
-const RESERVE: Purpose = Purpose("wal: allocate a hole");
 
 /// Contiguous bytes that wait to be stored in the file.
 #[derive(Debug)]
@@ -52,12 +50,12 @@ pub struct WalWriter<F> {
     /// Range stored since the last sync: first byte and end.
     unsynced: Option<(u64, u64)>,
     /// True if the file length may not be durable, so the next sync must cover it.
-    grown: bool,
+    pub(super) grown: bool,
     /// Number of segments that the file durably holds.
     durable_segments: usize,
     /// Number of segments that are durable once the sync in progress returns `Ok`.
     syncing_segments: usize,
-    limits: WalLimits,
+    pub(super) limits: WalLimits,
     /// Bytes stored in the file since the start of the epoch.
     bytes_stored: u64,
     /// Bytes of frames appended since the start of the epoch. The next two fields count those known to be durable, and
@@ -192,64 +190,6 @@ impl<F: StorageFile> WalWriter<F> {
         }
     }
 
-    /// Ensures that a record of `payload` bytes can be appended. Grows the file if necessary.
-    ///
-    /// # Errors
-    /// Returns `BatchTooLarge` if the record does not fit beside the segments that must be kept. A flush frees
-    /// segments. A record larger than the maximum WAL never fits. Returns `OutOfSpace` or `Io` if the file cannot grow.
-    /// The writer is unchanged after an error.
-    pub fn reserve(&mut self, payload: u64) -> Result<()> {
-        let free = self.segments.free_count();
-        let need = self.layout.segments_for(payload, self.room() as u64);
-        if need > free {
-            self.grow(payload, need - free)?;
-        }
-        for slot in self.segments.without_space(need) {
-            let size = self.layout.segment_size();
-            self.segments.in_doubt(slot);
-            self.file.raw().allocate(self.layout.segment_start(slot), size, RESERVE)?;
-            self.segments.reserved(slot);
-            reached!(SegmentReserved);
-        }
-        Ok(())
-    }
-
-    /// Adds at least `missing` segments to the file, for a record of `payload` bytes.
-    fn grow(&mut self, payload: u64, missing: usize) -> Result<()> {
-        let before = self.segments.len();
-        let least = before + missing;
-        let most = self.layout.segments_in(self.limits.max_bytes);
-        if least > most {
-            return Err(ShardexError::BatchTooLarge { bytes: payload, limit: self.max_payload() });
-        }
-        let more = (before + before / 4).min(self.layout.segments_in(self.limits.target_bytes));
-        let segments = least.max(more).min(most);
-        let from = self.layout.file_len(before);
-        self.file.raw().allocate(from, self.layout.file_len(segments) - from, GROW)?;
-        self.grown |= protects!(Ordering);
-        self.behind = self.behind.saturating_sub(segments - before);
-        self.segments.grow(segments);
-        reached!(WalGrew);
-        Ok(())
-    }
-
-    /// Reserves space for the closing mark after a commit. If a record was appended in this epoch, its
-    /// [reservation](Self::reserve) included the mark, so a close then needs no further space. A trim keeps it.
-    ///
-    /// # Errors
-    /// Returns the errors of [`reserve`](Self::reserve).
-    pub fn reserve_mark(&mut self) -> Result<()> {
-        if self.room() < FRAME_HEADER_BYTES + FRAME_ALIGN { self.reserve(0) } else { Ok(()) }
-    }
-
-    /// Returns a payload size that fits an empty WAL. It is a lower bound of the capacity: it leaves out two segments
-    /// and the bytes of two frame headers per segment.
-    #[must_use]
-    pub fn max_payload(&self) -> u64 {
-        let segments = self.layout.segments_in(self.limits.max_bytes).saturating_sub(2) as u64;
-        segments * (self.layout.segment_size() - self.layout.sector_size() - 2 * FRAME_HEADER_BYTES as u64)
-    }
-
     /// Appends a record in memory and returns the LSN of its last frame. The payload is the concatenation of `parts`.
     ///
     /// # Panics
@@ -294,7 +234,7 @@ impl<F: StorageFile> WalWriter<F> {
     }
 
     /// Returns the number of bytes left in the newest segment.
-    fn room(&self) -> usize {
+    pub(super) fn room(&self) -> usize {
         self.cursor.map_or(0, |(_, offset)| (self.layout.segment_size() - offset) as usize)
     }
 

@@ -362,14 +362,18 @@ fn a_background_error_refuses_writes_once_the_oldest_is_too_old() {
     run(async {
         let options = OpenOptions::default().batch_write_interval_ms(1).flush_interval_ms(0).max_undurable_ms(20);
         let index = Shardex::create_on(storage, config(options), Env::system()).await?;
+        // The first record reserves space in the WAL for the next ones.
+        index.add_postings(documents(0..1)).await?;
+        index.commit().await?;
         full.store(true, Ordering::Release);
-        let mut accepted = 0;
+        let mut accepted = 1;
         // Adds postings until a write is refused, without a deadline of its own.
         let refused = loop {
             match index.add_postings(documents(accepted..accepted + 1)).await {
                 Ok(()) => accepted += 1,
                 Err(error) => break error,
             }
+            std::thread::sleep(Duration::from_millis(1));
         };
         assert!(matches!(refused, ShardexError::Undurable { limit: "max_undurable_ms", .. }), "{refused:?}");
         full.store(false, Ordering::Release);
@@ -388,13 +392,15 @@ fn an_immediate_write_that_could_not_be_committed_becomes_durable_by_itself() {
         let options =
             OpenOptions::default().durability(Durability::Immediate).batch_write_interval_ms(1).flush_interval_ms(0);
         let index = Shardex::create_on(storage, config(options), Env::system()).await?;
+        // The first record reserves space in the WAL for the next one.
+        index.add_postings(documents(0..1)).await?;
         full.store(true, Ordering::Release);
-        let refused = index.add_postings(documents(0..3)).await;
+        let refused = index.add_postings(documents(1..4)).await;
         assert!(matches!(refused, Err(ShardexError::OutOfSpace { .. })), "{refused:?}");
         full.store(false, Ordering::Release);
         loop {
             let stats = index.stats().await?;
-            if stats.durable_lsn == stats.last_lsn && stats.last_lsn.0 > 0 {
+            if stats.durable_lsn == stats.last_lsn && stats.last_lsn.0 > 1 {
                 break;
             }
             tokio::task::yield_now().await;

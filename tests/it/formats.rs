@@ -18,7 +18,7 @@ use shardex::{
         node::{self, BlockPointer},
         record,
         root::{PayloadRoot, ROOT_BYTES, Root, WalPosition},
-        state::{CentroidState, ExtentState, ShardState},
+        state::{CentroidState, ExtentState, FormerState, ShardState},
     },
     shard::{StoredPosting, bloom::Bloom},
 };
@@ -87,6 +87,7 @@ fn state() -> ShardState {
         bloom: bloom.words().to_vec(),
         means: CentroidState::Separate { sum: vec![1.5, -2.0, 0.0], centroid: vec![0.5, -1.0, 0.25] },
         tags: vec![BlockPointer { page: 51, len: 256, crc: 0x7A65_7A65 }],
+        former: None,
     }
 }
 
@@ -145,8 +146,11 @@ fn blocks_of_version_3_are_these_bytes() {
     let entries = [BlockPointer::default(), BlockPointer { page: 3, len: 200, crc: 0x0BAD_CAFE }];
     let of_one =
         ShardState { means: CentroidState::One([1.5f32, -2.0, 0.0].map(f32::to_le_bytes).concat()), ..state() };
+    let former = Some(FormerState { id: ShardId(0xF0), slots: 7, kept: vec![0b101_0010] });
+    let rewritten = ShardState { former, ..state() };
     let blocks = [
         (state().encode(&geometry(), 3), name(BlockKind::State, 2, 0)),
+        (rewritten.encode(&geometry(), 3), name(BlockKind::State, 2, 0)),
         (of_one.encode(&geometry(), 3), name(BlockKind::State, 2, 0)),
         (node::encode(&entries, 128, 3), name(BlockKind::ShardNode, 5, 1)),
         (node::encode(&entries, 128, 3), name(BlockKind::BucketNode, 0, 0)),
@@ -309,8 +313,10 @@ fn every_flipped_bit_and_every_truncation_is_refused() {
         }
         (0..bytes.len()).for_each(|len| assert!(!parses(&bytes[..len]), "{len} bytes"));
     }
-    for version in 1..=3 {
-        let mut state = ShardState { tags: vec![BlockPointer::default()], ..state() }.encode(&geometry(), version);
+    let rewritten = Some(FormerState { id: ShardId(0xF0), slots: 7, kept: vec![0b101_0010] });
+    for (version, former) in [(1, None), (2, None), (3, None), (3, rewritten)] {
+        let state = ShardState { tags: vec![BlockPointer::default()], former, ..state() };
+        let mut state = state.encode(&geometry(), version);
         if version == 3 {
             state[..4].copy_from_slice(&BlockKind::State.magic());
         }

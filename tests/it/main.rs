@@ -8,6 +8,7 @@ mod blocking;
 mod cells;
 #[cfg(feature = "cli")]
 mod cli;
+mod compaction;
 mod concurrent;
 mod conformance;
 mod cost;

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use shardex::{CheckLevel, DocumentId, Engine, Posting, storage::MmapStorage};
+use shardex::{CheckLevel, DocumentId, Engine, Posting, storage::Storage};
 
 use crate::support::{TestIndex, check_clean, documents};
 
-/// Stored state of a shard, without its location and the time in its id, and the bytes of its slots.
+/// Stored state of a shard, without its location, and the bytes of its slots.
 #[derive(Debug, PartialEq)]
-struct Bytes {
+pub(crate) struct Bytes {
     id: u128,
     removed: Vec<u64>,
     bloom: Vec<u64>,
@@ -18,10 +18,10 @@ struct Bytes {
 }
 
 /// Returns all shards by number.
-fn shards(engine: &Engine<MmapStorage>) -> BTreeMap<u32, Bytes> {
+pub(crate) fn shards<S: Storage>(engine: &Engine<S>) -> BTreeMap<u32, Bytes> {
     let snapshot = engine.snapshot();
     let bytes = snapshot.iter().map(|(number, shard)| {
-        let state = shard.state(number, shard.means(engine.geometry(), 2), Vec::new());
+        let state = shard.state(number, shard.means(engine.geometry(), 2), Vec::new(), 2);
         let extents = shard.extents().iter().map(|extent| (extent.state().crc, extent.lent().to_vec())).collect();
         let sum = shard.sum().iter().map(|x| x.to_bits()).collect();
         let centroid = shard.centroid.iter().map(|x| x.to_bits()).collect();

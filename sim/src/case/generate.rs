@@ -29,6 +29,7 @@ impl Case {
         // From another generator, so that the draws of the other features stay.
         let mut trims = ChaCha8Rng::seed_from_u64(seed ^ 0x5E77);
         let trimmed = [0.0, 0.1, 0.4][trims.random_range(0..3)];
+        let compacted = [0.0, 0.1, 0.4][trims.random_range(0..3)];
         for step in steps {
             let step = match step {
                 Step::Reopen if class == TAIL => Step::Close,
@@ -59,9 +60,7 @@ impl Case {
                         .push(Event::Crash(Crash { after: rng.random_range(1..16), ..random_crash(&mut rng, class) }));
                 }
             }
-            if trims.random_bool(trimmed) {
-                events.push(Event::Do(Step::Trim { keep: [0, 0, 512, 4_096][trims.random_range(0..4)] }));
-            }
+            events.extend(space_steps(&mut trims, trimmed, compacted));
             if rng.random_bool(0.03) {
                 events.push(Event::Do(Step::SecondOpen));
             }
@@ -72,6 +71,18 @@ impl Case {
         workload.name = format!("seed {seed}");
         Self { workload, seed, garbage, events }
     }
+}
+
+/// Draws whether free space is given back and shards are rewritten.
+fn space_steps(rng: &mut ChaCha8Rng, trimmed: f64, compacted: f64) -> Vec<Event> {
+    let mut steps = Vec::new();
+    if rng.random_bool(trimmed) {
+        steps.push(Event::Do(Step::Trim { keep: [0, 0, 512, 4_096][rng.random_range(0..4)] }));
+    }
+    if rng.random_bool(compacted) {
+        steps.push(Event::Do(Step::Compact { bytes: [1, 500, 1 << 20][rng.random_range(0..3)] }));
+    }
+    steps
 }
 
 /// Class of cases that lack space.

@@ -214,6 +214,8 @@ pub fn contents(report: &Report, files: &Files<'_>) -> Result<Contents, Finding>
                 documents.into_iter().for_each(|document| contents.remove_document(document));
             }
             RecordBody::Batch(batch) => contents.apply(batch, root),
+            // It changes no posting.
+            RecordBody::Rewrite(_) => {}
         }
     }
     Ok(contents)

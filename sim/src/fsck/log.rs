@@ -27,6 +27,8 @@ pub enum RecordKind {
     Close,
     /// Batch of version 2.
     Batch,
+    /// Maintenance of version 3.
+    Maintenance,
     /// Kind of a later version.
     Unknown,
 }
@@ -147,6 +149,7 @@ impl<'a> Wal<'a> {
             3 => RecordKind::Padding,
             4 => RecordKind::Close,
             5 => RecordKind::Batch,
+            6 => RecordKind::Maintenance,
             _ => RecordKind::Unknown,
         };
         let bits = *head.get(25)?;
@@ -225,6 +228,8 @@ pub enum RecordBody {
     Remove(Vec<u128>),
     /// Net effect of a batch.
     Batch(Batch),
+    /// Numbers of the shards that are rewritten.
+    Rewrite(Vec<u32>),
 }
 
 /// Changes the kind of a frame in the bytes of a `wal` file, and its checksum.
@@ -400,10 +405,20 @@ impl Record {
             RecordKind::Add => add(&bytes, dimension),
             RecordKind::Remove => remove(&bytes),
             RecordKind::Batch => batch(&bytes, dimension).map(RecordBody::Batch),
+            RecordKind::Maintenance => rewrite(&bytes),
             RecordKind::Padding | RecordKind::Close | RecordKind::Unknown => None,
         };
         body.ok_or_else(|| format!("record {} of {} bytes is no {:?}", self.lsn, bytes.len(), self.kind))
     }
+}
+
+fn rewrite(bytes: &[u8]) -> Option<RecordBody> {
+    let count = u64::from(u32_at(bytes, 4)?);
+    if u32_at(bytes, 0)? != 1 || 8 + 4 * count != bytes.len() as u64 {
+        return None;
+    }
+    let numbers = (0..count).map(|index| u32_at(bytes, 8 + 4 * index)).collect::<Option<Vec<_>>>()?;
+    numbers.is_sorted_by(|a, b| a < b).then_some(RecordBody::Rewrite(numbers))
 }
 
 fn add(bytes: &[u8], dimension: u32) -> Option<RecordBody> {

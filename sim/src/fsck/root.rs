@@ -122,8 +122,8 @@ impl RootInfo {
         bytes_of(self.version)
     }
 
-    /// Computes the size in bytes of the state of a shard with `slots` used slots, in a version. If `one` is true, a stored
-    /// vector takes the place of the sum and the centroid.
+    /// Computes the size in bytes of the state of a shard with `slots` used slots, in a version, up to its former slots. If
+    /// `one` is true, a stored vector takes the place of the sum and the centroid.
     #[must_use]
     pub fn state_bytes(&self, slots: u64, version: u32, one: bool) -> u64 {
         let extents = slots.div_ceil(self.extent_slots);

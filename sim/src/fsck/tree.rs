@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::bytes::{crc, crc_without, f32_at, f64_at, part, u32_at, u64_at, u128_at, zeros};
 use super::report::{ShardInfo, Tree};
 use super::root::{Metric, Parameters, RootInfo, state_fixed};
-use super::states::{any_beyond, has_one, number_at, state_version, tombstones};
+use super::states::{self, any_beyond, has_one, number_at, state_version, tombstones};
 use super::{Entry, Finding, FindingKind, Level, PageSpan, Part, What, encodings, space};
 
 /// Relative tolerance of a stored sum of vectors: a share of the summed absolute values of the component in all used
@@ -186,8 +186,7 @@ impl<'a> Walk<'a> {
         let Some((slots, live)) = u32_at(bytes, counts).zip(u32_at(bytes, counts + 4)) else { return false };
         let removed = tombstones(self.root, bytes, slots, version)
             .map(|all| all.iter().map(|word| word.count_ones()).sum::<u32>());
-        let one = has_one(bytes, version);
-        let whole = self.root.state_bytes(u64::from(slots), version, one) == bytes.len() as u64;
+        let whole = states::length(self.root, bytes, slots.into(), version) == Some(bytes.len() as u64);
         u32_at(bytes, number_at(version)) == Some(number) && whole && removed == slots.checked_sub(live)
     }
 
@@ -216,11 +215,14 @@ impl<'a> Walk<'a> {
                 format!("{slots} slots, of {} at most", self.root.shard_size),
             );
         }
-        let wanted = self.root.state_bytes(u64::from(slots), version, has_one(bytes, version));
-        if wanted != bytes.len() as u64 {
-            return fail(self, FindingKind::WrongLength, 0, format!("{} bytes instead of {wanted}", bytes.len()));
+        let wanted = states::length(self.root, bytes, slots.into(), version);
+        if wanted != Some(bytes.len() as u64) {
+            return fail(self, FindingKind::WrongLength, 0, format!("{} bytes instead of {wanted:?}", bytes.len()));
         }
-        let most = if version < 3 { 0 } else { 1 };
+        if let Err(what) = states::check_former(self.root, bytes, slots, version) {
+            fail(self, FindingKind::OutOfBounds, 0, what);
+        }
+        let most = if version < 3 { 0 } else { 3 };
         if u64_at(bytes, at + 24).is_none_or(|flags| flags > most) {
             fail(self, FindingKind::NonZeroReserved, at + 24, "the state's zeros".into());
         }

@@ -70,7 +70,14 @@ fn event(bytes: &mut Bytes<'_>) -> Event {
             })
         }
         11 => Event::Do(
-            [Step::Close, Step::Reopen, Step::SecondOpen, Step::Read, Step::Trim { keep: 0 }][bytes.below(5) as usize]
+            [
+                Step::Close,
+                Step::Reopen,
+                Step::SecondOpen,
+                Step::Read,
+                Step::Trim { keep: 0 },
+                Step::Compact { bytes: 500 },
+            ][bytes.below(6) as usize]
                 .clone(),
         ),
         12 | 13 => Event::Fault { after: 1 + bytes.below(40), fault: fault(bytes) },

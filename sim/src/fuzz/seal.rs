@@ -10,6 +10,7 @@ use shardex::{
         cells::{CellTable, GROUP_ENTRY_BYTES, decode_head},
         codec, crc32c,
         frame::{self, Frame},
+        geometry::StateLayout,
         header::{CRC_AT, SEGMENT_HEADER_BYTES, SegmentHeader},
         node::{self, BlockPointer, ENTRY_BYTES},
         root::{self, Root},
@@ -157,7 +158,7 @@ fn entries_of(leaves: &Leaves<'_>, kind: SealedKind, bytes: &[u8]) -> Vec<usize>
             }
             let pages = geometry.tag_pages(slots);
             let behind = if version == 2 { 16 } else { 12 * geometry.dimension };
-            let first = geometry.state_bytes(slots, version, false) - behind - pages * ENTRY_BYTES;
+            let first = geometry.state_bytes(&StateLayout::of(slots, version)) - behind - pages * ENTRY_BYTES;
             (0..pages).map(|i| first + i * ENTRY_BYTES).collect()
         }
         _ => Vec::new(),

@@ -159,6 +159,11 @@ pub enum Step {
         /// Bytes to keep.
         keep: u64,
     },
+    /// Rewrites shards without their removed postings, up to about `bytes` bytes.
+    Compact {
+        /// Bytes of live postings to read.
+        bytes: u64,
+    },
 }
 
 impl std::fmt::Display for Step {
@@ -195,6 +200,7 @@ impl std::fmt::Display for Step {
             Self::SecondOpen => f.write_str("second-open"),
             Self::Read => f.write_str("read"),
             Self::Trim { keep } => write!(f, "trim keep={keep}"),
+            Self::Compact { bytes } => write!(f, "compact bytes={bytes}"),
         }
     }
 }

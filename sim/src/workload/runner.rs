@@ -251,20 +251,14 @@ impl<S: Storage + Clone> Runner<S> {
                 return self.flush_with_writes(*first, *count, *salt, overlaps);
             }
             Step::Trim { keep } => engine.trim(*keep).map(drop)?,
+            Step::Compact { bytes } => engine.compact_step(u64::MAX, *bytes).map(drop)?,
             Step::Optimize => engine.optimize()?,
             Step::OptimizeUntil { questions } => optimize_until(engine, *questions)?,
             Step::Close => self.close(storage)?,
             Step::Reopen => self.close(storage).and_then(|()| self.open(storage).map(drop))?,
-            Step::RemovePostings { .. }
-            | Step::Tag { .. }
-            | Step::Payload { .. }
-            | Step::RemovePayloads { .. }
-            | Step::Edit { .. }
-            | Step::Cursor { .. }
-            | Step::RemoveMatching { .. }
-            | Step::Batch { .. } => unreachable!("it is a batch"),
             Step::Read => self.readers.take(engine)?,
             Step::SecondOpen => return self.open_again(storage),
+            _ => unreachable!("it is a batch"),
         }
         Ok(())
     }

@@ -264,8 +264,11 @@ impl<F: StorageFile, B: Deref<Target = [u8]> + Send + Sync> Calibrator<'_, F, B>
             if let Some(code) = self.unindexed(hit, &query) {
                 return ResultLocation::Unindexed(code);
             }
-            let reference =
-                shard_of(self.snapshot, hit.shard).and_then(|shard| cells.reference_of(hit.shard, shard.id, hit.slot));
+            let of_shard = shard_of(self.snapshot, hit.shard).zip(cells.covered(hit.shard));
+            let reference = of_shard.and_then(|(shard, (i, covered))| {
+                let slot = shard.slot_before(covered.id, hit.slot).filter(|&slot| slot < covered.slots)?;
+                Some(cells.reference(i, slot))
+            });
             let locations = reference.map_or([None; 2], |reference| code_locations[reference as usize]);
             ResultLocation::Cells(locations.map(|location| location.and_then(in_cell)))
         };

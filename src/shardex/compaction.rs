@@ -1,0 +1,197 @@
+//! Compaction of the writer: shards are rewritten without their removed postings, in steps at a bounded rate, so that other
+//! calls wait for one step at most.
+//!
+//! A failure is background work, as that of a trim is.
+
+use std::time::Duration;
+
+use super::{
+    Shardex,
+    queue::{Command, Reply},
+    writer::Writer,
+};
+use crate::{
+    config::Durability,
+    engine::stats::{BackgroundWork, CompactionStats},
+    error::{Result, ShardexError},
+    storage::Storage,
+    tuning::{COMPACTION_BEHIND, COMPACTION_CATCH_UP, COMPACTION_PAUSE, COMPACTION_SHARE, COMPACTION_STEP, REST_AFTER},
+};
+
+/// `compact` builds cells anew that have more codes per live posting.
+const CODES_PER_POSTING: u64 = 3;
+
+/// `compact` rewrites shards of which one posting in so many is removed.
+const WHOLE_SHARE: u64 = 32;
+
+impl<S: Storage> Writer<S> {
+    /// Reports whether no write has come for a while.
+    fn is_at_rest(&self, now: Duration) -> bool {
+        self.last_write.is_none_or(|at| now.saturating_sub(at) >= REST_AFTER)
+    }
+
+    /// Sets the time of the next step, if removed postings take too much space. While writes go on, as much as a flush
+    /// threshold may wait.
+    pub(super) fn schedule_compaction(&mut self, now: Duration) {
+        let options = self.engine.options();
+        if self.compact_at.is_some() || options.compaction_bytes_per_second == 0 {
+            return;
+        }
+        let least = if self.is_at_rest(now) { 0 } else { options.flush_wal_bytes };
+        if self.engine.wants_compaction(COMPACTION_SHARE, least) {
+            self.compact_at = Some(now);
+        } else if self.engine.wants_compaction(COMPACTION_SHARE, 0) {
+            // It may be at rest later.
+            self.compact_at = Some(now + REST_AFTER);
+        }
+    }
+
+    /// Takes the next step of a compaction, if one is due.
+    pub(super) fn compact_if_due(&mut self, now: Duration) {
+        if self.compact_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.compact_at = None;
+        if self.engine.is_poisoned() || self.engine.is_read_only() {
+            return;
+        }
+        // The cells that are being built know the shards as they were.
+        if self.cell_build.is_some() {
+            self.compact_at = Some(now + REST_AFTER);
+            return;
+        }
+        let least = if self.is_at_rest(now) { 0 } else { self.engine.options().flush_wal_bytes };
+        // Once begun it goes on to half the share, so that it does not begin again at once.
+        let share = if self.compacting { 2 * COMPACTION_SHARE } else { COMPACTION_SHARE };
+        if !self.engine.wants_compaction(share, least) {
+            return self.end_compaction(now);
+        }
+        match self.engine.compact_step(2 * COMPACTION_SHARE, COMPACTION_STEP) {
+            // Only damaged shards are left.
+            Ok(0) => {
+                self.end_compaction(now);
+                self.compact_at = Some(now + COMPACTION_PAUSE);
+            }
+            Ok(bytes) => {
+                self.compacting = true;
+                self.failures.over(BackgroundWork::Space);
+                self.compacted(now);
+                let rate = self.engine.options().compaction_bytes_per_second.max(1);
+                self.compact_at = Some(now + Duration::from_secs_f64(bytes as f64 / rate as f64));
+            }
+            Err(ShardexError::FlushInProgress) => self.compact_at = Some(now + REST_AFTER / 10),
+            Err(error) => {
+                self.note_space_failure(&error);
+                self.compact_at = Some(now + COMPACTION_PAUSE);
+            }
+        }
+    }
+
+    /// Ends a compaction. Its space comes back after flushes, so an index at rest flushes.
+    fn end_compaction(&mut self, now: Duration) {
+        let flushes = std::mem::take(&mut self.compacting) && self.is_at_rest(now);
+        if flushes && self.flushing.is_none() && self.engine.options().durability != Durability::Manual {
+            self.begin_flush(true);
+        }
+    }
+
+    /// Publishes the shards that a step has rewritten.
+    fn compacted(&mut self, now: Duration) {
+        self.put_trim_off();
+        self.publish();
+        self.observe_flushes();
+        if self.engine.has_uncommitted() {
+            self.undurable_since.get_or_insert(now);
+        }
+        self.flush_if_full();
+    }
+
+    /// Rewrites shards before a write, if writes remove postings faster than the background does.
+    pub(super) fn catch_up_compaction(&mut self) {
+        let options = self.engine.options();
+        let limit = options.flush_wal_bytes.saturating_mul(2);
+        if options.compaction_bytes_per_second == 0 || limit == 0 {
+            return;
+        }
+        for _ in 0..COMPACTION_CATCH_UP {
+            if !self.engine.wants_compaction(COMPACTION_BEHIND, limit) {
+                return;
+            }
+            match self.engine.compact_step(2 * COMPACTION_SHARE, COMPACTION_STEP) {
+                Ok(0) | Err(ShardexError::FlushInProgress) => return,
+                Ok(_) => self.compacted(self.runtime.now()),
+                // The write has the same error, or the next step in the background.
+                Err(error) => return self.note_space_failure(&error),
+            }
+        }
+    }
+
+    /// Answers once no cells are being built: a build reads the shards as they were.
+    pub(super) fn await_cells(&mut self, reply: Reply<()>) {
+        match &mut self.cell_build {
+            Some(build) => build.waiters.push(reply),
+            None => reply.send(Ok(())),
+        }
+    }
+
+    /// Takes a step of a compaction that a caller waits for.
+    pub(super) fn compact_now(&mut self) -> Result<u64> {
+        let done = self.engine.compact_step(WHOLE_SHARE, COMPACTION_STEP);
+        if matches!(done, Ok(1..)) {
+            self.compacted(self.runtime.now());
+        }
+        done
+    }
+}
+
+impl<S: Storage> Shardex<S> {
+    /// Gives back the space of removed postings at once: rewrites the shards that hold them, flushes, and gives all free
+    /// space back to the file system. Other calls go on meanwhile.
+    ///
+    /// The index does the same in the background, later and less thoroughly: see
+    /// [`compaction_bytes_per_second`](crate::OpenOptions::compaction_bytes_per_second). Cells keep the postings that are
+    /// rewritten, so searches are as fast as before.
+    ///
+    /// Space that a snapshot or hits still read comes back after they are dropped. A damaged shard stays as it is.
+    ///
+    /// Cost: reads and stores the live postings of the shards of which one posting in 32 or more is removed, and up to three
+    /// flushes. It waits for a cell build that is under way. If most codes are those of removed postings, it builds the cells anew, as [`optimize`](Self::optimize) does.
+    ///
+    /// # Errors
+    /// Returns the errors of [`write`](Self::write) and [`flush`](Self::flush). What was rewritten before stays so, and the
+    /// call can be repeated.
+    pub async fn compact(&self) -> Result<CompactionStats> {
+        let built = self.ask(Command::AwaitCells).await;
+        // Another failure of a build is background work, which the statistics report.
+        if let Err(error @ (ShardexError::Closed | ShardexError::Poisoned { .. })) = built {
+            return Err(error);
+        }
+        let before = self.stats().await?;
+        // A posting has two codes at most. Many more belong to removed postings.
+        if before.codes > CODES_PER_POSTING * before.total_postings {
+            self.optimize().await?;
+        }
+        let mut rewritten_bytes = 0;
+        loop {
+            match self.ask(Command::Compact).await {
+                Ok(0) => break,
+                Ok(bytes) => rewritten_bytes += bytes,
+                Err(ShardexError::FlushInProgress) => {
+                    self.flush().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        loop {
+            self.flush().await?;
+            match self.ask(Command::Trim).await {
+                // Another caller's flush has begun.
+                Err(ShardexError::FlushInProgress) => {}
+                Err(error) => return Err(error),
+                Ok(_) => break,
+            }
+        }
+        let disk_bytes_before = before.disk_bytes;
+        Ok(CompactionStats { rewritten_bytes, disk_bytes_before, disk_bytes_after: self.stats().await?.disk_bytes })
+    }
+}
