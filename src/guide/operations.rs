@@ -32,8 +32,11 @@
 //! # Disk space
 //! [`disk_bytes`](crate::IndexStats::disk_bytes) is the space that the files take, which is less than their lengths where
 //! they have holes. A second after the last write, and at a close, an index gives back what it does not need
-//! ([`reclaimable_bytes`](crate::IndexStats::reclaimable_bytes)), except for about a mebibyte each of the data file and
-//! the WAL. While writes go on, it keeps up to four times [`flush_wal_bytes`](crate::OpenOptions::flush_wal_bytes) of
+//! ([`reclaimable_bytes`](crate::IndexStats::reclaimable_bytes)), except for a 32nd part, and a mebibyte at most.
+//!
+//! The slots of removed postings come back when their shards are rewritten. That happens in the background from an eighth of
+//! the slots on ([`compaction_bytes_per_second`](crate::OpenOptions::compaction_bytes_per_second)), or at once by
+//! [`compact`](crate::Shardex::compact). Cells keep the postings of rewritten shards, so searches stay as fast. While writes go on, it keeps up to four times [`flush_wal_bytes`](crate::OpenOptions::flush_wal_bytes) of
 //! free space. Until a flush, the older of the two roots needs what was removed since
 //! ([`held_bytes`](crate::IndexStats::held_bytes)), and so does a snapshot until it is dropped
 //! ([`held_by_readers_bytes`](crate::IndexStats::held_by_readers_bytes)).

@@ -202,15 +202,16 @@ impl<F: StorageFile> DataFile<F> {
     /// a hole: the file was made as one, their space was given back, or the file is a copy with holes. Then a store must
     /// not be the first to find that the disk is full.
     ///
-    /// An extent is filled posting by posting, so it reserves as much again for the next ones.
-    fn reserve(&self, allocations: &[&Allocation], at: usize, len: usize) -> Result<()> {
+    /// An extent that postings are added to reserves as much again for the next ones.
+    fn reserve(&self, allocations: &[&Allocation], at: usize, len: usize, ahead: bool) -> Result<()> {
         let (Some(first), Some(last)) = (allocations.first(), allocations.last()) else { return Ok(()) };
         let page_size = self.geometry.page_size;
         let begin = first.run().page + (at / page_size) as u64;
         let pages_to = |bytes: usize| first.run().page + bytes.div_ceil(page_size) as u64;
         let range = |end: u64| PageRange { page: begin, pages: (end.min(last.run().end()) - begin) as u32 };
         if !self.space().is_reserved(range(pages_to(at + len))) {
-            let (run, page) = (range(pages_to(2 * (at + len))), page_size as u64);
+            let reserved = if ahead { 2 * (at + len) } else { at + len };
+            let (run, page) = (range(pages_to(reserved)), page_size as u64);
             // Before the call, because a failed one may have reserved a part.
             self.space().in_doubt(run);
             self.raw().allocate(run.page * page, u64::from(run.pages) * page, RESERVE)?;
@@ -314,7 +315,7 @@ impl<F: StorageFile> DataFile<F> {
     }
 
     fn write(&self, allocations: &[&Allocation], at: usize, bytes: &[u8], purpose: Purpose) -> Result<()> {
-        self.reserve(allocations, at, bytes.len())?;
+        self.reserve(allocations, at, bytes.len(), purpose == StoreReason::Add.purpose())?;
         let offset = allocations.first().map_or(0, |allocation| self.offset(allocation)) + at as u64;
         // Recorded before the store, because a failed store may have stored a part.
         {
