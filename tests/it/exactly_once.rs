@@ -56,7 +56,7 @@ fn every_mistake_of_an_ingester_is_found() {
         (Mistake::Unconditional, all, &[TRIMMED, OTHER]),
     ] {
         for &durability in durabilities {
-            let found = first_broken(durability, 12, Some(mistake));
+            let found = first_broken(durability, 20, Some(mistake));
             let (_, broken) = found.unwrap_or_else(|| panic!("{mistake:?} is not found under {durability:?}"));
             assert!(messages.iter().any(|message| broken.contains(message)), "{mistake:?}: {broken}");
             println!("{mistake:?}: {broken}");

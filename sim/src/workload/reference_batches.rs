@@ -55,6 +55,11 @@ pub(super) fn batches() -> Vec<Workload> {
             )
         },
         Workload::new(
+            "growth by several chunks",
+            l2(3, 4),
+            vec![payload(0, 8, 4_000, 1), Flush, payload(8, 8, 4_000, 1), Flush, payload(16, 3, 4_000, 2), Flush],
+        ),
+        Workload::new(
             "payloads",
             l2(3, 4),
             vec![
