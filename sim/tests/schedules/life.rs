@@ -111,7 +111,9 @@ async fn session(desk: Desk, plan: Plan, life: LifePlan) {
         _ if desk.stopped() => return pending().await,
         (Ok(stats), Ok(report)) => {
             desk.recovered(&stats);
-            assert!(report.is_clean(), "{report}");
+            // A compaction may begin with the open, and its flush may meet the failing sync, which loses what it covers.
+            let failed = index.stats().await.is_ok_and(|stats| stats.poisoned.is_some());
+            assert!(report.is_clean() || failed, "{report}");
         }
         (stats, report) => panic!("{stats:?} {report:?}"),
     }
