@@ -15,7 +15,7 @@ const SMALLEST_SHARE: usize = 8;
 pub struct Halves {
     /// For each row, true if it belongs to the second half.
     pub second: Vec<bool>,
-    /// CentroidState of the two halves.
+    /// Means of the two halves.
     pub centroids: [Vec<f32>; 2],
 }
 

@@ -56,7 +56,7 @@ impl<S: Storage> Writer<S> {
             return;
         }
         // The cells that are being built know the shards as they were.
-        if self.cell_build.is_some() {
+        if self.cell_build.is_some() || self.cells_wait() {
             self.compact_at = Some(now + REST_AFTER);
             return;
         }
@@ -75,7 +75,7 @@ impl<S: Storage> Writer<S> {
             Ok(bytes) => {
                 self.compacting = true;
                 self.failures.over(BackgroundWork::Space);
-                self.compacted(now);
+                self.compacted(now, bytes);
                 let rate = self.engine.options().compaction_bytes_per_second.max(1);
                 self.compact_at = Some(now + Duration::from_secs_f64(bytes as f64 / rate as f64));
             }
@@ -89,19 +89,35 @@ impl<S: Storage> Writer<S> {
 
     /// Ends a compaction. Its space comes back after flushes, so an index at rest flushes.
     fn end_compaction(&mut self, now: Duration) {
-        let flushes = std::mem::take(&mut self.compacting) && self.is_at_rest(now);
-        if flushes && self.flushing.is_none() && self.engine.options().durability != Durability::Manual {
+        if !self.compacting {
+            return;
+        }
+        if self.flushing.is_some() {
+            // Again after that flush, which may have begun before the last steps.
+            self.compact_at = Some(now + REST_AFTER);
+            return;
+        }
+        self.compacting = false;
+        if self.is_at_rest(now) && self.engine.options().durability != Durability::Manual {
             self.begin_flush(true);
         }
     }
 
-    /// Publishes the shards that a step has rewritten.
-    fn compacted(&mut self, now: Duration) {
+    /// Publishes the shards that a step has rewritten, `bytes` of slots. What was rewritten takes space twice until flushes free
+    /// the old extents, and the WAL does not show it, so it begins a flush by itself.
+    fn compacted(&mut self, now: Duration, bytes: u64) {
         self.put_trim_off();
         self.publish();
         self.observe_flushes();
         if self.engine.has_uncommitted() {
             self.undurable_since.get_or_insert(now);
+        }
+        self.rewritten_bytes += bytes;
+        let limit = self.engine.options().flush_wal_bytes.max(COMPACTION_STEP);
+        let flushes = self.engine.options().durability != Durability::Manual && self.rewritten_bytes >= limit;
+        if flushes && self.flushing.is_none() {
+            self.rewritten_bytes = 0;
+            self.begin_flush(true);
         }
         self.flush_if_full();
     }
@@ -119,7 +135,7 @@ impl<S: Storage> Writer<S> {
             }
             match self.engine.compact_step(2 * COMPACTION_SHARE, COMPACTION_STEP) {
                 Ok(0) | Err(ShardexError::FlushInProgress) => return,
-                Ok(_) => self.compacted(self.runtime.now()),
+                Ok(bytes) => self.compacted(self.runtime.now(), bytes),
                 // The write has the same error, or the next step in the background.
                 Err(error) => return self.note_space_failure(&error),
             }
@@ -137,8 +153,8 @@ impl<S: Storage> Writer<S> {
     /// Takes a step of a compaction that a caller waits for.
     pub(super) fn compact_now(&mut self) -> Result<u64> {
         let done = self.engine.compact_step(WHOLE_SHARE, COMPACTION_STEP);
-        if matches!(done, Ok(1..)) {
-            self.compacted(self.runtime.now());
+        if let Ok(bytes @ 1..) = done {
+            self.compacted(self.runtime.now(), bytes);
         }
         done
     }

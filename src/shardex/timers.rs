@@ -133,7 +133,7 @@ impl<S: Storage> Writer<S> {
         }
         let options = self.engine.options();
         let interval = options.commit_interval();
-        // Under `Immediate` only a failed commit leaves uncommitted writes.
+        // Under `Immediate` only a failed commit and a compaction leave uncommitted records.
         if self.commit_at.is_none() && self.engine.has_uncommitted() && options.durability != Durability::Manual {
             let failure = self.failures.lasting(BackgroundWork::Commit);
             self.commit_at = Some(now + failure.map_or(interval, |failure| failure.delay(interval)));

@@ -83,6 +83,8 @@ pub(super) struct Writer<S: Storage> {
     /// Time of the next step of a compaction, and whether one is under way.
     pub(super) compact_at: Option<Duration>,
     pub(super) compacting: bool,
+    /// Bytes of slots that compactions have rewritten since they last began a flush.
+    pub(super) rewritten_bytes: u64,
     /// Time of the last write.
     pub(super) last_write: Option<Duration>,
     /// Whether the flush under way stores a twin for a trim.
@@ -135,6 +137,7 @@ impl<S: Storage> Writer<S> {
             trim_at: None,
             compact_at: None,
             compacting: false,
+            rewritten_bytes: 0,
             last_write: None,
             twin: false,
             undurable_since: None,
