@@ -18,13 +18,13 @@ use crate::{
 
 impl<S: Storage> Engine<S> {
     /// Rewrites shards without their removed postings, those with the largest shares of removed ones first, until it has
-    /// read about `max_bytes` of live postings. It passes over shards of which less than one posting in `share` is removed.
+    /// read about `max_bytes` of slots, used and removed, and at least one shard. It passes over shards of which less than one posting in `share` is removed.
     /// Returns the bytes of the slots of these shards, used and removed: 0 if nothing is left to do.
     ///
     /// The result is accepted like a write: it is durable with the next commit, and space comes back after the flushes that
     /// follow.
     ///
-    /// Cost: reads and stores the live postings of these shards. It looks at the counts of all shards.
+    /// Cost: reads the used slots of these shards, and stores their live postings. It looks at the counts of all shards.
     ///
     /// # Errors
     /// As [`write`](Self::write). Nothing has changed then.
@@ -58,15 +58,15 @@ impl<S: Storage> Engine<S> {
             let removed = (shard.len() - shard.live()) as u64;
             // A damaged shard can't be rewritten, and would be chosen again and again.
             if removed.saturating_mul(share) >= shard.len() as u64 && removed > 0 && !self.unfit.contains(&shard.id) {
-                found.push(((removed << 32) / shard.len() as u64, number, shard.live()));
+                found.push(((removed << 32) / shard.len() as u64, number, shard.len()));
             }
         }
         found.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
         let mut bytes = 0;
         let slot = self.data.geometry().slot_bytes() as u64;
-        let taken = found.into_iter().take_while(|&(.., live)| {
+        let taken = found.into_iter().take_while(|&(.., used)| {
             let fits = bytes < max_bytes;
-            bytes += live as u64 * slot;
+            bytes += used as u64 * slot;
             fits
         });
         let mut numbers: Vec<u32> = taken.map(|(_, number, _)| number).collect();
@@ -79,7 +79,8 @@ impl<S: Storage> Engine<S> {
         self.work.totals.removed * self.data.geometry().slot_bytes() as u64
     }
 
-    /// Reports whether removed postings take at least one slot in `share`, and more than `least` bytes. Not before the first write of an epoch, which alone may upgrade an index.
+    /// Reports whether removed postings take at least one slot in `share`, and more than `least` bytes. Not before the first
+    /// write of an epoch, which alone may upgrade an index.
     #[must_use]
     pub fn wants_compaction(&self, share: u64, least: u64) -> bool {
         let totals = self.work.totals;

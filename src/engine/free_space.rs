@@ -160,8 +160,7 @@ impl<S: Storage> Engine<S> {
     /// Returns the bytes that only an older root may need at rest.
     #[must_use]
     pub fn older_at_rest(&self) -> u64 {
-        let (part, least) = tuning::TWIN_PART;
-        (self.used_bytes() / part).clamp(least, tuning::KEPT_AT_REST)
+        (self.used_bytes() / tuning::TWIN_PART).clamp(tuning::TWIN_LEAST, tuning::KEPT_AT_REST)
     }
 
     fn page_bytes(&self) -> u64 {

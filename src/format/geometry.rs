@@ -180,8 +180,8 @@ impl IndexParams {
 
     /// Returns the length in bytes of the largest shard state of version 1, from which the size of a chunk follows.
     ///
-    /// The chunks of a file never change their size, so later versions keep it. Their states fit a chunk too: they are at
-    /// most twice as long.
+    /// The chunks of a file never change their size, so later versions keep it. A chunk has room for four of these states, and
+    /// so for one of a later version.
     #[must_use]
     pub fn max_state_bytes(&self) -> usize {
         self.state_bytes(&StateLayout::of(self.shard_size, 1))

@@ -30,15 +30,17 @@ impl<S: Storage> Writer<S> {
         self.last_write.is_none_or(|at| now.saturating_sub(at) >= REST_AFTER)
     }
 
-    /// Sets the time of the next step, if removed postings take too much space. While writes go on, as much as a flush
-    /// threshold may wait.
+    /// Returns the bytes of removed postings that may wait: while writes go on, as much as a flush threshold.
+    fn may_wait(&self, now: Duration) -> u64 {
+        if self.is_at_rest(now) { 0 } else { self.engine.options().flush_wal_bytes }
+    }
+
+    /// Sets the time of the next step, if removed postings take too much space.
     pub(super) fn schedule_compaction(&mut self, now: Duration) {
-        let options = self.engine.options();
-        if self.compact_at.is_some() || options.compaction_bytes_per_second == 0 {
+        if self.compact_at.is_some() || self.engine.options().compaction_bytes_per_second == 0 {
             return;
         }
-        let least = if self.is_at_rest(now) { 0 } else { options.flush_wal_bytes };
-        if self.engine.wants_compaction(COMPACTION_SHARE, least) {
+        if self.engine.wants_compaction(COMPACTION_SHARE, self.may_wait(now)) {
             self.compact_at = Some(now);
         } else if self.engine.wants_compaction(COMPACTION_SHARE, 0) {
             // It may be at rest later.
@@ -60,10 +62,9 @@ impl<S: Storage> Writer<S> {
             self.compact_at = Some(now + REST_AFTER);
             return;
         }
-        let least = if self.is_at_rest(now) { 0 } else { self.engine.options().flush_wal_bytes };
         // Once begun it goes on to half the share, so that it does not begin again at once.
         let share = if self.compacting { 2 * COMPACTION_SHARE } else { COMPACTION_SHARE };
-        if !self.engine.wants_compaction(share, least) {
+        if !self.engine.wants_compaction(share, self.may_wait(now)) {
             return self.end_compaction(now);
         }
         match self.engine.compact_step(2 * COMPACTION_SHARE, COMPACTION_STEP) {
@@ -75,7 +76,7 @@ impl<S: Storage> Writer<S> {
             Ok(bytes) => {
                 self.compacting = true;
                 self.failures.over(BackgroundWork::Space);
-                self.compacted(now, bytes);
+                self.compacted(bytes);
                 let rate = self.engine.options().compaction_bytes_per_second.max(1);
                 self.compact_at = Some(now + Duration::from_secs_f64(bytes as f64 / rate as f64));
             }
@@ -105,13 +106,10 @@ impl<S: Storage> Writer<S> {
 
     /// Publishes the shards that a step has rewritten, `bytes` of slots. What was rewritten takes space twice until flushes free
     /// the old extents, and the WAL does not show it, so it begins a flush by itself.
-    fn compacted(&mut self, now: Duration, bytes: u64) {
+    fn compacted(&mut self, bytes: u64) {
         self.put_trim_off();
         self.publish();
         self.observe_flushes();
-        if self.engine.has_uncommitted() {
-            self.undurable_since.get_or_insert(now);
-        }
         self.rewritten_bytes += bytes;
         let limit = self.engine.options().flush_wal_bytes.max(COMPACTION_STEP);
         let flushes = self.engine.options().durability != Durability::Manual && self.rewritten_bytes >= limit;
@@ -122,8 +120,15 @@ impl<S: Storage> Writer<S> {
         self.flush_if_full();
     }
 
+    /// Checks that a write may be accepted, and slows it down if writes remove postings faster than shards are rewritten.
+    pub(super) fn make_way(&mut self) -> Result<()> {
+        self.may_accept()?;
+        self.catch_up_compaction();
+        Ok(())
+    }
+
     /// Rewrites shards before a write, if writes remove postings faster than the background does.
-    pub(super) fn catch_up_compaction(&mut self) {
+    fn catch_up_compaction(&mut self) {
         let options = self.engine.options();
         let limit = options.flush_wal_bytes.saturating_mul(2);
         if options.compaction_bytes_per_second == 0 || limit == 0 {
@@ -135,7 +140,7 @@ impl<S: Storage> Writer<S> {
             }
             match self.engine.compact_step(2 * COMPACTION_SHARE, COMPACTION_STEP) {
                 Ok(0) | Err(ShardexError::FlushInProgress) => return,
-                Ok(bytes) => self.compacted(self.runtime.now(), bytes),
+                Ok(bytes) => self.compacted(bytes),
                 // The write has the same error, or the next step in the background.
                 Err(error) => return self.note_space_failure(&error),
             }
@@ -146,7 +151,7 @@ impl<S: Storage> Writer<S> {
     pub(super) fn await_cells(&mut self, reply: Reply<()>) {
         match &mut self.cell_build {
             Some(build) => build.waiters.push(reply),
-            None => reply.send(Ok(())),
+            None => self.after_cells(reply),
         }
     }
 
@@ -154,7 +159,7 @@ impl<S: Storage> Writer<S> {
     pub(super) fn compact_now(&mut self) -> Result<u64> {
         let done = self.engine.compact_step(WHOLE_SHARE, COMPACTION_STEP);
         if let Ok(bytes @ 1..) = done {
-            self.compacted(self.runtime.now(), bytes);
+            self.compacted(bytes);
         }
         done
     }
@@ -171,7 +176,9 @@ impl<S: Storage> Shardex<S> {
     /// Space that a snapshot or hits still read comes back after they are dropped. A damaged shard stays as it is.
     ///
     /// Cost: reads and stores the live postings of the shards of which one posting in 32 or more is removed, and up to three
-    /// flushes. It waits for a cell build that is under way. If most codes are those of removed postings, it builds the cells anew, as [`optimize`](Self::optimize) does.
+    /// flushes. It waits for a cell build that is under way. If most codes are those of removed postings, it builds the cells
+    /// anew, as [`optimize`](Self::optimize) does. While others remove postings, it ends once it has rewritten as many bytes as
+    /// the files took.
     ///
     /// # Errors
     /// Returns the errors of [`write`](Self::write) and [`flush`](Self::flush). What was rewritten before stays so, and the
@@ -188,7 +195,7 @@ impl<S: Storage> Shardex<S> {
             self.optimize().await?;
         }
         let mut rewritten_bytes = 0;
-        loop {
+        while rewritten_bytes <= before.disk_bytes {
             match self.ask(Command::Compact).await {
                 Ok(0) => break,
                 Ok(bytes) => rewritten_bytes += bytes,

@@ -292,8 +292,7 @@ impl<S: Storage> Writer<S> {
         let waits = |error: Option<&ShardexError>| under_way && matches!(error, Some(ShardexError::FlushInProgress));
         match write {
             Write::Batch(batch, reply) => {
-                self.catch_up_compaction();
-                let done = self.may_accept().and_then(|()| self.engine.write(&batch));
+                let done = self.make_way().and_then(|()| self.engine.write(&batch));
                 if waits(done.as_ref().err()) {
                     return Some(Write::Batch(batch, reply));
                 }
@@ -301,7 +300,7 @@ impl<S: Storage> Writer<S> {
                 self.written(done.map(drop), Box::new(move |done| reply.send(done.map(|()| written))));
             }
             Write::RemoveRange(documents, reply) => {
-                let done = self.may_accept().and_then(|()| self.engine.remove_range(&documents));
+                let done = self.make_way().and_then(|()| self.engine.remove_range(&documents));
                 if waits(done.as_ref().err()) {
                     return Some(Write::RemoveRange(documents, reply));
                 }
@@ -319,6 +318,18 @@ impl<S: Storage> Writer<S> {
             }
         }
         None
+    }
+
+    /// Answers once no built cells wait for installation.
+    pub(super) fn after_cells(&mut self, reply: Reply<()>) {
+        let cells = self.writes.iter_mut().find_map(|(write, _)| match write {
+            Write::Cells(_, waiters) => Some(waiters),
+            _ => None,
+        });
+        match cells {
+            Some(waiters) => waiters.push(reply),
+            None => reply.send(Ok(())),
+        }
     }
 
     /// Answers a write, or queues its answer until the commit that makes it durable.

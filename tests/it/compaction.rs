@@ -190,7 +190,7 @@ fn a_damaged_shard_is_left_alone() {
     assert_eq!(engine.compact_step(u64::MAX, 1 << 20).expect("nothing to do"), 0);
 }
 
-/// An index of an older version is not upgraded by the background, and by a compaction that is asked for.
+/// The background rewrites nothing before the first write, since a clean open stores nothing.
 #[test]
 fn a_clean_open_compacts_nothing_by_itself() {
     let index = TestIndex::small();
