@@ -210,7 +210,14 @@ impl<S: Storage> Engine<S> {
             }
             FrameKind::Maintenance => {
                 let numbers = maintenance::decode_rewrite(&record.payload).map_err(damaged)?;
-                apply::rewrite(&mut self.work, &now, &numbers)?;
+                match apply::rewrite(&mut self.work, &now, &numbers) {
+                    // It changes no posting. Later records may still find space in the shards as they are, and a state that
+                    // differs from the logged one is never flushed.
+                    Err(error) if error.is_out_of_space() => self.read_only = Some(error),
+                    rewritten => {
+                        rewritten?;
+                    }
+                }
                 0
             }
             FrameKind::Pad | FrameKind::Close | FrameKind::Unknown(_) => 0,

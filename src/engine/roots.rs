@@ -55,7 +55,8 @@ pub struct Roots<F> {
 /// # Errors
 /// Returns `Io` if a slot cannot be read: it may hold the newest root, so the older one must not be used. If neither
 /// slot holds a valid root, returns `UnsupportedVersion` if both are of the same other version, `NotAnIndex` if neither
-/// has the magic of a root, otherwise `Corruption`.
+/// has the magic of a root, otherwise `Corruption`. Returns `UnsupportedVersion` also if one slot holds an intact root of a
+/// later version: the other slot may be a stale one, and what came since would be lost in silence.
 pub fn read_slots<F: StorageFile>(file: &F, page_size: usize) -> Result<[RootSlot; SLOTS]> {
     let mut slots = [const { None }; SLOTS];
     let mut kinds = [FileKind::Foreign; SLOTS];
@@ -68,6 +69,9 @@ pub fn read_slots<F: StorageFile>(file: &F, page_size: usize) -> Result<[RootSlo
             continue;
         }
         file.read_at(offset as u64, &mut bytes)?;
+        if let Some(found) = root::later_version(&bytes) {
+            return Err(ShardexError::UnsupportedVersion { file: file.path(), found, supported: FORMAT_VERSION });
+        }
         kinds[i] = header::kind(&bytes, &ROOT_MAGIC);
         *slot = Some(match Root::decode(&bytes) {
             Ok(root) => RootSlot::Valid(Box::new(root)),

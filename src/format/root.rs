@@ -10,7 +10,7 @@ use super::{
     codec::{self, Put as _, Reader},
     frame::FRAME_ALIGN,
     geometry::IndexParams,
-    header::{CRC_AT, ROOT_MAGIC},
+    header::{self, CRC_AT, FileKind, ROOT_MAGIC},
     node::BlockPointer,
 };
 use crate::{
@@ -54,6 +54,19 @@ pub fn bytes_of(version: u32) -> usize {
         1 => ROOT_BYTES_1,
         2 => ROOT_BYTES_2,
         _ => ROOT_BYTES,
+    }
+}
+
+/// Returns the version of an intact root that a later build has stored, if `bytes` hold one. Each later version keeps the
+/// magic, the place of the version, the length of a root of version 3 and the checksum over it.
+#[must_use]
+pub fn later_version(bytes: &[u8]) -> Option<u32> {
+    let bytes = bytes.get(..ROOT_BYTES)?;
+    match header::kind(bytes, &ROOT_MAGIC) {
+        FileKind::Version(version) if version > FORMAT_VERSION => {
+            codec::check_seal(bytes, CRC_AT, 0).is_ok().then_some(version)
+        }
+        _ => None,
     }
 }
 
@@ -272,6 +285,10 @@ impl Root {
             1 => {}
             2 => r.expect(&[0; SPARE_BYTES])?,
             _ => {
+                if root.geometry.page_size < ROOT_BYTES {
+                    let what = format!("a root of {ROOT_BYTES} bytes on pages of {}", root.geometry.page_size);
+                    return Err(FormatError::new(56, what));
+                }
                 root.geometry.extent_slots = r.u32()? as usize;
                 root.geometry = root.geometry.validated()?;
                 r.expect(&[0; SPARE_BYTES_3])?;

@@ -134,6 +134,7 @@ impl<S: Storage> Writer<S> {
         if options.compaction_bytes_per_second == 0 || limit == 0 {
             return;
         }
+        // Also while cells are built, although these then miss what is rewritten: the bound on space goes first.
         for _ in 0..COMPACTION_CATCH_UP {
             if !self.engine.wants_compaction(COMPACTION_BEHIND, limit) {
                 return;

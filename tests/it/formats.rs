@@ -41,7 +41,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn geometry() -> IndexParams {
     let config = ShardexConfig::new("x").vector_size(3).metric(Metric::L2).shard_size(8).wal_segment_size(4096);
-    IndexParams::of(&config, 256, 64)
+    IndexParams::of(&config, 512, 64)
 }
 
 fn root() -> Root {
@@ -53,7 +53,7 @@ fn root() -> Root {
         checkpoint: Lsn(1234),
         epoch: 3,
         wal_start: WalPosition { seq: 5, offset: 704 },
-        directory: BlockPointer { page: 17, len: 256, crc: 0xDEAD_BEEF },
+        directory: BlockPointer { page: 17, len: 512, crc: 0xDEAD_BEEF },
         shard_numbers: 9,
         shards: 8,
         live: 55,
@@ -65,7 +65,7 @@ fn root() -> Root {
         cells: BlockPointer { page: 33, len: 24, crc: 0xCE11_CE11 },
         merges: 12,
         payload: PayloadRoot {
-            directory: BlockPointer { page: 41, len: 256, crc: 0xB0C4_E750 },
+            directory: BlockPointer { page: 41, len: 512, crc: 0xB0C4_E750 },
             buckets: 3,
             entries: 4,
             payloads: 5,
@@ -86,7 +86,7 @@ fn state() -> ShardState {
         tombstones: vec![0b010],
         bloom: bloom.words().to_vec(),
         means: CentroidState::Separate { sum: vec![1.5, -2.0, 0.0], centroid: vec![0.5, -1.0, 0.25] },
-        tags: vec![BlockPointer { page: 51, len: 256, crc: 0x7A65_7A65 }],
+        tags: vec![BlockPointer { page: 51, len: 512, crc: 0x7A65_7A65 }],
         former: None,
     }
 }
@@ -265,7 +265,7 @@ fn a_bucket_is_these_bytes() {
     let document = |n| PayloadOwner::Document(DocumentId(n));
     let entries = [
         entry(PayloadOwner::Cursor, PayloadBytes::Inline(vec![1, 2, 3])),
-        entry(document(7), PayloadBytes::Runs(vec![run(510, 1), run(0, 2)])),
+        entry(document(7), PayloadBytes::Runs(vec![run(1022, 1), run(0, 2)])),
         entry(document(u128::MAX), PayloadBytes::Inline(vec![4, 5, 6])),
     ];
     let bytes = encode_entries(&entries);
@@ -280,7 +280,7 @@ fn a_bucket_is_these_bytes() {
     assert!(decode_part(&part, 4, 0).is_err() && decode_part(&part, 5, 1).is_err(), "another part");
     let refused = |entries: &[PayloadEntry]| decode_entries(&encode_entries(entries), &geometry()).is_err();
     assert!(refused(&[entries[1].clone(), entries[0].clone()]), "not ascending");
-    assert!(refused(&[entry(document(1), PayloadBytes::Runs(vec![run(511, 2), run(0, 1)]))]), "a run past its block");
+    assert!(refused(&[entry(document(1), PayloadBytes::Runs(vec![run(1023, 2), run(0, 1)]))]), "a run past its block");
     assert!(refused(&[entry(document(1), PayloadBytes::Runs(vec![run(0, 2)]))]), "runs of another length");
     assert!(refused(&[PayloadEntry { len: 65, ..entry(document(1), PayloadBytes::Inline(vec![0; 65])) }]), "too long");
     insta::assert_snapshot!(hex(&part));
@@ -408,6 +408,14 @@ fn indexes_of_versions_2_and_3_open_with_all_they_hold() {
     }
 }
 
+/// Gives a root another version, under a checksum that holds.
+fn relabel_root(root: &mut [u8], version: u8) {
+    root[8] = version;
+    root[12..16].fill(0);
+    let sum = crc32c::crc32c(root);
+    root[12..16].copy_from_slice(&sum.to_le_bytes());
+}
+
 #[test]
 fn another_version_a_foreign_file_and_a_swapped_one_are_told_apart() {
     let test = TestIndex::small();
@@ -437,6 +445,14 @@ fn another_version_a_foreign_file_and_a_swapped_one_are_told_apart() {
         assert!(matches!(&error, ShardexError::NotAnIndex { file, .. } if file.ends_with(name)), "{name}: {error}");
         let error = after(&|copy| std::fs::remove_file(copy.path().join(name)).expect("removed"));
         assert!(matches!(&error, ShardexError::Corruption { file, .. } if file.ends_with(name)), "{name}: {error}");
+    }
+    // One slot holds an intact root of a later version, so the other may be stale. If its checksum is wrong, it is damage.
+    for slot in [0, 4096] {
+        let error = after(&|copy| copy.patch("root", |bytes| relabel_root(&mut bytes[slot..slot + ROOT_BYTES], 4)));
+        assert!(matches!(&error, ShardexError::UnsupportedVersion { found: 4, .. }), "{slot}: {error}");
+        let copy = test.copy();
+        copy.patch("root", |bytes| bytes[slot + 8] = 4);
+        assert_eq!(copy.open().stats().expect("read").total_postings, 50, "{slot}");
     }
     // The file belongs to another index with the same parameters.
     let mut other = TestIndex::small();

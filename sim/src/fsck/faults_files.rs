@@ -35,11 +35,14 @@ fn two_roots_of_two_indexes() {
 
 #[test]
 fn a_root_of_another_version_or_of_nonsense() {
-    let root = only(6, |root| {
-        root[8] = 3;
-        root.resize(256, 0);
-    });
-    named(&planted(&Tweaks { root, ..Tweaks::default() }), FindingKind::BadVersion, None, "root", 0);
+    // A root of a later version is as long as one of version 3, which is more than one of these small pages.
+    let mut image = image();
+    image.root.resize(PAGE + 512, 0);
+    let mut later = image.root[PAGE..].to_vec();
+    later[8] = 4;
+    set(&mut later, 12, [0; 4]);
+    image.put_root(1, &sealed(later, 12));
+    named(&image, FindingKind::BadVersion, None, "root", PAGE as u64);
     for (at, value) in [(40, 0u32), (44, 9), (48, 0), (56, 255), (60, 1 << 20)] {
         let root = only(6, move |root| set(root, at, value.to_le_bytes()));
         named(&planted(&Tweaks { root, ..Tweaks::default() }), FindingKind::BadConfiguration, None, "root", 0);
@@ -116,10 +119,11 @@ fn why_a_slot_holds_no_root() {
     assert_eq!(reason(&image), Some(FindingKind::ChecksumMismatch));
     image.root[0] ^= 1;
     assert_eq!(reason(&image), Some(FindingKind::BadMagic));
+    image.root[0] ^= 1;
     image.root.truncate(100);
     assert_eq!(reason(&image), Some(FindingKind::TruncatedFile));
     let mut image = self::image();
-    image.root.truncate(200);
+    image.root.truncate(PAGE + 100);
     assert!(matches!(&image.check().roots[1], RootSlot::Invalid(Invalid { kind: FindingKind::TruncatedFile, .. })));
 }
 

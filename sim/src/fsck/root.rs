@@ -339,6 +339,9 @@ fn nonsense(root: &RootInfo, at: u64) -> Option<String> {
     if !sizes || sector > page || sector < 64 {
         return Some(format!("pages of {page} and sectors of {sector} bytes"));
     }
+    if page < root.bytes() {
+        return Some(format!("pages of {page} bytes, shorter than a root of version {}", root.version));
+    }
     if at != 0 && at != page {
         return Some(format!("pages of {page} bytes, but the second slot is at {at}"));
     }

@@ -41,8 +41,8 @@ impl Roots {
     pub(super) fn resolve(&mut self, file: FileId, shadow: &Shadow, page: u64, mutant: Option<MonitorMutant>) {
         let Some(slots) = self.slots.get_mut(&file) else { return };
         for (versions, at) in slots.iter_mut().zip([0, page]) {
-            // What lies behind a root of version 1 is no part of it.
-            let bytes = versions.last().and_then(Option::as_ref).map_or(ROOT_BYTES, |root| root.info.bytes());
+            // What lies behind a root of version 1 is no part of it. A slot is a page at most.
+            let bytes = versions.last().and_then(Option::as_ref).map_or(ROOT_BYTES, |root| root.info.bytes()).min(page);
             if shadow.is_durable(at, at + bytes, mutant)
                 && let Some(last) = versions.pop()
             {
@@ -230,7 +230,7 @@ impl Monitor {
         let mut broken = Ok(());
         for slot in 0..2 {
             let at = slot as u64 * self.page;
-            if from >= at + ROOT_BYTES || to <= at {
+            if from >= at + ROOT_BYTES.min(self.page) || to <= at {
                 continue;
             }
             let root = self.decode(file, slot);

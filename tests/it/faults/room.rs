@@ -44,6 +44,45 @@ fn without_room_to_recover_reads_are_served_and_writes_refused_and_nothing_is_lo
     apply(&mut engine, &batch(1)).expect("accepted");
 }
 
+/// A compaction changes no posting. So a replay that finds no room for one goes on to the records after it.
+#[test]
+fn without_room_for_a_compaction_the_records_after_it_are_replayed() {
+    let plain = SimStorage::new(512, 64, 1);
+    let mut engine = Engine::create(plain.clone(), &config("sim", 2048), &env()).expect("made");
+    let postings: Vec<Posting> =
+        (0..64u64).map(|id| crate::support::posting(id.into(), 0, vector(id, DIMENSION))).collect();
+    engine.add(&postings).expect("accepted");
+    engine.flush().expect("flushed");
+    let all: Vec<DocumentId> = (0..64u64).map(|id| DocumentId(id.into())).collect();
+    let live = |engine: &Engine<_>| engine.snapshot().live;
+    engine.remove(&all[11..12]).expect("removed");
+    assert!(engine.compact_step(64, u64::MAX).expect("rewritten") > 0);
+    let before = live(&engine);
+    engine.remove(&all[20..21]).expect("removed");
+    engine.commit().expect("durable");
+    let after = live(&engine);
+    assert!(after < before && after > 0);
+    drop(engine);
+    let full = Arc::new(AtomicBool::new(true));
+    let is_full = Arc::clone(&full);
+    let storage = HookStorage::new(SimStorage::from_image(&plain.image()), move |info| {
+        let data = info.file == "data" && !info.op.is_sync();
+        if is_full.load(Ordering::Relaxed) && data {
+            HookAction::Fail(ErrorKind::StorageFull)
+        } else {
+            HookAction::Proceed
+        }
+    });
+    let engine = Engine::open(storage.clone(), OpenOptions::default(), &env()).expect("it serves reads");
+    assert!(engine.is_read_only());
+    assert_eq!(engine.snapshot().live, after);
+    drop(engine);
+    full.store(false, Ordering::Relaxed);
+    let engine = Engine::open(storage, OpenOptions::default(), &env()).expect("there is room again");
+    assert_eq!((engine.is_read_only(), engine.snapshot().live), (false, after));
+    clean(&engine, "after the recovery");
+}
+
 /// Regression: closing such an index was refused like a write. A caller that opened it to read or to check it got an
 /// error.
 #[test]
