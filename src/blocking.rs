@@ -24,6 +24,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
+    time::Duration,
 };
 
 use crate::{
@@ -31,7 +32,7 @@ use crate::{
     config::{CheckLevel, OpenOptions, ShardexConfig},
     engine::{
         ConsistencyReport,
-        stats::{CompactionStats, FlushStats, IndexStats},
+        stats::{CompactionStats, FlushStats, IndexStats, PurgeStats},
     },
     env::Env,
     error::Result,
@@ -247,6 +248,14 @@ impl<S: Storage> Shardex<S> {
     /// Returns those of [`compact`](crate::Shardex::compact).
     pub fn compact(&self) -> Result<CompactionStats> {
         block_on(self.inner.compact())
+    }
+
+    /// Erases the bytes of removed postings and payloads from all files. See [`purge`](crate::Shardex::purge).
+    ///
+    /// # Errors
+    /// Returns those of [`purge`](crate::Shardex::purge).
+    pub fn purge(&self, wait: Duration) -> Result<PurgeStats> {
+        block_on(self.inner.purge(wait))
     }
 
     /// Rebuilds the cells from everything accepted before. See [`optimize`](crate::Shardex::optimize).

@@ -5,6 +5,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::id::Lsn;
+
 /// Result of every fallible call of this crate.
 pub type Result<T, E = ShardexError> = std::result::Result<T, E>;
 
@@ -286,6 +288,18 @@ pub enum ShardexError {
     #[error("a flush is in progress: finish it first")]
     FlushInProgress,
 
+    /// A purge found readers that use removed postings or payloads.
+    ///
+    /// The index is whole, and what could be rewritten is rewritten. To recover, drop the snapshots and the
+    /// [`Hits`](crate::Hits) of searches that began before, and call [`purge`](crate::Shardex::purge) again.
+    #[error("{bytes} bytes that are to be purged are still read by {}: drop them and purge again", readers(snapshots))]
+    HeldByReaders {
+        /// Bytes that readers hold, in whole pages.
+        bytes: u64,
+        /// Last writes that the snapshots among them contain. Without one the readers are searches and their hits.
+        snapshots: Vec<Lsn>,
+    },
+
     /// The handle is closed, or was closed during the call.
     ///
     /// To recover, open the index again.
@@ -314,6 +328,18 @@ impl std::fmt::Display for LockHolder {
                 "is still read in this process, by a snapshot or the `Hits` of a search whose handle is closed: drop that first"
             }
         })
+    }
+}
+
+/// Describes the readers that hold bytes.
+fn readers(snapshots: &[Lsn]) -> String {
+    match snapshots {
+        [] => "searches and their `Hits`".into(),
+        [one] => format!("the snapshot of LSN {one} or its `Hits`"),
+        some => format!(
+            "the snapshots of LSNs {} or their `Hits`",
+            some.iter().map(Lsn::to_string).collect::<Vec<_>>().join(", ")
+        ),
     }
 }
 

@@ -137,6 +137,14 @@ marks! {
     Rewritten,
     /// a compaction rewrote shards
     Compacted,
+    /// a purge rewrote shards
+    ShardsPurged,
+    /// a purge moved payloads
+    PayloadsPurged,
+    /// a purge wiped the WAL
+    LogWiped,
+    /// a purge ended
+    Purged,
     /// a code led to a posting that a rewrite had moved
     FormerSlotFound,
     /// a split moved a posting to a neighbour

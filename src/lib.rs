@@ -95,8 +95,8 @@ pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig, Vec
 pub use engine::{
     Component, ConsistencyReport, Finding,
     stats::{
-        BackgroundError, BackgroundWork, CompactionStats, FlushStats, IndexStats, LatencyStats, ReachedRecall,
-        RecallMeasurement, RecoveryStats,
+        BackgroundError, BackgroundWork, CompactionStats, FlushStats, IndexStats, LatencyStats, PurgeStats,
+        ReachedRecall, RecallMeasurement, RecoveryStats,
     },
 };
 #[cfg(feature = "internals")]

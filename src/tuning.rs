@@ -104,6 +104,9 @@ pub const COMPACTION_CATCH_UP: usize = 4;
 /// Time after which a compaction that failed, or found damaged shards only, is tried again. Chosen, not measured.
 pub const COMPACTION_PAUSE: Duration = Duration::from_secs(60);
 
+/// Time after which a purge looks again whether readers have let go. Chosen, not measured.
+pub const PURGE_RETRY: Duration = Duration::from_millis(20);
+
 /// Largest growth step of the data file in bytes.
 pub const MAX_GROWTH_BYTES: u64 = 64 << 20;
 

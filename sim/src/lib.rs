@@ -44,6 +44,7 @@
 pub mod brute_force;
 pub mod case;
 pub mod conformance;
+pub mod erased;
 pub mod exactly_once;
 pub mod explorer;
 pub mod filters;

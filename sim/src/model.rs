@@ -19,6 +19,7 @@ use shardex::{
 
 use crate::{
     brute_force::{self, answers_as_brute_force},
+    erased::{self, Erased},
     fsck::{Encoding, encodings},
     state::apply,
 };
@@ -27,7 +28,7 @@ pub use crate::state::{Batch, Key, State, is_wanted, same, same_but_vectors};
 
 /// Progress of an index, readable by an observer of its storage while a call runs. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<[AtomicUsize; 2]>);
+pub struct Progress(Arc<[AtomicUsize; 3]>);
 
 impl Progress {
     /// Returns the number of batches acknowledged as durable, and of batches accepted.
@@ -35,6 +36,12 @@ impl Progress {
     pub fn now(&self) -> (usize, usize) {
         // Relaxed: the storage observer runs on the thread that writes.
         (self.0[0].load(Ordering::Relaxed), self.0[1].load(Ordering::Relaxed))
+    }
+
+    /// Returns the number of batches before the last purge, and 0 before the first one.
+    #[must_use]
+    pub fn purged(&self) -> usize {
+        self.0[2].load(Ordering::Relaxed)
     }
 }
 
@@ -48,6 +55,10 @@ pub struct Model {
     encoding: VectorEncoding,
     accepted: Vec<(Batch, Lsn)>,
     durable: usize,
+    /// Number of batches before the last purge.
+    purged: usize,
+    /// Batches that were tried since, accepted or not.
+    tried: Vec<Batch>,
     progress: Progress,
 }
 
@@ -107,6 +118,38 @@ impl Model {
     fn note(&self) {
         self.progress.0[0].store(self.durable, Ordering::Relaxed);
         self.progress.0[1].store(self.accepted.len(), Ordering::Relaxed);
+        self.progress.0[2].store(self.purged, Ordering::Relaxed);
+    }
+
+    /// Records that everything removed by the accepted batches is purged.
+    pub fn purge(&mut self) {
+        self.purged = self.accepted.len();
+        self.tried.clear();
+        self.note();
+    }
+
+    /// Records that a batch is tried. Its bytes may be in the files from now on, whether or not it is accepted.
+    pub fn attempt(&mut self, batch: &Batch) {
+        if self.purged > 0 {
+            self.tried.push(batch.clone());
+        }
+    }
+
+    /// Returns what the last purge erased and nothing has brought back.
+    #[must_use]
+    pub fn erased(&self) -> Erased {
+        self.erased_by(self.purged)
+    }
+
+    /// Returns what a purge after the first `batches` batches erased and no later batch brings back.
+    #[must_use]
+    pub fn erased_by(&self, batches: usize) -> Erased {
+        let state = self.state(batches);
+        let vectors = state.vectors.values().flat_map(|vector| erased::forms(vector, self.metric));
+        let live = vectors.chain(state.payloads.values().cloned()).chain([state.cursor.clone()]);
+        let (before, after) = self.accepted.split_at(batches);
+        let (before, after) = (before.iter().map(|(batch, _)| batch), after.iter().map(|(batch, _)| batch));
+        Erased::of(before, after.chain(&self.tried), live, self.metric)
     }
 
     /// Records that all accepted batches were acknowledged as durable.

@@ -62,6 +62,12 @@ impl<S: Storage> Readers<S> {
         }
     }
 
+    /// Reports whether there is no reader.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
     /// Checks that searches by filters of the readers' snapshots find what passes.
     ///
     /// # Errors

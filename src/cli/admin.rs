@@ -1,6 +1,6 @@
-//! Commands `shardex remove`, `flush`, `optimize`, `compact` and `stats`.
+//! Commands `shardex remove`, `flush`, `optimize`, `compact`, `purge` and `stats`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use shardex::{DocumentId, FlushStats, IndexStats, ReachedRecall, RecallMeasurement, Shardex, ShardexError};
@@ -12,6 +12,9 @@ use super::{
     interrupt::Interrupt,
     output::{Output, command},
 };
+
+/// Time that `purge` waits for readers.
+const WAIT_FOR_READERS: Duration = Duration::from_secs(60);
 
 pub(super) fn remove(args: &Remove, output: &Output) -> Outcome {
     let interrupt = Interrupt::listen()?;
@@ -125,6 +128,34 @@ pub(super) fn compact(args: &Dir, output: &Output) -> Outcome {
         let text = format!(
             "{} bytes on disk instead of {}, {} bytes of postings rewritten, in {seconds:.2} s",
             compacted.disk_bytes_after, compacted.disk_bytes_before, compacted.rewritten_bytes
+        );
+        output.result(&object, &text);
+        Ok(Answer::Yes)
+    })
+}
+
+pub(super) fn purge(args: &Dir, output: &Output) -> Outcome {
+    block_on(1, async {
+        let index = Shardex::open(&args.dir).await?;
+        let began = Instant::now();
+        // Only background work of this process reads the index.
+        let purged = index.purge(WAIT_FOR_READERS).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        let stats = index.stats().await?;
+        index.close().await?;
+        let object = json!({
+            "purge_seconds": seconds,
+            "lsn": purged.lsn.0,
+            "rewritten_bytes": purged.rewritten_bytes,
+            "moved_payloads": purged.moved_payloads,
+            "wiped_bytes": purged.wiped_bytes,
+            "disk_bytes": stats.disk_bytes,
+            "total_postings": stats.total_postings,
+        });
+        let text = format!(
+            "removed postings and payloads are erased: {} bytes of postings and {} payloads rewritten, {} bytes wiped, in \
+             {seconds:.2} s",
+            purged.rewritten_bytes, purged.moved_payloads, purged.wiped_bytes
         );
         output.result(&object, &text);
         Ok(Answer::Yes)

@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Optimize(Dir),
     /// Give the space of removed postings and all free space back to the file system.
     Compact(Dir),
+    /// Erase removed postings and payloads from all files of an index.
+    Purge(Dir),
     /// Print statistics of an index.
     Stats(Dir),
     /// Show the figures of an index that another process has open, such as `ingest`.

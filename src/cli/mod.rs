@@ -98,6 +98,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Flush(args) => admin::flush(args, &output),
         Command::Optimize(args) => admin::optimize(args, &output),
         Command::Compact(args) => admin::compact(args, &output),
+        Command::Purge(args) => admin::purge(args, &output),
         Command::Stats(args) => admin::stats(args, &output),
         Command::Top(args) => top::run(args, &output),
         Command::Check(args) => check::run(args, &output),

@@ -23,6 +23,7 @@ use crate::{
     env::derived_rng,
     error::Result,
     failpoint::{protects, reached},
+    format::bucket::PayloadOwner,
     id::{PostingKey, ShardId},
     lease::Allocation,
     shard::{DataFile, FormerSlots, Lookup, Shard, SharedShard, StoreReason, StoredPosting, split},
@@ -112,6 +113,32 @@ pub fn apply<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, plan: 
 pub fn rewrite<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, numbers: &[u32]) -> Result<Applied> {
     Apply::run(work, context, |apply| {
         numbers.iter().try_for_each(|&number| apply.rewrite(number))?;
+        Ok(Applied::default())
+    })
+}
+
+/// Rewrites shards as their live postings alone make them. Leaves damaged shards as they are.
+///
+/// # Errors
+/// As [`apply`].
+pub fn purge<F: StorageFile>(work: &mut Working<F>, context: &Context<F>, numbers: &[u32]) -> Result<Applied> {
+    Apply::run(work, context, |apply| {
+        numbers.iter().try_for_each(|&number| apply.purge(number))?;
+        Ok(Applied::default())
+    })
+}
+
+/// Moves the payloads of owners to new blocks.
+///
+/// # Errors
+/// As [`apply`].
+pub fn move_payloads<F: StorageFile>(
+    work: &mut Working<F>,
+    context: &Context<F>,
+    owners: &BTreeSet<PayloadOwner>,
+) -> Result<Applied> {
+    Apply::run(work, context, |apply| {
+        apply.move_payloads(owners)?;
         Ok(Applied::default())
     })
 }

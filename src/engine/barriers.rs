@@ -31,6 +31,10 @@ pub const C2: Purpose = Purpose("C2: sync the roots");
 pub const C3: Purpose = Purpose("C3: sync the entries");
 /// C4: sync of the root file's rename.
 pub const C4: Purpose = Purpose("C4: sync the rename");
+/// W1: sync of the data file after a purge has wiped it.
+pub const W1: Purpose = Purpose("W1: sync the wiped data");
+/// W2: sync of the WAL after a purge has wiped it.
+pub const W2: Purpose = Purpose("W2: sync the wiped WAL");
 /// Sync of the WAL with the closing mark.
 pub const CLOSE: Purpose = Purpose("close: sync the closing mark");
 
@@ -50,7 +54,7 @@ pub struct Barrier {
 }
 
 /// All barriers, in the order of the table in `FORMAT.md`.
-pub const BARRIERS: [Barrier; 8] = [
+pub const BARRIERS: [Barrier; 9] = [
     Barrier {
         name: "**B1** sync of `wal`",
         when: "in a commit; last in a flush, unless a commit has synced the WAL meanwhile",
@@ -106,6 +110,13 @@ pub const BARRIERS: [Barrier; 8] = [
         purposes: &[PARENT, C1, C2, C3, C4],
     },
     Barrier {
+        name: "**W1**, **W2** syncs of `data` and `wal`",
+        when: "last in a purge, after their free bytes have become zeros",
+        buys: "no removed byte comes back",
+        without: "a power cut brings back what a purge had wiped",
+        purposes: &[W1, W2],
+    },
+    Barrier {
         name: "sync of the closing mark",
         when: "in `close`",
         buys: "the next open stores nothing before its first write, unless records wait for a replay",
@@ -143,7 +154,7 @@ mod tests {
             }
         }
         let known: BTreeSet<&str> = BARRIERS.iter().flat_map(|barrier| barrier.purposes).map(|why| why.0).collect();
-        assert_eq!(known.len(), 14, "each has a purpose of its own: {known:?}");
+        assert_eq!(known.len(), 16, "each has a purpose of its own: {known:?}");
         let mut all = Vec::new();
         sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
         assert!(all.len() > 50, "{} sources", all.len());

@@ -67,6 +67,11 @@ impl<S: Storage> CellBuildJob<S> {
         self.run_until(&Never)
     }
 
+    /// Makes the job one that takes nothing over from the cells before.
+    pub(super) fn taking_nothing_over(self) -> Self {
+        Self { before: None, resumes: false, ..self }
+    }
+
     /// Builds cells like [`run`](Self::run) until cancelled. A cancelled build returns the part it has completed, if
     /// that is more than the existing cells have.
     ///

@@ -34,7 +34,10 @@ pub(super) fn store<F: StorageFile>(
     let mut put = |work: &mut Working<F>, bytes: &[u8]| -> Result<BlockPointer> {
         let allocation = work.take_meta(data, data.geometry().pages(bytes.len()))?;
         taken.push(Arc::clone(&allocation));
-        data.store_cells(&allocation, bytes)?;
+        // Padded, so that nothing of an earlier use of the pages is left in them.
+        let mut padded = bytes.to_vec();
+        padded.resize(allocation.run().pages as usize * page_size, 0);
+        data.store_cells(&allocation, &padded)?;
         Ok(BlockPointer { page: allocation.run().page, len: bytes.len() as u32, crc: crc32c(0, bytes) })
     };
     let BuiltCells { mut table, frame, groups, unfinished, cut: _ } = built;

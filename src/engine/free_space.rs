@@ -168,7 +168,7 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Returns the pages of the file behind those of the map, which a growth before a crash has left.
-    fn pages_behind(&self) -> Option<PageRange> {
+    pub(super) fn pages_behind(&self) -> Option<PageRange> {
         let map = self.work.space.map();
         let page = map.pages_of(map.chunks());
         let pages = (self.data.raw().len().ok()? / self.page_bytes()).saturating_sub(page);

@@ -111,6 +111,26 @@ impl<F: StorageFile> Apply<'_, F> {
         Ok(())
     }
 
+    /// Moves the payloads of owners to new blocks, whatever their length.
+    ///
+    /// # Errors
+    /// Returns `OutOfSpace`, `Io`, or `Corruption` if a payload is damaged.
+    pub(super) fn move_payloads(&mut self, owners: &BTreeSet<PayloadOwner>) -> Result<()> {
+        let data = Arc::clone(&self.context.data);
+        let mut changes = PayloadChanges::new(self.work, data.geometry().page_size);
+        changes.open = None;
+        let mut moved: Vec<Given<'_>> = Vec::new();
+        for payload in owners.iter().filter_map(|&owner| changes.index.find(owner)) {
+            moved.push((payload.owner(), Cow::Owned(payload.read(&data)?.to_vec())));
+        }
+        let blocks = self.blocks_for(&moved, &changes)?;
+        for payload in self.place(moved, blocks, &mut changes)? {
+            changes.put(payload.owner(), Some(payload));
+        }
+        self.payloads = Some(changes);
+        Ok(())
+    }
+
     /// Returns the blocks that these byte strings fill, in order: the one to append to, then new ones.
     fn blocks_for(&mut self, payloads: &[Given<'_>], changes: &PayloadChanges<F>) -> Result<Vec<BlockBytes>> {
         let page_size = self.context.data.geometry().page_size;

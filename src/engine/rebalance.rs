@@ -88,6 +88,19 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         self.store(number)
     }
 
+    /// Rewrites a shard with its live postings, whether or not it has others: its sum, centroid and filter then come from them
+    /// alone. Does nothing if the shard is damaged.
+    pub(super) fn purge(&mut self, number: u32) -> Result<()> {
+        self.store(number)?;
+        let data = &self.context.data;
+        let live = match self.shard(number).map(|shard| owned_rows(shard, data)) {
+            Some(Err(ShardexError::Corruption { .. })) | None => return Ok(()),
+            Some(live) => live?,
+        };
+        self.replace(number, &live);
+        self.store(number)
+    }
+
     /// Replaces a shard by a new one under its number, with its live postings in their order. Cells still find them, by
     /// their former slots.
     fn replace(&mut self, number: u32, live: &[StoredRow<Vec<f32>>]) {

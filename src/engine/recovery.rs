@@ -208,9 +208,10 @@ impl<S: Storage> Engine<S> {
                 apply::apply(&mut self.work, &now, &Plan::of_documents(documents.iter().copied()))?;
                 documents.len()
             }
-            FrameKind::Maintenance => {
+            FrameKind::Maintenance | FrameKind::Purge => {
                 let numbers = maintenance::decode_rewrite(&record.payload).map_err(damaged)?;
-                match apply::rewrite(&mut self.work, &now, &numbers) {
+                let rewrite = if record.kind == FrameKind::Purge { apply::purge } else { apply::rewrite };
+                match rewrite(&mut self.work, &now, &numbers) {
                     // It changes no posting. Later records may still find space in the shards as they are, and a state that
                     // differs from the logged one is never flushed.
                     Err(error) if error.is_out_of_space() => self.read_only = Some(error),

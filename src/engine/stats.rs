@@ -19,6 +19,22 @@ pub struct CompactionStats {
     pub disk_bytes_after: u64,
 }
 
+/// Report of a [`purge`](crate::Shardex::purge).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PurgeStats {
+    /// LSN of the record that ends the purge. Everything removed by writes before it, and before the call, is gone.
+    pub lsn: Lsn,
+    /// Bytes of the slots of the shards that were rewritten: live and removed postings.
+    pub rewritten_bytes: u64,
+    /// Payloads that were moved out of blocks with bytes of removed ones.
+    pub moved_payloads: u64,
+    /// Bytes that were given back or made zeros, holes included.
+    pub wiped_bytes: u64,
+    /// Last writes of the snapshots that are held and older than the purge. They use no removed byte of the files.
+    pub snapshots: Vec<Lsn>,
+}
+
 /// Statistics of one flush: the work it did and the time of each stage.
 ///
 /// The stages do not overlap, so the sum of their durations is at most `total_duration`. A flush that found nothing to

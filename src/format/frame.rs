@@ -30,6 +30,8 @@ pub enum FrameKind {
     Batch,
     /// Maintenance of version 3: work that changes shards and no posting.
     Maintenance,
+    /// Purge of version 3: shards that are rewritten as their live postings alone make them.
+    Purge,
     /// Kind of a later version, which this build cannot read.
     Unknown(u8),
 }
@@ -43,6 +45,7 @@ impl FrameKind {
             Self::Close => 4,
             Self::Batch => 5,
             Self::Maintenance => 6,
+            Self::Purge => 7,
             Self::Unknown(code) => code,
         }
     }
@@ -55,6 +58,7 @@ impl FrameKind {
             4 => Self::Close,
             5 => Self::Batch,
             6 => Self::Maintenance,
+            7 => Self::Purge,
             other => Self::Unknown(other),
         }
     }

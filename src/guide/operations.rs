@@ -41,6 +41,28 @@
 //! ([`held_bytes`](crate::IndexStats::held_bytes)), and so does a snapshot until it is dropped
 //! ([`held_by_readers_bytes`](crate::IndexStats::held_by_readers_bytes)).
 //!
+//! # Erasure
+//! A removal hides a posting at once. Its bytes stay in the files until they are overwritten by chance: in slots, free pages, the
+//! WAL, the sum and centroid of its shard, its codes. [`purge`](crate::Shardex::purge) removes them all before it returns, and
+//! waits for readers as long as it is told to. It says which snapshots are still held.
+//!
+//! ```
+//! use std::time::Duration;
+//! use shardex::{DocumentId, Posting, PostingKey, ShardexConfig, blocking::Shardex};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("index");
+//! let index = Shardex::create(ShardexConfig::new(&path).vector_size(2))?;
+//! index.add_postings(vec![Posting::new(PostingKey::new(7u32, 0, 1), vec![0.25, 0.5])])?;
+//! index.remove_documents(vec![DocumentId(7)])?;
+//! let report = index.purge(Duration::from_secs(10))?; // waits for readers up to ten seconds
+//! println!("{} bytes wiped", report.wiped_bytes);
+//! # Ok::<(), shardex::ShardexError>(())
+//! ```
+//!
+//! It reaches the files of the index and nothing else. File systems with snapshots, journals with data, spare blocks of flash
+//! memory, swap, core dumps, backups and copies may keep bytes. Where that matters, encrypt the device, and erase the copies too.
+//!
 //! # Backups
 //! Close the index and copy its directory. A copy opens on any Linux file system that supports file locks.
 //!

@@ -245,23 +245,26 @@ impl<F: StorageFile> LendingFile<F> {
         }
     }
 
-    /// Gives the space of an allocation back by [`StorageFile::deallocate`]. Its bytes are zeros then.
+    /// Gives the space of an allocation back by [`StorageFile::deallocate`], from byte `at` on, which begins a page. Its bytes
+    /// are zeros then.
     ///
     /// # Errors
     /// Returns `Io`.
     ///
     /// # Panics
-    /// Panics if bytes of the allocation are leased, or if it belongs to another index. These are mistakes of the
-    /// caller.
-    pub fn deallocate(&self, allocation: &Allocation, why: Purpose) -> Result<bool> {
+    /// Panics if a lease extends beyond `at`, if `at` begins no page of it, or if it belongs to another index. These are mistakes
+    /// of the caller.
+    pub fn deallocate(&self, allocation: &Allocation, at: usize, why: Purpose) -> Result<bool> {
         assert!(allocation.is_under(&self.lock), "{:?} is of another index", allocation.run());
         let leases = allocation.leases();
-        assert!(leases.iter().all(|&len| len == 0), "{:?} is leased", allocation.run());
+        assert!(leases.iter().all(|&len| len as usize <= at), "{:?} is leased beyond byte {at}", allocation.run());
+        let len = self.bytes_of(allocation).checked_sub(at as u64).filter(|len| *len > 0);
+        let Some(len) = len else { panic!("byte {at} is not in {:?}", allocation.run()) };
         #[expect(unsafe_code, reason = "the bytes become zeros, which must not meet bytes that are lent")]
         // SAFETY: as in `store_over`: a lease of the allocation would be in the list that is locked here until the call
         // has ended.
         unsafe {
-            self.file.deallocate(self.offset(allocation), self.bytes_of(allocation), why)
+            self.file.deallocate(self.offset(allocation) + at as u64, len, why)
         }
     }
 

@@ -79,6 +79,11 @@ impl PayloadSpace {
         self.blocks.remove(&run.page).map(|block| block.allocation)
     }
 
+    /// Iterates all blocks with their first pages.
+    pub fn blocks(&self) -> impl Iterator<Item = (u64, &BlockUse)> {
+        self.blocks.iter().map(|(&page, block)| (page, block))
+    }
+
     /// Returns a block.
     #[must_use]
     pub fn block(&self, page: u64) -> Option<&BlockUse> {

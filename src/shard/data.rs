@@ -28,6 +28,10 @@ const RELEASE: Purpose = Purpose("data: give back free space");
 const META: Purpose = Purpose("data: states and directory");
 const CELLS: Purpose = Purpose("data: cells");
 const PAYLOADS: Purpose = Purpose("data: payloads");
+const WIPE: Purpose = Purpose("data: wipe");
+
+/// Zeros that a wipe stores at once.
+const ZEROS: usize = 1 << 20;
 
 /// Reason for storing postings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,7 +261,7 @@ impl<F: StorageFile> DataFile<F> {
     pub fn release(&self, allocation: &Allocation) -> Result<bool> {
         // Before the call, because a failed one may have given back a part.
         self.space().in_doubt(allocation.run());
-        let done = self.file.deallocate(allocation, RELEASE)?;
+        let done = self.file.deallocate(allocation, 0, RELEASE)?;
         if done {
             self.space().released(allocation.run());
         } else {
@@ -329,6 +333,50 @@ impl<F: StorageFile> DataFile<F> {
         self.file.store_over(allocations, at, bytes, purpose)?;
         self.bytes_stored.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Makes the bytes of an allocation zeros from byte `from` on. Gives whole pages back where the file system can do that.
+    /// Returns the number of bytes.
+    ///
+    /// It reads nothing first: after a failed sync, zeros in memory prove nothing about the device (R10).
+    ///
+    /// # Errors
+    /// Returns `Io`, or `OutOfSpace` if zeros find no room.
+    ///
+    /// # Panics
+    /// Panics if bytes of it from `from` on are leased, which is a mistake of the caller.
+    pub fn wipe(&self, allocation: &Allocation, from: usize) -> Result<u64> {
+        let (page, run) = (self.geometry.page_size, allocation.run());
+        let (whole, end) = (from.next_multiple_of(page), run.pages as usize * page);
+        self.store_zeros(allocation, from, whole)?;
+        if whole < end {
+            let first = (whole / page) as u64;
+            let pages = PageRange { page: run.page + first, pages: run.pages - first as u32 };
+            self.space().in_doubt(pages);
+            if self.file.deallocate(allocation, whole, WIPE)? {
+                self.space().released(pages);
+            } else {
+                self.note_never_releases();
+                self.store_zeros(allocation, whole, end)?;
+            }
+        }
+        Ok((end - from) as u64)
+    }
+
+    fn store_zeros(&self, allocation: &Allocation, from: usize, to: usize) -> Result<()> {
+        // The file may be a copy that takes no space where there are bytes.
+        self.reserve(&[allocation], from, to - from, false)?;
+        let zeros = vec![0; (to - from).min(ZEROS)];
+        for at in (from..to).step_by(ZEROS) {
+            self.file.store(allocation, at, &zeros[..(to - at).min(ZEROS)], WIPE)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the sync that makes everything durable that happened to the file: stores, growth, and space given back.
+    pub fn sync_whole(&self, purpose: Purpose) -> SyncJob<F> {
+        *self.unsynced.lock().unwrap_or_else(PoisonError::into_inner) = Unsynced::default();
+        self.file.sync_all(purpose)
     }
 
     /// Returns the sync that makes all stores and growth durable. Returns `None` if nothing was stored and the file did

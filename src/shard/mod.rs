@@ -359,6 +359,29 @@ impl<L: std::ops::Deref<Target = [u8]> + Clone> Shard<L> {
         Ok(rows)
     }
 
+    /// Reports whether the shard is what its live postings make of it: no other slot is used, and sum, centroid and filter come
+    /// from them alone, in their order.
+    ///
+    /// # Errors
+    /// Returns `Corruption` if an extent fails its check.
+    ///
+    /// # Panics
+    /// Panics if staged slots are not stored.
+    pub fn is_of_live_alone<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> Result<bool> {
+        let rows = self.live_rows(data)?;
+        let (mut sum, mut bloom) = (vec![0.0; self.sum.len()], Bloom::new(self.bloom.words().len() * 8));
+        for row in &rows {
+            bloom.insert(row.posting.document_id);
+            sum.iter_mut().zip(&*row.vector.to_f32()).for_each(|(sum, x)| *sum += f64::from(*x));
+        }
+        let mean = sum.iter().map(|sum| (sum / rows.len() as f64) as f32);
+        let same = |(a, b): (f32, &f32)| a.to_bits() == b.to_bits();
+        Ok(self.len == self.live
+            && bloom == self.bloom
+            && sum.iter().zip(&self.sum).all(|(a, b)| a.to_bits() == b.to_bits())
+            && mean.zip(&*self.centroid).all(same))
+    }
+
     /// Returns the number of postings that fit into the present extents. Returns 0 if the last extent is damaged.
     pub fn room_in_place<F: StorageFile<Lent = L>>(&self, data: &DataFile<F>) -> usize {
         let geometry = data.geometry();

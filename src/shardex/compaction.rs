@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{
     Shardex,
-    queue::{Command, Reply},
+    queue::{Reply, SpaceRequest},
     writer::Writer,
 };
 use crate::{
@@ -106,7 +106,7 @@ impl<S: Storage> Writer<S> {
 
     /// Publishes the shards that a step has rewritten, `bytes` of slots. What was rewritten takes space twice until flushes free
     /// the old extents, and the WAL does not show it, so it begins a flush by itself.
-    fn compacted(&mut self, bytes: u64) {
+    pub(super) fn compacted(&mut self, bytes: u64) {
         self.put_trim_off();
         self.publish();
         self.observe_flushes();
@@ -185,7 +185,7 @@ impl<S: Storage> Shardex<S> {
     /// Returns the errors of [`write`](Self::write) and [`flush`](Self::flush). What was rewritten before stays so, and the
     /// call can be repeated.
     pub async fn compact(&self) -> Result<CompactionStats> {
-        let built = self.ask(Command::AwaitCells).await;
+        let built = self.ask_part(SpaceRequest::AwaitCells).await;
         // Another failure of a build is background work, which the statistics report.
         if let Err(error @ (ShardexError::Closed | ShardexError::Poisoned { .. })) = built {
             return Err(error);
@@ -197,7 +197,7 @@ impl<S: Storage> Shardex<S> {
         }
         let mut rewritten_bytes = 0;
         while rewritten_bytes <= before.disk_bytes {
-            match self.ask(Command::Compact).await {
+            match self.ask_part(SpaceRequest::Compact).await {
                 Ok(0) => break,
                 Ok(bytes) => rewritten_bytes += bytes,
                 Err(ShardexError::FlushInProgress) => {
@@ -208,7 +208,7 @@ impl<S: Storage> Shardex<S> {
         }
         loop {
             self.flush().await?;
-            match self.ask(Command::Trim).await {
+            match self.ask_part(SpaceRequest::Trim).await {
                 // Another caller's flush has begun.
                 Err(ShardexError::FlushInProgress) => {}
                 Err(error) => return Err(error),

@@ -53,7 +53,9 @@ impl<S: Storage> Writer<S> {
             return;
         }
         // A caller of `optimize` gets a build of all postings. An automatic build may resume an earlier one.
-        let begun = if self.cell_build_waiters.is_empty() {
+        let begun = if std::mem::take(&mut self.cells_anew) {
+            self.engine.cell_build_anew()
+        } else if self.cell_build_waiters.is_empty() {
             self.engine.cell_build_resume()
         } else {
             self.engine.cell_build_begin()

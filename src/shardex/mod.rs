@@ -11,6 +11,7 @@ mod compaction;
 mod failures;
 mod flushes;
 mod jobs;
+mod purging;
 mod queue;
 mod reading;
 mod running;
@@ -50,7 +51,7 @@ use crate::{
 use queue::{Command, Queue, Reply};
 use snapshot::SearchContext;
 use tasks::{StopCause, Syncer, spawn_writer};
-use view::{Shared, View, stopped_by};
+use view::{Shared, Snapshots, View, stopped_by};
 use writer::Writer;
 pub use {reading::PostingScan, snapshot::IndexSnapshot};
 
@@ -180,6 +181,7 @@ impl<S: Storage> Shardex<S> {
                 view: ArcSwapOption::new(Some(View::of(&engine))),
                 path,
                 closed: AtomicBool::new(false),
+                snapshots: Snapshots::default(),
                 stopped,
                 context: Arc::new(SearchContext { executor, observer, clock: Arc::clone(&env.clock), default_recall }),
             });
@@ -373,7 +375,9 @@ impl<S: Storage> Shardex<S> {
     /// # Errors
     /// Returns `Closed` if the handle is closed.
     pub async fn snapshot(&self) -> Result<IndexSnapshot<S>> {
-        self.view()
+        let snapshot = self.view()?;
+        self.inner.shared.snapshots.note(&snapshot.snapshot);
+        Ok(snapshot)
     }
 
     fn view(&self) -> Result<IndexSnapshot<S>> {

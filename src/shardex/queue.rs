@@ -1,6 +1,6 @@
 //! Queue of calls to the writer.
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -8,8 +8,8 @@ use crate::{
     batch::{WriteBatch, Written},
     config::CheckLevel,
     engine::{
-        ConsistencyReport,
-        stats::{FlushStats, IndexStats},
+        ConsistencyReport, PurgeStep,
+        stats::{FlushStats, IndexStats, PurgeStats},
     },
     error::Result,
     id::DocumentId,
@@ -42,11 +42,36 @@ pub(super) enum Command {
     Stats(Reply<IndexStats>),
     Check(CheckLevel, Reply<ConsistencyReport>),
     Optimize(Reply<()>),
-    /// Beginning of a compaction, a step of it, and its end.
-    AwaitCells(Reply<()>),
-    Compact(Reply<u64>),
-    Trim(Reply<u64>),
+    /// Part of a compaction or a purge.
+    Space(SpaceRequest),
     Close(Reply<()>),
+}
+
+/// Part of a compaction or a purge.
+pub(super) enum SpaceRequest {
+    /// The end of a cell build under way.
+    AwaitCells(Reply<()>),
+    /// A step of a compaction.
+    Compact(Reply<u64>),
+    /// All free space, given back.
+    Trim(Reply<u64>),
+    /// Shards from a number on, rewritten as their live postings alone make them.
+    PurgeShards(u32, Reply<PurgeStep>),
+    /// Payloads, moved out of blocks with bytes of removed ones.
+    PurgePayloads(Reply<usize>),
+    /// Cells, built from nothing.
+    BuildAnew(Reply<()>),
+    /// The end of a purge, which waits for readers up to a time.
+    PurgeEnd(Duration, Reply<PurgeStats>),
+}
+
+/// Purge whose last step waits for a flush or for readers.
+pub(super) struct PendingPurge {
+    /// Time of the next try.
+    pub(super) at: Duration,
+    /// Time up to which it waits for readers.
+    pub(super) until: Duration,
+    pub(super) reply: Reply<PurgeStats>,
 }
 
 impl Command {

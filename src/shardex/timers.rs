@@ -113,6 +113,7 @@ impl<S: Storage> Writer<S> {
         self.compact_if_due(now);
         self.schedule_compaction(now);
         self.trim_if_due(now);
+        self.purge_if_due(now);
         if self.engine.wants_cell_build() {
             self.build_cells();
         }

@@ -4,7 +4,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -15,6 +15,7 @@ use super::{snapshot::SearchContext, tasks::StopCause};
 use crate::{
     engine::{Engine, Lent},
     error::{Result, ShardexError},
+    id::Lsn,
     index::Snapshot,
     shard::DataFile,
     storage::Storage,
@@ -28,6 +29,8 @@ pub(super) struct Shared<S: Storage> {
     pub(super) path: PathBuf,
     pub(super) closed: AtomicBool,
     pub(super) stopped: StopCause,
+    /// Snapshots that callers have taken.
+    pub(super) snapshots: Snapshots<Lent<S>>,
     /// Executor and observer of searches.
     pub(super) context: Arc<SearchContext>,
 }
@@ -36,6 +39,42 @@ impl<S: Storage> Shared<S> {
     /// Returns the error for calls after the end of the writer.
     pub(super) fn gone(&self) -> ShardexError {
         if self.closed.load(Ordering::Acquire) { ShardexError::Closed } else { stopped_by(&self.stopped) }
+    }
+}
+
+/// Snapshots that callers have taken and may still hold, by their LSNs.
+pub(super) struct Snapshots<L>(Mutex<Vec<(Lsn, Weak<Snapshot<L>>)>>);
+
+impl<L> Default for Snapshots<L> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<L> Snapshots<L> {
+    fn taken(&self) -> MutexGuard<'_, Vec<(Lsn, Weak<Snapshot<L>>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a snapshot. Forgets those that are gone whenever their number could have doubled, so that a call costs constant
+    /// time on average.
+    pub(super) fn note(&self, snapshot: &Arc<Snapshot<L>>) {
+        let mut taken = self.taken();
+        if taken.last().is_some_and(|(_, last)| std::ptr::eq(last.as_ptr(), Arc::as_ptr(snapshot))) {
+            return;
+        }
+        if taken.len() == taken.capacity() {
+            taken.retain(|(_, snapshot)| snapshot.strong_count() > 0);
+            let alive = taken.len();
+            taken.reserve(alive + 1);
+        }
+        taken.push((snapshot.lsn, Arc::downgrade(snapshot)));
+    }
+
+    /// Returns the LSNs of the snapshots that are still held and older than a write.
+    pub(super) fn before(&self, lsn: Lsn) -> Vec<Lsn> {
+        let taken = self.taken();
+        taken.iter().filter(|(of, snapshot)| *of < lsn && snapshot.strong_count() > 0).map(|&(of, _)| of).collect()
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
     failures::Failures,
-    queue::{Command, Reply, Request},
+    queue::{Command, PendingPurge, Reply, Request},
     running::{RunningCellBuild, RunningCheck, RunningFlush, ended, synced, timer},
     stats_writer::StatsWriter,
     tasks::{Background, Syncer},
@@ -83,6 +83,10 @@ pub(super) struct Writer<S: Storage> {
     /// Time of the next step of a compaction, and whether one is under way.
     pub(super) compact_at: Option<Duration>,
     pub(super) compacting: bool,
+    /// Purges that wait for their last step.
+    pub(super) purges: VecDeque<PendingPurge>,
+    /// Whether the next cell build takes nothing over from the cells before.
+    pub(super) cells_anew: bool,
     /// Bytes of slots that compactions have rewritten since they last began a flush.
     pub(super) rewritten_bytes: u64,
     /// Time of the last write.
@@ -108,7 +112,7 @@ pub(super) struct Writer<S: Storage> {
     /// Number of flushes that the observer knows, and the sum of their durations.
     pub(super) observed_flushes: (u64, Duration),
     pub(super) stats_writer: StatsWriter<S>,
-    shared: Arc<Shared<S>>,
+    pub(super) shared: Arc<Shared<S>>,
     pub(super) engine: Engine<S>,
 }
 
@@ -137,6 +141,8 @@ impl<S: Storage> Writer<S> {
             trim_at: None,
             compact_at: None,
             compacting: false,
+            purges: VecDeque::new(),
+            cells_anew: false,
             rewritten_bytes: 0,
             last_write: None,
             twin: false,
@@ -161,8 +167,8 @@ impl<S: Storage> Writer<S> {
         self.put_trim_off();
         self.background();
         loop {
-            let due = [self.commit_at, self.flush_at, self.trim_at, self.compact_at, self.stats_writer.at];
-            let due = due.into_iter().flatten().min();
+            let space = [self.trim_at, self.compact_at, self.purge_at()];
+            let due = [self.commit_at, self.flush_at, self.stats_writer.at].into_iter().chain(space).flatten().min();
             let timer = timer(&*self.runtime, due);
             tokio::select! {
                 biased;
@@ -217,9 +223,7 @@ impl<S: Storage> Writer<S> {
                 self.cell_build_waiters.push(reply);
                 self.build_cells();
             }
-            Command::AwaitCells(reply) => self.await_cells(reply),
-            Command::Compact(reply) => reply.send(self.compact_now()),
-            Command::Trim(reply) => reply.send(self.engine.trim_all()),
+            Command::Space(part) => self.take_part(part),
             Command::Stats(reply) => reply.send(self.stats()),
             Command::Check(level, reply) => {
                 self.commit_waiting();
@@ -349,7 +353,7 @@ impl<S: Storage> Writer<S> {
     }
 
     /// Commits for all waiting callers and answers them.
-    fn commit_waiting(&mut self) {
+    pub(super) fn commit_waiting(&mut self) {
         if self.waiting.is_empty() {
             return;
         }
@@ -383,6 +387,7 @@ impl<S: Storage> Writer<S> {
         self.check_waiters.drain(..).for_each(|reply| reply.send(Err(ShardexError::Closed)));
         self.cell_build_waiters.drain(..).for_each(|reply| reply.send(Err(ShardexError::Closed)));
         self.coding = None;
+        self.refuse_purges();
         self.carry_out_all().await;
         self.commit_waiting();
         if let Some(cells) = &mut self.cell_build {

@@ -86,6 +86,9 @@ impl<S: Storage> Shardex<S> {
     ///
     /// Unknown documents are ignored. They add nothing to the WAL.
     ///
+    /// Searches find them no more, but their bytes stay in the files until their places are used again. [`purge`](Self::purge)
+    /// erases them.
+    ///
     /// Cost: per document a lookup in the bloom filters, and reads of the posting records found.
     ///
     /// # Errors

@@ -17,8 +17,8 @@
 //! 5. Existing allocations do not overlap. A new allocation is made of pages that were free in the map, or of used
 //!    pages that no handle holds ([`retire_named`](Reclaimer::retire_named)). The map marks the pages as used as long
 //!    as the allocation exists, and frees them only when no handle is left. The allocation of
-//!    [`with_free`](Reclaimer::with_free) is not marked, but the map is borrowed while it exists. (`lease` relies on
-//!    this.)
+//!    [`with_free`](Reclaimer::with_free) is not marked, but the map is borrowed while it exists, as is that of
+//!    [`with_named`](Reclaimer::with_named). (`lease` relies on this.)
 
 use std::sync::Arc;
 
@@ -178,6 +178,15 @@ impl<P: Shared> Reclaimer<P> {
     pub fn with_free<T>(&mut self, run: PageRange, act: impl FnOnce(&Allocation) -> T) -> T {
         let is_behind = run.page >= self.map.pages_of(self.map.chunks());
         assert!(is_behind || self.map.is_free(run), "{run:?} is in use");
+        act(&Allocation::new(run, self.begun, self.lock.clone()))
+    }
+
+    /// Calls `act` with an allocation of used pages that no handle holds, which exists during the call alone.
+    ///
+    /// # Panics
+    /// Panics if the map does not mark the range as used, which is a mistake of the caller.
+    pub fn with_named<T>(&mut self, run: PageRange, act: impl FnOnce(&Allocation) -> T) -> T {
+        assert!(self.map.is_used(run), "{run:?} is not in use");
         act(&Allocation::new(run, self.begun, self.lock.clone()))
     }
 

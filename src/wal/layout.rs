@@ -30,6 +30,12 @@ impl WalLayout {
         }
     }
 
+    /// Returns the length of a page in bytes.
+    #[must_use]
+    pub fn page_size(&self) -> u64 {
+        self.page_size
+    }
+
     /// Returns the length of a segment in bytes.
     #[must_use]
     pub fn segment_size(&self) -> u64 {

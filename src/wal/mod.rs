@@ -17,6 +17,7 @@ mod layout;
 mod reader;
 mod segments;
 mod trim;
+mod wipe;
 mod writer;
 
 pub use layout::WalLayout;

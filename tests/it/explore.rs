@@ -202,6 +202,11 @@ post_mortems! {
     /// that root, and had been used before: after the next crash its old records were replayed. An epoch that appears
     /// in a segment is now never used again.
     an_epoch_is_never_used_twice: "epoch-used-twice.case";
+    /// A sync of a purge failed. Its zeros stayed in the page cache, and the next purge found nothing to wipe there. After its
+    /// own successful sync a power cut brought the removed bytes back. A wipe now stores zeros without looking.
+    a_purge_trusts_no_zeros_in_memory: "purge-after-a-failed-sync.case";
+    /// A purge stored zeros into holes of a copied file. It now allocates their space first.
+    a_purge_allocates_what_it_stores: "purge-of-a-copy-with-holes.case";
     /// The root file was missing. `create` took the other files for an interrupted `create` and removed them, with
     /// every acknowledged write. Files whose WAL was written to no longer count as an interrupted `create`.
     create_does_not_clear_an_index_without_its_root: "lost-root-cleared-by-create.case";

@@ -27,6 +27,7 @@ mod layering;
 mod model;
 mod monitor;
 mod observe;
+mod purge;
 mod reading;
 mod recall;
 mod reclaim;

@@ -79,6 +79,9 @@ fn space_steps(rng: &mut ChaCha8Rng, trimmed: f64, compacted: f64) -> Vec<Event>
     if rng.random_bool(trimmed) {
         steps.push(Event::Do(Step::Trim { keep: [0, 0, 512, 4_096][rng.random_range(0..4)] }));
     }
+    if rng.random_bool(compacted / 8.0) {
+        steps.push(Event::Do(Step::Purge));
+    }
     if rng.random_bool(compacted) {
         steps.push(Event::Do(Step::Compact { bytes: [1, 500, 1 << 20][rng.random_range(0..3)] }));
     }

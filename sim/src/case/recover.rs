@@ -41,7 +41,9 @@ impl CaseRun<'_> {
         }
         // Garbage may have replaced a sector that held older bytes too.
         self.damaged |= self.sim.counters().garbage_sectors > garbage;
+        self.look_for_erased();
         if let Some(damage) = crash.damage {
+            self.erased = false;
             self.damage(damage, at_rest);
         }
     }
@@ -49,6 +51,7 @@ impl CaseRun<'_> {
     /// Opens the index and judges it. Crashes, failed syncs and refused operations lead to another attempt, of 20 at
     /// most.
     pub(super) fn recover(&mut self, damage: Option<Damage>) -> Result<(), End> {
+        self.none_left()?;
         for _ in 0..20 {
             self.rig = rig(&self.sim, &self.watch);
             let before = self.sim.counters();

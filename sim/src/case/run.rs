@@ -80,6 +80,10 @@ pub(super) struct CaseRun<'a> {
     pub(super) must_refuse: bool,
     /// Whether an open may have found no room, so that the engine only reads.
     pub(super) read_only: bool,
+    /// Whether a purge has ended, and no medium has brought back older bytes since.
+    pub(super) erased: bool,
+    /// Bytes that a purge should have erased, found after a crash.
+    pub(super) left: Option<String>,
     pub(super) rng: ChaCha8Rng,
     pub(super) verdict: CaseVerdict,
 }
@@ -118,6 +122,8 @@ impl Case {
             must_be_found: None,
             must_refuse: false,
             read_only: false,
+            erased: false,
+            left: None,
             rng: ChaCha8Rng::seed_from_u64(self.seed),
             verdict: CaseVerdict::default(),
         };

@@ -4,6 +4,7 @@ use super::recover::extra;
 use super::run::{CaseRun, End, broken};
 use super::{Crash, Survivors};
 use crate::{
+    explorer::not_erased,
     model,
     storage::{Counters, CrashKind, Stop},
     workload::Step,
@@ -42,6 +43,19 @@ impl CaseRun<'_> {
             }
         }
         Err(broken("the same call never succeeds, though nothing goes wrong any more"))
+    }
+
+    /// Looks in the files for bytes that a purge has erased. A medium that lies or rots may have kept them.
+    pub(super) fn look_for_erased(&mut self) {
+        self.erased &= !self.doubt();
+        if self.erased && self.left.is_none() {
+            self.left = not_erased(&self.sim, &self.runner.model.erased());
+        }
+    }
+
+    /// Ends the case if purged bytes were found.
+    pub(super) fn none_left(&mut self) -> Result<(), End> {
+        self.left.take().map_or(Ok(()), |left| Err(broken(left)))
     }
 
     /// Checks a call that returned `Ok`: no failed operation in it may have been swallowed.
@@ -187,6 +201,11 @@ impl CaseRun<'_> {
         let barriers = stats.last_flush.as_ref().map_or(0, |flush| flush.barriers);
         if matches!(step, Step::SlowFlush { .. } | Step::OverlappedFlush { .. }) {
             self.mark("writes went on inside a flush");
+        }
+        if *step == Step::Purge {
+            self.erased = self.runner.version.is_none() && stats.held_by_readers_bytes == 0 && !self.doubt();
+            self.look_for_erased();
+            self.none_left()?;
         }
         if barriers > 3 {
             return Err(broken(format!("a flush issued {barriers} barriers")));

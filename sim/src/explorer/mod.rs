@@ -16,7 +16,11 @@ mod report;
 mod states;
 mod sweep;
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use shardex::{
     failpoint,
@@ -26,6 +30,7 @@ use shardex::{
 
 use crate::{
     case::{Case, Crash, Damage, Event, Survivors},
+    erased::Erased,
     hashed::HashedMap,
     model::State,
     pool,
@@ -86,6 +91,7 @@ pub fn explore_one(workload: &Workload, limits: &Limits) -> Report {
         limits,
         prefixes: prefixes(&recorded.states),
         states: recorded.states,
+        erased: recorded.erased,
         known: HashedMap::default(),
         nested: HashedMap::default(),
         outcomes: BTreeSet::new(),
@@ -143,6 +149,8 @@ struct Explorer<'a> {
     workload: &'a Workload,
     limits: &'a Limits,
     states: Vec<State>,
+    /// What is erased after a purge, by the number of batches before it.
+    erased: BTreeMap<usize, Erased>,
     prefixes: HashedMap<u128, Arc<[usize]>>,
     /// Outcome of the recovery of each image, by the hash of the bytes that a reader sees.
     known: HashedMap<u128, Outcome>,
@@ -184,6 +192,9 @@ impl Explorer<'_> {
         storage.crash_with(at.kind, picks);
         self.report.states += 1;
         if first && let Err(broken) = self.aftermath(&storage.image()) {
+            self.violation(at, picks, None, &[], broken);
+        }
+        if let Some(broken) = self.erased.get(&at.point.purged).and_then(|erased| not_erased(&storage, erased)) {
             self.violation(at, picks, None, &[], broken);
         }
         let crashes = self.limits.depth > 1 && (first || self.workload.small);
@@ -261,6 +272,16 @@ impl Explorer<'_> {
         let case = Case { workload: self.workload.clone(), seed: self.limits.seed, garbage: false, events };
         self.report.violations.push(Violation { broken, case });
     }
+}
+
+/// Describes bytes in the files that a purge should have erased.
+pub(crate) fn not_erased(storage: &SimStorage, erased: &Erased) -> Option<String> {
+    let mut left = None;
+    storage.read_files(|name, bytes| {
+        let at = erased.find_in(bytes);
+        left = left.take().or_else(|| at.map(|at| format!("purged bytes are in {name} at {at}")));
+    });
+    left
 }
 
 /// Returns the number of outcomes of each choice of a crash.

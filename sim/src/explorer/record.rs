@@ -1,7 +1,7 @@
 //! Recording of a workload: runs it once and keeps the disk before each operation.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -9,6 +9,7 @@ use shardex::storage::Storage as _;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
+    erased::Erased,
     hashed::HashedMap,
     hook::{HookAction, HookStorage},
     model::State,
@@ -24,6 +25,8 @@ pub(super) struct Point {
     pub(super) operation: Option<OpInfo>,
     pub(super) durable: usize,
     pub(super) accepted: usize,
+    /// Number of batches before the last purge; 0 before the first one.
+    pub(super) purged: usize,
     /// Bytes that the slots of the root file held on the device before their last change.
     pub(super) roots_before: [Arc<[u8]>; 2],
 }
@@ -32,6 +35,8 @@ pub(super) struct Point {
 pub(super) struct Recorded {
     pub(super) points: Vec<Point>,
     pub(super) states: Vec<State>,
+    /// What is erased after a purge, by the number of batches before it.
+    pub(super) erased: BTreeMap<usize, Erased>,
 }
 
 /// Bytes of the root file's slots on the device, and their bytes before the last change.
@@ -74,11 +79,12 @@ pub(super) fn record(workload: &Workload) -> Result<Recorded, String> {
     let points = Arc::new(Mutex::new((Vec::new(), RootHistory::default())));
     let (kept, progress, disk) = (Arc::clone(&points), runner.model.progress(), sim.clone());
     let keep = move |operation: Option<&OpInfo>| {
-        let (durable, accepted) = progress.now();
+        let ((durable, accepted), purged) = (progress.now(), progress.purged());
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.1.note(&disk);
         let roots_before = kept.1.before.clone();
-        kept.0.push(Point { image: disk.image(), operation: operation.cloned(), durable, accepted, roots_before });
+        let (image, operation) = (disk.image(), operation.cloned());
+        kept.0.push(Point { image, operation, durable, accepted, purged, roots_before });
     };
     let before = keep.clone();
     let storage = HookStorage::new(WatchedStorage::new(sim, watch), move |operation| {
@@ -94,9 +100,11 @@ pub(super) fn record(workload: &Workload) -> Result<Recorded, String> {
     }
     keep(None);
     let states = (0..=runner.model.accepted()).map(|n| runner.model.state(n)).collect();
-    drop(runner);
     let points = std::mem::take(&mut points.lock().unwrap_or_else(PoisonError::into_inner).0);
-    Ok(Recorded { points, states })
+    let purges: BTreeSet<usize> =
+        points.iter().map(|point: &Point| point.purged).filter(|&purged| purged > 0).collect();
+    let erased = purges.into_iter().map(|batches| (batches, runner.model.erased_by(batches))).collect();
+    Ok(Recorded { points, states, erased })
 }
 
 /// Returns the disk before each operation of a recovery of `image`.

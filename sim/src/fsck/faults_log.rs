@@ -170,7 +170,7 @@ fn what_is_no_frame_ends_the_log() {
 
 #[test]
 fn a_frame_of_a_later_version_is_no_torn_end() {
-    let later = with_more(&frame(2, 7, 3, 10, 9, &add_payload(&[70])));
+    let later = with_more(&frame(2, 8, 3, 10, 9, &add_payload(&[70])));
     named(&later, FindingKind::BadVersion, None, "wal", LOG_END as u64);
 }
 

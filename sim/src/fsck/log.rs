@@ -29,6 +29,8 @@ pub enum RecordKind {
     Batch,
     /// Maintenance of version 3.
     Maintenance,
+    /// Purge of version 3.
+    Purge,
     /// Kind of a later version.
     Unknown,
 }
@@ -150,6 +152,7 @@ impl<'a> Wal<'a> {
             4 => RecordKind::Close,
             5 => RecordKind::Batch,
             6 => RecordKind::Maintenance,
+            7 => RecordKind::Purge,
             _ => RecordKind::Unknown,
         };
         let bits = *head.get(25)?;
@@ -405,7 +408,7 @@ impl Record {
             RecordKind::Add => add(&bytes, dimension),
             RecordKind::Remove => remove(&bytes),
             RecordKind::Batch => batch(&bytes, dimension).map(RecordBody::Batch),
-            RecordKind::Maintenance => rewrite(&bytes),
+            RecordKind::Maintenance | RecordKind::Purge => rewrite(&bytes),
             RecordKind::Padding | RecordKind::Close | RecordKind::Unknown => None,
         };
         body.ok_or_else(|| format!("record {} of {} bytes is no {:?}", self.lsn, bytes.len(), self.kind))

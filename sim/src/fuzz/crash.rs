@@ -77,7 +77,8 @@ fn event(bytes: &mut Bytes<'_>) -> Event {
                 Step::Read,
                 Step::Trim { keep: 0 },
                 Step::Compact { bytes: 500 },
-            ][bytes.below(6) as usize]
+                Step::Purge,
+            ][bytes.below(7) as usize]
                 .clone(),
         ),
         12 | 13 => Event::Fault { after: 1 + bytes.below(40), fault: fault(bytes) },

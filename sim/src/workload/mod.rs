@@ -164,6 +164,8 @@ pub enum Step {
         /// Bytes of live postings to read.
         bytes: u64,
     },
+    /// Erases what was removed. Refused while readers hold it.
+    Purge,
 }
 
 impl std::fmt::Display for Step {
@@ -201,6 +203,7 @@ impl std::fmt::Display for Step {
             Self::Read => f.write_str("read"),
             Self::Trim { keep } => write!(f, "trim keep={keep}"),
             Self::Compact { bytes } => write!(f, "compact bytes={bytes}"),
+            Self::Purge => f.write_str("purge"),
         }
     }
 }

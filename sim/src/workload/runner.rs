@@ -132,6 +132,7 @@ impl<S: Storage + Clone> Runner<S> {
             let synced = if overlaps { Ok(()) } else { job.run() };
             let from = first + between * count;
             let batch = postings(from..from + count, 0, salt + between, dimension);
+            self.model.attempt(&Batch::Add(batch.clone()));
             match engine.add(&batch) {
                 Ok(lsn) => self.model.accept_at(Batch::Add(batch), lsn),
                 // The WAL is full, and only the end of this flush frees space.
@@ -178,6 +179,7 @@ impl<S: Storage + Clone> Runner<S> {
 
     /// Adds postings. Before, it offers one whose vector is beyond the range of f16.
     fn add(&mut self, batch: Vec<Posting>) -> Result<()> {
+        self.model.attempt(&Batch::Add(batch.clone()));
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
         if self.config.encoding == VectorEncoding::F16 && self.config.metric != Metric::Cosine {
             let mut offered = batch.clone();
@@ -193,6 +195,32 @@ impl<S: Storage + Clone> Runner<S> {
         let lsn = engine.add(&batch)?;
         self.model.accept_at(Batch::Add(batch), lsn);
         Ok(())
+    }
+
+    /// Erases what was removed. Readers may hold some of it, and are then named.
+    fn purge(&mut self) -> Result<()> {
+        let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        if self.version.is_some() {
+            // Older builds have no purge.
+            return Ok(());
+        }
+        let mut from = Some(0);
+        while let Some(first) = from {
+            from = engine.purge_shards(first, 500)?.next;
+        }
+        while engine.purge_payloads(300)? > 0 {}
+        let cells = engine.cell_build_anew()?.run()?;
+        engine.install_cells(cells)?;
+        match engine.purge_end() {
+            Ok(_) => {
+                self.flushed = self.model.accepted();
+                self.acknowledge();
+                self.model.purge();
+                Ok(())
+            }
+            Err(ShardexError::HeldByReaders { .. }) if !self.readers.is_empty() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes documents.
@@ -225,6 +253,7 @@ impl<S: Storage + Clone> Runner<S> {
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
         if let Some(batch) = batch_of(step, &engine.cursor()?, dimension) {
             let before = engine.last_lsn();
+            self.model.attempt(&Batch::Write(batch.clone()));
             let written = engine.write(&batch)?;
             // What changes nothing writes no record, so it is no batch.
             if written.lsn > before {
@@ -252,6 +281,7 @@ impl<S: Storage + Clone> Runner<S> {
             }
             Step::Trim { keep } => engine.trim(*keep).map(drop)?,
             Step::Compact { bytes } => engine.compact_step(u64::MAX, *bytes).map(drop)?,
+            Step::Purge => return self.purge(),
             Step::Optimize => engine.optimize()?,
             Step::OptimizeUntil { questions } => optimize_until(engine, *questions)?,
             Step::Close => self.close(storage)?,

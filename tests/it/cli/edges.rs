@@ -136,6 +136,26 @@ fn one_row_more_makes_no_cells_and_many_rows_do() {
 }
 
 #[test]
+fn purge_erases_what_remove_left() {
+    let desk = Desk::new();
+    let (dir, rows) = (desk.path("index"), desk.vectors_of(24, "rows.npy", 0..300));
+    desk.json(&[&"ingest", &dir, &rows]);
+    desk.json(&[&"remove", &dir, &"--ids", &"10..20"]);
+    let (code, object) = desk.json(&[&"purge", &dir]);
+    assert_eq!((code, &object["total_postings"]), (0, &290.into()));
+    assert!(object["rewritten_bytes"].as_u64() > Some(0) && object["wiped_bytes"].as_u64() > Some(0), "{object}");
+    let vector = crate::support::vector(15, 24);
+    let bytes: Vec<u8> = vector.iter().take(6).flat_map(|x| x.to_le_bytes()).collect();
+    for name in ["data", "wal", "root"] {
+        let file = std::fs::read(dir.join(name)).expect("read");
+        assert!(!file.windows(bytes.len()).any(|window| window == bytes), "{name} still holds it");
+    }
+    let text = desk.run(&[&"purge", &dir]);
+    assert!(String::from_utf8_lossy(&text.stdout).contains("are erased"), "{text:?}");
+    assert_eq!(desk.json(&[&"check", &dir, &"--full"]).0, 0);
+}
+
+#[test]
 fn a_first_ingest_that_is_refused_leaves_no_index() {
     let desk = Desk::new();
     let dir = desk.path("index");
