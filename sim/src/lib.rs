@@ -48,6 +48,7 @@ pub mod erased;
 pub mod exactly_once;
 pub mod explorer;
 pub mod filters;
+pub mod flips;
 pub mod fsck;
 pub mod fuzz;
 mod hashed;

@@ -46,6 +46,8 @@ enum Command {
     /// Cut the power while an ingester on the async API reads a source that it trims to the durable cursor. No change
     /// may be missing, double or half there.
     ExactlyOnce(ExactlyOnce),
+    /// Flip every single bit of two small indexes. The damage must be found, or everything must be as before.
+    Flips(Flips),
     /// Crash an upgrade at every operation, and open each state by an earlier build, which must recover everything or
     /// refuse.
     Upgrade(Upgrade),
@@ -96,6 +98,16 @@ struct Seeds {
     /// Start from a random seed and print it.
     #[arg(long, conflicts_with = "seed")]
     fresh: bool,
+}
+
+#[derive(Debug, Args)]
+struct Flips {
+    /// Flip every Nth bit only.
+    #[arg(long, default_value_t = 1)]
+    every: u64,
+    /// Number of threads. Results do not depend on it.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
 }
 
 #[derive(Debug, Args)]
@@ -165,6 +177,7 @@ fn main() -> ExitCode {
         Command::Mutants(args) => mutants(args, cli.json),
         Command::ExactlyOnce(args) => exactly_once(args, cli.json),
         Command::Upgrade(args) => upgrade(args, cli.json),
+        Command::Flips(args) => flips(args, cli.json),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -190,6 +203,13 @@ fn upgrade(args: &Upgrade, as_json: bool) -> Result<bool, String> {
             args.old.display()
         ));
     }
+    Ok(report.violations.is_empty())
+}
+
+fn flips(args: &Flips, as_json: bool) -> Result<bool, String> {
+    let began = Instant::now();
+    let report = shardex_sim::flips::flip(args.every.max(1), args.threads.max(1))?;
+    output::flips(&report, began.elapsed().as_secs_f64(), as_json);
     Ok(report.violations.is_empty())
 }
 

@@ -9,6 +9,7 @@ use shardex_sim::{
     case::{Case, CaseVerdict},
     exactly_once::{self, Mistake},
     explorer::{OldBuildReport, Report, Violation},
+    flips::{FlipOutcome, FlipReport},
     mutation::{self, Fate, Row},
     shrink::shrink,
     workload::Workload,
@@ -24,6 +25,39 @@ pub fn workload(workload: &Workload, report: &Report) {
         report.distinct_states,
         report.nested_states,
         report.sweep_cases,
+        report.violations.len()
+    );
+}
+
+pub fn flips(report: &FlipReport, seconds: f64, as_json: bool) {
+    if as_json {
+        let regions: BTreeMap<&str, BTreeMap<&str, u64>> = report
+            .regions
+            .iter()
+            .map(|(region, fates)| (region.as_str(), fates.iter().map(|(fate, n)| (fate.name(), *n)).collect()))
+            .collect();
+        let (bytes, flips, violations) = (report.bytes, report.flips(), &report.violations);
+        let object = json!({
+            "bytes": bytes, "flips": flips, "regions": regions, "violations": violations.len(), "seconds": seconds,
+        });
+        return println!("{object}");
+    }
+    print!("{:<48} {:>9}", "share of the flipped bits, in %", "bits");
+    FlipOutcome::ALL.iter().for_each(|fate| print!(" {:>9}", fate.name()));
+    println!();
+    for (region, fates) in &report.regions {
+        let bits: u64 = fates.values().sum();
+        print!("{region:<48} {bits:>9}");
+        for fate in FlipOutcome::ALL {
+            print!(" {:>9.1}", 100.0 * fates.get(&fate).copied().unwrap_or(0) as f64 / bits as f64);
+        }
+        println!();
+    }
+    report.violations.iter().take(20).for_each(|violation| println!("VIOLATION: {violation}"));
+    println!(
+        "{} of {} bits flipped, {} violations, {seconds:.1} s",
+        report.flips(),
+        8 * report.bytes,
         report.violations.len()
     );
 }

@@ -19,6 +19,7 @@ mod examples;
 mod explore;
 mod faults;
 mod filters;
+mod flips;
 mod formats;
 mod fuzz;
 mod house;

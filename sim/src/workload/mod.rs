@@ -1,5 +1,6 @@
 //! Workloads: named ones, and ones generated from a seed.
 
+mod flipped;
 mod operations;
 mod reference;
 mod reference_batches;
@@ -27,6 +28,7 @@ pub fn reference() -> Vec<Workload> {
     workloads
 }
 
+pub use flipped::flipped;
 pub use runner::{Runner, create};
 
 /// Step of a workload.
