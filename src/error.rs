@@ -288,6 +288,17 @@ pub enum ShardexError {
     #[error("a flush is in progress: finish it first")]
     FlushInProgress,
 
+    /// A file of the open index was removed, or another file has taken its name.
+    ///
+    /// What was written since is not in the directory any more, so nothing is acknowledged, and the handle is
+    /// [poisoned](Self::Poisoned). To recover, close the handle, put the file back if it still exists elsewhere, and open the
+    /// index again.
+    #[error("{} was removed or replaced while the index was open: close the handle, put the file back, and open the index again", file.display())]
+    FileReplaced {
+        /// Path of the file.
+        file: PathBuf,
+    },
+
     /// A purge found readers that use removed postings or payloads.
     ///
     /// The index is whole, and what could be rewritten is rewritten. To recover, drop the snapshots and the

@@ -183,6 +183,10 @@ impl<F: StorageFile> StorageFile for HookFile<F> {
         self.inner.allocated()
     }
 
+    fn is_in_place(&self) -> bool {
+        self.inner.is_in_place()
+    }
+
     fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
         self.ask(Op::Allocate, offset, len, purpose)?;
         self.inner.allocate(offset, len, purpose)

@@ -355,6 +355,10 @@ impl<F: StorageFile> StorageFile for MutantFile<F> {
         self.inner.allocated()
     }
 
+    fn is_in_place(&self) -> bool {
+        self.inner.is_in_place()
+    }
+
     fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
         let how = self.state.ask(Op::Allocate, purpose, self.name);
         let (inner, weak) = (Arc::clone(&self.inner), Arc::clone(&self.inner));

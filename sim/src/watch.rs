@@ -240,6 +240,10 @@ impl StorageFile for WatchedFile {
         self.inner.allocated()
     }
 
+    fn is_in_place(&self) -> bool {
+        self.inner.is_in_place()
+    }
+
     fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
         let result = self.inner.allocate(offset, len, purpose);
         if !self.sim.stopped()

@@ -9,7 +9,7 @@ use crate::{
     error::{Result, ShardexError},
     format::frame::FrameKind,
     id::Lsn,
-    storage::{Purpose, Storage},
+    storage::{Purpose, Storage, StorageFile as _},
 };
 
 impl<S: Storage> Engine<S> {
@@ -35,11 +35,23 @@ impl<S: Storage> Engine<S> {
             if let Err(error) = job.run() {
                 return Err(self.poison(error));
             }
+            self.check_in_place()?;
             self.wal.synced(up_to);
             self.counters.commits += 1;
             self.counters.committed_operations = self.counters.operations;
         }
         Ok(self.wal.durable_lsn())
+    }
+
+    /// Checks that the names of the directory still lead to the files that were synced. Otherwise the engine is poisoned: what
+    /// it stores is not what the next open finds.
+    pub(super) fn check_in_place(&mut self) -> Result<()> {
+        let files = [self.wal_file.raw(), self.data.raw(), self.roots.file().raw()];
+        let lost = files.into_iter().find(|file| !file.is_in_place()).map(|file| file.path());
+        match lost {
+            Some(file) => Err(self.poison(ShardexError::FileReplaced { file })),
+            None => Ok(()),
+        }
     }
 
     /// Flushes or commits as configured, and writes the closing mark. The mark tells the next open that no recovery is

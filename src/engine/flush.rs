@@ -197,6 +197,7 @@ impl<S: Storage> Engine<S> {
         if let Err(error) = synced {
             return Err(self.poison(error));
         }
+        self.check_in_place()?;
         match run.stage {
             Stage::Data => {
                 run.stats.shard_sync_duration = self.lap(&mut run.stage_began);

@@ -169,6 +169,7 @@ impl<S: Storage> Engine<S> {
                 return Err(self.poison(error));
             }
         }
+        self.check_in_place()?;
         reached!(Purged);
         Ok(PurgeStats { lsn, wiped_bytes: wiped, ..PurgeStats::default() })
     }

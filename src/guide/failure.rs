@@ -19,6 +19,7 @@
 //! | `Undurable` | writes are rejected because background commits or flushes fail | see `stats().background_error` |
 //! | `Poisoned` | a sync failed, and searches see the last flushed state; or the writer panicked, and searches see the last published state; nothing is acknowledged | open the index again |
 //! | `Corruption` | damaged bytes, with file and offset; not part of an answer | restore a copy of the index |
+//! | `FileReplaced` | a file of the open index was removed or replaced; nothing is acknowledged, and the handle is poisoned | put the file back, open the index again |
 //! | `HeldByReaders` | a purge has rewritten what it could; readers hold the rest | drop the snapshots and hits, purge again |
 //! | `Locked` | another handle, process or reader holds the index | close it |
 //! | `Closed` | the handle was closed | open the index again |

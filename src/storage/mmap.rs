@@ -79,7 +79,8 @@ impl MmapStorage {
         let file = file.map_err(|e| regular::error(op, &path, e))?;
         let len = file.metadata().map_err(|e| ShardexError::io(op, &path, e))?.len();
         let (len, never_reserves) = (AtomicU64::new(len), AtomicBool::new(false));
-        Ok(Arc::new(MmapFile { path, file, len, never_reserves, regions: RwLock::default() }))
+        let absolute = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+        Ok(Arc::new(MmapFile { path, absolute, file, len, never_reserves, regions: RwLock::default() }))
     }
 }
 
@@ -169,6 +170,8 @@ fn sync_directory(path: &Path) -> Result<()> {
 #[derive(Debug)]
 pub struct MmapFile {
     path: PathBuf,
+    /// Path that a change of the working directory does not affect.
+    absolute: PathBuf,
     file: File,
     /// Cached length of the file in bytes (invariant 4).
     len: AtomicU64,
@@ -283,6 +286,14 @@ impl StorageFile for MmapFile {
         let metadata = self.file.metadata().map_err(|e| ShardexError::io("open", &self.path, e))?;
         // `st_blocks` counts units of 512 bytes, whatever the block size of the file system is.
         Ok(metadata.blocks().saturating_mul(512))
+    }
+
+    fn is_in_place(&self) -> bool {
+        let Ok(own) = self.file.metadata() else { return true };
+        // Programs may change their root directory or their user, after which the path may lead nowhere.
+        let named = fs::metadata(&self.absolute).ok();
+        let is_same = |named: &fs::Metadata| (named.dev(), named.ino()) == (own.dev(), own.ino());
+        own.nlink() > 0 && named.as_ref().is_none_or(is_same)
     }
 
     fn allocate(&self, offset: u64, len: u64, _purpose: Purpose) -> Result<()> {

@@ -196,6 +196,10 @@ pub trait StorageFile: Send + Sync + 'static {
     /// Returns `Io` if the system can't tell.
     fn allocated(&self) -> Result<u64>;
 
+    /// Reports whether the file was neither removed nor replaced by another file of its name. A directory that was only moved
+    /// is no reason to say no, nor is a path that can't be looked up any more.
+    fn is_in_place(&self) -> bool;
+
     /// Makes the file at least `offset + len` bytes long and reserves space for every byte of the range, holes
     /// included.
     ///

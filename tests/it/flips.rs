@@ -15,7 +15,9 @@ fn a_flipped_bit_is_found_or_changes_nothing() {
     let harmless = |region: &str| {
         report.regions.get(region).expect("it was flipped").get(&FlipOutcome::Harmless).copied().unwrap_or_default()
     };
-    for part in ["shard states", "nodes", "codes", "table of the cells", "tags", "buckets of payloads", "payloads", "header"] {
+    for part in
+        ["shard states", "nodes", "codes", "table of the cells", "tags", "buckets of payloads", "payloads", "header"]
+    {
         assert_eq!(harmless(&format!("closed: data, {part}")), 0, "{part}");
     }
     assert_eq!(harmless("closed: data, postings"), 0);

@@ -153,3 +153,53 @@ fn the_files_of_an_index_are_private_unless_asked_otherwise() {
         assert_eq!(mode(&path.join(name)), 0o640, "{name}");
     }
 }
+
+/// A file of an open index, or its directory, is removed, or another one takes its name. The next commit or flush says so, and
+/// acknowledges nothing. A directory that was only moved loses nothing.
+#[test]
+fn files_that_are_removed_or_replaced_are_noticed() {
+    type Change = fn(&Path);
+    let replace = |dir: &Path| {
+        let old = dir.with_extension("old");
+        fs::rename(dir, &old).expect("moved");
+        fs::create_dir(dir).expect("made");
+        for name in ["data", "wal", "root"] {
+            fs::copy(old.join(name), dir.join(name)).expect("copied");
+        }
+    };
+    let changes: [(&str, Change); 5] = [
+        ("wal", |dir| fs::remove_dir_all(dir).expect("removed")),
+        ("wal", |dir| fs::remove_file(dir.join("wal")).expect("removed")),
+        ("data", |dir| fs::remove_file(dir.join("data")).expect("removed")),
+        ("root", |dir| {
+            fs::rename(dir.join("root"), dir.join("before")).expect("moved");
+            fs::copy(dir.join("before"), dir.join("root")).expect("copied");
+        }),
+        ("wal", replace),
+    ];
+    for (n, (file, change)) in changes.into_iter().enumerate() {
+        for flushes in [false, true] {
+            let index = TestIndex::small();
+            let mut engine = index.create();
+            engine.add(&documents(0..10)).expect("added");
+            engine.commit().expect("durable");
+            change(&index.path());
+            engine.add(&documents(10..20)).expect("accepted");
+            let done = if flushes { engine.flush().map(drop) } else { engine.commit().map(drop) };
+            let error = done.expect_err("it is gone");
+            let ShardexError::FileReplaced { file: found } = &error else { panic!("{n}: {error}") };
+            assert_eq!(*found, index.path().join(file), "{n}");
+            assert!(error.to_string().contains("open the index again"), "{error}");
+            assert!(matches!(engine.add(&documents(20..21)), Err(ShardexError::Poisoned { .. })), "{n}");
+        }
+    }
+    let index = TestIndex::small();
+    let mut engine = index.create();
+    let moved = index.parent().join("moved");
+    fs::rename(index.path(), &moved).expect("moved");
+    engine.add(&documents(0..10)).expect("added");
+    engine.commit().expect("it goes on under its new name");
+    drop(engine);
+    fs::rename(&moved, index.path()).expect("moved back");
+    assert_eq!(ids(&index.open()).len(), 10);
+}

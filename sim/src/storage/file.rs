@@ -96,6 +96,12 @@ impl StorageFile for SimFile {
         Ok(machine.disk.inodes[&self.file].space().bytes())
     }
 
+    fn is_in_place(&self) -> bool {
+        let machine = locked(&self.machine);
+        // The next operation of a machine that has stopped gives an error.
+        machine.look(self.boot).is_err() || machine.find(&self.name).is_ok_and(|file| file == self.file)
+    }
+
     fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
         let info = self.info(Op::Allocate, offset, len, purpose);
         locked(&self.machine).run(self.boot, info, |machine, _, _| {
