@@ -14,7 +14,7 @@
 //!
 //! [`Reclaimer::keeps`]: crate::space::Reclaimer::keeps
 
-use super::core::Engine;
+use super::{core::Engine, purge::ROOTS};
 use crate::{
     error::Result,
     failpoint::reached,
@@ -60,14 +60,42 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Gives back all that an index does not need, also before the first write of an epoch: it opens the epoch first.
+    /// Gives back all that an index does not need, what shards have reserved for their next postings too, also before the first write of an epoch: it opens the epoch first.
     ///
     /// # Errors
     /// As [`trim`](Self::trim).
     pub fn trim_all(&mut self) -> Result<u64> {
         self.check_writable()?;
         self.open_for_writes()?;
-        self.trim(0)
+        Ok(self.trim(0)? + self.release_tails()? + self.release_log()?)
+    }
+
+    /// Gives back the space of the newest WAL segment, if nothing waits for a flush. Three roots before make sure that no root
+    /// needs its records: those in the slots, and the one that the last of them replaced, which a device may bring back.
+    fn release_log(&mut self) -> Result<u64> {
+        if self.is_unflushed() || self.data.never_releases() || self.wal.newest_bytes() <= 2 * self.page_bytes() {
+            return Ok(0);
+        }
+        for _ in 0..ROOTS {
+            self.flush_once(true)?;
+        }
+        match self.wal_retained() {
+            0 => self.wal.release_newest(),
+            _ => Ok(0),
+        }
+    }
+
+    /// Gives back the space that shards have reserved for their next postings.
+    fn release_tails(&mut self) -> Result<u64> {
+        let slot_bytes = self.data.geometry().slot_bytes();
+        let mut released = 0;
+        for extent in self.work.shards.iter().flatten().filter_map(|shard| shard.extents().last()) {
+            if self.data.never_releases() {
+                break;
+            }
+            released += self.data.release_tail(extent.allocation(), extent.used() * slot_bytes)?;
+        }
+        Ok(released)
     }
 
     /// Gives free space of the data file and the WAL back, except for about `keep` bytes of each. It begins at the end of
@@ -202,7 +230,9 @@ impl<S: Storage> Engine<S> {
             return Ok(0);
         }
         let (used, keep) = (self.used_bytes(), self.kept_at_rest());
-        let of_data = self.data.raw().allocated()?.saturating_sub(used + used / 16 + keep);
+        // What the root before the older one names stays until the next root: `older` counts it, if it is enough for a twin.
+        let recent = self.work.space.recent_pages() * self.page_bytes();
+        let of_data = self.data.raw().allocated()?.saturating_sub(used + used / 16 + keep + recent);
         let of_wal = self.wal_file.raw().allocated()?.saturating_sub(self.wal.needed_bytes(keep));
         let older = if self.epoch_open && self.older_bytes() > self.older_at_rest() { self.older_bytes() } else { 0 };
         let removed = if self.wants_compaction(tuning::COMPACTION_SHARE, 0) { self.removed_bytes() } else { 0 };

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Roots that a purge stores before it wipes: the slots then hold the last two, and the one that the last replaced is as new.
-const ROOTS: usize = 3;
+pub(super) const ROOTS: usize = 3;
 
 /// Part of a purge: the shards that a step has looked at.
 #[derive(Clone, Copy, Debug)]

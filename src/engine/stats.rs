@@ -295,7 +295,7 @@ pub struct IndexStats {
     /// Bytes of the data file that are free. Those that were given back to the file system count too.
     pub free_bytes: u64,
     /// Bytes of storage that Shardex gives back by itself when no more writes come: free pages beyond a small reserve,
-    /// and what only the older root needs. 0 on a file system that can't take them back.
+    /// and what only the older root needs; while a cell build or a full check runs, also what readers hold. 0 on a file system that can't take them back.
     pub reclaimable_bytes: u64,
     /// Bytes of the data file that wait to become free, because a retained root may name them or a reader holds them.
     pub held_bytes: u64,

@@ -363,6 +363,27 @@ impl<F: StorageFile> DataFile<F> {
         Ok((end - from) as u64)
     }
 
+    /// Gives back the pages of an allocation that lie wholly behind its first `used` bytes, if they may take space. Returns the
+    /// number of bytes.
+    ///
+    /// # Errors
+    /// Returns `Io`.
+    pub fn release_tail(&self, allocation: &Allocation, used: usize) -> Result<u64> {
+        let (page, run) = (self.geometry.page_size, allocation.run());
+        let first = used.div_ceil(page);
+        let tail = PageRange { page: run.page + first as u64, pages: run.pages - first as u32 };
+        if tail.pages == 0 || self.kept(tail).is_empty() {
+            return Ok(0);
+        }
+        self.space().in_doubt(tail);
+        if !self.file.deallocate(allocation, first * page, RELEASE)? {
+            self.note_never_releases();
+            return Ok(0);
+        }
+        self.space().released(tail);
+        Ok(u64::from(tail.pages) * page as u64)
+    }
+
     fn store_zeros(&self, allocation: &Allocation, from: usize, to: usize) -> Result<()> {
         // The file may be a copy that takes no space where there are bytes.
         self.reserve(&[allocation], from, to - from, false)?;

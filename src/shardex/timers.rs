@@ -68,6 +68,10 @@ impl<S: Storage> Writer<S> {
     pub(super) fn stats(&self) -> Result<IndexStats> {
         let (mut stats, now) = (self.engine.stats()?, self.runtime.now());
         stats.background_error = self.failures.newest(now);
+        if self.cell_build.is_some() || self.coding.is_some() || self.checking.is_some() {
+            // The snapshots of these jobs are dropped at their end.
+            stats.reclaimable_bytes += stats.held_by_readers_bytes;
+        }
         stats.uncommitted_for = self.undurable_since.map(|since| now.saturating_sub(since));
         self.observer.complete(&mut stats);
         Ok(stats)

@@ -4,7 +4,8 @@
 //! 1. A segment is taken for records only if it is free and this handle has reserved its beginning since the open. Records
 //!    follow the reserved bytes.
 //! 2. Space is given back only of free segments. A segment is free if no retained root needs a record in it and it is not
-//!    the newest one: [`recycle`](Segments::recycle) alone frees segments.
+//!    the newest one: [`recycle`](Segments::recycle) alone frees segments. Of the newest one the space of records that no root
+//!    needs is given back, and its place is reserved again before its next use.
 
 #[derive(Clone, Copy, Debug)]
 struct Segment {
@@ -14,11 +15,13 @@ struct Segment {
     reserved: u64,
     /// Whether all of it is known to be a hole.
     is_hole: bool,
+    /// Whether some of the reserved bytes, before the next record, have been given back.
+    is_holed: bool,
 }
 
 impl Segment {
     /// Place in a file that exists: it may be a hole or not.
-    const UNKNOWN: Self = Self { used: None, reserved: 0, is_hole: false };
+    const UNKNOWN: Self = Self { used: None, reserved: 0, is_hole: false, is_holed: false };
 }
 
 /// Segments of a WAL file, by their place in it.
@@ -84,6 +87,9 @@ impl Segments {
         for (at, segment) in self.0.iter_mut().enumerate() {
             if segment.used.is_some_and(|seq| is_over(at, seq)) {
                 segment.used = None;
+                // Records of its next use would be stored into the holes.
+                segment.reserved = if segment.is_holed { 0 } else { segment.reserved };
+                segment.is_holed = false;
                 freed += 1;
             }
         }
@@ -105,6 +111,11 @@ impl Segments {
     /// Records that the allocation of a further part of a place has begun.
     pub(super) fn growing(&mut self, at: usize) {
         self.0[at].is_hole = false;
+    }
+
+    /// Records that a place in use keeps the space of its header, and of the page that ends at byte `end`, in which records go on.
+    pub(super) fn holed(&mut self, at: usize, end: u64) {
+        (self.0[at].reserved, self.0[at].is_holed) = (end, true);
     }
 
     /// Records that the deallocation of a place has begun, so that its space is in doubt.

@@ -61,6 +61,39 @@ impl<F: StorageFile> WalWriter<F> {
         ((keep / self.layout.segment_size()) as usize).max(mark)
     }
 
+    /// Gives the space of the newest segment back, but for the page with its header and the page in which records go on. Returns
+    /// the number of bytes given back, at most.
+    ///
+    /// No root needs a record before the end of the WAL: neither those in the slots, nor one that a device may bring back.
+    ///
+    /// # Errors
+    /// Returns `Io`, or `OutOfSpace` if the closing mark finds no room.
+    pub fn release_newest(&mut self) -> Result<u64> {
+        let Some((slot, offset)) = self.cursor else { return Ok(0) };
+        let (page, size, start) =
+            (self.layout.page_size(), self.layout.segment_size(), self.layout.segment_start(slot));
+        let (front, behind) = (offset / page * page, offset.next_multiple_of(page));
+        // Before the calls, because a failed one may have given back a part.
+        self.segments.holed(slot, behind);
+        let mut released = 0;
+        for (from, to) in [(page, front), (behind, size)].into_iter().filter(|(from, to)| from < to) {
+            if !self.file.deallocate(start + from, to - from, RELEASE)? {
+                break;
+            }
+            released += to - from;
+            reached!(SegmentReleased);
+        }
+        // The closing mark needs space.
+        self.reserve(0)?;
+        Ok(released)
+    }
+
+    /// Returns the bytes of records in the newest segment.
+    #[must_use]
+    pub fn newest_bytes(&self) -> u64 {
+        self.cursor.map_or(0, |(_, offset)| offset)
+    }
+
     /// Gives the space of free segments back to the file system, beyond `keep`. Returns the number of bytes. Returns
     /// `None` if the file system can't do it. The newest segment stays, so that the file never looks like that of an
     /// index without records.

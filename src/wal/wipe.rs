@@ -35,7 +35,7 @@ impl<F: StorageFile> WalWriter<F> {
         }
         if let Some((slot, _)) = self.cursor {
             let (start, first) = (self.layout.segment_start(slot), self.layout.first_frame());
-            // The first page holds the header. What follows is reserved again below.
+            // The first page holds the header, and has space since the segment was taken. What follows is reserved again below.
             let page = self.layout.page_size().max(first);
             self.wipe_bytes(start + first, start + page)?;
             self.segments.reserved(slot, page);
@@ -52,17 +52,14 @@ impl<F: StorageFile> WalWriter<F> {
     /// sync, zeros in memory prove nothing about the device (R10).
     fn wipe_whole(&self, from: u64, len: u64) -> Result<u64> {
         if !self.file.deallocate(from, len, WIPE)? {
+            // The file may be a copy that takes no space where there are bytes.
+            self.file.raw().allocate(from, len, WIPE)?;
             self.wipe_bytes(from, from + len)?;
         }
         Ok(len)
     }
 
     fn wipe_bytes(&self, from: u64, to: u64) -> Result<()> {
-        if from == to {
-            return Ok(());
-        }
-        // The file may be a copy that takes no space where there are bytes.
-        self.file.raw().allocate(from, to - from, WIPE)?;
         let zeros = vec![0; ((to - from) as usize).min(ZEROS)];
         for at in (from..to).step_by(ZEROS) {
             self.file.store(at, &zeros[..((to - at) as usize).min(ZEROS)], WIPE)?;

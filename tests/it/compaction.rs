@@ -8,7 +8,10 @@ use shardex::{
     env::{CellPolicy, Env},
     storage::{MmapStorage, Storage},
 };
-use shardex_sim::SimStorage;
+use shardex_sim::{
+    SimStorage,
+    fsck::{self, Files, Level},
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -288,5 +291,76 @@ fn small_indexes_are_small() {
         engine.close().expect("closed");
         drop(engine);
         assert_eq!(ids(&index.open()), [1]);
+    }
+}
+
+/// Bytes that live postings, codes, states and payloads take as stored, and bytes that only the older root names: both by the
+/// independent checker.
+fn live_and_older(directory: &Path, slot_bytes: u64) -> (u64, u64) {
+    let read = |name: &str| fs::read(directory.join(name)).expect("read");
+    let (root, data, wal) = (read("root"), read("data"), read("wal"));
+    let report = fsck::fsck(&Files { root: Some(&root), data: Some(&data), wal: Some(&wal) }, Level::Metadata);
+    let newest = report.newest.expect("a root");
+    let [newest, older] = [newest, 1 - newest].map(|slot| report.trees[slot].as_ref().expect("a tree"));
+    let others = newest.runs.iter().filter(|run| !run.what.is_extent()).map(|run| run.bytes);
+    let live = newest.live * slot_bytes + others.sum::<u64>();
+    let named: Vec<u64> = newest.runs.iter().map(|run| run.page).collect();
+    let only_older = older.runs.iter().filter(|run| !named.contains(&run.page)).map(|run| run.pages * 4_096);
+    (live, only_older.sum())
+}
+
+/// Ten times all postings are replaced. At every flush the files take little more than what is live, what the older root needs and
+/// what a few flushes write. At rest they take less, and after `compact` least. A cell build holds what its snapshot reads, so the
+/// bound at each flush is that of an index without cells.
+#[test]
+fn ten_turnovers_stay_within_their_bounds() {
+    for (dimension, rows) in [(8, 60_000u64), (DIMENSION, 12_000)] {
+        let dir = TempDir::new().expect("a directory");
+        let path = dir.path().join("index");
+        let flush_bytes: u64 = 256 << 10;
+        let slot_bytes = (4 * dimension as u64 + 32).next_multiple_of(64);
+        let config = config(&dir)
+            .shard_size(512)
+            .vector_size(dimension)
+            .options(OpenOptions::default().flush_wal_bytes(flush_bytes).flush_interval_ms(500));
+        block_on(async {
+            let index = Shardex::create(config).await?;
+            for turn in 0..=10u64 {
+                for first in (0..rows).step_by(6_000) {
+                    let moved = |n: u64| crate::support::posting(n.into(), 0, vector(n + turn * 1_000_003, dimension));
+                    index.add_postings((first..first + 6_000).map(moved).collect()).await?;
+                    index.flush().await?;
+                    if dimension == 8 && first % 12_000 == 0 {
+                        let (live, older) = live_and_older(&path, slot_bytes);
+                        let (found, most) = (takes(&path), live * 13 / 10 + (4 << 20) + older + 8 * flush_bytes);
+                        assert!(
+                            found <= most,
+                            "turn {turn}, row {first}: {found} of {most}, {live} live, {older} older"
+                        );
+                    }
+                }
+            }
+            let at_rest = async || {
+                for _ in 0..400 {
+                    let stats = index.stats().await?;
+                    if stats.reclaimable_bytes == 0 {
+                        return Ok::<_, shardex::ShardexError>((takes(&path), live_and_older(&path, slot_bytes).0));
+                    }
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                panic!("something is always to be given back: {:?}", index.stats().await?);
+            };
+            let (found, live) = at_rest().await?;
+            assert!(live > rows * slot_bytes && found <= live * 13 / 10 + (4 << 20), "at rest {found}, {live} live");
+            index.remove_documents((rows / 10..rows).map(|n| DocumentId(n.into())).collect()).await?;
+            let (found, live) = at_rest().await?;
+            assert!(found <= live * 13 / 10 + (4 << 20), "with a tenth {found}, {live} live");
+            let stats = index.compact().await?;
+            let (found, (live, _)) = (takes(&path), live_and_older(&path, slot_bytes));
+            assert!(found <= live * 11 / 10 + (1 << 20), "compacted {found}, {live} live");
+            assert!(stats.disk_bytes_after <= stats.disk_bytes_before);
+            index.close().await
+        })
+        .expect("nothing fails");
     }
 }

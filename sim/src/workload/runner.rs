@@ -279,6 +279,7 @@ impl<S: Storage + Clone> Runner<S> {
                 let overlaps = matches!(step, Step::OverlappedFlush { .. });
                 return self.flush_with_writes(*first, *count, *salt, overlaps);
             }
+            Step::Trim { keep: 0 } => engine.trim_all().map(drop)?,
             Step::Trim { keep } => engine.trim(*keep).map(drop)?,
             Step::Compact { bytes } => engine.compact_step(u64::MAX, *bytes).map(drop)?,
             Step::Purge => return self.purge(),
