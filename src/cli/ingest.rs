@@ -199,7 +199,10 @@ async fn discard(index: &Shardex, args: &Ingest, made: Created) -> Result<bool, 
     }
     // Removed before the close, after which another process may create an index. What the close writes, nobody sees.
     let _ = std::fs::remove_file(args.dir.join(STATS));
-    index.close().await?;
+    match index.close().await {
+        Ok(()) | Err(ShardexError::FileReplaced { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
     if made == Created::Directory {
         match std::fs::remove_dir(&args.dir) {
             // Another process is creating an index in the directory.

@@ -100,6 +100,8 @@ impl<S: Storage> Shardex<S> {
     /// builds the cells from nothing, and makes the rest of the files zeros: free pages, the WAL, what follows the used
     /// bytes of a page. Its records in the WAL make replays do the same.
     ///
+    /// It flushes, so everything accepted is durable then, whatever the durability mode is.
+    ///
     /// It waits up to `wait` for searches, [`Hits`] and snapshots that began before and still use removed bytes.
     ///
     /// **What it can't reach**: copies that file systems and devices make behind the program's back (snapshots of the file system,
