@@ -227,8 +227,8 @@ pub enum ShardexError {
         holder: LockHolder,
     },
 
-    /// The handle is poisoned: a sync failed, so it acknowledges nothing any more (promise P5). Calls also return this
-    /// error if the writer has panicked or has ended unexpectedly.
+    /// The handle is poisoned: a sync failed, or a file was removed or replaced, so it acknowledges nothing any more (promise
+    /// P5). Calls also return this error if the writer has panicked or has ended unexpectedly.
     ///
     /// After a failed sync, searches continue on the state of the last completed flush, without later commits. After an
     /// unexpected end of the writer they continue on the last published state. To recover, close this handle and open

@@ -129,9 +129,9 @@ impl Model {
     }
 
     /// Records that a batch is tried. Its bytes may be in the files from now on, whether or not it is accepted.
-    pub fn attempt(&mut self, batch: &Batch) {
+    pub fn attempt(&mut self, batch: impl FnOnce() -> Batch) {
         if self.purged > 0 {
-            self.tried.push(batch.clone());
+            self.tried.push(batch());
         }
     }
 

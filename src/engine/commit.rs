@@ -17,8 +17,8 @@ impl<S: Storage> Engine<S> {
     ///
     /// # Errors
     /// Returns `OutOfSpace` or `Io` from a store: accepted writes stay accepted, and the call may be repeated. An error
-    /// of a sync poisons the engine. Returns `Poisoned` afterwards, and `FlushInProgress` while a flush waits for its
-    /// sync of the WAL. Returns `ReadOnly` if the open found no space.
+    /// of a sync poisons the engine, and so does `FileReplaced`. Returns `Poisoned` afterwards, and `FlushInProgress` while a
+    /// flush waits for its sync of the WAL. Returns `ReadOnly` if the open found no space.
     pub fn commit(&mut self) -> Result<Lsn> {
         self.check_writable()?;
         self.commit_as(COMMIT)

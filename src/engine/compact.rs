@@ -18,7 +18,8 @@ use crate::{
 
 impl<S: Storage> Engine<S> {
     /// Rewrites shards without their removed postings, those with the largest shares of removed ones first, until it has
-    /// read about `max_bytes` of slots, used and removed, and at least one shard. It passes over shards of which less than one posting in `share` is removed.
+    /// read about `max_bytes` of slots, used and removed, and at least one shard. It passes over shards of which less than one
+    /// posting in `share` is removed.
     /// Returns the bytes of the slots of these shards, used and removed: 0 if nothing is left to do.
     ///
     /// The result is accepted like a write: it is durable with the next commit, and space comes back after the flushes that

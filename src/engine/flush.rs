@@ -28,6 +28,7 @@ use super::{
     findings::Component,
     pending_flush::{PendingFlush, Stage},
     quick_check::quick_check,
+    roots::SLOTS,
     state_blocks::BlockChanges,
     stats::FlushStats,
 };
@@ -74,13 +75,25 @@ impl<S: Storage> Engine<S> {
     ///
     /// # Errors
     /// Returns `OutOfSpace` or `Io` if a store fails: no accepted write is lost, and the call can be repeated. Returns
-    /// `Io` if a sync fails: the engine is then poisoned. Returns `Inconsistent` if the check finds a contradiction:
-    /// the old root and the WAL are kept.
+    /// `Io` if a sync fails, and `FileReplaced` if a file is not in its place: the engine is then poisoned. Returns
+    /// `Inconsistent` if the check finds a contradiction: the old root and the WAL are kept.
     pub fn flush(&mut self) -> Result<FlushStats> {
         let stats = self.flush_once(false)?;
         // The first call may only have completed an earlier flush whose root or WAL could not be stored. Writes
         // accepted after that flush began need a second one.
         if self.is_unflushed() { self.flush_once(false) } else { Ok(stats) }
+    }
+
+    /// Flushes until no older root is left: neither in the slots, nor as the last content of one, which a device may bring back.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub(super) fn renew_roots(&mut self) -> Result<()> {
+        if self.flush.is_some() {
+            // Its root names what was before.
+            self.flush_once(false)?;
+        }
+        (0..=SLOTS).try_for_each(|_| self.flush_once(true).map(drop))
     }
 
     /// Runs one flush, or the rest of a pending one, to its end. `force` is as in [`flush_begin`](Self::flush_begin).

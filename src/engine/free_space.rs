@@ -14,7 +14,7 @@
 //!
 //! [`Reclaimer::keeps`]: crate::space::Reclaimer::keeps
 
-use super::{core::Engine, purge::ROOTS};
+use super::core::Engine;
 use crate::{
     error::Result,
     failpoint::reached,
@@ -60,7 +60,8 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// Gives back all that an index does not need, what shards have reserved for their next postings too, also before the first write of an epoch: it opens the epoch first.
+    /// Gives back all that an index does not need, and what shards and the WAL have reserved for the next writes. It opens the
+    /// epoch first, so it also works before the first write of one.
     ///
     /// # Errors
     /// As [`trim`](Self::trim).
@@ -70,15 +71,12 @@ impl<S: Storage> Engine<S> {
         Ok(self.trim(0)? + self.release_tails()? + self.release_log()?)
     }
 
-    /// Gives back the space of the newest WAL segment, if nothing waits for a flush. Three roots before make sure that no root
-    /// needs its records: those in the slots, and the one that the last of them replaced, which a device may bring back.
+    /// Gives back the space of the newest WAL segment, if nothing waits for a flush, once no root needs its records.
     fn release_log(&mut self) -> Result<u64> {
         if self.is_unflushed() || self.data.never_releases() || self.wal.newest_bytes() <= 2 * self.page_bytes() {
             return Ok(0);
         }
-        for _ in 0..ROOTS {
-            self.flush_once(true)?;
-        }
+        self.renew_roots()?;
         match self.wal_retained() {
             0 => self.wal.release_newest(),
             _ => Ok(0),

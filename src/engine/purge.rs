@@ -28,9 +28,6 @@ use crate::{
     storage::Storage,
 };
 
-/// Roots that a purge stores before it wipes: the slots then hold the last two, and the one that the last replaced is as new.
-pub(super) const ROOTS: usize = 3;
-
 /// Part of a purge: the shards that a step has looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct PurgeStep {
@@ -143,9 +140,7 @@ impl<S: Storage> Engine<S> {
         self.wal.append(FrameKind::Purge, &[&record]);
         self.publish(&[]);
         let lsn = self.wal.last_lsn();
-        for _ in 0..ROOTS {
-            self.flush_once(true)?;
-        }
+        self.renew_roots()?;
         self.work.space.collect();
         self.none_held(self.work.space.waiting().map(|(run, _)| u64::from(run.pages)).sum())?;
         if self.wal_retained() > 0 {

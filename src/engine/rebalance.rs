@@ -72,12 +72,19 @@ impl<'a, F: StorageFile> Apply<'a, F> {
     /// Rewrites a shard without its removed postings, or merges it by the rule of [`merge_all`](Self::merge_all). Does nothing if the
     /// shard is damaged, or has no removed posting.
     pub(super) fn rewrite(&mut self, number: u32) -> Result<()> {
-        // A shard that was merged before may have left postings here.
         self.store(number)?;
         let Some(shard) = self.shard(number).filter(|shard| shard.live() < shard.len()) else { return Ok(()) };
         if shard.live() > 0 && self.is_small(number) {
             self.merge(number)?;
         }
+        self.purge(number)
+    }
+
+    /// Rewrites a shard with its live postings, whether or not it has others: its sum, centroid and filter then come from them
+    /// alone. Does nothing if the shard is damaged.
+    pub(super) fn purge(&mut self, number: u32) -> Result<()> {
+        // A shard that was merged before may have left postings here.
+        self.store(number)?;
         let data = &self.context.data;
         let live = match self.shard(number).map(|shard| owned_rows(shard, data)) {
             Some(Err(ShardexError::Corruption { .. })) | None => return Ok(()),
@@ -85,19 +92,6 @@ impl<'a, F: StorageFile> Apply<'a, F> {
         };
         self.replace(number, &live);
         // The shards that are merged next find room in its extents.
-        self.store(number)
-    }
-
-    /// Rewrites a shard with its live postings, whether or not it has others: its sum, centroid and filter then come from them
-    /// alone. Does nothing if the shard is damaged.
-    pub(super) fn purge(&mut self, number: u32) -> Result<()> {
-        self.store(number)?;
-        let data = &self.context.data;
-        let live = match self.shard(number).map(|shard| owned_rows(shard, data)) {
-            Some(Err(ShardexError::Corruption { .. })) | None => return Ok(()),
-            Some(live) => live?,
-        };
-        self.replace(number, &live);
         self.store(number)
     }
 

@@ -17,7 +17,7 @@
 //! | `Inconsistent` | the flush stopped; the old root and the WAL are kept | open the index again, and run a full check |
 //! | `OutOfSpace` | a rejected write changed nothing; accepted ones stay accepted | free space, repeat the call |
 //! | `Undurable` | writes are rejected because background commits or flushes fail | see `stats().background_error` |
-//! | `Poisoned` | a sync failed, and searches see the last flushed state; or the writer panicked, and searches see the last published state; nothing is acknowledged | open the index again |
+//! | `Poisoned` | a sync failed or a file was replaced, and searches see the last flushed state; or the writer panicked, and searches see the last published state; nothing is acknowledged | open the index again |
 //! | `Corruption` | damaged bytes, with file and offset; not part of an answer | restore a copy of the index |
 //! | `FileReplaced` | a file of the open index was removed or replaced; nothing is acknowledged, and the handle is poisoned | put the file back, open the index again |
 //! | `HeldByReaders` | a purge has rewritten what it could; readers hold the rest | drop the snapshots and hits, purge again |

@@ -259,11 +259,22 @@ impl<F: StorageFile> DataFile<F> {
     /// # Panics
     /// Panics if bytes of it are leased, which is a mistake of the caller.
     pub fn release(&self, allocation: &Allocation) -> Result<bool> {
+        self.deallocate(allocation, 0, RELEASE)
+    }
+
+    /// Returns the pages of an allocation from its page `first` on.
+    fn pages_from(allocation: &Allocation, first: usize) -> PageRange {
+        let run = allocation.run();
+        PageRange { page: run.page + first as u64, pages: run.pages - first as u32 }
+    }
+
+    fn deallocate(&self, allocation: &Allocation, first: usize, purpose: Purpose) -> Result<bool> {
+        let pages = Self::pages_from(allocation, first);
         // Before the call, because a failed one may have given back a part.
-        self.space().in_doubt(allocation.run());
-        let done = self.file.deallocate(allocation, 0, RELEASE)?;
+        self.space().in_doubt(pages);
+        let done = self.file.deallocate(allocation, first * self.geometry.page_size, purpose)?;
         if done {
-            self.space().released(allocation.run());
+            self.space().released(pages);
         } else {
             self.note_never_releases();
         }
@@ -346,19 +357,11 @@ impl<F: StorageFile> DataFile<F> {
     /// # Panics
     /// Panics if bytes of it from `from` on are leased, which is a mistake of the caller.
     pub fn wipe(&self, allocation: &Allocation, from: usize) -> Result<u64> {
-        let (page, run) = (self.geometry.page_size, allocation.run());
-        let (whole, end) = (from.next_multiple_of(page), run.pages as usize * page);
+        let page = self.geometry.page_size;
+        let (whole, end) = (from.next_multiple_of(page), allocation.run().pages as usize * page);
         self.store_zeros(allocation, from, whole)?;
-        if whole < end {
-            let first = (whole / page) as u64;
-            let pages = PageRange { page: run.page + first, pages: run.pages - first as u32 };
-            self.space().in_doubt(pages);
-            if self.file.deallocate(allocation, whole, WIPE)? {
-                self.space().released(pages);
-            } else {
-                self.note_never_releases();
-                self.store_zeros(allocation, whole, end)?;
-            }
+        if whole < end && !self.deallocate(allocation, whole / page, WIPE)? {
+            self.store_zeros(allocation, whole, end)?;
         }
         Ok((end - from) as u64)
     }
@@ -369,22 +372,18 @@ impl<F: StorageFile> DataFile<F> {
     /// # Errors
     /// Returns `Io`.
     pub fn release_tail(&self, allocation: &Allocation, used: usize) -> Result<u64> {
-        let (page, run) = (self.geometry.page_size, allocation.run());
-        let first = used.div_ceil(page);
-        let tail = PageRange { page: run.page + first as u64, pages: run.pages - first as u32 };
-        if tail.pages == 0 || self.kept(tail).is_empty() {
+        let first = used.div_ceil(self.geometry.page_size);
+        let tail = Self::pages_from(allocation, first);
+        if tail.pages == 0 || self.kept(tail).is_empty() || !self.deallocate(allocation, first, RELEASE)? {
             return Ok(0);
         }
-        self.space().in_doubt(tail);
-        if !self.file.deallocate(allocation, first * page, RELEASE)? {
-            self.note_never_releases();
-            return Ok(0);
-        }
-        self.space().released(tail);
-        Ok(u64::from(tail.pages) * page as u64)
+        Ok(u64::from(tail.pages) * self.geometry.page_size as u64)
     }
 
     fn store_zeros(&self, allocation: &Allocation, from: usize, to: usize) -> Result<()> {
+        if from == to {
+            return Ok(());
+        }
         // The file may be a copy that takes no space where there are bytes.
         self.reserve(&[allocation], from, to - from, false)?;
         let zeros = vec![0; (to - from).min(ZEROS)];

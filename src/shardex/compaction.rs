@@ -185,11 +185,7 @@ impl<S: Storage> Shardex<S> {
     /// Returns the errors of [`write`](Self::write) and [`flush`](Self::flush). What was rewritten before stays so, and the
     /// call can be repeated.
     pub async fn compact(&self) -> Result<CompactionStats> {
-        let built = self.ask_part(SpaceRequest::AwaitCells).await;
-        // Another failure of a build is background work, which the statistics report.
-        if let Err(error @ (ShardexError::Closed | ShardexError::Poisoned { .. })) = built {
-            return Err(error);
-        }
+        self.settle_cells().await?;
         let before = self.stats().await?;
         // A posting has two codes at most. Many more belong to removed postings.
         if before.codes > CODES_PER_POSTING * before.total_postings {
@@ -197,24 +193,13 @@ impl<S: Storage> Shardex<S> {
         }
         let mut rewritten_bytes = 0;
         while rewritten_bytes <= before.disk_bytes {
-            match self.ask_part(SpaceRequest::Compact).await {
-                Ok(0) => break,
-                Ok(bytes) => rewritten_bytes += bytes,
-                Err(ShardexError::FlushInProgress) => {
-                    self.flush().await?;
-                }
-                Err(error) => return Err(error),
+            match self.ask_between_flushes(SpaceRequest::Compact).await? {
+                0 => break,
+                bytes => rewritten_bytes += bytes,
             }
         }
-        loop {
-            self.flush().await?;
-            match self.ask_part(SpaceRequest::Trim).await {
-                // Another caller's flush has begun.
-                Err(ShardexError::FlushInProgress) => {}
-                Err(error) => return Err(error),
-                Ok(_) => break,
-            }
-        }
+        self.flush().await?;
+        self.ask_between_flushes(SpaceRequest::Trim).await?;
         let disk_bytes_before = before.disk_bytes;
         Ok(CompactionStats { rewritten_bytes, disk_bytes_before, disk_bytes_after: self.stats().await?.disk_bytes })
     }

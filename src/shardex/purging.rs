@@ -120,38 +120,39 @@ impl<S: Storage> Shardex<S> {
     /// [`Hits`]: crate::Hits
     pub async fn purge(&self, wait: Duration) -> Result<PurgeStats> {
         // A build under way has read what is to be purged.
-        let built = self.ask_part(SpaceRequest::AwaitCells).await;
-        if let Err(error @ (ShardexError::Closed | ShardexError::Poisoned { .. })) = built {
-            return Err(error);
-        }
-        let (mut from, mut rewritten_bytes) = (Some(0), 0);
+        self.settle_cells().await?;
+        let (mut from, mut rewritten_bytes, mut moved_payloads) = (Some(0), 0, 0);
         while let Some(first) = from {
-            match self.ask_part(|reply| SpaceRequest::PurgeShards(first, reply)).await {
-                Ok(PurgeStep { next, rewritten }) => {
-                    from = next;
-                    rewritten_bytes += rewritten;
-                }
-                Err(ShardexError::FlushInProgress) => {
-                    self.flush().await?;
-                }
-                Err(error) => return Err(error),
-            }
+            let step = self.ask_between_flushes(|reply| SpaceRequest::PurgeShards(first, reply)).await?;
+            from = step.next;
+            rewritten_bytes += step.rewritten;
         }
-        let mut moved_payloads = 0;
-        loop {
-            match self.ask_part(SpaceRequest::PurgePayloads).await {
-                Ok(0) => break,
-                Ok(moved) => moved_payloads += moved as u64,
-                Err(ShardexError::FlushInProgress) => {
-                    self.flush().await?;
-                }
-                Err(error) => return Err(error),
-            }
+        while let moved @ 1.. = self.ask_between_flushes(SpaceRequest::PurgePayloads).await? {
+            moved_payloads += moved as u64;
         }
         self.ask_part(SpaceRequest::BuildAnew).await?;
         let ended = self.ask_part(|reply| SpaceRequest::PurgeEnd(wait, reply)).await?;
         let snapshots = self.inner.shared.snapshots.before(ended.lsn);
         Ok(PurgeStats { rewritten_bytes, moved_payloads, snapshots, ..ended })
+    }
+
+    /// Waits for the end of a cell build under way.
+    pub(super) async fn settle_cells(&self) -> Result<()> {
+        match self.ask_part(SpaceRequest::AwaitCells).await {
+            Err(error @ (ShardexError::Closed | ShardexError::Poisoned { .. })) => Err(error),
+            // Another failure of a build is background work, which the statistics report.
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the writer carry out a part, again after a flush that was in its way.
+    pub(super) async fn ask_between_flushes<T>(&self, part: impl Fn(Reply<T>) -> SpaceRequest) -> Result<T> {
+        loop {
+            match self.ask_part(&part).await {
+                Err(ShardexError::FlushInProgress) => self.flush().await.map(drop)?,
+                done => return done,
+            }
+        }
     }
 
     /// Has the writer carry out a part of a compaction or a purge.

@@ -1,5 +1,7 @@
 //! Free segments: recycled when no retained root needs them, and their space given back to the file system.
 
+use std::ops::Range;
+
 use super::writer::WalWriter;
 use crate::{
     error::Result,
@@ -69,23 +71,31 @@ impl<F: StorageFile> WalWriter<F> {
     /// # Errors
     /// Returns `Io`, or `OutOfSpace` if the closing mark finds no room.
     pub fn release_newest(&mut self) -> Result<u64> {
-        let Some((slot, offset)) = self.cursor else { return Ok(0) };
-        let (page, size, start) =
-            (self.layout.page_size(), self.layout.segment_size(), self.layout.segment_start(slot));
-        let (front, behind) = (offset / page * page, offset.next_multiple_of(page));
-        // Before the calls, because a failed one may have given back a part.
-        self.segments.holed(slot, behind);
         let mut released = 0;
-        for (from, to) in [(page, front), (behind, size)].into_iter().filter(|(from, to)| from < to) {
-            if !self.file.deallocate(start + from, to - from, RELEASE)? {
+        for range in self.pages_beside_cursor() {
+            let len = range.end - range.start;
+            if !self.file.deallocate(range.start, len, RELEASE)? {
                 break;
             }
-            released += to - from;
+            released += len;
             reached!(SegmentReleased);
         }
         // The closing mark needs space.
         self.reserve(0)?;
         Ok(released)
+    }
+
+    /// Returns the byte ranges of the newest segment that are to be given back: the pages before the one in which records go on,
+    /// but for the header's, and those behind it. From here on they count as holes, because a failed call may have given back a
+    /// part of them.
+    pub(super) fn pages_beside_cursor(&mut self) -> Vec<Range<u64>> {
+        let Some((slot, offset)) = self.cursor else { return Vec::new() };
+        let (page, start) = (self.layout.page_size(), self.layout.segment_start(slot));
+        let (front, behind) = (offset / page * page, offset.next_multiple_of(page));
+        self.segments.holed(slot, behind);
+        let ranges = [page..front, behind..self.layout.segment_size()];
+        let of_file = |range: Range<u64>| start + range.start..start + range.end;
+        ranges.into_iter().filter(|range| !range.is_empty()).map(of_file).collect()
     }
 
     /// Returns the bytes of records in the newest segment.

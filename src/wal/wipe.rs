@@ -33,14 +33,17 @@ impl<F: StorageFile> WalWriter<F> {
             wiped += self.wipe_whole(self.layout.segment_start(slot), size)?;
             self.segments.released(slot);
         }
-        if let Some((slot, _)) = self.cursor {
-            let (start, first) = (self.layout.segment_start(slot), self.layout.first_frame());
-            // The first page holds the header, and has space since the segment was taken. What follows is reserved again below.
-            let page = self.layout.page_size().max(first);
-            self.wipe_bytes(start + first, start + page)?;
-            self.segments.reserved(slot, page);
-            self.wipe_whole(start + page, size - page)?;
-            wiped += size - first;
+        for range in self.pages_beside_cursor() {
+            wiped += self.wipe_whole(range.start, range.end - range.start)?;
+        }
+        if let Some((slot, offset)) = self.cursor {
+            // These pages hold the header and the end of the records, so they have space.
+            let (page, start) = (self.layout.page_size(), self.layout.segment_start(slot));
+            let end = offset.next_multiple_of(page);
+            wiped += self.wipe_bytes(start + self.layout.first_frame(), start + page.min(end))?;
+            if end > page {
+                wiped += self.wipe_bytes(start + offset / page * page, start + end)?;
+            }
         }
         // The closing mark needs space.
         self.reserve(0)?;
@@ -59,11 +62,11 @@ impl<F: StorageFile> WalWriter<F> {
         Ok(len)
     }
 
-    fn wipe_bytes(&self, from: u64, to: u64) -> Result<()> {
+    fn wipe_bytes(&self, from: u64, to: u64) -> Result<u64> {
         let zeros = vec![0; ((to - from) as usize).min(ZEROS)];
         for at in (from..to).step_by(ZEROS) {
             self.file.store(at, &zeros[..((to - at) as usize).min(ZEROS)], WIPE)?;
         }
-        Ok(())
+        Ok(to - from)
     }
 }

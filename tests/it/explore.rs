@@ -205,6 +205,10 @@ post_mortems! {
     /// A sync of a purge failed. Its zeros stayed in the page cache, and the next purge found nothing to wipe there. After its
     /// own successful sync a power cut brought the removed bytes back. A wipe now stores zeros without looking.
     a_purge_trusts_no_zeros_in_memory: "purge-after-a-failed-sync.case";
+    /// No bug: the shortest case that shows what the syncs of a purge are for. Their mutants survived long explorations.
+    a_power_cut_after_a_purge_brings_nothing_back: "power-cut-after-a-purge.case";
+    /// No bug: as above, if the sync of the wiped WAL fails.
+    a_failed_wipe_of_the_wal_is_reported: "power-cut-after-a-failed-wipe-of-the-wal.case";
     /// A purge stored zeros into holes of a copied file. It now allocates their space first.
     a_purge_allocates_what_it_stores: "purge-of-a-copy-with-holes.case";
     /// The root file was missing. `create` took the other files for an interrupted `create` and removed them, with

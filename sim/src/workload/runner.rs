@@ -132,7 +132,7 @@ impl<S: Storage + Clone> Runner<S> {
             let synced = if overlaps { Ok(()) } else { job.run() };
             let from = first + between * count;
             let batch = postings(from..from + count, 0, salt + between, dimension);
-            self.model.attempt(&Batch::Add(batch.clone()));
+            self.model.attempt(|| Batch::Add(batch.clone()));
             match engine.add(&batch) {
                 Ok(lsn) => self.model.accept_at(Batch::Add(batch), lsn),
                 // The WAL is full, and only the end of this flush frees space.
@@ -179,7 +179,7 @@ impl<S: Storage + Clone> Runner<S> {
 
     /// Adds postings. Before, it offers one whose vector is beyond the range of f16.
     fn add(&mut self, batch: Vec<Posting>) -> Result<()> {
-        self.model.attempt(&Batch::Add(batch.clone()));
+        self.model.attempt(|| Batch::Add(batch.clone()));
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
         if self.config.encoding == VectorEncoding::F16 && self.config.metric != Metric::Cosine {
             let mut offered = batch.clone();
@@ -253,7 +253,7 @@ impl<S: Storage + Clone> Runner<S> {
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
         if let Some(batch) = batch_of(step, &engine.cursor()?, dimension) {
             let before = engine.last_lsn();
-            self.model.attempt(&Batch::Write(batch.clone()));
+            self.model.attempt(|| Batch::Write(batch.clone()));
             let written = engine.write(&batch)?;
             // What changes nothing writes no record, so it is no batch.
             if written.lsn > before {
