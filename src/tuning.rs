@@ -101,6 +101,13 @@ pub const COMPACTION_BEHIND: u64 = 4;
 /// Most steps of the compaction that a write waits for. Chosen, not measured.
 pub const COMPACTION_CATCH_UP: usize = 4;
 
+/// Flush thresholds of bytes that a cell build may keep from reuse: see
+/// [`build_may_hold`](crate::engine::Engine::build_may_hold). Chosen, not measured.
+pub const BUILD_HOLDS_FLUSHES: u64 = 2;
+
+/// Share of the index, one byte in so many, that a cell build may keep from reuse. Chosen, not measured.
+pub const BUILD_HOLDS_PART: u64 = 16;
+
 /// Time after which a compaction that failed, or found damaged shards only, is tried again. Chosen, not measured.
 pub const COMPACTION_PAUSE: Duration = Duration::from_secs(60);
 

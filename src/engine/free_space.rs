@@ -177,6 +177,22 @@ impl<S: Storage> Engine<S> {
         (self.work.space.map().used_pages() + 1) * self.page_bytes()
     }
 
+    /// Returns the bytes that no root needs any more and that readers still use.
+    #[must_use]
+    pub fn held_by_readers(&self) -> u64 {
+        self.work.space.pages_held_by_readers() * self.page_bytes()
+    }
+
+    /// Returns how many more of these bytes a cell build may cause: those of two flushes, or a share of the index.
+    #[must_use]
+    pub fn build_may_hold(&self) -> u64 {
+        let flushes = match self.options.flush_wal_bytes {
+            0 => tuning::KEPT_WITHOUT_LIMIT,
+            bytes => bytes.saturating_mul(tuning::BUILD_HOLDS_FLUSHES),
+        };
+        flushes.max(self.used_bytes() / tuning::BUILD_HOLDS_PART)
+    }
+
     /// Returns the free bytes that this index keeps at rest.
     #[must_use]
     pub fn kept_at_rest(&self) -> u64 {

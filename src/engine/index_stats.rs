@@ -66,7 +66,7 @@ impl<S: Storage> Engine<S> {
             free_bytes: self.work.space.map().free_pages() * page,
             reclaimable_bytes: self.reclaimable_bytes()?,
             held_bytes: held * page,
-            held_by_readers_bytes: self.work.space.pages_held_by_readers() * page,
+            held_by_readers_bytes: self.held_by_readers(),
             wal_bytes: self.wal_bytes(),
             wal_segments: self.wal.segments(),
             segments_recycled: self.wal.recycled(),

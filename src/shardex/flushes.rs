@@ -117,6 +117,7 @@ impl<S: Storage> Writer<S> {
             Ok(stats) => {
                 self.failures.over(BackgroundWork::Flush);
                 self.release_excess();
+                self.bound_cell_build();
                 let all = !self.engine.has_unflushed();
                 for (up_to, reply) in waiters {
                     if all || up_to <= stats.checkpoint_lsn {

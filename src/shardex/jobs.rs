@@ -67,8 +67,22 @@ impl<S: Storage> Writer<S> {
         });
         let waiters = std::mem::take(&mut self.cell_build_waiters);
         match begun {
-            Ok(job) => self.cell_build = Some(RunningCellBuild { job, waiters }),
+            Ok(job) => {
+                let held_before = self.engine.held_by_readers();
+                self.cell_build = Some(RunningCellBuild { job, waiters, held_before });
+            }
             Err(error) => self.cells_taken(&Err(error), waiters),
+        }
+    }
+
+    /// Cancels a cell build for which much is held that writes have replaced since it began: the bound on space goes first, and
+    /// many of its codes would be those of removed postings. Not one that a caller waits for.
+    pub(super) fn bound_cell_build(&mut self) {
+        let Some(build) = self.cell_build.as_ref().filter(|build| build.waiters.is_empty()) else { return };
+        if self.engine.held_by_readers() > build.held_before.saturating_add(self.engine.build_may_hold()) {
+            build.job.cancel();
+            // The next one begins after many more writes, not at once.
+            self.engine.cell_build_failed();
         }
     }
 

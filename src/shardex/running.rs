@@ -38,6 +38,8 @@ pub(super) struct RunningCellBuild {
     pub(super) job: Background<Option<BuiltCells>>,
     /// Callers that are answered when the cells are installed.
     pub(super) waiters: Vec<Reply<()>>,
+    /// Bytes that readers held when it began.
+    pub(super) held_before: u64,
 }
 
 /// Full check under way.

@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use shardex::{
@@ -469,6 +469,62 @@ fn closing_and_dropping_give_a_build_up() {
             assert_eq!(index.search_with(&vector(1, DIMENSION), &SearchOptions::new(5)).await?.results.len(), 5);
             index.optimize().await?;
             assert!(index.check(CheckLevel::Full).await?.is_clean());
+            index.close().await
+        });
+    }
+}
+
+/// Executor that waits until it is let go. It counts the calls that have waited.
+#[derive(Default)]
+struct Halted {
+    waiting: AtomicUsize,
+    open: AtomicBool,
+}
+
+impl Executor for Halted {
+    fn for_each(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        while !self.open.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Inline.for_each(tasks, work);
+    }
+}
+
+/// Regression: a cell build under writes held all that they replaced, 34 MB where 19 were allowed.
+#[test]
+fn a_build_that_holds_too_much_is_cancelled() {
+    for replaced in [false, true] {
+        let sim = SimStorage::new(4096, 512, 1);
+        run(async {
+            let halted = Arc::new(Halted::default());
+            let env = Env { executor: Arc::<Halted>::clone(&halted), cells: CellPolicy::Always, ..Env::system() };
+            let flush_bytes = 64 << 10;
+            let options = OpenOptions::default().flush_wal_bytes(flush_bytes);
+            let index = Shardex::create_on(sim.clone(), config(options), env).await?;
+            index.add_postings(documents(0..5_000)).await?;
+            while halted.waiting.load(Ordering::Acquire) == 0 {
+                tokio::task::yield_now().await;
+            }
+            if replaced {
+                for _ in 0..3 {
+                    index.add_postings(documents(0..5_000)).await?;
+                    index.flush().await?;
+                }
+                let held = index.stats().await?.held_by_readers_bytes;
+                assert!(held > 2 * flush_bytes, "{held} bytes are held");
+            }
+            halted.open.store(true, Ordering::Release);
+            let began = Instant::now();
+            while index.stats().await?.held_by_readers_bytes > 0 || !replaced && index.stats().await?.cells == 0 {
+                assert!(began.elapsed() < Duration::from_secs(60), "{:?}", index.stats().await?);
+                tokio::task::yield_now().await;
+            }
+            index.flush().await?;
+            assert_eq!(index.stats().await?.cells == 0, replaced);
+            // One that a caller waits for goes on.
+            index.optimize().await?;
+            assert!(index.stats().await?.cells > 0);
             index.close().await
         });
     }

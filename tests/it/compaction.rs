@@ -310,11 +310,10 @@ fn live_and_older(directory: &Path, slot_bytes: u64) -> (u64, u64) {
 }
 
 /// Ten times all postings are replaced. At every flush the files take little more than what is live, what the older root needs and
-/// what a few flushes write. At rest they take less, and after `compact` least. A cell build holds what its snapshot reads, so the
-/// bound at each flush is that of an index without cells.
+/// what a few flushes write. At rest they take less, and after `compact` least.
 #[test]
 fn ten_turnovers_stay_within_their_bounds() {
-    for (dimension, rows) in [(8, 60_000u64), (DIMENSION, 12_000)] {
+    for (dimension, rows) in [(8, 60_000u64), (DIMENSION, 12_000), (24, 30_000)] {
         let dir = TempDir::new().expect("a directory");
         let path = dir.path().join("index");
         let flush_bytes: u64 = 256 << 10;
@@ -330,7 +329,7 @@ fn ten_turnovers_stay_within_their_bounds() {
                     let moved = |n: u64| crate::support::posting(n.into(), 0, vector(n + turn * 1_000_003, dimension));
                     index.add_postings((first..first + 6_000).map(moved).collect()).await?;
                     index.flush().await?;
-                    if dimension == 8 && first % 12_000 == 0 {
+                    if first % 12_000 == 0 {
                         let (live, older) = live_and_older(&path, slot_bytes);
                         let (found, most) = (takes(&path), live * 13 / 10 + (4 << 20) + older + 8 * flush_bytes);
                         assert!(
