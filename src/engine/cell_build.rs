@@ -287,7 +287,7 @@ impl<S: Storage> Engine<S> {
         })
     }
 
-    /// Postpones the next attempt after a failed cell build, by 16 × `LEAST_FOR_CELLS` operations.
+    /// Postpones the next attempt after a cell build that failed, or held too much, by 16 × `LEAST_FOR_CELLS` operations.
     pub fn cell_build_failed(&mut self) {
         self.cell_build_at = self.counters.operations + 16 * tuning::LEAST_FOR_CELLS;
     }

@@ -102,7 +102,7 @@ impl<S: Storage> Writer<S> {
                 self.failures.over(BackgroundWork::Cells);
                 self.begin_coding();
             }
-            // The build was cancelled because the index is being closed.
+            // The build was cancelled, because the index is being closed, or because it held too much.
             Err(ShardexError::Closed) => {}
             Err(error) => {
                 // No write depends on cells, so the failure is reported to the waiters and in the statistics only.
@@ -111,7 +111,12 @@ impl<S: Storage> Writer<S> {
             }
         }
         let unfinished = self.closing && self.engine.has_unfinished_cells();
-        let told = || done.clone().and(if unfinished { Err(ShardexError::Closed) } else { Ok(()) });
+        let told = || match done {
+            Ok(()) if unfinished => Err(ShardexError::Closed),
+            // It held too much. No caller had asked for it, and those that came since wait for its end alone.
+            Err(ShardexError::Closed) if !self.closing => Ok(()),
+            done => done.clone(),
+        };
         waiters.into_iter().for_each(|reply| reply.send(told()));
         if !self.cell_build_waiters.is_empty() {
             self.build_cells();

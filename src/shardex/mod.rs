@@ -227,10 +227,10 @@ impl<S: Storage> Shardex<S> {
     /// cell build.
     ///
     /// # Errors
-    /// Returns `ReadOnly` if the open found no space to recover. Returns `OutOfSpace` or `Io` if a store fails. Accepted writes stay accepted: call again, or leave it to the
-    /// timer unless durability is `Manual`. Returns
-    /// `Io` if the sync fails, which poisons the handle. Returns `Poisoned` if a sync failed earlier, and `Closed` if
-    /// the handle is closed.
+    /// Returns `ReadOnly` if the open found no space to recover. Returns `OutOfSpace` or `Io` if a store fails. Accepted writes
+    /// stay accepted: call again, or leave it to the timer unless durability is `Manual`. Returns `Io` if the sync fails, and
+    /// `FileReplaced` if a file of the index was removed or replaced: both poison the handle. Returns `Poisoned` afterwards,
+    /// and `Closed` if the handle is closed.
     pub async fn commit(&self) -> Result<()> {
         self.ask(Command::Commit).await
     }
