@@ -31,7 +31,7 @@ use crate::{
     batch::{WriteBatch, Written},
     config::{CheckLevel, OpenOptions, ShardexConfig},
     engine::{
-        ConsistencyReport,
+        BackupStats, ConsistencyReport, VerifyStats,
         stats::{CompactionStats, FlushStats, IndexStats, PurgeStats},
     },
     env::Env,
@@ -39,7 +39,7 @@ use crate::{
     id::{DocumentId, PostingKey},
     index::Hits,
     posting::{Posting, SearchOptions, SearchResponse, SearchResult},
-    shardex::{IndexSnapshot, Shardex as AsyncShardex},
+    shardex::{BackupOptions, IndexSnapshot, Shardex as AsyncShardex},
     storage::{MmapStorage, Storage},
 };
 
@@ -132,6 +132,22 @@ impl Shardex {
     /// Returns those of [`open`](crate::Shardex::open).
     pub fn open_in(path: impl AsRef<Path>, options: OpenOptions, env: Env) -> Result<Self> {
         block_on(AsyncShardex::open_in(path, options, env)).map(Self::from)
+    }
+
+    /// Restores an index from a backup. See [`restore`](crate::Shardex::restore).
+    ///
+    /// # Errors
+    /// Returns those of [`restore`](crate::Shardex::restore).
+    pub fn restore(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<VerifyStats> {
+        block_on(AsyncShardex::restore(from, to))
+    }
+
+    /// Verifies a backup. See [`verify_backup`](crate::Shardex::verify_backup).
+    ///
+    /// # Errors
+    /// Returns those of [`verify_backup`](crate::Shardex::verify_backup).
+    pub fn verify_backup(directory: impl AsRef<Path>) -> Result<VerifyStats> {
+        block_on(AsyncShardex::verify_backup(directory))
     }
 }
 
@@ -256,6 +272,22 @@ impl<S: Storage> Shardex<S> {
     /// Returns those of [`purge`](crate::Shardex::purge).
     pub fn purge(&self, wait: Duration) -> Result<PurgeStats> {
         block_on(self.inner.purge(wait))
+    }
+
+    /// Makes a backup in a missing or empty directory. See [`backup_to`](crate::Shardex::backup_to).
+    ///
+    /// # Errors
+    /// Returns those of [`backup_with`](crate::Shardex::backup_with).
+    pub fn backup_to(&self, directory: impl AsRef<Path>) -> Result<BackupStats> {
+        block_on(self.inner.backup_to(directory))
+    }
+
+    /// Makes a backup with these options. See [`backup_with`](crate::Shardex::backup_with).
+    ///
+    /// # Errors
+    /// Returns those of [`backup_with`](crate::Shardex::backup_with).
+    pub fn backup_with(&self, directory: impl AsRef<Path>, options: &BackupOptions) -> Result<BackupStats> {
+        block_on(self.inner.backup_with(directory, options))
     }
 
     /// Rebuilds the cells from everything accepted before. See [`optimize`](crate::Shardex::optimize).

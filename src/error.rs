@@ -171,10 +171,21 @@ pub enum ShardexError {
         reason: String,
     },
 
-    /// The directory contains files that are not Shardex's.
+    /// The directory contains no whole backup.
+    ///
+    /// A backup that was interrupted is none. To recover, pass the right directory, or make another backup.
+    #[error("no backup in {}: {reason}; give the right directory, or make another backup", path.display())]
+    NotABackup {
+        /// Directory that was given.
+        path: PathBuf,
+        /// Description of the missing directory or file.
+        reason: String,
+    },
+
+    /// The directory of a new index or backup contains files that are not Shardex's, or any files.
     ///
     /// Nothing has changed. To recover, choose an empty or a new directory.
-    #[error("{} cannot become an index: {reason}; choose an empty or a new directory", path.display())]
+    #[error("{} is not empty: {reason}; choose an empty or a new directory", path.display())]
     AlreadyExists {
         /// Directory that was given.
         path: PathBuf,
@@ -299,15 +310,15 @@ pub enum ShardexError {
         file: PathBuf,
     },
 
-    /// A purge found readers that use removed postings or payloads.
+    /// A purge found readers that use removed postings or payloads: snapshots, searches, or a backup under way.
     ///
-    /// The index is whole, and what could be rewritten is rewritten. To recover, drop the snapshots and the
-    /// [`Hits`](crate::Hits) of searches that began before, and call [`purge`](crate::Shardex::purge) again.
+    /// The index is whole, and what could be rewritten is rewritten. To recover, wait for the end of the backup, drop the snapshots
+    /// and the [`Hits`](crate::Hits) of searches that began before, and call [`purge`](crate::Shardex::purge) again.
     #[error("{bytes} bytes that are to be purged are still read by {}: drop them and purge again", readers(snapshots))]
     HeldByReaders {
         /// Bytes that readers hold, in whole pages.
         bytes: u64,
-        /// Last writes that the snapshots among them contain. Without one the readers are searches and their hits.
+        /// Last writes that the snapshots among them contain. Without one the readers are searches and their hits, or a backup.
         snapshots: Vec<Lsn>,
     },
 
@@ -345,7 +356,7 @@ impl std::fmt::Display for LockHolder {
 /// Describes the readers that hold bytes.
 fn readers(snapshots: &[Lsn]) -> String {
     match snapshots {
-        [] => "searches and their `Hits`".into(),
+        [] => "a backup under way, or searches and their `Hits`".into(),
         [one] => format!("the snapshot of LSN {one} or its `Hits`"),
         some => format!(
             "the snapshots of LSNs {} or their `Hits`",

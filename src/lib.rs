@@ -92,22 +92,22 @@ mod shardex;
 pub use access::FileAccess;
 pub use batch::{WriteBatch, Written};
 pub use config::{CheckLevel, Durability, Metric, OpenOptions, ShardexConfig, VectorEncoding};
+#[cfg(feature = "internals")]
+pub use engine::{BackupJob, Engine, FlushStep, restore, verify_backup};
 pub use engine::{
-    Component, ConsistencyReport, Finding,
+    BackupStats, Component, ConsistencyReport, Finding, VerifyStats,
     stats::{
         BackgroundError, BackgroundWork, CompactionStats, FlushStats, IndexStats, LatencyStats, PurgeStats,
         ReachedRecall, RecallMeasurement, RecoveryStats,
     },
 };
-#[cfg(feature = "internals")]
-pub use engine::{Engine, FlushStep};
 pub use error::{LockHolder, Result, ShardexError};
 pub use explain::{CellStep, FilterStep, SearchPlan, ShardStep, StopReason};
 pub use filter::Filter;
 pub use id::{DocumentId, Generation, Lsn, ParseDocumentIdError, PostingKey, ShardId};
 pub use index::{Hit, Hits, ScanPosition};
 pub use posting::{Posting, SearchOptions, SearchResponse, SearchResult};
-pub use shardex::{IndexSnapshot, PostingScan, Shardex};
+pub use shardex::{BackupOptions, IndexSnapshot, PostingScan, Shardex};
 
 /// The program in the README compiles.
 #[cfg(doctest)]

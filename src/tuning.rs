@@ -143,6 +143,9 @@ pub const KEPT_AT_REST: u64 = 1 << 20;
 /// Most ranges of free pages that are given back at once, while other calls wait. Chosen, not measured.
 pub const RANGES_PER_TRIM: usize = 1_024;
 
+/// Most times that so many ranges are given back after a flush, if writes leave scattered free pages. Chosen, not measured.
+pub const ROUNDS_OF_EXCESS: usize = 8;
+
 /// Time without writes after which an index gives its free space back. Chosen, not measured.
 pub const REST_AFTER: Duration = Duration::from_secs(1);
 
@@ -371,6 +374,13 @@ pub const LEAST_DIMENSION_FOR_CELLS: usize = 8;
 pub const LEAST_FOR_CELLS: u64 = 4_096;
 
 const _: () = assert!(EXTENT_SLOTS.is_power_of_two() && EXTENT_SLOTS <= 64);
+
+/// Bytes per store of a backup, at least. Chosen, not measured.
+pub const PACK_BUFFER: usize = 1 << 20;
+
+/// A backup shares a file of an earlier one if it names at least one in so many of its bytes. Otherwise it stores them again, so
+/// that a backup takes at most so many times the bytes it holds. Chosen, not measured.
+pub const PACK_SHARE: u64 = 2;
 
 /// Bytes per read when a file is scanned.
 pub const SCAN_BYTES: usize = 256 << 10;

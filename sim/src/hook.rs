@@ -131,6 +131,15 @@ impl<S: Storage> Storage for HookStorage<S> {
         Ok(self.wrap(name, self.inner.open(name)?))
     }
 
+    fn open_to_read(&self, name: &str) -> Result<Arc<Self::File>> {
+        Ok(self.wrap(name, self.inner.open_to_read(name)?))
+    }
+
+    fn link_from(&self, from: &Self, name: &str, purpose: Purpose) -> Result<bool> {
+        self.ask(&OpInfo::file(Op::Link, name, 0, 0, purpose))?;
+        self.inner.link_from(&from.inner, name, purpose)
+    }
+
     fn rename(&self, from: &str, to: &str, purpose: Purpose) -> Result<()> {
         self.ask(&OpInfo::rename(from, to, purpose))?;
         self.inner.rename(from, to, purpose)
@@ -185,6 +194,10 @@ impl<F: StorageFile> StorageFile for HookFile<F> {
 
     fn is_in_place(&self) -> bool {
         self.inner.is_in_place()
+    }
+
+    fn uncache(&self) {
+        self.inner.uncache();
     }
 
     fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {

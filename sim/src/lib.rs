@@ -13,6 +13,7 @@
 //! * [`explorer`]: recovery from the states that a crash at each operation of a workload may leave.
 //! * [`exactly_once`](mod@exactly_once): an ingester on the async API under power cuts, run by the [`scheduler`].
 //! * [`mutation`]: runs of seeds, cases and explorations against each [mutant] of the engine and of the simulator.
+//! * [`backups`]: backups, and restores of them, under crashes at each of their operations.
 //! * [`recall`]: searches on data that is hard for codes.
 //! * [`fuzz`](mod@fuzz): the fuzz targets as plain functions.
 //!
@@ -41,6 +42,7 @@
 //! # Ok::<(), shardex::error::ShardexError>(())
 //! ```
 
+pub mod backups;
 pub mod brute_force;
 pub mod case;
 pub mod conformance;

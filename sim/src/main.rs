@@ -48,6 +48,8 @@ enum Command {
     ExactlyOnce(ExactlyOnce),
     /// Flip every single bit of two small indexes. The damage must be found, or everything must be as before.
     Flips(Flips),
+    /// Crash backups and restores at each of their operations, and inject every fault there.
+    Backups(BackupRuns),
     /// Crash an upgrade at every operation, and open each state by an earlier build, which must recover everything or
     /// refuse.
     Upgrade(Upgrade),
@@ -108,6 +110,13 @@ struct Flips {
     /// Number of threads. Results do not depend on it.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+}
+
+#[derive(Debug, Args)]
+struct BackupRuns {
+    /// Number of states visited per crash point. All states are visited if there are no more than this.
+    #[arg(long, default_value_t = 64)]
+    states: usize,
 }
 
 #[derive(Debug, Args)]
@@ -178,6 +187,7 @@ fn main() -> ExitCode {
         Command::ExactlyOnce(args) => exactly_once(args, cli.json),
         Command::Upgrade(args) => upgrade(args, cli.json),
         Command::Flips(args) => flips(args, cli.json),
+        Command::Backups(args) => back_up(args, cli.json),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -211,6 +221,13 @@ fn flips(args: &Flips, as_json: bool) -> Result<bool, String> {
     let report = shardex_sim::flips::flip(args.every.max(1), args.threads.max(1))?;
     output::flips(&report, began.elapsed().as_secs_f64(), as_json);
     Ok(report.violations.is_empty())
+}
+
+fn back_up(args: &BackupRuns, as_json: bool) -> Result<bool, String> {
+    let began = Instant::now();
+    let explored = shardex_sim::backups::explore(args.states);
+    output::backups(&explored, began.elapsed().as_secs_f64(), as_json);
+    Ok(explored.is_ok())
 }
 
 fn explore(args: &Explore, as_json: bool) -> bool {

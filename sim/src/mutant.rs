@@ -111,7 +111,7 @@ impl Call {
             Op::Deallocate => &[Dropped, BehindCommit, BehindReturn, ErrorIgnored],
             // `create` returns a file, so its error can't be ignored.
             Op::Create => &[],
-            Op::Store | Op::Rename | Op::Remove | Op::MakeDir => &[ErrorIgnored],
+            Op::Store | Op::Link | Op::Rename | Op::Remove | Op::MakeDir => &[ErrorIgnored],
         };
         hows.iter().map(|&how| Mutant::Call(self, how)).collect()
     }
@@ -240,11 +240,17 @@ impl<S> MutantStorage<S> {
         let state = State { active: ACTIVE.get(), ..State::default() };
         Self { inner, state: Arc::new(state) }
     }
+
+    /// Returns the inner storage.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
 }
 
 /// Returns the static name of a file of an index; `"other"` for all other names.
 fn known(name: &str) -> &'static str {
-    ["root", "root.new", "data", "wal"].into_iter().find(|known| *known == name).unwrap_or("other")
+    let names = ["root", "root.new", "data", "wal", "manifest", "manifest.new"];
+    names.into_iter().find(|known| *known == name).unwrap_or(if name.starts_with("pack-") { "pack" } else { "other" })
 }
 
 impl<S: Storage> MutantStorage<S> {
@@ -307,6 +313,16 @@ impl<S: Storage + Clone> Storage for MutantStorage<S> {
         Ok(self.wrap(name, self.inner.open(name)?))
     }
 
+    fn open_to_read(&self, name: &str) -> Result<Arc<Self::File>> {
+        Ok(self.wrap(name, self.inner.open_to_read(name)?))
+    }
+
+    fn link_from(&self, from: &Self, name: &str, purpose: Purpose) -> Result<bool> {
+        let how = self.state.ask(Op::Link, purpose, known(name));
+        let done = self.inner.link_from(&from.inner, name, purpose);
+        if how == Some(How::ErrorIgnored) { Ok(done.unwrap_or(true)) } else { done }
+    }
+
     fn rename(&self, from: &str, to: &str, purpose: Purpose) -> Result<()> {
         let how = self.state.ask(Op::Rename, purpose, known(from));
         let (inner, from, to) = (self.inner.clone(), from.to_owned(), to.to_owned());
@@ -359,6 +375,10 @@ impl<F: StorageFile> StorageFile for MutantFile<F> {
         self.inner.is_in_place()
     }
 
+    fn uncache(&self) {
+        self.inner.uncache();
+    }
+
     fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
         let how = self.state.ask(Op::Allocate, purpose, self.name);
         let (inner, weak) = (Arc::clone(&self.inner), Arc::clone(&self.inner));
@@ -403,11 +423,7 @@ impl<F: StorageFile> StorageFile for MutantFile<F> {
     fn sync_all(&self, purpose: Purpose) -> Result<()> {
         let how = self.state.ask(Op::SyncAll, purpose, self.name);
         let (inner, weak) = (Arc::clone(&self.inner), Arc::clone(&self.inner));
-        self.state.call(
-            how,
-            move || inner.sync_all(purpose),
-            || weak.len().and_then(|len| weak.sync_range(0, len, purpose)),
-        )
+        self.state.call(how, move || inner.sync_all(purpose), || weak.sync_range(0, weak.len()?, purpose))
     }
 
     /// Begins a sync. A mutated sync is done as a whole, at its end.

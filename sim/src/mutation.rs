@@ -1,5 +1,5 @@
 //! Mutation testing of the engine and of the simulator. Every mutant of the engine must be killed: by a generated case, by a case of the
-//! corpus, or by the exploration of the reference workloads. A mutant that affects recall must be killed by a recall
+//! corpus, by the exploration of backups, or by that of the reference workloads. A mutant that affects recall must be killed by a recall
 //! case. Every mutant of the simulator must be killed by the conformance suite.
 //!
 //! Mutants are generated from the storage calls and failpoints that a run reaches ([`crate::mutant`]). A new storage
@@ -14,7 +14,7 @@ use std::{
 use shardex::failpoint;
 
 use crate::{
-    SimStorage,
+    SimStorage, backups,
     case::Case,
     conformance::{conformance, conformance_crash},
     explorer::{self, Limits},
@@ -46,6 +46,8 @@ pub enum Killer {
     Seeds(u64),
     /// Name of a case of the corpus.
     Corpus(String),
+    /// Exploration of backups and restores.
+    Backups,
     /// Name of an explored workload.
     Workload(String),
     /// Conformance suite.
@@ -59,6 +61,7 @@ impl fmt::Display for Killer {
         match self {
             Self::Seeds(n) => write!(f, "seed {n}"),
             Self::Corpus(name) => write!(f, "the case `{name}`"),
+            Self::Backups => f.write_str("exploring backups"),
             Self::Workload(name) => write!(f, "exploring `{name}`"),
             Self::Conformance => f.write_str("the conformance suite"),
             Self::Recall(kind) => write!(f, "recalls of `{kind}`"),
@@ -93,7 +96,18 @@ pub struct Row {
 
 /// Mutants whose change no crash or fault can reveal, each with the rule that makes it equivalent. They run through all
 /// tests like the others. If a test detects one, it is reported as killed.
-const EQUIVALENT: &[(Op, &str, How, &str)] = &[];
+const EQUIVALENT: &[(Op, &str, How, &str)] = &[
+    (Op::SyncAll, "W1: sync the wiped data", How::Weakened, WIPED_BYTES),
+    (Op::SyncAll, "W2: sync the wiped WAL", How::Weakened, WIPED_BYTES),
+    (Op::MakeDir, "backup: create", How::ErrorIgnored, "R7: no file of a directory that does not exist can be locked"),
+];
+
+/// A purge changes no length. What it promises is about bytes, and space is given back again at the next opportunity.
+const WIPED_BYTES: &str =
+    "R15, R4: a sync of all pages makes the zeros of holes durable, without length and allocation";
+
+/// States per crash point of backups and restores.
+const BACKUP_STATES: usize = 24;
 
 /// Returns all mutants: of every call and failpoint that the generated and recall cases reach, and of the simulator.
 /// The mutant that drops the sync of a commit comes first, because a run that can't kill it proves nothing.
@@ -106,6 +120,7 @@ pub fn all() -> Vec<Mutant> {
         for case in recalls().into_iter().take(RECALL_PLACES) {
             let _ = case.run();
         }
+        let _ = backups::explore(1);
     });
     let first = |mutant: &Mutant| !matches!(mutant, Mutant::Call(call, How::Dropped) if call.purpose == "B1: commit");
     all.sort_by_key(first);
@@ -146,6 +161,7 @@ fn fate(mutant: Mutant, seeds: u64) -> Fate {
             let first = FIRST.min(seeds);
             mutant::with(Some(mutant), || {
                 by_seeds(1..=first)
+                    .or_else(by_backups)
                     .or_else(by_corpus)
                     .or_else(|| by_seeds(first + 1..=seeds))
                     .or_else(|| by_exploring(mutant))
@@ -161,6 +177,13 @@ fn fate(mutant: Mutant, seeds: u64) -> Fate {
 
 fn by_seeds(mut seeds: RangeInclusive<u64>) -> Option<(Killer, String)> {
     seeds.find_map(|seed| Case::generated(seed).run().broken.map(|how| (Killer::Seeds(seed), how)))
+}
+
+/// Explores backups and restores.
+fn by_backups() -> Option<(Killer, String)> {
+    let explored = catch_unwind(AssertUnwindSafe(|| backups::explore(BACKUP_STATES)));
+    let how = explored.unwrap_or_else(|panic| Err(pool::panic_text(&*panic))).err()?;
+    Some((Killer::Backups, how))
 }
 
 /// Tests the cases of the corpus, some of which only one seed in a million generates. Returns `None` if the source tree

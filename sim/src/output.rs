@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 use shardex::Durability;
 use shardex_sim::{
+    backups::BackupReport,
     case::{Case, CaseVerdict},
     exactly_once::{self, Mistake},
     explorer::{OldBuildReport, Report, Violation},
@@ -60,6 +61,24 @@ pub fn flips(report: &FlipReport, seconds: f64, as_json: bool) {
         8 * report.bytes,
         report.violations.len()
     );
+}
+
+pub fn backups(explored: &Result<BackupReport, String>, seconds: f64, as_json: bool) {
+    match explored {
+        Ok(report) if as_json => {
+            let BackupReport { points, states, whole, faults, survived } = report;
+            println!(
+                "{}",
+                json!({
+                    "points": points, "states": states, "whole": whole, "faults": faults, "harmless_faults": survived,
+                    "violations": 0, "seconds": seconds,
+                })
+            );
+        }
+        Ok(report) => println!("{report}, 0 violations, {seconds:.1} s"),
+        Err(how) if as_json => println!("{}", json!({ "violations": 1, "violation": how, "seconds": seconds })),
+        Err(how) => println!("VIOLATION: {how}"),
+    }
 }
 
 pub fn explored(total: &Report, silent: &[&str], threads: usize, seconds: f64, as_json: bool) {

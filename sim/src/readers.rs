@@ -11,7 +11,7 @@ use shardex::{
     storage::Storage,
 };
 
-use crate::filters::Filters;
+use crate::{backups::Backups, filters::Filters};
 
 /// Reader: a snapshot and the hits of an exact search, both in place and copied.
 struct Reader<S: Storage> {
@@ -27,11 +27,12 @@ struct Reader<S: Storage> {
 /// store instead.
 pub struct Readers<S: Storage> {
     kept: Vec<Reader<S>>,
+    backups: Backups<S>,
 }
 
 impl<S: Storage> Default for Readers<S> {
     fn default() -> Self {
-        Self { kept: Vec::new() }
+        Self { kept: Vec::new(), backups: Backups::default() }
     }
 }
 
@@ -50,6 +51,14 @@ impl<S: Storage> Readers<S> {
         Ok(())
     }
 
+    /// Begins a backup, or ends the one under way and checks what it restores.
+    ///
+    /// # Errors
+    /// Returns the errors of the engine, and `Inconsistent` if the restored index differs.
+    pub fn back_up(&mut self, engine: &mut Engine<S>) -> Result<()> {
+        self.backups.step(engine)
+    }
+
     /// Checks that every reader still reads the same results.
     ///
     /// # Errors
@@ -62,10 +71,10 @@ impl<S: Storage> Readers<S> {
         }
     }
 
-    /// Reports whether there is no reader.
+    /// Reports whether there is no reader and no backup under way.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.kept.is_empty()
+        self.kept.is_empty() && !self.backups.is_under_way()
     }
 
     /// Checks that searches by filters of the readers' snapshots find what passes.
@@ -85,6 +94,7 @@ impl<S: Storage> Readers<S> {
     where
         S: Clone,
     {
+        self.backups.cancel();
         // A reader without hits leases nothing, so it does not hold the lock.
         self.kept.retain(|reader| !reader.seen.is_empty());
         if self.kept.is_empty() {
@@ -99,9 +109,10 @@ impl<S: Storage> Readers<S> {
         Ok(())
     }
 
-    /// Drops all readers, as when their process dies.
+    /// Drops all readers and the backup under way, as when their process dies.
     pub fn forget(&mut self) {
         self.kept.clear();
+        self.backups.cancel();
     }
 }
 

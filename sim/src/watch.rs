@@ -158,6 +158,15 @@ impl Storage for WatchedStorage {
         self.sim.open(name).map(|file| self.wrap(name, file))
     }
 
+    fn open_to_read(&self, name: &str) -> Result<Arc<WatchedFile>> {
+        self.sim.open_to_read(name).map(|file| self.wrap(name, file))
+    }
+
+    /// No link is made: the monitor watches the files of an index, and they have one name each.
+    fn link_from(&self, _from: &Self, _name: &str, _purpose: Purpose) -> Result<bool> {
+        Ok(false)
+    }
+
     fn rename(&self, from: &str, to: &str, purpose: Purpose) -> Result<()> {
         self.done(self.sim.rename(from, to, purpose), &Event::Rename { from, to })
     }
@@ -242,6 +251,10 @@ impl StorageFile for WatchedFile {
 
     fn is_in_place(&self) -> bool {
         self.inner.is_in_place()
+    }
+
+    fn uncache(&self) {
+        self.inner.uncache();
     }
 
     fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {

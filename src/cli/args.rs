@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use shardex::{DocumentId, Filter, Metric, PostingKey, VectorEncoding};
 
 use super::{
+    backup_args::{BackupCommand, Restore, Verify},
     filter,
     ids::{id_range, posting_key, raw_id},
 };
@@ -48,6 +49,12 @@ pub(crate) enum Command {
     Compact(Dir),
     /// Erase removed postings and payloads from all files of an index.
     Purge(Dir),
+    /// Back up an index to a new directory.
+    Backup(BackupCommand),
+    /// Make an index from a backup, in a new directory.
+    Restore(Restore),
+    /// Read a whole backup and compare it with its hashes. Exit with 1 if it is damaged.
+    Verify(Verify),
     /// Print statistics of an index.
     Stats(Dir),
     /// Show the figures of an index that another process has open, such as `ingest`.

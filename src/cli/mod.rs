@@ -5,6 +5,8 @@
 
 mod admin;
 mod args;
+mod backup;
+mod backup_args;
 mod bench;
 mod bench_data;
 mod check;
@@ -99,6 +101,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Optimize(args) => admin::optimize(args, &output),
         Command::Compact(args) => admin::compact(args, &output),
         Command::Purge(args) => admin::purge(args, &output),
+        Command::Backup(args) => backup::backup(args, &output),
+        Command::Restore(args) => backup::restore(args, &output),
+        Command::Verify(args) => backup::verify(args, &output),
         Command::Stats(args) => admin::stats(args, &output),
         Command::Top(args) => top::run(args, &output),
         Command::Check(args) => check::run(args, &output),

@@ -308,13 +308,14 @@ fn cells_only_in_older<F: StorageFile>(
 ) -> Result<bool> {
     if !older.cells.is_none() && work.cells.as_ref().is_none_or(|&(_, head)| head != older.cells) {
         match cell_store::read_table(&older.cells, data) {
-            Ok((_, runs)) => {
+            Ok((_, blocks)) => {
                 // Both tables may name the same groups. An allocation that the newest root names is not held for the
                 // older root alone.
                 let newest = work.cells.iter().flat_map(|(cells, _)| cells.allocations());
                 let newest: BTreeSet<PageRange> = newest.map(|allocation| allocation.run()).collect();
                 let only_older = |run: &PageRange| !protects!(Ordering, newest.contains(run));
-                only.extend(runs.into_iter().filter(only_older).map(|run| (run, Use::Meta)));
+                let runs = blocks.iter().map(|block| directory::run_of(block, data.geometry()));
+                only.extend(runs.filter(only_older).map(|run| (run, Use::Meta)));
             }
             // Cells are derived, so the older root remains usable without them.
             Err(ShardexError::Corruption { .. } | ShardexError::Io { .. }) => {

@@ -35,6 +35,14 @@ pub const C4: Purpose = Purpose("C4: sync the rename");
 pub const W1: Purpose = Purpose("W1: sync the wiped data");
 /// W2: sync of the WAL after a purge has wiped it.
 pub const W2: Purpose = Purpose("W2: sync the wiped WAL");
+/// K1: sync of a pack of a backup, new or shared.
+pub const K1: Purpose = Purpose("K1: sync the pack");
+/// K2: sync of a new manifest.
+pub const K2: Purpose = Purpose("K2: sync the manifest");
+/// K3: sync of the directory entries of the files of a backup.
+pub const K3: Purpose = Purpose("K3: sync the entries");
+/// K4: sync of the manifest's rename.
+pub const K4: Purpose = Purpose("K4: sync the rename");
 /// Sync of the WAL with the closing mark.
 pub const CLOSE: Purpose = Purpose("close: sync the closing mark");
 
@@ -54,7 +62,7 @@ pub struct Barrier {
 }
 
 /// All barriers, in the order of the table in `FORMAT.md`.
-pub const BARRIERS: [Barrier; 9] = [
+pub const BARRIERS: [Barrier; 10] = [
     Barrier {
         name: "**B1** sync of `wal`",
         when: "in a commit; last in a flush, unless a commit has synced the WAL meanwhile",
@@ -103,7 +111,7 @@ pub const BARRIERS: [Barrier; 9] = [
     },
     Barrier {
         name: "sync of the parent, **C1–C4**",
-        when: "in `create`",
+        when: "in `create` and in a restore; the first also in a backup",
         buys: "durable in this order: the entry of the directory, `data` and `wal`, the root file, the entries of the \
                three, the rename",
         without: "a crash leaves no directory, or a root without its files",
@@ -115,6 +123,14 @@ pub const BARRIERS: [Barrier; 9] = [
         buys: "no removed byte comes back",
         without: "a power cut brings back what a purge had wiped",
         purposes: &[W1, W2],
+    },
+    Barrier {
+        name: "**K1–K4**",
+        when: "in a backup",
+        buys: "durable in this order: each pack, new or shared, the manifest, the entries of these files, the manifest's \
+               rename",
+        without: "a crash leaves a manifest without its files, or no backup after the call has returned",
+        purposes: &[K1, K2, K3, K4],
     },
     Barrier {
         name: "sync of the closing mark",
@@ -154,7 +170,7 @@ mod tests {
             }
         }
         let known: BTreeSet<&str> = BARRIERS.iter().flat_map(|barrier| barrier.purposes).map(|why| why.0).collect();
-        assert_eq!(known.len(), 16, "each has a purpose of its own: {known:?}");
+        assert_eq!(known.len(), 20, "each has a purpose of its own: {known:?}");
         let mut all = Vec::new();
         sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
         assert!(all.len() > 50, "{} sources", all.len());

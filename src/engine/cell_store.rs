@@ -16,7 +16,7 @@ use crate::{
         crc32c,
         node::BlockPointer,
     },
-    lease::{Allocation, Lease, PageRange},
+    lease::{Allocation, Lease},
     shard::DataFile,
     space::Use,
     storage::StorageFile,
@@ -77,14 +77,14 @@ fn lease<F: StorageFile>(
     groups.map(|(group, allocation)| data.lease(allocation, group.pointer.len as usize)).collect()
 }
 
-/// Reads the table that a head names. Returns it with all page ranges of the cells: groups, parts and head.
+/// Reads the table that a head names. Returns it with the pointers to all blocks of the cells: groups, parts and head.
 ///
 /// # Errors
 /// Returns `Corruption` or `Io`.
 pub(super) fn read_table<F: StorageFile>(
     head: &BlockPointer,
     data: &DataFile<F>,
-) -> Result<(CellTable, Vec<PageRange>)> {
+) -> Result<(CellTable, Vec<BlockPointer>)> {
     let geometry = data.geometry();
     let damaged = |entry: &BlockPointer, what: String| ShardexError::Corruption {
         file: data.path(),
@@ -113,8 +113,8 @@ pub(super) fn read_table<F: StorageFile>(
         return Err(damaged(head, "the cells' table covers more slots than there are".into()));
     }
     let groups = table.groups.iter().chain(&table.unfinished).map(|group| &group.pointer);
-    let runs = groups.chain(&parts).chain([head]).map(|entry| directory::run_of(entry, geometry)).collect();
-    Ok((table, runs))
+    let blocks = groups.chain(&parts).chain([head]).copied().collect();
+    Ok((table, blocks))
 }
 
 /// Loads the cells that a root names, and marks their allocations as used. Reads no group.
@@ -130,8 +130,8 @@ pub(super) fn load<F: StorageFile>(
     if head.is_none() {
         return Ok(None);
     }
-    let (table, runs) = read_table(&head, data)?;
-    let runs: Vec<_> = runs.into_iter().map(|run| (run, Use::Meta)).collect();
+    let (table, blocks) = read_table(&head, data)?;
+    let runs: Vec<_> = blocks.iter().map(|block| (directory::run_of(block, data.geometry()), Use::Meta)).collect();
     let allocations = work.space.adopt(&runs).map_err(|(run, what)| ShardexError::Corruption {
         file: data.path(),
         offset: run.page.saturating_mul(data.geometry().page_size as u64),

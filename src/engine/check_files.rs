@@ -246,8 +246,9 @@ fn check_tree<S: Storage>(
     }
     if !root.cells.is_none() {
         let table = cell_store::read_table(&root.cells, &engine.data);
-        if let Some((_, runs)) = note(report, Component::Cells, table)? {
-            runs.into_iter().for_each(|run| mark(report, space, seen, run, Use::Meta));
+        if let Some((_, blocks)) = note(report, Component::Cells, table)? {
+            let runs = blocks.iter().map(|block| directory::run_of(block, engine.data.geometry()));
+            runs.for_each(|run| mark(report, space, seen, run, Use::Meta));
         }
     }
     let mut live = 0;

@@ -98,7 +98,8 @@ fn create<S: Storage>(storage: S, config: &ShardexConfig, env: &Env, version: u3
         recovery.leftovers_removed += 1;
         reached!(LeftoversCleared);
     }
-    let lock = make_files(&storage, locked, geometry, env.new_index_id, version)?;
+    let root = first_root(geometry, env.new_index_id, version);
+    let lock = make_files(&storage, locked, &root, |_| Ok(()), || Ok(()))?;
     let found = IndexFiles::read(&storage, lock, recovery)?;
     let began = env.clock.elapsed();
     let mut engine = found.engine(storage, config.options.clone(), env, Origin::Created)?;
@@ -118,36 +119,16 @@ fn may_become_an_index<S: Storage>(storage: &S, locked: &LockedDirectory<S>) -> 
     lost_root(storage, &locked.found)?.map_or(Ok(()), Err)
 }
 
-/// Creates all files, the root file last, and makes them durable. Returns the lock joined with that of the new data
-/// file.
-fn make_files<S: Storage>(
-    storage: &S,
-    locked: LockedDirectory<S>,
-    geometry: IndexParams,
-    index_id: u128,
-    version: u32,
-) -> Result<IndexLock> {
-    const ALLOCATE: Purpose = Purpose("create: allocate");
-    let layout = WalLayout::new(&geometry);
-    let data_pages = SpaceMap::new(&geometry, 1).pages_of(1);
-    let header = header::encode_file(&DATA_MAGIC, index_id);
-    let len = data_pages * geometry.page_size as u64;
-    LendingFile::create(storage, len, &header, [MAKE, ALLOCATE, HEADER, C1])?;
-    let lock = locked.into_lock_of_new(storage)?;
-    let file = PlainFile::create(storage, names::WAL, MAKE, &lock)?;
-    let (page, len) = (geometry.page_size as u64, layout.file_len(FIRST_SEGMENTS));
-    file.raw().allocate(0, page, ALLOCATE)?;
-    file.raw().allocate(len - page, page, ALLOCATE)?;
-    file.store(0, &header::encode_file(&WAL_MAGIC, index_id), HEADER)?;
-    file.sync_all(C1).run()?;
-    let root = Root {
+/// Returns the first root of a new index.
+fn first_root(geometry: IndexParams, index_id: u128, version: u32) -> Root {
+    Root {
         version,
         index_id,
         generation: Generation(1),
         geometry,
         checkpoint: Lsn(0),
         epoch: 1,
-        wal_start: layout.start_of(1),
+        wal_start: WalLayout::new(&geometry).start_of(1),
         directory: BlockPointer::default(),
         shard_numbers: 0,
         shards: 0,
@@ -156,14 +137,41 @@ fn make_files<S: Storage>(
         draws: 0,
         splits: 0,
         merges: 0,
-        data_pages,
-        wal_segments: FIRST_SEGMENTS as u32,
+        data_pages: SpaceMap::new(&geometry, 1).pages_of(1),
+        wal_segments: 0,
         cells: BlockPointer::default(),
         payload: PayloadRoot::default(),
-    };
+    }
+}
+
+/// Creates all files of an index with this state and an empty WAL, the root file last, and makes them durable. `fill` stores
+/// what the root names, as [`LendingFile::create`] says. `look` may refuse the files before the root file gets its name. Returns
+/// the lock joined with that of the new data file.
+pub(super) fn make_files<S: Storage>(
+    storage: &S,
+    locked: LockedDirectory<S>,
+    root: &Root,
+    fill: impl FnOnce(&mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()>,
+    look: impl FnOnce() -> Result<()>,
+) -> Result<IndexLock> {
+    const ALLOCATE: Purpose = Purpose("create: allocate");
+    let (geometry, index_id) = (&root.geometry, root.index_id);
+    let layout = WalLayout::new(geometry);
+    let header = header::encode_file(&DATA_MAGIC, index_id);
+    let len = root.data_pages * geometry.page_size as u64;
+    LendingFile::create(storage, len, &header, [MAKE, ALLOCATE, HEADER, C1], fill)?;
+    let lock = locked.into_lock_of_new(storage)?;
+    let file = PlainFile::create(storage, names::WAL, MAKE, &lock)?;
+    let (page, len) = (geometry.page_size as u64, layout.file_len(FIRST_SEGMENTS));
+    file.raw().allocate(0, page, ALLOCATE)?;
+    file.raw().allocate(len - page, page, ALLOCATE)?;
+    file.store(0, &header::encode_file(&WAL_MAGIC, index_id), HEADER)?;
+    file.sync_all(C1).run()?;
+    let root = Root { wal_segments: FIRST_SEGMENTS as u32, ..root.clone() };
     let file = PlainFile::create(storage, names::ROOT_NEW, MAKE, &lock)?;
     Roots::store_first(&file, &root)?;
     file.sync_all(C2).run()?;
+    look()?;
     // Before the rename, because a directory entry may survive a crash without entries made earlier (R7).
     storage.sync_dir(C3)?;
     storage.rename(names::ROOT_NEW, names::ROOT, NAME)?;

@@ -133,7 +133,15 @@ impl<S: Storage> Engine<S> {
         if !self.epoch_open || self.spare_pages() * self.page_bytes() <= limit {
             return Ok(None);
         }
-        self.release_pages(limit / 2).map(Some)
+        let mut released = 0;
+        // Scattered pages take many calls, and the bound on space goes first.
+        for _ in 0..tuning::ROUNDS_OF_EXCESS {
+            match self.release_pages(limit / 2)? {
+                0 => break,
+                bytes => released += bytes,
+            }
+        }
+        Ok(Some(released))
     }
 
     fn release_pages(&mut self, keep: u64) -> Result<u64> {

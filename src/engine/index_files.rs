@@ -140,7 +140,7 @@ fn missing_part(error: ShardexError) -> ShardexError {
 }
 
 /// Checks that `data` or `wal` belongs to the index.
-fn check_part<F: StorageFile>(file: &F, magic: &[u8; 8], index_id: u128) -> Result<()> {
+pub(super) fn check_part<F: StorageFile>(file: &F, magic: &[u8; 8], index_id: u128) -> Result<()> {
     let mut bytes = [0; FILE_HEADER_BYTES];
     if file.len()? < FILE_HEADER_BYTES as u64 {
         return Err(ShardexError::Corruption {

@@ -13,6 +13,19 @@ pub const ROOT_NEW: &str = "root.new";
 pub const LOCK: &str = "LOCK";
 /// Stats file, if the option `stats_file` was ever set. It is no part of the index.
 pub const STATS: &str = "stats";
+/// Manifest of a backup. A directory with this file is a backup.
+pub const MANIFEST: &str = "manifest";
+/// Manifest before its rename to [`MANIFEST`].
+pub const MANIFEST_NEW: &str = "manifest.new";
+/// Start of the names of a backup's packs.
+pub const PACK: &str = crate::lease::PACK;
+
+/// Returns the name of a pack.
+#[must_use]
+pub fn pack(number: u32) -> String {
+    format!("{PACK}{number:08}")
+}
+
 /// Names of the files of an index. A `create` that finds no index removes them, as leftovers of another.
 pub const ALL: [&str; 5] = [DATA, WAL, ROOT, ROOT_NEW, LOCK];
 

@@ -99,7 +99,10 @@ pub(super) fn lost_root<S: Storage>(storage: &S, found: &[String]) -> Result<Opt
             return Ok(Some(ShardexError::Corruption {
                 file: storage.path().join(names::ROOT),
                 offset: 0,
-                what: format!("the file is missing, yet `{name}` has been written to: put it back"),
+                what: format!(
+                    "the file is missing, yet `{name}` has been written to: put it back, or if a restore was interrupted, \
+                     remove the directory and restore again"
+                ),
             }));
         }
     }

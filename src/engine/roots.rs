@@ -116,14 +116,15 @@ impl<F: StorageFile> Roots<F> {
         Self { file, page_size, newest, newest_slot, older, is_replaced: false, storing: false, bytes_stored: 0 }
     }
 
-    /// Stores the first root of a new index in both slots, as generations 1 and 2.
+    /// Stores the first root of a new file in both slots, with its generation and with the next one.
     ///
     /// # Errors
     /// Returns `OutOfSpace` or `Io`.
     pub fn store_first(file: &PlainFile<F>, root: &Root) -> Result<()> {
         file.raw().allocate(0, (SLOTS * root.geometry.page_size) as u64, Purpose("root: allocate"))?;
         for i in 0..SLOTS {
-            let root = Root { generation: crate::id::Generation(1 + i as u64), ..root.clone() };
+            let generation = crate::id::Generation(root.generation.0 + i as u64);
+            let root = Root { generation, ..root.clone() };
             file.store((i * root.geometry.page_size) as u64, &root.encode(), STORE)?;
         }
         Ok(())

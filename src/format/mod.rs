@@ -18,6 +18,7 @@ pub mod frame;
 pub mod geometry;
 pub mod header;
 pub mod maintenance;
+pub mod manifest;
 pub mod node;
 pub mod record;
 pub mod root;

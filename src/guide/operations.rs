@@ -64,7 +64,33 @@
 //! memory, swap, core dumps, backups and copies may keep bytes. Where that matters, encrypt the device, and erase the copies too.
 //!
 //! # Backups
-//! Close the index and copy its directory. A copy opens on any Linux file system that supports file locks.
+//! [`backup_to`](crate::Shardex::backup_to) makes a backup while others write and search: the state of one flush.
+//! [`backup_with`](crate::Shardex::backup_with) against an earlier backup stores only what is new.
+//! [`restore`](crate::Shardex::restore) makes an index of a backup, and [`verify_backup`](crate::Shardex::verify_backup) reads one
+//! and compares every byte with its hash.
+//!
+//! ```
+//! use shardex::{BackupOptions, DocumentId, Posting, PostingKey, ShardexConfig, blocking::Shardex};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let at = |name: &str| dir.path().join(name);
+//! let index = Shardex::create(ShardexConfig::new(at("index")).vector_size(2))?;
+//! index.add_postings(vec![Posting::new(PostingKey::new(7u32, 0, 1), vec![0.25, 0.5])])?;
+//! index.backup_to(at("monday"))?;
+//! index.add_postings(vec![Posting::new(PostingKey::new(8u32, 0, 1), vec![0.5, 0.5])])?;
+//! index.backup_with(at("tuesday"), &BackupOptions::default().base(at("monday")))?;
+//! std::fs::remove_dir_all(at("monday")).unwrap(); // does no harm to the later one
+//!
+//! Shardex::restore(at("tuesday"), at("restored"))?;
+//! let restored = Shardex::open(at("restored"))?;
+//! assert!(restored.contains(PostingKey::new(8u32, 0, 1))?);
+//! # Ok::<(), shardex::ShardexError>(())
+//! ```
+//!
+//! A backup keeps what a later purge erases in the index: remove the backups of before as well. The index and one restored from its
+//! backup have the same id, and go on by themselves: a backup of one may serve as the base of the other's.
+//!
+//! A closed index can also be backed up by copying its directory. A copy opens on any Linux file system that supports file locks.
 //!
 //! # Versions
 //! This build reads indexes of format versions 1 to 3. The first write to one of version 1 or 2 upgrades it, which can't be

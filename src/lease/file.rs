@@ -18,9 +18,16 @@ use crate::{
 pub const LENDING: &str = "data";
 
 /// Names of the files that are never lent.
-const PLAIN: [&str; 4] = ["wal", "root", "root.new", "stats"];
+const PLAIN: [&str; 6] = ["wal", "root", "root.new", "stats", "manifest", "manifest.new"];
 
-/// File that is never lent: the WAL, the root file or the stats file.
+/// Start of the names of files of a backup with the bytes of the index. They are never lent either.
+pub const PACK: &str = "pack-";
+
+fn is_plain(name: &str) -> bool {
+    PLAIN.contains(&name) || name.starts_with(PACK)
+}
+
+/// File that is never lent: the WAL, the root file, the stats file, or a file of a backup.
 #[derive(Debug)]
 pub struct PlainFile<F> {
     file: Arc<F>,
@@ -43,7 +50,7 @@ impl<F: StorageFile> PlainFile<F> {
     /// # Panics
     /// Panics if `name` is not in the list of files that are never lent, which is a mistake of the caller.
     pub fn open<S: Storage<File = F>>(storage: &S, name: &str, lock: &IndexLock) -> Result<Self> {
-        assert!(PLAIN.contains(&name), "{name} is no file that is never lent");
+        assert!(is_plain(name), "{name} is no file that is never lent");
         Ok(Self { file: storage.open(name)?, lock: lock.clone(), syncing: Arc::default() })
     }
 
@@ -55,7 +62,7 @@ impl<F: StorageFile> PlainFile<F> {
     /// # Panics
     /// Panics under the condition of [`open`](Self::open).
     pub fn create<S: Storage<File = F>>(storage: &S, name: &str, why: Purpose, lock: &IndexLock) -> Result<Self> {
-        assert!(PLAIN.contains(&name), "{name} is no file that is never lent");
+        assert!(is_plain(name), "{name} is no file that is never lent");
         Ok(Self { file: storage.create(name, why)?, lock: lock.clone(), syncing: Arc::default() })
     }
 
@@ -133,16 +140,18 @@ impl<F: StorageFile> LendingFile<F> {
         Ok(Self { file, lock: lock.clone(), syncing: Arc::default(), page_size: page_size as u64 })
     }
 
-    /// Creates the data file and makes it durable: `header` as its first bytes and a length of `len` bytes. No bytes of
-    /// it can be lent before it is opened.
+    /// Creates the data file and makes it durable: `header` as its first bytes, then what `fill` stores, and a length of `len`
+    /// bytes. `fill` gets a function that stores bytes at an offset, a multiple of a page. No bytes of the file can be lent
+    /// before it is opened.
     ///
     /// # Errors
-    /// Returns `Io` or `OutOfSpace`. The caller must then remove the file.
+    /// Returns `Io` or `OutOfSpace`, or the error of `fill`. The caller must then remove the file.
     pub fn create<S: Storage<File = F>>(
         storage: &S,
         len: u64,
         header: &[u8],
         [make, allocate, store, sync]: [Purpose; 4],
+        fill: impl FnOnce(&mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()>,
     ) -> Result<()> {
         let file = storage.create(LENDING, make)?;
         // A hole but for its ends: an index takes the space that it uses.
@@ -154,6 +163,14 @@ impl<F: StorageFile> LendingFile<F> {
         unsafe {
             file.write_at(0, header, store)?;
         }
+        fill(&mut |offset, bytes| {
+            file.allocate(offset, (bytes.len() as u64).next_multiple_of(page), allocate)?;
+            #[expect(unsafe_code, reason = "a store must not meet bytes that are lent")]
+            // SAFETY: as above.
+            unsafe {
+                file.write_at(offset, bytes, store)
+            }
+        })?;
         file.sync_all(sync)
     }
 

@@ -32,7 +32,7 @@ use std::{
 };
 
 pub use allocation::{Allocation, Lease, PageRange};
-pub use file::{LENDING, LendingFile, PlainFile, SyncJob, SyncUnderWay};
+pub use file::{LENDING, LendingFile, PACK, PlainFile, SyncJob, SyncUnderWay};
 
 use crate::storage::StorageLock;
 

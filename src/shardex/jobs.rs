@@ -1,10 +1,10 @@
-//! Jobs that run beside the writer: cell builds, codes of unindexed postings, and full checks.
+//! Jobs that run beside the writer: cell builds, codes of unindexed postings, full checks and backups.
 
 use std::sync::Arc;
 
 use super::{
-    queue::Reply,
-    running::{RunningCellBuild, RunningCheck},
+    queue::{JobRequest, Reply},
+    running::{RunningCellBuild, RunningJob},
     tasks::Background,
     writer::{Write, Writer},
 };
@@ -128,37 +128,50 @@ impl<S: Storage> Writer<S> {
         if level == CheckLevel::Quick {
             return reply.send(self.engine.check(level));
         }
-        self.check_waiters.push_back(reply);
-        self.next_check();
+        self.read_beside(JobRequest::Check(reply));
     }
 
-    /// Starts the next full check if none runs.
-    fn next_check(&mut self) {
-        while self.checking.is_none()
-            && let Some(reply) = self.check_waiters.pop_front()
+    /// Queues a full check or a backup.
+    pub(super) fn read_beside(&mut self, request: JobRequest) {
+        self.read_waiters.push_back(request);
+        self.next_read();
+    }
+
+    /// Starts the next full check or backup if none runs.
+    fn next_read(&mut self) {
+        while self.reading.is_none()
+            && let Some(request) = self.read_waiters.pop_front()
         {
-            // The first part of the check blocks the writer and so the commit timer. Committing now keeps accepted
-            // writes from waiting longer.
-            if self.engine.has_uncommitted()
-                && self.engine.options().durability != Durability::Manual
-                && let Err(error) = self.commit()
-            {
-                self.note_failure(BackgroundWork::Commit, &error);
-            }
-            let begun = self.engine.check_begin();
-            match begun.and_then(|job| Background::run(&*self.runtime, "a check", move |cancel| job.run_until(cancel)))
-            {
-                Ok(job) => self.checking = Some(RunningCheck { job, reply }),
-                Err(error) => reply.send(Err(error)),
+            self.reading = match request {
+                JobRequest::Check(reply) => self.begin_check(reply),
+                JobRequest::Backup(backup, reply) => self.begin_backup(backup, reply),
+            };
+        }
+    }
+
+    fn begin_check(&mut self, reply: Reply<ConsistencyReport>) -> Option<RunningJob> {
+        // The first part of the check blocks the writer and so the commit timer. Committing now keeps accepted writes
+        // from waiting longer.
+        if self.engine.has_uncommitted()
+            && self.engine.options().durability != Durability::Manual
+            && let Err(error) = self.commit()
+        {
+            self.note_failure(BackgroundWork::Commit, &error);
+        }
+        match self.engine.check_begin() {
+            Ok(job) => RunningJob::start(&*self.runtime, "a check", reply, move |cancel| job.run_until(cancel)),
+            Err(error) => {
+                reply.send(Err(error));
+                None
             }
         }
     }
 
-    /// Ends a full check: answers its caller and starts the next check.
-    pub(super) fn checked(&mut self, checked: Result<ConsistencyReport>) {
-        if let Some(RunningCheck { reply, .. }) = self.checking.take() {
-            reply.send(checked);
+    /// Ends a full check or a backup: answers its caller and starts the next one.
+    pub(super) fn read_ended(&mut self, ended: Result<()>) {
+        if let Some(read) = self.reading.take() {
+            read.answer(ended);
         }
-        self.next_check();
+        self.next_read();
     }
 }

@@ -7,6 +7,7 @@
 //! 3. A request that reached the writer is carried out, even if its caller has dropped the future. If the future of an
 //!    open or a `create` is dropped, the call runs to its end if it has begun, and the engine is then dropped.
 
+mod backups;
 mod compaction;
 mod failures;
 mod flushes;
@@ -53,7 +54,7 @@ use snapshot::SearchContext;
 use tasks::{StopCause, Syncer, spawn_writer};
 use view::{Shared, Snapshots, View, stopped_by};
 use writer::Writer;
-pub use {reading::PostingScan, snapshot::IndexSnapshot};
+pub use {backups::BackupOptions, reading::PostingScan, snapshot::IndexSnapshot};
 
 /// Handle of an open index. Clones share the index. Dropping the last clone stops the writer and releases the lock.
 ///
@@ -281,7 +282,7 @@ impl<S: Storage> Shardex<S> {
     ///
     /// `Quick` compares counts and LSNs in memory. `Full` reads every byte in use, and compares WAL, roots, directory,
     /// shards, cells and free space. Unless durability is `Manual` it commits first. It reads metadata, the WAL, and what only the older root names
-    /// while other calls wait, then vectors and codes on a thread of its own, while writes and flushes continue, and keeps all keys in memory. One runs at a time.
+    /// while other calls wait, then vectors and codes on a thread of its own, while writes and flushes continue, and keeps all keys in memory. One full check or backup runs at a time.
     ///
     /// # Errors
     /// Returns `Io` if the disk can't be read, `Poisoned` if the writer has ended unexpectedly, and `Closed` if the index is
@@ -389,7 +390,7 @@ impl<S: Storage> Shardex<S> {
 
     /// Closes the index: flushes, or commits if so configured, and writes the closing mark of the WAL.
     ///
-    /// Every later call on any clone returns `Closed`. A full check and a cell build are cancelled. The close waits
+    /// Every later call on any clone returns `Closed`. A full check, a backup and a cell build are cancelled. The close waits
     /// some milliseconds for them, beside its own commit and flush and the syncs of a flush under way. The progress of
     /// a cell build becomes durable with the close's flush, and the next open resumes from it. The index stays locked
     /// until the last snapshot and the last [`Hits`] are dropped.

@@ -102,7 +102,7 @@ impl<S: Storage> Shardex<S> {
     ///
     /// It flushes, so everything accepted is durable then, whatever the durability mode is.
     ///
-    /// It waits up to `wait` for searches, [`Hits`] and snapshots that began before and still use removed bytes.
+    /// It waits up to `wait` for searches, [`Hits`], snapshots and a backup that began before and still use removed bytes.
     ///
     /// **What it can't reach**: copies that file systems and devices make behind the program's back (snapshots of the file system,
     /// journals with data, spare blocks of flash memory, swap), backups, and other copies of the files. Encrypt the device if

@@ -8,11 +8,12 @@ use crate::{
     batch::{WriteBatch, Written},
     config::CheckLevel,
     engine::{
-        ConsistencyReport, PurgeStep,
+        BackupStats, ConsistencyReport, PurgeStep,
         stats::{FlushStats, IndexStats, PurgeStats},
     },
-    error::Result,
+    error::{Result, ShardexError},
     id::DocumentId,
+    storage::MmapStorage,
 };
 
 pub(super) struct Reply<T>(oneshot::Sender<Result<T>>);
@@ -41,10 +42,35 @@ pub(super) enum Command {
     Flush(Reply<FlushStats>),
     Stats(Reply<IndexStats>),
     Check(CheckLevel, Reply<ConsistencyReport>),
+    Backup(BackupRequest, Reply<BackupStats>),
     Optimize(Reply<()>),
     /// Part of a compaction or a purge.
     Space(SpaceRequest),
     Close(Reply<()>),
+}
+
+/// Call that reads beside the writer. They run one at a time.
+pub(super) enum JobRequest {
+    /// A full check.
+    Check(Reply<ConsistencyReport>),
+    Backup(BackupRequest, Reply<BackupStats>),
+}
+
+impl JobRequest {
+    /// Answers the call with an error.
+    pub(super) fn refuse(self, error: ShardexError) {
+        match self {
+            Self::Check(reply) => reply.send(Err(error)),
+            Self::Backup(_, reply) => reply.send(Err(error)),
+        }
+    }
+}
+
+/// Directories of a backup.
+pub(super) struct BackupRequest {
+    pub(super) to: MmapStorage,
+    /// Earlier backup with which it shares what both hold.
+    pub(super) base: Option<MmapStorage>,
 }
 
 /// Part of a compaction or a purge.

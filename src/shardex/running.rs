@@ -1,14 +1,18 @@
-//! Work under way beside the writer (a flush's sync, a cell build, a full check), and the futures that the writer's
+//! Work under way beside the writer (a flush's sync, a cell build, a full check or a backup), and the futures that the writer's
 //! loop waits for.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::oneshot;
 
 use super::{queue::Reply, tasks::Background};
 use crate::{
     cells::BuiltCells,
-    engine::ConsistencyReport,
+    env::Cancel,
     error::{Result, ShardexError},
     observe::Trace,
     runtime::Runtime,
@@ -42,10 +46,43 @@ pub(super) struct RunningCellBuild {
     pub(super) held_before: u64,
 }
 
-/// Full check under way.
-pub(super) struct RunningCheck {
-    pub(super) job: Background<ConsistencyReport>,
-    pub(super) reply: Reply<ConsistencyReport>,
+/// Full check or backup under way: it reads beside the writer.
+pub(super) struct RunningJob {
+    pub(super) job: Background<()>,
+    /// Answers the caller with the result of the job, or with the error by which it ended.
+    answer: Box<dyn FnOnce(Result<()>) + Send>,
+}
+
+impl RunningJob {
+    /// Starts a job whose errors name it `what`. If it can't be started, the caller is answered.
+    pub(super) fn start<T: Send + 'static>(
+        runtime: &dyn Runtime,
+        what: &'static str,
+        reply: Reply<T>,
+        run: impl FnOnce(&dyn Cancel) -> Result<T> + Send + 'static,
+    ) -> Option<Self> {
+        let found = Arc::new(Mutex::new(None));
+        let of_job = Arc::clone(&found);
+        let store = move |done: T| *of_job.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+        match Background::run(runtime, what, move |cancel| run(cancel).map(store)) {
+            Ok(job) => {
+                let take = move || found.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let answer = move |ended: Result<()>| {
+                    reply.send(ended.and_then(|()| take().ok_or(ShardexError::Closed)));
+                };
+                Some(Self { job, answer: Box::new(answer) })
+            }
+            Err(error) => {
+                reply.send(Err(error));
+                None
+            }
+        }
+    }
+
+    /// Answers the caller.
+    pub(super) fn answer(self, ended: Result<()>) {
+        (self.answer)(ended);
+    }
 }
 
 /// Waits for the end of a job. Never completes if there is no job.

@@ -68,7 +68,7 @@ impl<S: Storage> Writer<S> {
     pub(super) fn stats(&self) -> Result<IndexStats> {
         let (mut stats, now) = (self.engine.stats()?, self.runtime.now());
         stats.background_error = self.failures.newest(now);
-        if self.cell_build.is_some() || self.coding.is_some() || self.checking.is_some() {
+        if self.cell_build.is_some() || self.coding.is_some() || self.reading.is_some() {
             // The snapshots of these jobs are dropped at their end.
             stats.reclaimable_bytes += stats.held_by_readers_bytes;
         }

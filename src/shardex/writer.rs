@@ -8,7 +8,7 @@
 //! 4. Writes are carried out in the order of their arrival. A write that must wait for a flush delays the writes behind
 //!    it, and no other call and no timer.
 //! 5. Until a close the writer awaits only in its loop. The syncs of the data file and the root file, cell builds, the
-//!    encoding of unindexed postings and the greater part of a full check run beside it. Other work blocks it: commits,
+//!    encoding of unindexed postings, backups and the greater part of a full check run beside it. Other work blocks it: commits,
 //!    the stores, the check and the WAL sync (B1) of a flush, the scan of `remove_range`, a quick check, and the first
 //!    part of a full check. So does the whole flush by which the first write opens the epoch, and the flush of a write
 //!    that finds the WAL full while none is under way.
@@ -19,8 +19,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
     failures::Failures,
-    queue::{Command, PendingPurge, Reply, Request},
-    running::{RunningCellBuild, RunningCheck, RunningFlush, ended, synced, timer},
+    queue::{Command, JobRequest, PendingPurge, Reply, Request},
+    running::{RunningCellBuild, RunningFlush, RunningJob, ended, synced, timer},
     stats_writer::StatsWriter,
     tasks::{Background, Syncer},
     view::{Shared, View},
@@ -29,7 +29,7 @@ use crate::{
     batch::{WriteBatch, Written},
     cells::BuiltCells,
     config::Durability,
-    engine::{ConsistencyReport, Engine, stats::FlushStats},
+    engine::{Engine, stats::FlushStats},
     error::{Result, ShardexError},
     id::{DocumentId, Lsn},
     index::NewCodes,
@@ -63,9 +63,9 @@ pub(super) struct Writer<S: Storage> {
     pub(super) cell_build: Option<RunningCellBuild>,
     /// Job that encodes unindexed postings without a code: found by an open, or added during the first cell build.
     pub(super) coding: Option<Background<NewCodes>>,
-    pub(super) checking: Option<RunningCheck>,
-    /// Callers that wait for a full check that has not started.
-    pub(super) check_waiters: VecDeque<Reply<ConsistencyReport>>,
+    pub(super) reading: Option<RunningJob>,
+    /// Full checks and backups that have not started.
+    pub(super) read_waiters: VecDeque<JobRequest>,
     pub(super) syncer: Syncer<S::File>,
     pub(super) flushing: Option<RunningFlush>,
     /// Callers that wait for a cell build that has not started.
@@ -129,8 +129,8 @@ impl<S: Storage> Writer<S> {
         Self {
             cell_build: None,
             coding: None,
-            checking: None,
-            check_waiters: VecDeque::new(),
+            reading: None,
+            read_waiters: VecDeque::new(),
             syncer,
             flushing: None,
             cell_build_waiters: Vec::new(),
@@ -175,7 +175,7 @@ impl<S: Storage> Writer<S> {
                 synced = synced(&mut self.flushing) => self.go_on(synced),
                 made = ended(self.cell_build.as_mut().map(|cells| &mut cells.job)) => self.cells_built(made),
                 coded = ended(self.coding.as_mut()) => self.coded(coded),
-                checked = ended(self.checking.as_mut().map(|check| &mut check.job)) => self.checked(checked),
+                read = ended(self.reading.as_mut().map(|read| &mut read.job)) => self.read_ended(read),
                 request = requests.recv() => {
                     let Some(request) = request else { break };
                     if let Some(reply) = self.serve_some(request, &mut requests) {
@@ -229,6 +229,7 @@ impl<S: Storage> Writer<S> {
                 self.commit_waiting();
                 self.check(level, reply);
             }
+            Command::Backup(backup, reply) => self.read_beside(JobRequest::Backup(backup, reply)),
             Command::Close(reply) => {
                 self.commit_waiting();
                 return Some(reply);
@@ -383,8 +384,8 @@ impl<S: Storage> Writer<S> {
     async fn finish(&mut self) {
         self.closing = true;
         self.cell_build.iter().for_each(|cells| cells.job.cancel());
-        self.checking.iter().for_each(|check| check.job.cancel());
-        self.check_waiters.drain(..).for_each(|reply| reply.send(Err(ShardexError::Closed)));
+        self.reading.iter().for_each(|read| read.job.cancel());
+        self.read_waiters.drain(..).for_each(|request| request.refuse(ShardexError::Closed));
         self.cell_build_waiters.drain(..).for_each(|reply| reply.send(Err(ShardexError::Closed)));
         self.coding = None;
         self.refuse_purges();
@@ -394,9 +395,9 @@ impl<S: Storage> Writer<S> {
             let made = cells.job.ended().await;
             self.cells_built(made);
         }
-        if let Some(check) = &mut self.checking {
-            let checked = check.job.ended().await;
-            self.checked(checked);
+        if let Some(read) = &mut self.reading {
+            let ended = read.job.ended().await;
+            self.read_ended(ended);
         }
         // The cells may be queued behind a flush that has started since.
         self.carry_out_all().await;

@@ -4,4 +4,4 @@ mod map;
 mod reclaim;
 
 pub use map::SpaceMap;
-pub use reclaim::{Reclaimer, Shared, Use};
+pub use reclaim::{Reclaimer, RootPin, Shared, Use};

@@ -19,8 +19,10 @@
 //!    as the allocation exists, and frees them only when no handle is left. The allocation of
 //!    [`with_free`](Reclaimer::with_free) is not marked, but the map is borrowed while it exists, as is that of
 //!    [`with_named`](Reclaimer::with_named). (`lease` relies on this.)
+//! 6. While the pin of a root exists, nothing that the root names is free: neither what was retired after it, unless it was
+//!    made later, nor what its flush or an earlier one retired, which it does not name.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use fixedbitset::FixedBitSet;
 
@@ -78,11 +80,17 @@ pub enum Use {
     Meta,
 }
 
+/// Pin of a root: what the root names is not reused while it exists, whatever becomes durable meanwhile.
+#[derive(Clone, Debug)]
+pub struct RootPin(#[expect(dead_code, reason = "its existence counts")] Arc<Generation>);
+
 /// Retired allocation that is not free yet.
 #[derive(Debug)]
 struct Waiting<P> {
     /// Last root that may point to it; `None` if no root does.
     last_named: Option<Generation>,
+    /// Newest root whose flush had begun when it was made, which does not name it; 0 if that is unknown.
+    born: Generation,
     allocation: P,
     used_as: Use,
 }
@@ -97,6 +105,8 @@ pub struct Reclaimer<P = Arc<Allocation>> {
     /// Newest durable root.
     durable: Generation,
     waiting: Vec<Waiting<P>>,
+    /// Roots that are pinned, or were.
+    pins: Vec<Weak<Generation>>,
     /// Pages freed since the newest root became durable that the root before the older retained one names: the last
     /// content of a slot. See [`keeps`](Self::keeps).
     recent: FixedBitSet,
@@ -116,6 +126,7 @@ impl<P: Shared> Reclaimer<P> {
             begun: durable,
             durable,
             waiting: Vec::new(),
+            pins: Vec::new(),
             recent: FixedBitSet::new(),
         }
     }
@@ -218,7 +229,7 @@ impl<P: Shared> Reclaimer<P> {
     /// Returns the errors of [`adopt`](Self::adopt).
     pub fn adopt_for(&mut self, last_named: Generation, runs: &[(PageRange, Use)]) -> Result<(), (PageRange, String)> {
         for (allocation, &(_, used_as)) in self.adopt(runs)?.into_iter().zip(runs) {
-            self.waiting.push(Waiting { last_named: Some(last_named), allocation, used_as });
+            self.waiting.push(Waiting { last_named: Some(last_named), born: Generation(0), allocation, used_as });
         }
         Ok(())
     }
@@ -236,8 +247,9 @@ impl<P: Shared> Reclaimer<P> {
 
     /// Retires an allocation that the working state used until now.
     pub fn retire(&mut self, allocation: P, used_as: Use) {
-        let last_named = protects!(Ordering, allocation.allocation().born() < self.begun).then_some(self.begun);
-        self.waiting.push(Waiting { last_named, allocation, used_as });
+        let born = allocation.allocation().born();
+        let last_named = protects!(Ordering, born < self.begun).then_some(self.begun);
+        self.waiting.push(Waiting { last_named, born, allocation, used_as });
     }
 
     /// Retires a page range that no reader holds, given the last root that points to it.
@@ -247,7 +259,7 @@ impl<P: Shared> Reclaimer<P> {
     pub fn retire_named(&mut self, run: PageRange, used_as: Use, last_named: Generation) {
         assert!(self.map.is_used(run), "{run:?} is not in use");
         let allocation = self.allocation(run);
-        self.waiting.push(Waiting { last_named: Some(last_named), allocation, used_as });
+        self.waiting.push(Waiting { last_named: Some(last_named), born: Generation(0), allocation, used_as });
     }
 
     /// Frees an allocation made for an operation that failed. No other handle of it may exist.
@@ -282,12 +294,27 @@ impl<P: Shared> Reclaimer<P> {
         self.recent.count_ones(..) as u64
     }
 
-    /// Frees every retired allocation that no retained root names and no reader holds any more. Returns their number.
+    /// Pins a root, which must be retained: what it names is not free before the pin and its clones are dropped.
+    pub fn pin(&mut self, root: Generation) -> RootPin {
+        self.pins.retain(|pin| pin.strong_count() > 0);
+        let pin = Arc::new(root);
+        self.pins.push(Arc::downgrade(&pin));
+        RootPin(pin)
+    }
+
+    /// Reports whether a pinned root may name an allocation.
+    fn is_pinned(&self, last_named: Option<Generation>, born: Generation) -> bool {
+        let Some(last) = last_named else { return false };
+        self.pins.iter().filter_map(Weak::upgrade).any(|root| protects!(Ordering, born < *root && *root <= last))
+    }
+
+    /// Frees every retired allocation that no retained or pinned root names and no reader holds any more. Returns their number.
     pub fn collect(&mut self) -> usize {
         let before = self.waiting.len();
-        for Waiting { last_named, allocation, used_as } in std::mem::take(&mut self.waiting) {
-            if last_named.is_some_and(|generation| !self.is_over(generation)) {
-                self.waiting.push(Waiting { last_named, allocation, used_as });
+        for Waiting { last_named, born, allocation, used_as } in std::mem::take(&mut self.waiting) {
+            let is_named = last_named.is_some_and(|generation| !self.is_over(generation));
+            if is_named || self.is_pinned(last_named, born) {
+                self.waiting.push(Waiting { last_named, born, allocation, used_as });
                 continue;
             }
             match allocation.into_allocation() {
@@ -299,7 +326,7 @@ impl<P: Shared> Reclaimer<P> {
                         self.recent.insert_range(run.page as usize..run.end() as usize);
                     }
                 }
-                Err(allocation) => self.waiting.push(Waiting { last_named, allocation, used_as }),
+                Err(allocation) => self.waiting.push(Waiting { last_named, born, allocation, used_as }),
             }
         }
         let left = self.waiting.len();
@@ -341,14 +368,17 @@ impl<P: Shared> Reclaimer<P> {
         self.pages_waiting(|over, is_shared| over && is_shared)
     }
 
+    /// Reports whether a reader holds a retired allocation, or the pin of a root.
+    fn is_held(&self, waiting: &Waiting<P>) -> bool {
+        waiting.allocation.is_shared() || self.is_pinned(waiting.last_named, waiting.born)
+    }
+
     /// Returns the number of pages of the retired allocations that `counts` accepts, given whether no retained root
     /// names them, and whether others hold them.
     fn pages_waiting(&self, counts: impl Fn(bool, bool) -> bool) -> u64 {
         let over = |last_named: Generation| last_named.0.saturating_add(2) <= self.durable.0;
-        let counted = self
-            .waiting
-            .iter()
-            .filter(|waiting| counts(waiting.last_named.is_none_or(over), waiting.allocation.is_shared()));
+        let counted =
+            self.waiting.iter().filter(|waiting| counts(waiting.last_named.is_none_or(over), self.is_held(waiting)));
         counted.map(|waiting| u64::from(waiting.allocation.allocation().run().pages)).sum()
     }
 }

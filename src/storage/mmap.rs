@@ -33,7 +33,7 @@ use std::{
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::{
-    fs::{FallocateFlags, fallocate},
+    fs::{Advice, FallocateFlags, fadvise, fallocate},
     io::Errno,
 };
 
@@ -145,6 +145,24 @@ impl Storage for MmapStorage {
     fn open(&self, name: &str) -> Result<Arc<MmapFile>> {
         let file = regular::open(OpenOptions::new().read(true).write(true), &self.path.join(name));
         self.opened("open", name, file)
+    }
+
+    fn open_to_read(&self, name: &str) -> Result<Arc<MmapFile>> {
+        let file = regular::open_linked(OpenOptions::new().read(true), &self.path.join(name));
+        self.opened("open", name, file)
+    }
+
+    fn link_from(&self, from: &Self, name: &str, _purpose: Purpose) -> Result<bool> {
+        match fs::hard_link(from.path.join(name), self.path.join(name)) {
+            Ok(()) => Ok(true),
+            // Another file system, one without links, too many links, or a file that this user may not link.
+            Err(e) => match Errno::from_io_error(&e) {
+                Some(Errno::XDEV | Errno::PERM | Errno::ACCESS | Errno::MLINK | Errno::NOTSUP | Errno::NOSYS) => {
+                    Ok(false)
+                }
+                _ => Err(ShardexError::io("link", self.path.join(name), e)),
+            },
+        }
     }
 
     fn rename(&self, from: &str, to: &str, _purpose: Purpose) -> Result<()> {
@@ -320,6 +338,11 @@ impl StorageFile for MmapFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.end_of("read", offset, buffer.len())?;
         self.file.read_exact_at(buffer, offset).map_err(|e| ShardexError::io("read", &self.path, e))
+    }
+
+    fn uncache(&self) {
+        // A hint: what it can't do is no error.
+        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
     }
 
     unsafe fn write_at(&self, offset: u64, bytes: &[u8], _purpose: Purpose) -> Result<()> {

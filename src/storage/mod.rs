@@ -15,8 +15,8 @@
 //! * **R5** If [`sync_all`](StorageFile::sync_all) returns `Ok`, all pages, the length and the allocation are durable.
 //! * **R6** A length set by [`allocate`](StorageFile::allocate) is durable only by R5. Bytes never written read as
 //!   zeros.
-//! * **R7** [`create`](Storage::create), [`rename`](Storage::rename) and [`remove`](Storage::remove) are durable only
-//!   by [`sync_dir`](Storage::sync_dir), and the directory itself only by [`sync_parent`](Storage::sync_parent). At a
+//! * **R7** [`create`](Storage::create), [`link_from`](Storage::link_from), [`rename`](Storage::rename) and
+//!   [`remove`](Storage::remove) are durable only by [`sync_dir`](Storage::sync_dir), and the directory itself only by [`sync_parent`](Storage::sync_parent). At a
 //!   crash any subset of the pending ones survives, those of one name in their order. A rename is atomic.
 //! * **R8** A sync that fails leaves the pages clean: the device holds old or new content. A second sync returns `Ok`
 //!   and makes nothing durable. The only safe reaction is to stop (promise P5).
@@ -139,6 +139,20 @@ pub trait Storage: Send + Sync + 'static {
     /// Returns `Io` if the system refuses.
     fn open(&self, name: &str) -> Result<Arc<Self::File>>;
 
+    /// Opens an existing file for reading alone. It may have several names, as a file that backups share has.
+    ///
+    /// # Errors
+    /// Returns `Io` if the system refuses.
+    fn open_to_read(&self, name: &str) -> Result<Arc<Self::File>>;
+
+    /// Gives a file of another directory a second name, which is `name` in both directories. Durable by
+    /// [`sync_dir`](Self::sync_dir) (R7). Nothing may store to a file with several names. Returns false if the file system can't
+    /// do it: nothing has changed then.
+    ///
+    /// # Errors
+    /// Returns `Io` if there is no such file, if the name is taken here, or if the system refuses.
+    fn link_from(&self, from: &Self, name: &str, purpose: Purpose) -> Result<bool>;
+
     /// Renames a file atomically. Replaces `to` if it exists.
     ///
     /// # Errors
@@ -234,6 +248,10 @@ pub trait StorageFile: Send + Sync + 'static {
     /// # Errors
     /// Returns `Io` if the read fails, or if the range ends past the end of the file.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Asks the system to drop its copies of the file's synced pages from the page cache, so that the next read comes from the
+    /// device. It may refuse, and another reader may bring them back.
+    fn uncache(&self);
 
     /// Stores `bytes` at `offset`, within the length of the file.
     ///

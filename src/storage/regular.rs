@@ -23,6 +23,18 @@ use crate::{
 /// # Errors
 /// Returns that error, and those of the system.
 pub fn open(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    let file = open_linked(options, path)?;
+    match file.metadata()?.nlink() {
+        0 | 1 => Ok(file),
+        names => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it has {names} names, by hard links"))),
+    }
+}
+
+/// Opens an existing file that may have several names, as files that backups share have.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn open_linked(options: &OpenOptions, path: &Path) -> io::Result<File> {
     // Before the open, because opening a device may have an effect.
     if let Ok(found) = fs::symlink_metadata(path) {
         check(&found)?;
@@ -46,8 +58,6 @@ fn check(found: &fs::Metadata) -> io::Result<()> {
         "it is a socket".to_owned()
     } else if !kind.is_file() {
         "it is a device".to_owned()
-    } else if found.nlink() > 1 {
-        format!("it has {} names, by hard links", found.nlink())
     } else {
         return Ok(());
     };

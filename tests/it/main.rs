@@ -3,6 +3,7 @@
 mod api;
 mod async_faults;
 mod background;
+mod backups;
 mod batches;
 mod blocking;
 mod cells;

@@ -30,6 +30,7 @@ impl Case {
         let mut trims = ChaCha8Rng::seed_from_u64(seed ^ 0x5E77);
         let trimmed = [0.0, 0.1, 0.4][trims.random_range(0..3)];
         let compacted = [0.0, 0.1, 0.4][trims.random_range(0..3)];
+        let backed_up = [0.0, 0.0, 0.2][trims.random_range(0..3)];
         for step in steps {
             let step = match step {
                 Step::Reopen if class == TAIL => Step::Close,
@@ -60,7 +61,7 @@ impl Case {
                         .push(Event::Crash(Crash { after: rng.random_range(1..16), ..random_crash(&mut rng, class) }));
                 }
             }
-            events.extend(space_steps(&mut trims, trimmed, compacted));
+            events.extend(space_steps(&mut trims, trimmed, compacted, backed_up));
             if rng.random_bool(0.03) {
                 events.push(Event::Do(Step::SecondOpen));
             }
@@ -73,8 +74,8 @@ impl Case {
     }
 }
 
-/// Draws whether free space is given back and shards are rewritten.
-fn space_steps(rng: &mut ChaCha8Rng, trimmed: f64, compacted: f64) -> Vec<Event> {
+/// Draws whether free space is given back, shards are rewritten, and a backup begins or ends.
+fn space_steps(rng: &mut ChaCha8Rng, trimmed: f64, compacted: f64, backed_up: f64) -> Vec<Event> {
     let mut steps = Vec::new();
     if rng.random_bool(trimmed) {
         steps.push(Event::Do(Step::Trim { keep: [0, 0, 512, 4_096][rng.random_range(0..4)] }));
@@ -84,6 +85,9 @@ fn space_steps(rng: &mut ChaCha8Rng, trimmed: f64, compacted: f64) -> Vec<Event>
     }
     if rng.random_bool(compacted) {
         steps.push(Event::Do(Step::Compact { bytes: [1, 500, 1 << 20][rng.random_range(0..3)] }));
+    }
+    if rng.random_bool(backed_up) {
+        steps.push(Event::Do(Step::Backup));
     }
     steps
 }

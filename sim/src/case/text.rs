@@ -154,6 +154,7 @@ fn step_of(words: &Words<'_>) -> Result<Step, String> {
         "second-open" => Step::SecondOpen,
         "read" => Step::Read,
         "purge" => Step::Purge,
+        "backup" => Step::Backup,
         "compact" => Step::Compact { bytes: words.get("bytes")? },
         "trim" => Step::Trim { keep: words.get("keep")? },
         other => return Err(format!("`{other}` is no step")),

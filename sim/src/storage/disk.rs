@@ -72,9 +72,13 @@ impl Disk {
     }
 
     pub(super) fn create(&mut self, name: &str) -> FileId {
+        self.add(name, Inode::new(self.geometry))
+    }
+
+    /// Adds a file with its content.
+    pub(super) fn add(&mut self, name: &str, mut inode: Inode) -> FileId {
         let file = self.next_file;
         self.next_file += 1;
-        let mut inode = Inode::new(self.geometry);
         if self.history {
             inode.keep_history();
         }

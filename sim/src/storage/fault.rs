@@ -45,8 +45,8 @@ impl Fault {
             Self::FailSync { .. } | Self::LieAtSync => op.is_sync(),
             Self::Misdirect => matches!(op, Op::SyncRange | Op::SyncAll),
             Self::FailStore { .. } => matches!(op, Op::Store | Op::Deallocate),
-            Self::NoSpace => matches!(op, Op::Allocate | Op::Create | Op::MakeDir | Op::Rename),
-            Self::FailEntry => matches!(op, Op::Create | Op::MakeDir | Op::Rename | Op::Remove),
+            Self::NoSpace => matches!(op, Op::Allocate | Op::Create | Op::Link | Op::MakeDir | Op::Rename),
+            Self::FailEntry => matches!(op, Op::Create | Op::Link | Op::MakeDir | Op::Rename | Op::Remove),
             Self::FailRead | Self::StaleRead => false,
         }
     }

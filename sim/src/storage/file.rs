@@ -102,6 +102,16 @@ impl StorageFile for SimFile {
         machine.look(self.boot).is_err() || machine.find(&self.name).is_ok_and(|file| file == self.file)
     }
 
+    /// Clean pages that the device does not hold show what it holds (R8, R10).
+    fn uncache(&self) {
+        let mut machine = locked(&self.machine);
+        if machine.look(self.boot).is_ok() {
+            let inode = machine.disk.inode(self.file);
+            let stale: Vec<u64> = inode.stale().collect();
+            stale.into_iter().for_each(|sector| inode.drop_stale(sector));
+        }
+    }
+
     fn allocate(&self, offset: u64, len: u64, purpose: Purpose) -> Result<()> {
         let info = self.info(Op::Allocate, offset, len, purpose);
         locked(&self.machine).run(self.boot, info, |machine, _, _| {

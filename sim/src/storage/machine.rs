@@ -88,6 +88,8 @@ pub(super) struct Machine {
     pub(super) capacity: Option<u64>,
     /// Whether the file system can't take space back.
     pub(super) keeps_space: bool,
+    /// Whether the file system can't give a file a second name.
+    pub(super) no_links: bool,
     pub(super) sync_fault: Option<SyncFault>,
     /// Syncs under way, by token.
     pub(super) flights: BTreeMap<u64, Flight>,
@@ -125,6 +127,7 @@ impl Machine {
             last_token: 0,
             capacity: None,
             keeps_space: false,
+            no_links: false,
             sync_fault: None,
             flights: BTreeMap::new(),
             store_fault: None,

@@ -273,6 +273,11 @@ impl SimStorage {
         self.machine().keeps_space = keeps;
     }
 
+    /// Sets whether the file system can't give a file a second name.
+    pub fn set_no_links(&self, none: bool) {
+        self.machine().no_links = none;
+    }
+
     /// Limits the bytes of all files together. An allocation beyond the limit fails with `OutOfSpace`.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.machine().capacity = bytes;

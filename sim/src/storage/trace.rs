@@ -13,6 +13,8 @@ pub enum Op {
     SyncParent,
     /// `create`.
     Create,
+    /// `link_from`.
+    Link,
     /// `rename`.
     Rename,
     /// `remove`.
@@ -42,6 +44,7 @@ impl Op {
     pub(crate) fn verb(self) -> &'static str {
         match self {
             Self::MakeDir | Self::Create => "create",
+            Self::Link => "link",
             Self::Rename => "rename",
             Self::Remove => "remove",
             Self::Allocate => "allocate",

@@ -168,6 +168,8 @@ pub enum Step {
     },
     /// Erases what was removed. Refused while readers hold it.
     Purge,
+    /// Begins a backup, or ends the one under way, checks what it restores, and keeps it as the base of the next one.
+    Backup,
 }
 
 impl std::fmt::Display for Step {
@@ -206,6 +208,7 @@ impl std::fmt::Display for Step {
             Self::Trim { keep } => write!(f, "trim keep={keep}"),
             Self::Compact { bytes } => write!(f, "compact bytes={bytes}"),
             Self::Purge => f.write_str("purge"),
+            Self::Backup => f.write_str("backup"),
         }
     }
 }

@@ -223,6 +223,21 @@ impl<S: Storage + Clone> Runner<S> {
         }
     }
 
+    fn flush(&mut self) -> Result<()> {
+        let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        engine.flush()?;
+        self.flushed = self.model.accepted();
+        self.acknowledge();
+        Ok(())
+    }
+
+    /// Flushes, and begins a backup or ends the one under way.
+    fn back_up(&mut self) -> Result<()> {
+        self.flush()?;
+        let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
+        self.readers.back_up(engine)
+    }
+
     /// Removes documents.
     fn remove(&mut self, documents: std::ops::Range<u64>) -> Result<()> {
         let Some(engine) = &mut self.engine else { unreachable!("it was opened") };
@@ -270,11 +285,7 @@ impl<S: Storage + Clone> Runner<S> {
                 engine.commit()?;
                 self.acknowledge();
             }
-            Step::Flush => {
-                engine.flush()?;
-                self.flushed = self.model.accepted();
-                self.acknowledge();
-            }
+            Step::Flush => self.flush()?,
             Step::SlowFlush { first, count, salt } | Step::OverlappedFlush { first, count, salt } => {
                 let overlaps = matches!(step, Step::OverlappedFlush { .. });
                 return self.flush_with_writes(*first, *count, *salt, overlaps);
@@ -288,6 +299,7 @@ impl<S: Storage + Clone> Runner<S> {
             Step::Close => self.close(storage)?,
             Step::Reopen => self.close(storage).and_then(|()| self.open(storage).map(drop))?,
             Step::Read => self.readers.take(engine)?,
+            Step::Backup => return self.back_up(),
             Step::SecondOpen => return self.open_again(storage),
             _ => unreachable!("it is a batch"),
         }
