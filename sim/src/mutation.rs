@@ -100,6 +100,7 @@ const EQUIVALENT: &[(Op, &str, How, &str)] = &[
     (Op::SyncAll, "W1: sync the wiped data", How::Weakened, WIPED_BYTES),
     (Op::SyncAll, "W2: sync the wiped WAL", How::Weakened, WIPED_BYTES),
     (Op::MakeDir, "backup: create", How::ErrorIgnored, "R7: no file of a directory that does not exist can be locked"),
+    (Op::Link, "backup: share", How::ErrorIgnored, "the file is opened next, which fails if it has no name there"),
 ];
 
 /// A purge changes no length. What it promises is about bytes, and space is given back again at the next opportunity.

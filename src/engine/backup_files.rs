@@ -10,7 +10,7 @@ use crate::{
     failpoint::holds,
     format::{
         header::{self, FileKind},
-        manifest::{MANIFEST_MAGIC, MANIFEST_VERSION, Manifest, PlaceEntry, content_hash},
+        manifest::{MANIFEST_MAGIC, MANIFEST_MOST_BYTES, MANIFEST_VERSION, Manifest, PlaceEntry, content_hash},
     },
     id::Lsn,
     storage::{Storage, StorageFile},
@@ -143,7 +143,12 @@ pub(super) fn check_hash<F: StorageFile>(pack: &F, place: &PlaceEntry, bytes: &[
 fn read_manifest<S: Storage>(storage: &S) -> Result<Manifest> {
     let file = storage.open_to_read(names::MANIFEST)?;
     file.uncache();
-    let mut bytes = vec![0; file.len()? as usize];
+    let len = file.len()?;
+    if len > MANIFEST_MOST_BYTES {
+        let what = format!("a manifest of {len} bytes, {MANIFEST_MOST_BYTES} at most");
+        return Err(ShardexError::Corruption { file: file.path(), offset: 0, what });
+    }
+    let mut bytes = vec![0; len as usize];
     file.read_at(0, &mut bytes)?;
     match header::kind(&bytes, &MANIFEST_MAGIC) {
         FileKind::Version(MANIFEST_VERSION) => {}

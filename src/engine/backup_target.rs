@@ -10,7 +10,7 @@ use crate::{
     env::Cancel,
     error::{Result, ShardexError},
     failpoint::holds,
-    format::manifest::{Manifest, PackEntry, PlaceEntry},
+    format::manifest::{MANIFEST_MOST_BYTES, Manifest, PackEntry, PlaceEntry},
     lease::{IndexLock, PlainFile},
     storage::{Purpose, Storage, StorageFile as _},
     tuning::PACK_BUFFER,
@@ -107,6 +107,10 @@ impl<'a, D: Storage> BackupTarget<'a, D> {
     /// Returns `Corruption` if the device returns other bytes, `OutOfSpace` or `Io`.
     pub(super) fn commit(&mut self, manifest: &Manifest) -> Result<()> {
         let bytes = manifest.encode();
+        if bytes.len() as u64 > MANIFEST_MOST_BYTES {
+            let reason = format!("a manifest of {} bytes, {MANIFEST_MOST_BYTES} at most", bytes.len());
+            return Err(ShardexError::InvalidArgument { argument: "directory", reason });
+        }
         let file = self.file(names::MANIFEST_NEW.to_owned(), bytes.len() as u64)?;
         file.store(0, &bytes, STORE)?;
         file.sync_all(K2).run()?;

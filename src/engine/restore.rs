@@ -20,8 +20,11 @@ use crate::{
     error::{Result, ShardexError},
     format::{
         header::{DATA_MAGIC, WAL_MAGIC},
-        manifest::PlaceEntry,
+        manifest::{Manifest, PlaceEntry},
+        node::ENTRY_BYTES,
+        root::Root,
     },
+    space::SpaceMap,
     storage::{Storage, StorageFile as _},
 };
 
@@ -42,7 +45,7 @@ pub fn restore<D: Storage, S: Storage + Clone>(from: &D, to: S, env: &Env, cance
         locked.withdraw();
         return Err(ShardexError::AlreadyExists { path: to.path(), reason });
     }
-    store(&backup, &to, locked, cancel).inspect_err(|_| clear(&to))?;
+    store(from, &backup, &to, locked, cancel).inspect_err(|_| clear(&to))?;
     let mut engine = Engine::open(to, OpenOptions::default(), env)?;
     let report = engine.check(CheckLevel::Full)?;
     if let Some(finding) = report.findings.first() {
@@ -54,12 +57,16 @@ pub fn restore<D: Storage, S: Storage + Clone>(from: &D, to: S, env: &Env, cance
 
 /// Stores the files of the index.
 fn store<D: Storage, S: Storage>(
+    from: &D,
     backup: &BackupFiles<D>,
     to: &S,
     locked: LockedDirectory<S>,
     cancel: &dyn Cancel,
 ) -> Result<()> {
-    let root = &backup.manifest.root;
+    let root = fitted(&backup.manifest).map_err(|what| {
+        let file = from.path().join(names::MANIFEST);
+        ShardexError::Corruption { file, offset: 0, what }
+    })?;
     let page_size = root.geometry.page_size as u64;
     let fill = |store: &mut dyn FnMut(u64, &[u8]) -> Result<()>| {
         let mut bytes = Vec::new();
@@ -70,7 +77,26 @@ fn store<D: Storage, S: Storage>(
         }
         Ok(())
     };
-    make_files(to, locked, root, fill, || read_back(backup, to, cancel)).map(drop)
+    make_files(to, locked, &root, fill, || read_back(backup, to, cancel)).map(drop)
+}
+
+/// Returns the root with a data file that ends with the chunk of the last place. That of the index may be longer by any number of
+/// free pages.
+fn fitted(manifest: &Manifest) -> Result<Root, String> {
+    let (root, geometry) = (&manifest.root, &manifest.root.geometry);
+    let bytes: u64 = manifest.places.iter().map(|place| u64::from(place.len)).sum();
+    if u64::from(root.shard_numbers) * ENTRY_BYTES as u64 > bytes {
+        return Err(format!("{} shard numbers in {bytes} bytes of places", root.shard_numbers));
+    }
+    let of_places = manifest.places.last().map_or(0, |place| {
+        // Page 0 is the header.
+        place.page - 1 + u64::from(geometry.pages(place.len as usize))
+    });
+    // A root is refused whose file has no room for an extent per shard number.
+    let of_shards = u64::from(root.shard_numbers) * u64::from(geometry.extent_pages());
+    let chunks = of_places.max(of_shards).div_ceil(geometry.chunk_pages().into()).max(1);
+    let data_pages = root.data_pages.min(SpaceMap::new(geometry, 0).pages_of(chunks as usize));
+    Ok(Root { data_pages, ..root.clone() })
 }
 
 /// Compares the stored files with the backup, as the device returns them if the system follows the hint.

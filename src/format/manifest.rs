@@ -16,6 +16,9 @@ pub const MANIFEST_MAGIC: [u8; 8] = *b"SHXBACK\0";
 /// Version of manifests.
 pub const MANIFEST_VERSION: u32 = 1;
 
+/// Largest length of a manifest in bytes: that of a backup of several terabytes.
+pub const MANIFEST_MOST_BYTES: u64 = 1 << 30;
+
 /// Length of the part with fixed fields.
 const FIXED_BYTES: usize = 96;
 /// Offset of the hash.
@@ -150,12 +153,16 @@ impl Manifest {
             return Err(FormatError::new(r.at(), "the packs are not in the order of their numbers"));
         }
         let mut manifest = Self { unix_ms, root, packs, places: Vec::new() };
+        let geometry = manifest.root.geometry;
+        // No page range crosses the end of a chunk.
+        let most = u64::from(geometry.chunk_pages()) * geometry.page_size as u64;
         let mut end = 1;
         for _ in 0..places {
             let at = r.at();
             let place = place(&mut r)?;
-            let pages = u64::from(manifest.root.geometry.pages(place.len as usize));
-            if place.page < end || place.len == 0 || place.page.saturating_add(pages) > manifest.root.data_pages {
+            let pages = u64::from(geometry.pages(place.len as usize));
+            let is_in_file = place.page >= end && place.page.saturating_add(pages) <= manifest.root.data_pages;
+            if !is_in_file || place.len == 0 || u64::from(place.len) > most {
                 return Err(FormatError::new(at, format!("a place of {} bytes at page {}", place.len, place.page)));
             }
             end = place.page + pages;

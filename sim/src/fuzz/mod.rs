@@ -1,10 +1,12 @@
 //! Checks of the fuzz targets as plain functions: `cargo test` can replay a corpus file.
 
+mod backup;
 mod crash;
 mod open_image;
 pub mod seal;
 mod wal_record;
 
+pub use backup::backup;
 pub use crash::{case_of, crash};
 pub use open_image::{Hostile, VALUES, open_image, serve};
 pub use wal_record::wal_record;
@@ -13,7 +15,8 @@ pub use wal_record::wal_record;
 pub type Target = fn(&[u8]);
 
 /// Fuzz targets by name.
-pub const TARGETS: [(&str, Target); 3] = [("wal_record", wal_record), ("crash", crash), ("open_image", open_image)];
+pub const TARGETS: [(&str, Target); 4] =
+    [("wal_record", wal_record), ("crash", crash), ("open_image", open_image), ("backup", backup)];
 
 /// Reader that takes numbers off the front of an input. After its end all numbers are 0.
 struct Bytes<'a>(&'a [u8]);
