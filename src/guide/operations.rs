@@ -83,7 +83,7 @@
 //!
 //! Shardex::restore(at("tuesday"), at("restored"))?;
 //! let restored = Shardex::open(at("restored"))?;
-//! assert!(restored.contains(PostingKey::new(8u32, 0, 1))?);
+//! assert!(restored.contains(DocumentId(8))?);
 //! # Ok::<(), shardex::ShardexError>(())
 //! ```
 //!
