@@ -71,6 +71,12 @@ impl<S: Storage> Readers<S> {
         }
     }
 
+    /// Reports whether a backup is under way.
+    #[must_use]
+    pub fn is_backing_up(&self) -> bool {
+        self.backups.is_under_way()
+    }
+
     /// Reports whether there is no reader and no backup under way.
     #[must_use]
     pub fn is_empty(&self) -> bool {

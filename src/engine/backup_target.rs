@@ -2,7 +2,7 @@
 
 use super::{
     backup_files::check_hash,
-    barriers::{K1, K2, K3, K4, PARENT},
+    barriers::{K1, K2, K3, K4},
     lock::LockedDirectory,
     names,
 };
@@ -38,17 +38,7 @@ impl<'a, D: Storage> BackupTarget<'a, D> {
     /// Returns `AlreadyExists` if it holds something, `Locked` if it is that of an open index or of a backup under way,
     /// `OutOfSpace` or `Io`.
     pub(super) fn create(storage: &'a D) -> Result<Self> {
-        if !storage.exists()? {
-            storage.make_dir(MAKE)?;
-        }
-        // Also for an existing directory: a crash may have come between its creation and this sync.
-        storage.sync_parent(PARENT)?;
-        let locked = LockedDirectory::take(storage)?;
-        if let Some(stranger) = locked.found.iter().find(|name| *name != names::LOCK) {
-            let reason = format!("it holds `{stranger}`");
-            locked.withdraw();
-            return Err(ShardexError::AlreadyExists { path: storage.path(), reason });
-        }
+        let locked = LockedDirectory::take_empty(storage, MAKE)?;
         Ok(Self { storage, lock: locked.into_lock(), made: Vec::new() })
     }
 

@@ -8,11 +8,11 @@
 //! Readers in other processes would need a protocol of their own: only the lock keeps a writer from reusing pages that
 //! they read.
 
-use super::names;
+use super::{barriers::PARENT, names};
 use crate::{
     error::{Result, ShardexError},
     lease::IndexLock,
-    storage::{Storage, StorageLock as _},
+    storage::{Purpose, Storage, StorageLock as _},
 };
 
 /// A locked directory and the list of its files.
@@ -45,6 +45,27 @@ impl<S: Storage> LockedDirectory<S> {
             Err(error) => {
                 directory.withdraw();
                 Err(error)
+            }
+        }
+    }
+
+    /// Creates a directory and takes its lock, or that of an empty one.
+    ///
+    /// # Errors
+    /// Returns `AlreadyExists` if it holds something, `OutOfSpace`, and the errors of [`take`](Self::take).
+    pub(super) fn take_empty(storage: &S, make: Purpose) -> Result<Self> {
+        if !storage.exists()? {
+            storage.make_dir(make)?;
+        }
+        // Also for an existing directory: a crash may have come between its creation and this sync.
+        storage.sync_parent(PARENT)?;
+        let locked = Self::take(storage)?;
+        match locked.found.iter().find(|name| *name != names::LOCK) {
+            None => Ok(locked),
+            Some(stranger) => {
+                locked.withdraw();
+                let reason = format!("it holds `{stranger}`");
+                Err(ShardexError::AlreadyExists { path: storage.path(), reason })
             }
         }
     }

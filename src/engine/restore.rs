@@ -5,7 +5,6 @@
 
 use super::{
     backup_files::{BackupFiles, VerifyStats, check_hash},
-    barriers::PARENT,
     core::Engine,
     create::make_files,
     index_files::check_part,
@@ -35,16 +34,7 @@ use crate::{
 pub fn restore<D: Storage, S: Storage + Clone>(from: &D, to: S, env: &Env, cancel: &dyn Cancel) -> Result<VerifyStats> {
     let backup = BackupFiles::open(from)?;
     let stats = backup.verify(cancel)?;
-    if !to.exists()? {
-        to.make_dir(MAKE)?;
-    }
-    to.sync_parent(PARENT)?;
-    let locked = LockedDirectory::take(&to)?;
-    if let Some(stranger) = locked.found.iter().find(|name| *name != names::LOCK) {
-        let reason = format!("it holds `{stranger}`");
-        locked.withdraw();
-        return Err(ShardexError::AlreadyExists { path: to.path(), reason });
-    }
+    let locked = LockedDirectory::take_empty(&to, MAKE)?;
     store(from, &backup, &to, locked, cancel).inspect_err(|_| clear(&to))?;
     let mut engine = Engine::open(to, OpenOptions::default(), env)?;
     let report = engine.check(CheckLevel::Full)?;

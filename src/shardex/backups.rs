@@ -112,12 +112,12 @@ impl Shardex {
     ///
     /// If the future is dropped, the call ends early as by an error.
     ///
-    /// Cost: reads the backup twice and the index once.
+    /// Cost: reads the backup twice and the index twice.
     ///
     /// # Errors
     /// Returns the errors of [`verify_backup`](Self::verify_backup), `AlreadyExists` if the directory is not empty, `OutOfSpace`
     /// or `Io`. The files stored so far are then removed. After a crash the directory holds the whole index, or no index: then
-    /// remove it and restore again. Returns `Inconsistent` if the check of the restored index finds a contradiction.
+    /// remove it and restore again. Returns `Inconsistent` if the check of the restored index finds a contradiction. Its files stay then.
     pub async fn restore(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<VerifyStats> {
         let (from, to) = (MmapStorage::new(from.as_ref()), MmapStorage::new(to.as_ref()));
         let env = Env::system();

@@ -19,8 +19,9 @@
 //!    as the allocation exists, and frees them only when no handle is left. The allocation of
 //!    [`with_free`](Reclaimer::with_free) is not marked, but the map is borrowed while it exists, as is that of
 //!    [`with_named`](Reclaimer::with_named). (`lease` relies on this.)
-//! 6. While the pin of a root exists, nothing that the root names is free: neither what was retired after it, unless it was
-//!    made later, nor what its flush or an earlier one retired, which it does not name.
+//! 6. While the pin of a root exists, an allocation is not free if its last root is this one or a later one, unless it was made
+//!    after the flush of the root began. When metadata was made is unknown ([`retire_named`](Reclaimer::retire_named)), so all of
+//!    it is kept that was retired since.
 
 use std::sync::{Arc, Weak};
 

@@ -15,7 +15,7 @@ use shardex::{
     storage::MmapStorage,
     verify_backup,
 };
-use shardex_sim::backups;
+use shardex_sim::{backups, case::Case};
 use tempfile::TempDir;
 
 use crate::support::{DIMENSION, TestIndex, check_clean, documents, everything, posting, vector};
@@ -27,6 +27,18 @@ fn a_crash_or_a_fault_leaves_a_whole_backup_or_none() {
     let report = backups::explore(24).expect("no rule is broken");
     assert!(report.points > 300 && report.states > 5_000 && report.whole > 500, "{report}");
     assert!(report.faults > 150 && report.survived * 4 < report.faults, "{report}");
+}
+
+/// Random histories keep backups under way while they write, and compare what these restore.
+#[test]
+fn random_histories_restore_what_their_backups_began_with() {
+    let restored = (1..=400).filter(|&seed| {
+        let verdict = Case::generated(seed).run();
+        assert!(verdict.broken.is_none(), "seed {seed}: {:?}", verdict.broken);
+        verdict.marks.contains_key("a backup was restored")
+    });
+    let restored = restored.count();
+    assert!(restored >= 20, "{restored} of 400 histories");
 }
 
 /// Returns everything that an index holds, as text.

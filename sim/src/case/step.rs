@@ -202,6 +202,9 @@ impl CaseRun<'_> {
         if matches!(step, Step::SlowFlush { .. } | Step::OverlappedFlush { .. }) {
             self.mark("writes went on inside a flush");
         }
+        if *step == Step::Backup && !self.runner.readers.is_backing_up() {
+            self.mark("a backup was restored");
+        }
         if *step == Step::Purge {
             self.erased = self.runner.version.is_none() && stats.held_by_readers_bytes == 0 && !self.doubt();
             self.look_for_erased();
